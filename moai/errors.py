@@ -1,0 +1,69 @@
+"""Every error a person can cause or must act on, as one family.
+
+The command line prints these as one line, without a traceback, and exits with `exit_code`; anything else is a defect of
+moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it has a fitting one.
+
+    MoaiError
+    ├── ConfigError            a flag, a YAML key, an environment variable
+    ├── SourceError            an input that is absent, empty or of a kind nobody reads
+    │   └── TooManyBadRecords  more quarantined records than --max_bad_ratio allows
+    ├── TokenizerError
+    │   └── SlowTokenizerError
+    ├── StorageError           disk full, read-only, no permission
+    ├── DamagedError           a prepared directory that differs from its manifest
+    ├── WorkerDied             a worker process ended without a receipt
+    ├── PreparationFailed      what a waiting rank raises, with the preparer's cause
+    └── Interrupted            SIGINT or SIGTERM; committed work is kept
+"""
+
+from __future__ import annotations
+
+
+class MoaiError(Exception):
+    """Base of the family. The message names the value, the place and the way out."""
+
+    exit_code = 1
+
+
+class ConfigError(MoaiError, ValueError):
+    exit_code = 2
+
+
+class SourceError(MoaiError, ValueError):
+    exit_code = 66
+
+
+class TooManyBadRecords(SourceError):
+    exit_code = 65
+
+
+class TokenizerError(MoaiError, ValueError):
+    exit_code = 2
+
+
+class SlowTokenizerError(TokenizerError):
+    pass
+
+
+class StorageError(MoaiError, OSError):
+    exit_code = 74
+
+
+class DamagedError(MoaiError):
+    exit_code = 65
+
+
+class WorkerDied(MoaiError):
+    exit_code = 70
+
+
+class PreparationFailed(MoaiError):
+    exit_code = 75
+
+
+class Interrupted(MoaiError):
+    """`signum` decides the exit code: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

@@ -1,0 +1,62 @@
+"""The data flags of train.py and of `python -m moai prepare`: one dataclass for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moai.config import option
+from moai.errors import ConfigError
+
+PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Data: from text to packed rows."""
+
+    dataset: tuple[str, ...] = option((), "files, folders, globs or Hub names (name[:config][@split]); an existing path wins over a name", names=("train_file",))
+    dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
+    text_column: str | None = option(None, "the column that holds the text; without it the shape is found from the schema", affects_output=True)
+    text_template: str | None = option(None, "text from several columns, as in '{title}\\n\\n{body}'", affects_output=True)
+    txt_document: str = option("line", "what a document is in a .txt file", affects_output=True, choices=("line", "file"))
+    tokenizer_path: str = option("", "directory or Hub name with a tokenizer.json, or that file")
+    eos_token: str | None = option(None, "end-of-document token, where the tokenizer's configuration names none", affects_output=True)
+    add_bos: bool = option(False, "begin every document with the tokenizer's BOS token", affects_output=True)
+    split_special_tokens: bool = option(False, "read special-token strings inside text as plain text", affects_output=True)
+    seq_len: int = option(2048, "tokens in a row", affects_output=True, names=("max_seq_length",))
+    packing: str = option("none", "how documents share rows; bare --packing is 'wrapped'", affects_output=True, choices=PACKINGS, bare="wrapped")
+    long_documents: str = option("truncate", "without packing: what becomes of a document over seq_len", affects_output=True, choices=("truncate", "split"))
+    min_chars: int = option(1, "drop documents with fewer characters (after stripping white space)", affects_output=True)
+    max_chars: int | None = option(None, "drop documents with more characters", affects_output=True)
+    max_doc_bytes: int = option(16 * 2**20, "quarantine records larger than this", affects_output=True)
+    max_bad_ratio: float = option(0.001, "share of quarantined records (of more than 10) above which the run fails")
+    shard_bytes: int = option(16_000_000, "source bytes in a shard, the unit of work and of resume", affects_output=True)
+    cache_dir: str = option("~/.cache/moai", "where shards and prepared directories live", env="MOAI_CACHE_DIR")
+    cache_scope: str = option("auto", "who sees the cache: all nodes, or one node each", choices=("auto", "shared", "node"))
+    num_proc: int | None = option(None, "worker processes; 0 works in this process", env="DATASET_NUM_PROC")
+    dataset_batch_size: int = option(1000, "documents in a batch at most", env="DATASET_BATCH_SIZE")
+    writer_batch_size: int = option(10_000, "rows that wait in memory for the writer", env="DATASET_WRITER_BATCH_SIZE")
+    memory_mode: str = option("auto", "how much memory speed may cost", choices=("auto", "memory", "balanced", "disk"))
+    stall_timeout: float = option(600.0, "seconds without any progress after which preparation counts as failed", env="MOAI_STALL_TIMEOUT")
+    rehash: bool = option(False, "read and digest all input again instead of trusting unchanged file stamps")
+
+    def __post_init__(self) -> None:
+        for name, least in (("seq_len", 2), ("min_chars", 0), ("max_doc_bytes", 1), ("shard_bytes", 1000), ("dataset_batch_size", 1), ("writer_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if self.num_proc is not None and self.num_proc < 0:
+            raise ConfigError(f"num_proc = {self.num_proc}: must be 0 (work in this process) or more")
+        if not 0 <= self.max_bad_ratio <= 1:
+            raise ConfigError(f"max_bad_ratio = {self.max_bad_ratio}: must lie between 0 and 1")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ConfigError(f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}: no document could pass")
+        if self.text_column and self.text_template:
+            raise ConfigError("text_column and text_template are both set: the template names its columns itself, drop text_column")
+
+    def require(self) -> DataConfig:
+        """This configuration if it names data and a tokenizer. Raises ConfigError with the missing flag."""
+        if not self.dataset:
+            raise ConfigError("no data: name files, folders or Hub datasets with --dataset (or --train_file)")
+        if not self.tokenizer_path:
+            raise ConfigError("no tokenizer: set --tokenizer_path DIR (train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR)")
+        return self
