@@ -190,7 +190,7 @@ def _coerce(value: Any, hint: Any, name: str, place: str) -> Any:
     try:
         if _is_tuple(base):
             return tuple(str(item) for item in (value.split(",") if isinstance(value, str) else value))
-        if value is None or isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(hint):
+        if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(hint)):
             return None
         if base is bool:
             return _to_bool(value)

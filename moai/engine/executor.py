@@ -1,0 +1,226 @@
+"""Executors: who runs `run_shard`. Serial in this process, or a small supervisor over forkserver processes.
+
+A pool cannot say which worker died on which document, nor stop one that hangs; `multiprocessing.Pool` even waits for ever
+for a killed one. Here each worker has its own pipe and its own beacon, the driver waits on pipes and sentinels together,
+and one shard at a time is in flight per worker. What it must be able to do is small: `map(pipeline, shards) -> finished`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from moai.engine.pipeline import Pipeline, Receipt, Shard, run_shard
+from moai.errors import MoaiError, WorkerDied
+
+Finished = tuple[Shard, Receipt, bool]
+"""A shard, its receipt, and whether the receipt was found rather than made."""
+
+_PRELOAD = ["moai.engine.executor", "pyarrow", "numpy", "orjson", "tokenizers", "moai.sinks.arrow", "moai.sources.local", "moai.transforms.tokenize"]
+_POLL_SECONDS = 0.5
+
+
+class Executor(Protocol):
+    def map(self, pipeline: Pipeline, shards: Iterator[Shard], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+        """Run every shard, in any order. `on_documents(n)` hears of n more documents now and then."""
+        ...
+
+
+@dataclass(frozen=True)
+class Serial:
+    """All work in this process: small inputs, debugging."""
+
+    def map(self, pipeline: Pipeline, shards: Iterator[Shard], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+        for shard in shards:
+            yield (shard, *run_shard(pipeline, shard, on_documents))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """`num_proc` worker processes, each with `threads` threads for its tokenizer."""
+
+    num_proc: int
+    threads: int = 1
+    stall_seconds: float = 600.0
+    """A worker whose beacon stands still this long is killed, and the run fails with its shard named."""
+    shards_per_worker: int = 512
+    """A worker is replaced after this many shards, so that what its libraries keep cannot grow without end."""
+
+    def map(self, pipeline: Pipeline, shards: Iterator[Shard], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        idle: list[_Worker] = []
+        busy: list[_Worker] = []
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(busy) < self.num_proc:
+                    shard = next(shards, None)
+                    if shard is None:
+                        exhausted = True
+                        break
+                    worker = idle.pop() if idle else _Worker.start(context, pipeline, self.threads)
+                    worker.give(shard)
+                    busy.append(worker)
+                if not busy:
+                    return
+                wait([handle for worker in busy for handle in (worker.connection, worker.process.sentinel)], timeout=_POLL_SECONDS)
+                for worker in list(busy):
+                    on_documents(worker.news())
+                    finished = worker.poll()
+                    if finished is None:
+                        worker.check_stall(self.stall_seconds)
+                        continue
+                    busy.remove(worker)
+                    if worker.shards_done < self.shards_per_worker:
+                        idle.append(worker)
+                    else:
+                        worker.stop()
+                    yield finished
+        finally:
+            # On success all are idle and end at once; on an error what is in flight is worth less than ending now.
+            for worker in idle + busy:
+                worker.stop()
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    beacon: Any
+    shard: Shard | None = None
+    shards_done: int = 0
+    documents_seen: int = 0
+    moved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def start(cls, context: Any, pipeline: Pipeline, threads: int) -> _Worker:
+        ours, theirs = context.Pipe()
+        beacon = context.RawArray("q", 1)
+        process = context.Process(target=_work, args=(theirs, beacon, threads), daemon=True)
+        process.start()
+        theirs.close()
+        worker = cls(process, ours, beacon)
+        worker._send(pipeline)
+        return worker
+
+    def give(self, shard: Shard) -> None:
+        self.shard, self.moved_at = shard, time.monotonic()
+        self._send(shard)
+
+    def _send(self, message: Any) -> None:
+        # A worker that died before it could take the message is found by `poll`, which knows how to say so.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(message)
+
+    def news(self) -> int:
+        """Documents done since the last call."""
+        seen = int(self.beacon[0])
+        more, self.documents_seen = seen - self.documents_seen, seen
+        if more:
+            self.moved_at = time.monotonic()
+        return more
+
+    def poll(self) -> Finished | None:
+        """The finished shard, None while it is in work. Raises what the worker raised, or WorkerDied."""
+        assert self.shard is not None
+        try:
+            if not self.connection.poll():
+                if self.process.is_alive():
+                    return None
+                if not self.connection.poll():  # it may have answered just before it ended
+                    raise self._death()
+            kind, *content = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._death() from None
+        if kind == "error":
+            raise content[0]
+        if kind == "crash":
+            raise RuntimeError(f"{self.shard.id}: {content[0]}\n\nIn the worker:\n{content[1]}")
+        shard, self.shard, self.shards_done = self.shard, None, self.shards_done + 1
+        return (shard, content[0], content[1])
+
+    def check_stall(self, seconds: float) -> None:
+        if time.monotonic() - self.moved_at > seconds:
+            assert self.shard is not None
+            self.process.kill()
+            raise WorkerDied(
+                f"{self.shard.id}: worker {self.process.pid} got no document done in {seconds:.0f} s and was stopped, after {self.documents_seen} documents of it; "
+                "raise --stall_timeout if documents are this slow"
+            )
+
+    def _death(self) -> WorkerDied:
+        assert self.shard is not None
+        self.process.join(5)
+        code = self.process.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+        hint = "; often the kernel's answer to too little memory: fewer --num_proc, or a smaller --shard_bytes" if code == -signal.SIGKILL else ""
+        return WorkerDied(
+            f"{self.shard.id}: worker {self.process.pid} {how} after {self.beacon[0]} documents of its life{hint}; finished shards are kept, run again to go on"
+        )
+
+    def stop(self) -> None:
+        if self.shard is None:
+            self._send(None)
+            self.process.join(2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+def _work(connection: Connection, beacon: Any, threads: int) -> None:
+    """The worker's life: the pipeline first, then shards until None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides what becomes of it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_driver()
+    _die_first_when_memory_is_short()
+    # Read by Rayon when its pool starts, which is at the first batch.
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+    def on_progress(documents: int) -> None:
+        beacon[0] += documents
+
+    try:
+        pipeline = connection.recv()
+        for shard in iter(connection.recv, None):
+            connection.send(_attempt(pipeline, shard, on_progress))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _attempt(pipeline: Pipeline, shard: Shard, on_progress: Callable[[int], None]) -> tuple[Any, ...]:
+    try:
+        return ("done", *run_shard(pipeline, shard, on_progress))
+    except MoaiError as error:
+        return ("error", error)
+    except Exception as error:
+        return ("crash", f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _end_with_driver() -> None:
+    """A worker must not outlive its driver, however that ends: the parent of a forkserver's child is not the driver, so a
+    parent-death signal would not do; the sentinel is a pipe that only the driver holds open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-driver", daemon=True).start()
+
+
+def _die_first_when_memory_is_short() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")

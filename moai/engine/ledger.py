@@ -1,0 +1,81 @@
+"""What is already done: receipts by shard key, and digests of ranges by file stamps.
+
+<cache>/shards/<shard-key>.arrow        a finished shard
+<cache>/shards/<shard-key>.json         its receipt, renamed after it: a shard without one does not exist
+<cache>/shards/<shard-key>.bad.jsonl    its quarantined records, where it has any
+<cache>/ranges/<xx>/<stamp-id>.json     digest of a range as it was under these stamps: saves reading it again
+<cache>/transforms/<transform-key>.json what the transform is; there once it has made anything here
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moai.engine.pipeline import RECEIPT_VERSION, Raw, Receipt
+from moai.files import canonical_json, write_atomic
+
+
+@dataclass(frozen=True)
+class Ledger:
+    cache: Path
+
+    def shard(self, shard_key: str) -> Path:
+        return self.cache / "shards" / f"{shard_key}.arrow"
+
+    def quarantine(self, shard_key: str) -> Path:
+        return self.cache / "shards" / f"{shard_key}.bad.jsonl"
+
+    def receipt(self, shard_key: str) -> Receipt | None:
+        """The receipt, if the shard it speaks of is there with the size it says."""
+        value = _read(self.cache / "shards" / f"{shard_key}.json")
+        if value is None or value.get("version") != RECEIPT_VERSION:
+            return None
+        receipt = Receipt.from_json(value)
+        try:
+            return receipt if self.shard(shard_key).stat().st_size == receipt.bytes else None
+        except FileNotFoundError:
+            return None
+
+    def commit(self, receipt: Receipt) -> None:
+        """The act that makes a shard exist: its data is already in place under its final name."""
+        write_atomic(self.cache / "shards" / f"{receipt.shard_key}.json", canonical_json(receipt.as_json()))
+
+    def known(self, stamp_id: str) -> dict[str, Any] | None:
+        """What was remembered of an unread range or file, whose stamps are as they were then."""
+        return _read(self._range(stamp_id))
+
+    def known_raw(self, stamp_id: str) -> Raw | None:
+        value = self.known(stamp_id) if stamp_id else None
+        return Raw.from_json(value) if value else None
+
+    def remember(self, stamp_id: str, value: dict[str, Any]) -> None:
+        """Record something found by reading. The caller has made sure that the stamps are not racy."""
+        path = self._range(stamp_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, canonical_json(value), durable=False)  # lost in a crash, the range is merely read again
+
+    def remember_raw(self, stamp_id: str, raw: Raw) -> None:
+        self.remember(stamp_id, asdict(raw))
+
+    def has_transform(self, transform_key: str) -> bool:
+        return (self.cache / "transforms" / f"{transform_key}.json").exists()
+
+    def note_transform(self, transform_key: str, identity: dict[str, Any]) -> None:
+        path = self.cache / "transforms" / f"{transform_key}.json"
+        if not path.exists():
+            write_atomic(path, canonical_json(identity), durable=False)
+
+    def _range(self, stamp_id: str) -> Path:
+        return self.cache / "ranges" / stamp_id[:2] / f"{stamp_id}.json"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A small JSON object; None where it is absent or was cut by a crash (the work is then done again)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

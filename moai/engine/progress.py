@@ -1,0 +1,89 @@
+"""How far a run is: one object that the log, the status file and the waiting ranks read from.
+
+Lines come at most every 15 s or 5 %, so that a log of a long run stays readable; rates are over the last minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_LINE_SECONDS = 15.0
+_LINE_SHARE = 0.05
+_WINDOW_SECONDS = 60.0
+
+
+@dataclass
+class Progress:
+    """Counts of one run. `total_bytes` is nominal: what the sources say there is to read, compressed size for compressed files."""
+
+    total_bytes: int
+    label: str = "Rank 0"
+    bytes: int = 0
+    shards: int = 0
+    reused: int = 0
+    documents: int = 0
+    started: float = field(default_factory=time.monotonic)
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    _said_at: float = field(default_factory=time.monotonic)
+    _said_share: float = 0.0
+
+    def on_documents(self, number: int) -> None:
+        self.documents += number
+        self._say()
+
+    def on_shard(self, nominal_bytes: int, *, reused: bool) -> None:
+        self.bytes += nominal_bytes
+        self.shards += 1
+        self.reused += reused
+        self._say()
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.bytes / self.total_bytes) if self.total_bytes else 0.0
+
+    def documents_per_second(self) -> float:
+        """Over the last minute."""
+        then, documents = self._recent[0] if self._recent else (self.started, 0)
+        return (self.documents - documents) / max(time.monotonic() - then, 1e-6)
+
+    def eta_seconds(self) -> float | None:
+        """From the whole run so far: shards finish in bursts, so a minute's rate would jump."""
+        seconds = time.monotonic() - self.started
+        return seconds * (1 - self.share) / self.share if self.share > 0 else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """For the status file."""
+        per_second = self.documents_per_second()
+        return {
+            "share": round(self.share, 4), "shards": self.shards, "reused": self.reused, "documents": self.documents, "bytes": self.bytes,
+            "total_bytes": self.total_bytes, "documents_per_second": round(per_second, 1), "eta_seconds": self.eta_seconds(), "line": self.line(per_second),
+        }  # fmt: skip
+
+    def line(self, documents_per_second: float) -> str:
+        eta = self.eta_seconds()
+        reused = f" ({self.reused} reused)" if self.reused else ""
+        left = f", about {_clock(eta)} left" if eta is not None and self.share < 1 else ""
+        return f"{self.share:.0%}, {self.shards} shards{reused}, {self.documents:,} documents, {documents_per_second:,.0f} examples/s{left}"
+
+    def _say(self) -> None:
+        now = time.monotonic()
+        if now - self._said_at < 1.0:
+            return
+        if not self._recent or now - self._recent[-1][0] >= 1.0:
+            self._recent.append((now, self.documents))
+            while now - self._recent[0][0] > _WINDOW_SECONDS:
+                self._recent.popleft()
+        if now - self._said_at >= _LINE_SECONDS or self.share - self._said_share >= _LINE_SHARE:
+            logger.info("[%s] Preparing: %s", self.label, self.line(self.documents_per_second()))
+            self._said_at, self._said_share = now, self.share
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"

@@ -1,0 +1,173 @@
+"""Files that are whole or absent: private staging -> fsync -> rename or link, never an overwrite of something published.
+
+write_atomic(path, data)          a small file, replaced as a whole
+publish_file(staged, final)       a finished file gets its final name; an existing one stays
+publish_directory(staged, final)  likewise for a directory
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from moai.errors import StorageError
+
+_RACY_NS = 2_000_000_000
+_BLOCK_BYTES = 4 << 20
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free space there or name another --cache_dir; finished shards are kept and the next run goes on from them",
+    errno.EDQUOT: "the quota is used up: free space there or name another --cache_dir; finished shards are kept and the next run goes on from them",
+    errno.EFBIG: "the file-size limit is reached (ulimit -f): raise it; finished shards are kept and the next run goes on from them",
+    errno.EROFS: "it is read-only: name a writable --cache_dir",
+    errno.EACCES: "no permission to write: name a writable --cache_dir or change its owner",
+    errno.EPERM: "no permission to write: name a writable --cache_dir or change its owner",
+    errno.ENOTDIR: "a file stands where a directory is needed: name another --cache_dir",
+    errno.EEXIST: "a file stands where a directory is needed: name another --cache_dir",
+}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the file system says of a file without reading it."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    def is_racy(self) -> bool:
+        """Younger than 2 s: a further write may not change it (git's racy rule), so it proves nothing."""
+        return time.time_ns() - max(self.mtime_ns, self.ctime_ns) < _RACY_NS
+
+    def as_list(self) -> list[int]:
+        return list(asdict(self).values())
+
+
+def stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling for one value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of the canonical JSON, in hex: the identity of a value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """xxh3_128 of the bytes, in hex: for integrity."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def storage_errors(place: Path) -> Iterator[None]:
+    """Turn what a full, read-only or forbidden place raises into one line with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in _ADVICE:
+            raise
+        raise StorageError(f"{error.filename or place}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}") from error
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `path` as a whole: readers see the old content or the new one, after a crash too when `durable`."""
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(staged, "xb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def publish_file(staged: Path, final: Path) -> None:
+    """Give a finished, fsynced file its final name. One that is already there has the same content by its name, and stays."""
+    try:
+        os.link(staged, final)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
+            raise
+        os.replace(staged, final)  # a file system without hard links: the bytes under this name are the same ones
+        return
+    staged.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """`target` as a second name of `source`, or a fsynced copy where links fail."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
+            raise
+        shutil.copyfile(source, target)
+        sync(target)
+
+
+def publish_directory(staged: Path, final: Path) -> bool:
+    """Rename without replacement. False when another run was first: its directory stays and ours is removed."""
+    sync(staged)
+    try:
+        os.rename(staged, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(staged)
+        return False
+    sync(final.parent)
+    return True
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a directory; a file system that cannot sync a directory is left to its own promises."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def is_plain_name(name: str) -> bool:
+    """A file name that cannot leave its directory."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name))
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path` or the first of its parents that exists."""
+    return next(candidate for candidate in (path, *path.absolute().parents) if candidate.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes this user may still write where `path` lies or will lie."""
+    status = os.statvfs(nearest_existing(path))
+    return status.f_bavail * status.f_frsize

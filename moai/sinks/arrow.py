@@ -1,0 +1,139 @@
+"""Finished shards as Arrow streams that `datasets` opens, each committed by its receipt.
+
+The worker writes a private file, fsyncs it, gives it its name (`<shard-key>.arrow`) and then writes the receipt. Rows per
+record batch are part of the format, so the bytes never depend on how the batches came; `writer_batch_size` only says how
+many rows may wait in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import xxhash
+
+from moai.engine.ledger import Ledger
+from moai.engine.pipeline import Receipt, Sealed, Shard
+from moai.files import canonical_json, publish_file, storage_errors
+
+ROWS_PER_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrowShards:
+    """A sink of shards under `cache`, staged in `staging` (same file system). `dtype` is Arrow's name of the type of the ids."""
+
+    cache: Path
+    staging: Path
+    dtype: str
+    writer_batch_size: int = 10_000
+    made_by: dict[str, str] = field(default_factory=dict)
+
+    def committed(self, shard_key: str) -> Receipt | None:
+        return Ledger(self.cache).receipt(shard_key)
+
+    def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt:
+        staged = self.staging / f"{uuid.uuid4().hex}.arrow"
+        ledger = Ledger(self.cache)
+        try:
+            with storage_errors(staged):
+                rows, size, digest = self._write_rows(staged, batches)
+                sealed = seal()
+                bad = self._write_quarantine(sealed, ledger)
+                publish_file(staged, ledger.shard(sealed.shard_key))
+                receipt = Receipt(
+                    sealed.shard_key, sealed.transform_key, sealed.raw, sealed.counts, rows, size, digest, quarantine_xxh3_128=bad, made_by=self.made_by
+                )
+                # The receipt is renamed last: a crash between the two leaves a file nobody counts, never a count without a file.
+                ledger.commit(receipt)
+                return receipt
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _write_rows(self, staged: Path, batches: Iterator[pa.RecordBatch]) -> tuple[int, int, str]:
+        schema = arrow_schema(self.dtype)
+        with open(staged, "xb") as file:
+            out = _Hashed(file)
+            with pa.ipc.new_stream(pa.PythonFile(out, mode="w"), schema) as writer:
+                rows = _write_in_batches(writer, batches, schema, self.writer_batch_size)
+            file.flush()
+            os.fsync(file.fileno())
+        return rows, out.bytes, out.hash.hexdigest()
+
+    def _write_quarantine(self, sealed: Sealed, ledger: Ledger) -> str | None:
+        if not sealed.quarantine:
+            return None
+        data = b"".join(canonical_json(entry) + b"\n" for entry in sealed.quarantine)
+        staged = self.staging / f"{uuid.uuid4().hex}.jsonl"
+        with open(staged, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish_file(staged, ledger.quarantine(sealed.shard_key))
+        return xxhash.xxh3_128_hexdigest(data)
+
+
+def features(dtype: str) -> dict[str, Any]:
+    """The columns as `datasets` writes them down."""
+    return {
+        "input_ids": {"feature": {"dtype": dtype, "_type": "Value"}, "_type": "List"},
+        "seq_lengths": {"feature": {"dtype": "uint32", "_type": "Value"}, "_type": "List"},
+    }
+
+
+def arrow_schema(dtype: str) -> pa.Schema:
+    fields = [pa.field("input_ids", pa.list_(pa.type_for_alias(dtype))), pa.field("seq_lengths", pa.list_(pa.uint32()))]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features(dtype)}})})
+
+
+def _write_in_batches(writer: Any, batches: Iterator[pa.RecordBatch], schema: pa.Schema, writer_batch_size: int) -> int:
+    waiting: list[pa.RecordBatch] = []
+    rows = total = 0
+
+    def flush(*, last: bool) -> None:
+        nonlocal waiting, rows
+        table = pa.Table.from_batches(waiting, schema=schema).combine_chunks()
+        whole = table.num_rows if last else table.num_rows // ROWS_PER_BATCH * ROWS_PER_BATCH
+        for batch in table.slice(0, whole).to_batches(max_chunksize=ROWS_PER_BATCH):
+            writer.write_batch(batch)  # the writer re-bases a slice's offsets, so the bytes are those of a batch made alone
+        waiting = table.slice(whole).to_batches()
+        rows = table.num_rows - whole
+
+    for batch in batches:
+        waiting.append(batch.cast(schema))
+        rows += batch.num_rows
+        total += batch.num_rows
+        if rows >= max(writer_batch_size, ROWS_PER_BATCH):
+            flush(last=False)
+    flush(last=True)
+    return total
+
+
+class _Hashed:
+    """A file that counts and hashes what is written to it."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = xxhash.xxh3_128()
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.hash.update(view)
+        self.bytes += view.nbytes
+        self._file.write(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        pass

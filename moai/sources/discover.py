@@ -1,0 +1,132 @@
+"""From what a person writes after --dataset to files: an existing path, a glob, or a Hugging Face dataset.
+
+    data/a.jsonl   data/   'data/*.parquet'   saved_dataset/[@split]   user/name[:config][@split]   folder:config[@split]
+
+An existing path wins over a Hub name. Names are sorted, so that the order never depends on the file system.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from moai.errors import SourceError
+from moai.files import stamp
+from moai.sources.hub import HubFiles, HubName, fetch
+from moai.sources.local import File
+from moai.sources.streams import COMPRESSIONS
+
+logger = logging.getLogger(__name__)
+
+KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".txt": "txt", ".parquet": "parquet", ".arrow": "arrow"}
+_COLUMNAR = ("parquet", "arrow")
+
+
+@dataclass(frozen=True)
+class Input:
+    """The files of one kind that one --dataset word means. `origin` says where a Hub dataset came from."""
+
+    spec: str
+    name: str
+    kind: str
+    files: tuple[File, ...]
+    origin: dict[str, str]
+
+
+def discover(spec: str, config: str | None = None) -> list[Input]:
+    """Inputs by kind. Raises SourceError when there is nothing to read, with what was looked for."""
+    paths, root, origin = _paths(spec, config)
+    files = [_file(path, root) for path in paths]
+    empty = [file for file in files if file.stamp.size == 0]
+    if len(empty) == len(files):
+        raise SourceError(f"{spec}: {'the file is' if len(files) == 1 else f'all {len(files)} files are'} empty; nothing to prepare")
+    name = _short_name(spec)
+    kinds = sorted({file.kind for file in files})
+    return [
+        Input(spec, name if len(kinds) == 1 else f"{name}.{kind}", kind, tuple(f for f in files if f.kind == kind and f.stamp.size), origin)
+        for kind in kinds
+        if any(f.kind == kind and f.stamp.size for f in files)
+    ]
+
+
+def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, str]]:
+    path = Path(os.path.expanduser(spec))
+    if path.exists():
+        if path.is_dir():
+            return _in_directory(path, None), path, {}
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceError(f"{spec}: not a regular file or a directory")
+        return [path], path.parent, {}
+    name = HubName.parse(spec, config)
+    local = Path(os.path.expanduser(name.path))
+    if local.is_dir() and (local / "dataset_dict.json").exists() and not name.config:
+        return _in_directory(local, name.split), local, {}
+    if any(c in spec for c in "*?["):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if _kind(Path(p)) and Path(p).is_file())
+        if not found:
+            raise SourceError(f"{spec}: no file matches (readable endings: {_endings()})")
+        return found, Path(os.path.commonpath([str(p.parent) for p in found])), {}
+    if not name.could_be_hub() and not local.is_dir():
+        raise SourceError(f"{spec}: no such file or directory (in {Path.cwd()})")
+    fetched: HubFiles = fetch(name, readable=lambda file: _kind(Path(file)) is not None)
+    return [Path(p) for p in fetched.paths], Path(os.path.commonpath([os.path.dirname(p) for p in fetched.paths])), fetched.origin
+
+
+def _in_directory(path: Path, split: str | None) -> list[Path]:
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        split = split or ("train" if "train" in splits else None)
+        if split is None or split not in splits:
+            raise SourceError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}@{splits[0]}")
+        path = path / split
+    if (path / "state.json").exists():
+        names = [entry["filename"] for entry in json.loads((path / "state.json").read_text())["_data_files"]]
+        bad = [name for name in names if os.path.basename(name) != name]
+        if bad:
+            raise SourceError(f"{path / 'state.json'}: the file name {bad[0]!r} leaves the directory")
+        return [path / name for name in names]
+    found: list[Path] = []
+    passed_over: list[Path] = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+        for name in sorted(names):
+            file = Path(folder) / name
+            if name.startswith("."):
+                continue
+            (found if _kind(file) and file.is_file() else passed_over).append(file)
+    if not found:
+        raise SourceError(f"{path}: no readable file in this directory (readable endings: {_endings()})")
+    if passed_over:
+        logger.info("%s: %d files passed over (no readable ending), the first %s", path, len(passed_over), passed_over[0].name)
+    return sorted(found, key=lambda file: file.relative_to(path).as_posix().encode("utf-8", "surrogateescape"))
+
+
+def _file(path: Path, root: Path) -> File:
+    kind = _kind(path)
+    if kind is None:
+        raise SourceError(f"{path}: unknown kind of file (readable endings: {_endings()})")
+    compression = COMPRESSIONS.get(path.suffix, "")
+    absolute = path.absolute()
+    return File(str(absolute), absolute.relative_to(root.absolute()).as_posix(), kind, compression, stamp(absolute))
+
+
+def _kind(path: Path) -> str | None:
+    suffix = path.suffix
+    if suffix in COMPRESSIONS:
+        kind = KINDS.get(Path(path.stem).suffix)
+        return None if kind in _COLUMNAR else kind
+    return KINDS.get(suffix)
+
+
+def _endings() -> str:
+    return ", ".join(KINDS) + "; text also with " + " or ".join(COMPRESSIONS)
+
+
+def _short_name(spec: str) -> str:
+    name = os.path.basename(os.path.normpath(spec)) or "data"
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:80]

@@ -1,0 +1,238 @@
+"""Byte streams -> records: lines, elements of a JSON array, concatenated JSON values, whole files.
+
+Nothing is parsed here. A record is its bytes with its place, so that a bad one can be named exactly; what does not even
+make a record (too large to hold) is named in `problem`. Batches have `SCHEMA`; lines and offsets count from the beginning
+of the segment, which makes them a property of the content and not of where it lies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from moai.engine.pipeline import Meter
+
+SCHEMA = pa.schema([("record", pa.binary()), ("problem", pa.string()), ("segment", pa.int32()), ("line", pa.int64()), ("offset", pa.int64())])
+TOO_LARGE = "too large"
+SAMPLE_BYTES = 200
+_NEWLINE = 10
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
+_STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_record_bytes: int
+    batch_rows: int
+
+
+def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter) -> Iterator[pa.RecordBatch]:
+    """Every line that is not blank, in batches. A line over the limit is skipped through, never held."""
+    carry, offset, line = b"", 0, 0
+    skipped: tuple[int, bytes] | None = None  # (offset, first bytes) of a line that is too large
+    for block in blocks:
+        meter.update(block, lines=block.count(b"\n"))
+        if skipped:
+            end = block.find(b"\n") + 1
+            if not end:
+                offset += len(block)
+                continue
+            yield _problem(skipped[1], segment, line, skipped[0])
+            block, offset, line, skipped = block[end:], offset + end, line + 1, None
+        data = carry + block if carry else block
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            yield from _lines(data[:cut], segment, line, offset, limits)
+            line += data.count(b"\n", 0, cut)
+        offset, carry = offset + cut, data[cut:]
+        if len(carry) > limits.max_record_bytes:
+            skipped, offset, carry = (offset, carry[:SAMPLE_BYTES]), offset + len(carry), b""
+    if skipped:
+        yield _problem(skipped[1], segment, line, skipped[0])
+    elif carry:
+        yield from _lines(carry + b"\n", segment, line, offset, limits)
+
+
+def split_values(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool) -> Iterator[pa.RecordBatch]:
+    """Elements of a JSON array from behind its bracket on, or values that follow one another.
+
+    Only quotes and brackets are looked at; a value over the limit is skipped through, never held.
+    """
+    rows: list[tuple[bytes, str | None, int, int]] = []
+
+    def metered() -> Iterator[bytes]:
+        for block in blocks:
+            meter.update(block, lines=block.count(b"\n"))
+            yield block
+
+    for span in scan_values(metered(), limits.max_record_bytes, in_array=in_array):
+        rows.append((span.value, TOO_LARGE if span.too_large else None, span.line, span.start))
+        if len(rows) >= limits.batch_rows:
+            yield _batch(rows, segment)
+            rows = []
+    if rows:
+        yield _batch(rows, segment)
+
+
+@dataclass(frozen=True)
+class Span:
+    """One JSON value: its bytes (the first ones, if too large), its line and the byte range [start, end), separators excluded."""
+
+    value: bytes
+    line: int
+    start: int
+    end: int
+    too_large: bool
+
+
+def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool) -> Iterator[Span]:
+    """Cut a stream of JSON into values at its outermost level. What stands behind the array's end is one last value, and no JSON."""
+    depth, in_string, closed = 0, False, False
+    data, base, line = b"", 0, 0  # `data` begins at stream offset `base`, in line `line`; the value in work begins at its start
+    head: tuple[bytes, int, int] | None = None  # (first bytes, line, start) of a value that is too large
+
+    def take(end: int) -> Iterator[Span]:
+        """The value from the start of `data` to `end`, without the white space around it."""
+        nonlocal head
+        if head:
+            yield Span(head[0], head[1], head[2], base + end, True)
+            head = None
+        elif value := data[:end].strip():
+            lead = len(data[:end]) - len(data[:end].lstrip())
+            yield Span(value, line + data.count(b"\n", 0, lead), base + lead, base + lead + len(value), len(value) > max_bytes)
+
+    def drop(end: int) -> None:
+        nonlocal data, base, line
+        line += data.count(b"\n", 0, end)
+        data, base = data[end:], base + end
+
+    at = 0  # `data` is scanned up to here
+    for block in blocks:
+        data += block
+        while at < len(data):
+            match = (_STRING_REST if in_string else _STRUCTURE).search(data, at)
+            if match is None:
+                at = len(data)
+                break
+            at, mark = match.end(), data[match.start() : match.start() + 1]
+            if in_string or mark == b'"':
+                in_string = not match[1]
+                if in_string and at == len(data) - 1:
+                    break  # a lone backslash at the end: it belongs to the byte that comes next
+            elif mark in b"[{":
+                depth += 1
+            elif mark in b"]}":
+                depth -= 1
+                if depth == 0 and not in_array:
+                    yield from take(at)
+                    drop(at)
+                    at = 0
+                elif depth < 0 and in_array and not closed:
+                    yield from take(match.start())
+                    drop(at)
+                    at, closed = 0, True
+            elif mark == b"," and depth == 0 and not closed:
+                yield from take(match.start())
+                drop(at)
+                at = 0
+        if len(data) > max_bytes and not head:
+            lead = len(data) - len(data.lstrip())
+            head = (data[lead : lead + SAMPLE_BYTES], line + data.count(b"\n", 0, lead), base + lead)
+        if head:
+            drop(at)
+            at = 0
+    yield from take(len(data))
+
+
+def read_range(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:
+    """The bytes [start, end) of a file."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while start < end and (block := file.read(min(block_bytes, end - start))):
+            start += len(block)
+            yield block
+
+
+def read_lines_in(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:
+    """The lines that begin in [start, end), the last one to its end: neighbouring ranges share no line and miss none."""
+    with open(path, "rb", buffering=0) as file:
+        position = _next_line(file, start, end, block_bytes)
+        if position >= end:
+            return
+        file.seek(position)
+        block = b""
+        while position < end and (block := file.read(min(block_bytes, end - position))):
+            position += len(block)
+            yield block
+        if block.endswith(b"\n"):
+            return
+        while block := file.read(min(block_bytes, 1 << 18)):
+            cut = block.find(b"\n") + 1
+            if cut:
+                yield block[:cut]
+                return
+            yield block
+
+
+def whole_file(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter) -> Iterator[pa.RecordBatch]:
+    """A file as one record; over the limit only its first bytes are kept, as a problem."""
+    pieces: list[bytes] = []
+    size = 0
+    for block in blocks:
+        meter.update(block, lines=block.count(b"\n"))
+        size += len(block)
+        if size <= limits.max_record_bytes or not pieces:
+            pieces.append(block)
+    if size > limits.max_record_bytes:
+        yield _problem(pieces[0][:SAMPLE_BYTES], segment, 0, 0)
+    elif size:
+        yield _batch([(b"".join(pieces), None, 0, 0)], segment)
+
+
+def _next_line(file: object, start: int, end: int, block_bytes: int) -> int:
+    """Where the first line that begins at `start` or later begins; `end` if none does before."""
+    if start == 0:
+        return 0
+    position = start - 1
+    file.seek(position)  # type: ignore[attr-defined]
+    while position < end - 1 and (block := file.read(min(block_bytes, end - 1 - position))):  # type: ignore[attr-defined]
+        cut = block.find(b"\n") + 1
+        if cut:
+            return int(position + cut)
+        position += len(block)
+    return end
+
+
+def _lines(data: bytes, segment: int, line: int, offset: int, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """`data` holds whole lines. The records are a view of it: offsets over one buffer, no copies."""
+    buffer = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(buffer == _NEWLINE)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts
+    offsets = pa.py_buffer(np.append(starts, ends[-1] + 1).astype(np.int32))
+    records = pa.Array.from_buffers(pa.binary(), len(ends), [None, offsets, pa.py_buffer(data)])
+    problems = pa.nulls(len(ends), pa.string())
+    if (lengths > limits.max_record_bytes).any():
+        problems = pa.array([TOO_LARGE if length > limits.max_record_bytes else None for length in lengths.tolist()], pa.string())
+    columns = [records, problems, np.full(len(ends), segment, np.int32), line + np.arange(len(ends)), offset + starts]
+    batch = pa.record_batch(columns, schema=SCHEMA)
+    filled = (lengths > 1) | ((lengths == 1) & (buffer[starts] != 13))
+    if not filled.all():
+        batch = batch.filter(pa.array(filled))
+    for first in range(0, batch.num_rows, limits.batch_rows):
+        yield batch.slice(first, limits.batch_rows)
+
+
+def _problem(head: bytes, segment: int, line: int, offset: int) -> pa.RecordBatch:
+    return _batch([(head, TOO_LARGE, line, offset)], segment)
+
+
+def _batch(rows: list[tuple[bytes, str | None, int, int]], segment: int) -> pa.RecordBatch:
+    records, problems, lines, offsets = zip(*rows)
+    return pa.record_batch(
+        [pa.array(records, pa.binary()), pa.array(problems, pa.string()), np.full(len(rows), segment, np.int32), lines, offsets], schema=SCHEMA
+    )

@@ -1,0 +1,161 @@
+"""`tokens` of a shard -> rows of at most `seq_len`, with the lengths of the pieces that share a row.
+
+    wrapped    documents one behind the other, cut anywhere: every row is full but the last
+    bfd        best fit decreasing over whole documents; what a document has over seq_len is dropped, and counted
+    bfd_split  the same, but long documents are split first: no token is lost
+    none       a document a row; longer ones are truncated (and counted) or split
+
+Best fit decreasing after Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830). A shard is packed
+by itself, so its rows depend on its documents alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moai.engine.pipeline import count
+
+ROWS_PER_BATCH = 1024
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """`dtype` is numpy's name of the type of `input_ids`, the narrowest that holds the vocabulary."""
+
+    seq_len: int
+    strategy: str
+    dtype: str
+    split_long: bool = False
+    """Without packing: split documents over seq_len instead of truncating them."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        ids, lengths = _gather(batches, self.dtype)
+        if not len(lengths):
+            return
+        pieces = STRATEGIES[self.strategy](self, lengths)
+        kept = int(pieces.lengths.sum())
+        count("tokens.dropped", len(ids) - kept)
+        count("tokens.rows", kept)
+        count("rows", pieces.rows)
+        yield from _rows(ids, pieces)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of documents in the order of the rows they fill: where each begins in the flat array, how long it is, its row."""
+
+    starts: Ints
+    lengths: Ints
+    row_of: Ints
+    rows: int
+
+
+def pack_wrapped(pack: Pack, lengths: Ints) -> Pieces:
+    """Rows of exactly seq_len from the concatenation; a piece ends where its document or its row ends."""
+    ends = np.cumsum(lengths)
+    cuts = np.unique(np.concatenate((ends, np.arange(pack.seq_len, ends[-1], pack.seq_len))))
+    starts = np.concatenate(([0], cuts[:-1]))
+    return Pieces(starts, cuts - starts, starts // pack.seq_len, int(-(-ends[-1] // pack.seq_len)))
+
+
+def pack_whole(pack: Pack, lengths: Ints) -> Pieces:
+    """Best fit over documents, each truncated to seq_len."""
+    starts = np.cumsum(lengths) - lengths
+    return _best_fit(pack.seq_len, starts, np.minimum(lengths, pack.seq_len))
+
+
+def pack_split(pack: Pack, lengths: Ints) -> Pieces:
+    """Best fit over pieces of at most seq_len."""
+    return _best_fit(pack.seq_len, *_split(pack.seq_len, lengths))
+
+
+def pack_none(pack: Pack, lengths: Ints) -> Pieces:
+    """A document, or a piece of one, a row."""
+    if pack.split_long:
+        starts, sizes = _split(pack.seq_len, lengths)
+    else:
+        starts, sizes = np.cumsum(lengths) - lengths, np.minimum(lengths, pack.seq_len)
+    return Pieces(starts, sizes, np.arange(len(sizes)), len(sizes))
+
+
+STRATEGIES: dict[str, Callable[[Pack, Ints], Pieces]] = {"wrapped": pack_wrapped, "bfd": pack_whole, "bfd_split": pack_split, "none": pack_none}
+
+
+def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
+    """The bin of each item: longest items first, each into the fullest bin that still takes it.
+
+    `open_spaces` has bit s set when some bin has s left, so the tightest bin is the lowest set bit at or above the length.
+    """
+    bins_with: list[list[int]] = [[] for _ in range(capacity + 1)]
+    open_spaces, bins = 0, 0
+    bin_of = [0] * len(lengths)
+    for item in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        length = lengths[item]
+        fitting = open_spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            bin_ = bins_with[space].pop()
+            if not bins_with[space]:
+                open_spaces ^= 1 << space
+        else:
+            space, bin_, bins = capacity, bins, bins + 1
+        bin_of[item] = bin_
+        left = space - length
+        if left:
+            if not bins_with[left]:
+                open_spaces |= 1 << left
+            bins_with[left].append(bin_)
+    return bin_of
+
+
+def _best_fit(capacity: int, starts: Ints, lengths: Ints) -> Pieces:
+    bins = np.array(best_fit_decreasing(lengths.tolist(), capacity), np.int64)
+    # Rows in the order of their first piece, pieces in the order of the documents: the order of the text, not of its lengths.
+    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
+    row_of = np.argsort(np.argsort(first))[inverse]
+    order = np.argsort(row_of, kind="stable")
+    return Pieces(starts[order], lengths[order], row_of[order], len(first))
+
+
+def _split(seq_len: int, lengths: Ints) -> tuple[Ints, Ints]:
+    """Starts and lengths of the pieces of each document: full ones, then the rest."""
+    parts = -(-lengths // seq_len)
+    document = np.repeat(np.arange(len(lengths)), parts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
+    starts = (np.cumsum(lengths) - lengths)[document] + number * seq_len
+    return starts, np.minimum(seq_len, lengths[document] - number * seq_len)
+
+
+def _gather(batches: Iterator[pa.RecordBatch], dtype: str) -> tuple[np.ndarray, Ints]:
+    """All ids of the shard in one array of the final type, and the documents' lengths."""
+    ids: list[np.ndarray] = []
+    lengths: list[Ints] = []
+    for batch in batches:
+        tokens = batch["tokens"]
+        ids.append(tokens.values.to_numpy().astype(dtype))
+        lengths.append(np.diff(tokens.offsets.to_numpy()))
+    return (np.concatenate(ids), np.concatenate(lengths)) if ids else (np.empty(0, dtype), np.empty(0, np.int64))
+
+
+def _rows(ids: np.ndarray, pieces: Pieces) -> Iterator[pa.RecordBatch]:
+    """`input_ids` and `seq_lengths`, a bounded number of rows at a time."""
+    first_piece = np.searchsorted(pieces.row_of, np.arange(pieces.rows + 1))
+    for row in range(0, pieces.rows, ROWS_PER_BATCH):
+        bounds = first_piece[row : row + ROWS_PER_BATCH + 1]
+        starts, lengths = pieces.starts[bounds[0] : bounds[-1]], pieces.lengths[bounds[0] : bounds[-1]]
+        ends = np.cumsum(lengths)
+        index = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+        row_ends = np.concatenate(([0], ends))[bounds - bounds[0]]
+        yield pa.record_batch(
+            [
+                pa.ListArray.from_arrays(row_ends.astype(np.int32), ids[index]),
+                pa.ListArray.from_arrays((bounds - bounds[0]).astype(np.int32), lengths.astype(np.uint32)),
+            ],
+            names=["input_ids", "seq_lengths"],
+        )

@@ -1,0 +1,233 @@
+"""Rows of any known shape -> one `text` a document.
+
+The shape is chosen once per source, from the columns of its first records, and is part of the key. Parts are joined by a
+blank line; no special tokens are added. The instruction of an Alpaca row is looked for before its input and output, which
+alone would also match.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from moai.engine.pipeline import advance, count, quarantine
+from moai.errors import SourceError
+
+VERSION = 1
+_SINGLE = ("text", "content", "document", "context", "body", "article")
+_BOM = b"\xef\xbb\xbf"
+
+
+class BadRecord(Exception):
+    """A record that gives no text; `reason` is a class of reasons, the message the detail."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextShape:
+    """How the columns of a source make a text.
+
+    required, optional  columns joined by a blank line, in this order; optional ones may be absent or null
+    order               the joining order where optional columns stand between required ones
+    turns               (column, key) of a list of turns, like ("messages", "content")
+    template            overrides both: '{title}\\n\\n{body}'
+    """
+
+    name: str
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    turns: tuple[str, str] | None = None
+    template: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.turns[0],) if self.turns else (self.order or self.required)
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The text of one record. Raises BadRecord."""
+        if self.turns:
+            return "\n\n".join(_turns(row, *self.turns))
+        if self.template:
+            return self.template.format_map({name: _string(row, name) for name in self.required})
+        if len(self.required) == 1 and not self.optional:
+            return _string(row, self.required[0])
+        parts = [_string(row, name) if name in self.required else _optional(row, name) for name in self.columns]
+        return "\n\n".join(part for part in parts if part)
+
+
+def choose_shape(columns: Mapping[str, str], *, source: str, text_column: str | None = None, template: str | None = None) -> TextShape:
+    """The first shape that the columns (name -> type, like {"text": "string"}) fit. Raises SourceError listing what was found."""
+    if template:
+        names = tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+        _need(names, columns, source, f"--text_template {template!r}")
+        return TextShape(name=f"template {template!r}", required=names, template=template)
+    if text_column:
+        _need((text_column,), columns, source, f"--text_column {text_column}")
+        return TextShape(name=f"column {text_column}", required=(text_column,))
+    for shape in _KNOWN:
+        if all(_fits(columns, name, shape) for name in (*shape.required, *((shape.turns[0],) if shape.turns else ()))):
+            present = tuple(name for name in shape.optional if name in columns)
+            return TextShape(name=shape.name, required=shape.required, optional=present, turns=shape.turns,
+                             order=tuple(name for name in shape.order if name in shape.required or name in present))  # fmt: skip
+    found = ", ".join(columns) or "none"
+    raise SourceError(f"{source}: no known shape among its columns ({found}); set --text_column NAME or --text_template '{{a}}\\n\\n{{b}}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToText:
+    """Batches of records or columns -> batches of `text`; what gives none is quarantined with its place.
+
+    `plain` records are text themselves (.txt); others are JSON objects.
+    """
+
+    shape: TextShape
+    plain: bool = False
+    max_doc_bytes: int = 16 << 20
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            texts = list(self._texts_of_records(batch) if "record" in batch.schema.names else self._texts_of_columns(batch))
+            advance(batch.num_rows)
+            if texts:
+                yield pa.record_batch([pa.array(texts, pa.large_string())], names=["text"])
+
+    def _texts_of_records(self, batch: pa.RecordBatch) -> Iterator[str]:
+        problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None
+        blank = 0
+        for index, record in enumerate(batch["record"].to_pylist()):
+            try:
+                if problems and problems[index]:
+                    raise BadRecord(problems[index], f"over {self.max_doc_bytes} bytes")
+                yield _decode(record) if self.plain else self.shape.render(_parse(record))
+            except BadRecord as bad:
+                if record.strip():
+                    _set_aside(bad, batch, index, record)
+                else:
+                    blank += 1
+        count("read", batch.num_rows - blank)
+
+    def _texts_of_columns(self, batch: pa.RecordBatch) -> Iterator[str]:
+        count("read", batch.num_rows)
+        rows = batch.select([name for name in batch.schema.names if name in self.shape.columns]).to_pylist()
+        for index, row in enumerate(rows):
+            try:
+                text = self.shape.render(row)
+                if len(text) > self.max_doc_bytes // 4 and len(text.encode()) > self.max_doc_bytes:
+                    raise BadRecord("too large", f"over {self.max_doc_bytes} bytes")
+                yield text
+            except BadRecord as bad:
+                _set_aside(bad, batch, index, str(row).encode("utf-8", "replace"))
+
+
+def _set_aside(bad: BadRecord, batch: pa.RecordBatch, index: int, sample: bytes) -> None:
+    place = {name: batch[name][index].as_py() for name in ("segment", "line", "offset")}
+    quarantine(bad.reason, detail=str(bad), sample=sample, **place)
+
+
+def _parse(record: bytes) -> dict[str, Any]:
+    try:
+        row = orjson.loads(record)
+    except orjson.JSONDecodeError as error:
+        row = _explain(record, error)
+    if not isinstance(row, dict):
+        raise BadRecord("not an object", f"found {type(row).__name__}")
+    return row
+
+
+def _explain(record: bytes, error: orjson.JSONDecodeError) -> Any:
+    """Why a record is refused. A byte order mark in front of good JSON is not a reason."""
+    if record.startswith(_BOM):
+        return _parse(record.removeprefix(_BOM))
+    try:
+        text = record.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        raise BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}") from None
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise BadRecord("too deep", "nested deeper than any reader takes") from None
+    except ValueError:
+        raise BadRecord("broken JSON", str(error)) from None
+    # The standard library takes what orjson does not: more than 1,024 levels, or half of a surrogate pair.
+    if "recursion" in str(error) or "depth" in str(error):
+        raise BadRecord("too deep", "more than 1,024 levels")
+    raise BadRecord("lone surrogate", str(error))
+
+
+def _refuse_constant(name: str) -> Any:
+    raise BadRecord("NaN", f"{name} is not JSON")
+
+
+def _decode(record: bytes) -> str:
+    try:
+        text = record.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        raise BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}") from None
+    return text.removeprefix("\ufeff").rstrip("\r\n")
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
+    if name not in row:
+        raise BadRecord("no text", f"no {name!r} among {', '.join(map(str, row)) or 'no keys'}"[:200])
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    raise BadRecord("null text" if value is None else "text is no string", f"{name!r} is {type(value).__name__}")
+
+
+def _optional(row: Mapping[str, Any], name: str) -> str:
+    return "" if row.get(name) is None else _string(row, name)
+
+
+def _turns(row: Mapping[str, Any], column: str, key: str) -> Iterator[str]:
+    turns = row.get(column)
+    if not isinstance(turns, list):
+        raise BadRecord("no text" if turns is None else "text is no string", f"{column!r} is {type(turns).__name__}, not a list of turns")
+    for turn in turns:
+        value = turn.get(key) if isinstance(turn, dict) else turn
+        if isinstance(value, list):  # content in parts: only text parts are text
+            value = "".join(part.get("text") or "" for part in value if isinstance(part, dict))
+        if isinstance(value, str):
+            yield from [value] if value else []
+        elif value is not None or not isinstance(turn, dict):
+            raise BadRecord("text is no string", f"a turn's {key!r} is {type(value).__name__}")
+
+
+def _need(names: tuple[str, ...], columns: Mapping[str, str], source: str, flag: str) -> None:
+    missing = [name for name in names if name not in columns]
+    if missing or not names:
+        raise SourceError(f"{source}: {flag} names {', '.join(map(repr, missing)) or 'no column'}, which is not there (found: {', '.join(columns) or 'none'})")
+
+
+def _fits(columns: Mapping[str, str], name: str, shape: TextShape) -> bool:
+    wanted = "list" if shape.turns and shape.turns[0] == name else "string"
+    return columns.get(name) == wanted
+
+
+def _pair(name: str, *required: str, optional: tuple[str, ...] = (), order: tuple[str, ...] = ()) -> TextShape:
+    return TextShape(name=name, required=required, optional=optional, order=order or (*required, *optional))
+
+
+_KNOWN = (
+    _pair("column text", "text"),
+    _pair("instruction (input) output", "instruction", "output", optional=("input",), order=("instruction", "input", "output")),
+    _pair("instruction (input) response", "instruction", "response", optional=("input", "context"), order=("instruction", "context", "input", "response")),
+    TextShape(name="messages", turns=("messages", "content")),
+    TextShape(name="conversations", turns=("conversations", "value")),
+    _pair("input content (reasoning_content)", "input", "content", optional=("reasoning_content",), order=("input", "reasoning_content", "content")),
+    _pair("input output", "input", "output"),
+    _pair("prompt response", "prompt", "response"),
+    _pair("question answer", "question", "answer"),
+    _pair("prompt completion", "prompt", "completion"),
+    *(_pair(f"column {name}", name) for name in _SINGLE[1:]),
+)
