@@ -14,7 +14,9 @@ PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
 class DataConfig:
     """Data: from text to packed rows."""
 
-    dataset: tuple[str, ...] = option((), "files, folders, globs or Hub names (name[:config][@split]); an existing path wins over a name", names=("train_file",))
+    dataset: tuple[str, ...] = option(
+        (), "files, folders, globs or Hub names (name[:config][@split]); an existing path wins over a name", names=("train_file",)
+    )
     dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
     text_column: str | None = option(None, "the column that holds the text; without it the shape is found from the schema", affects_output=True)
     text_template: str | None = option(None, "text from several columns, as in '{title}\\n\\n{body}'", affects_output=True)

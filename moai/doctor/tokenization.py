@@ -1,0 +1,125 @@
+"""Is the tokenizer a fast one, how fast is it here, and does text come back from its tokens?
+
+Measured on the demo corpus of the project, or on built-in sentences where that is absent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moai.doctor.check import ADVICE, FAILED, Check
+from moai.errors import SlowTokenizerError, TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MEASURE_SECONDS = 1.5
+ROUND_TRIP_LINES = 200
+
+_DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
+_SLOW_MB_PER_SECOND = 0.5
+"""Byte-level BPE in the `tokenizers` library does about 3 MB/s a core; six times less is not the tokenizer's doing."""
+_TRAIN = "train a fast one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR"
+_SENTENCES = (
+    "The kernel counts what a group of processes may use, and the host shows more than that.",
+    "첫 번째 학습 단계까지 걸리는 시간은 데이터를 읽고, 나누고, 묶는 속도에 달려 있습니다.",
+    "한국어 문장은 조사와 어미가 붙어서 같은 낱말도 여러 모양으로 나타난다: 학교가, 학교를, 학교에서도.",
+    "def fill_rate(tokens: int, rows: int, seq_len: int) -> float:\n    return tokens / (rows * seq_len)  # 0.0 .. 1.0",
+    "로그 파일 12개를 확인했더니 3번째 파일에서만 오류가 났다. (error code: 0x7f)",
+    "Les données sont lues une seule fois; 日本語の文と中文句子也在这里。 Ωμέγα, naïve café, 10⁻³ — €5 🙂",
+    '{"name": "moai", "values": [1, 2.5, -3e8], "nested": {"empty": [], "text": "줄\\n바꿈"}}',
+)
+
+
+def check_tokenizer(tokenizer_path: str) -> list[Check]:
+    """Loading, speed and round trip; only the first if that fails."""
+    try:
+        tokenizer = load_fast_tokenizer(Path(tokenizer_path).expanduser())
+    except TokenizerError as error:
+        value, _, remedy = str(error).rpartition("; ")
+        return [Check(name="tokenizer", value=value, verdict=FAILED, remedy=remedy)]
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    documents, origin = sample()
+    loaded = Check(name="tokenizer", value=f"fast, {size:,} tokens", figures={"vocab_size": size})
+    return [loaded, check_speed(tokenizer, documents, origin), check_round_trip(tokenizer, documents)]
+
+
+def load_fast_tokenizer(path: Path) -> Tokenizer:
+    """The Rust tokenizer of a directory or of a tokenizer.json. Raises TokenizerError as "what is wrong; the way out"."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise TokenizerError("the library `tokenizers` is not installed; install the pinned packages: bash scripts/bootstrap.sh") from error
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not path.exists():
+        raise TokenizerError(f"{path} does not exist; name a directory with a tokenizer.json, or {_TRAIN}")
+    if not file.exists():
+        raise SlowTokenizerError(f"{path} has no tokenizer.json, so only a slow tokenizer could load; {_TRAIN}")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(f"{file} does not load ({' '.join(str(error).split())}); copy it again, or {_TRAIN}") from error
+
+
+def sample() -> tuple[list[str], str]:
+    """Documents with the languages taking turns, and where they come from."""
+    try:
+        sources = [list(_read_documents(path)) for path in sorted(_DEMO.glob("*.jsonl.zst"))]
+    except (ImportError, OSError, ValueError):
+        sources = []  # a doctor has to work in a damaged clone too
+    documents = [document for turn in itertools.zip_longest(*sources) for document in turn if document]
+    if documents:
+        return documents, "the demo corpus"
+    # Numbers keep the repeats from being one cached word after another.
+    return [f"{sentence} {n}" for n in range(300) for sentence in _SENTENCES], "built-in sentences"
+
+
+def check_speed(tokenizer: Tokenizer, documents: list[str], origin: str) -> Check:
+    """One document at a time, as one core does it: `encode_batch` would use as many threads as the environment allows."""
+    for document in documents[:10]:
+        tokenizer.encode(document, add_special_tokens=False)
+    num_tokens = num_bytes = 0
+    start = time.perf_counter()
+    for document in itertools.cycle(documents):
+        num_tokens += len(tokenizer.encode(document, add_special_tokens=False))
+        num_bytes += len(document.encode())
+        seconds = time.perf_counter() - start
+        if seconds >= MEASURE_SECONDS:
+            break
+    tokens, megabytes = num_tokens / seconds, num_bytes / seconds / 1e6
+    slow = megabytes < _SLOW_MB_PER_SECOND
+    return Check(
+        name="tokenizer speed",
+        value=f"{tokens / 1e6:.2f} M tokens/s, {megabytes:.2f} MB/s on one core ({origin})",
+        verdict=ADVICE if slow else "ok",
+        remedy="about 3 MB/s is usual: is the machine busy, or the container's CPU quota used up?" if slow else "",
+        figures={"tokens_per_second": round(tokens), "mb_per_second": round(megabytes, 3), "bytes_per_token": round(num_bytes / max(1, num_tokens), 2)},
+    )
+
+
+def check_round_trip(tokenizer: Tokenizer, documents: list[str]) -> Check:
+    """Lines spread over the sample, encoded and decoded. A difference is advice: some tokenizers fold case or spaces by design."""
+    lines = [line[:2000] for document in documents for line in document.splitlines() if line.strip()]
+    lines = lines[:: max(1, len(lines) // ROUND_TRIP_LINES)][:ROUND_TRIP_LINES]
+    changed = [line for line in lines if tokenizer.decode(tokenizer.encode(line, add_special_tokens=False).ids, skip_special_tokens=False) != line]
+    example = f", first {changed[0][:40]!r}" if changed else ""
+    return Check(
+        name="round trip",
+        value=f"{len(lines) - len(changed)} of {len(lines)} lines come back unchanged{example}",
+        verdict=ADVICE if changed else "ok",
+        remedy="the tokenizer normalizes or drops characters: keep it if that is meant, else take a byte-level one" if changed else "",
+        figures={"lines": len(lines), "changed": len(changed)},
+    )
+
+
+def _read_documents(path: Path) -> Iterator[str]:
+    import zstandard
+
+    with zstandard.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]

@@ -1,0 +1,67 @@
+"""What a preparation would do, without doing it: `python -m moai plan` with prepare's flags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from moai import resources
+from moai.distributed import ranks
+from moai.files import free_bytes
+from moai.recipes import identity
+from moai.recipes.options import DataConfig
+from moai.recipes.pretraining import Request, find_prepared, machine_plan, request
+
+_GB = 10**9
+
+
+def describe(config: DataConfig, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """Lines: key, hit or miss and why, shards, disk and memory. Reads no data but the tokenizer, and writes nothing."""
+    wanted = request(config.require())
+    chosen = machine_plan(wanted, origins, ranks(environ), environ)
+    files = sum(len(given.files) for given in wanted.inputs)
+    yield f"plan key     {wanted.key}"
+    found = find_prepared(wanted)
+    if found:
+        yield f"cache        hit: {found.path}"
+        yield f"             {found.content['documents']:,} documents, {found.content['tokens']:,} tokens, {found.content['rows']:,} rows; nothing to do"
+        return
+    yield f"cache        miss: {_why(wanted)}"
+    for given in wanted.inputs:
+        yield f"input        {given.name}: {len(given.files)} {given.kind} files, {sum(f.stamp.size for f in given.files):,} bytes"
+    shards = _shards(wanted)
+    yield f"shards       about {shards:,} of {config.shard_bytes:,} bytes ({files} files)"
+    if shards > 20_000:
+        yield f"             that is many: --shard_bytes {_larger(wanted):,} would make about {wanted.text_bytes // _larger(wanted):,} (another key)"
+    itemsize = np.dtype(wanted.tokenizer.dtype).itemsize
+    need = wanted.text_bytes * itemsize / 3
+    yield f"disk         about {need / _GB:.2f} GB at {itemsize} bytes a token; {free_bytes(wanted.cache) / _GB:.1f} GB free in {wanted.cache}"
+    workers = max(1, chosen.num_proc.value)
+    yield f"memory       about {workers * resources.worker_bytes(config.shard_bytes) / _GB:.1f} GB for {workers} workers"
+    for line in (*resources.lines(chosen), *chosen.warnings):
+        yield f"             {line}"
+
+
+def _why(wanted: Request) -> str:
+    record = identity.find_plan(wanted.cache, wanted.key)
+    if record is None:
+        return identity.explain_miss(wanted.cache, wanted.key, wanted.fields)
+    if wanted.config.rehash:
+        return "--rehash: everything is read and digested again, finished shards are reused where their content is the same"
+    if not record["trusted"]:
+        return "files had just been written when they were prepared, so they are digested again; finished shards are reused"
+    return f"its directory {record['directory']} is gone; finished shards are reused"
+
+
+def _shards(wanted: Request) -> int:
+    return sum(max(1, -(-sum(f.stamp.size * (4 if f.compression else 1) for f in given.files) // wanted.config.shard_bytes)) for given in wanted.inputs)
+
+
+def _larger(wanted: Request) -> int:
+    """The next power of two times the present size that keeps to 20,000 shards."""
+    size = wanted.config.shard_bytes
+    while wanted.text_bytes // size > 20_000:
+        size *= 2
+    return size

@@ -1,0 +1,196 @@
+"""From receipts to a published directory: totals, manifest, links to the shards, one rename.
+
+Also the judgement over bad records, which needs the same receipts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moai.config import identity
+from moai.engine.ledger import Ledger
+from moai.engine.progress import Progress
+from moai.engine.run import Done
+from moai.errors import SourceError, TooManyBadRecords
+from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
+from moai.recipes.identity import dataset_key
+from moai.recipes.options import DataConfig
+from moai.recipes.prepared import FORMAT_VERSION, write_dataset_files, write_file, write_manifest
+from moai.sources.discover import Input
+from moai.tokenizer import TokenizerSpec
+
+logger = logging.getLogger(__name__)
+
+_FEW = 10
+"""This many bad records never fail a run, whatever their share."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One input and its finished shards, in order."""
+
+    given: Input
+    shape: str
+    done: list[Done]
+
+
+def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], run: Mapping[str, Any]) -> Path:
+    """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its path."""
+    final = cache / "datasets" / dataset_key(done.receipt.shard_key for part in parts for done in part.done)
+    if final.exists():
+        logger.info("The same content is already published: %s", final)
+        return final
+    staged = attempt / "dataset"
+    staged.mkdir()
+    content = _content(cache, staged, config, tokenizer, parts)
+    if not content["rows"]:
+        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left ({_losses(content)}); nothing to train on")
+    write_manifest(staged, content, run)
+    publish_directory(staged, final)
+    return final
+
+
+def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part]) -> dict[str, Any]:
+    """Link and write every file of the directory but the manifest; return what the manifest says of them."""
+    counts = _sum(done.receipt.counts for part in parts for done in part.done)
+    _check_conservation(counts)
+    dtype = np.dtype(tokenizer.dtype).name
+    shards = _link_shards(cache, staged, parts)
+    write_dataset_files(staged, [shard["file"] for shard in shards if shard["file"]], dtype, dataset_key(shard["shard_key"] for shard in shards))
+    write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
+    if counts["quarantined"]:
+        write_file(staged / "quarantine.jsonl", b"".join(canonical_json(entry) + b"\n" for part in parts for entry in bad_records(cache, part)))
+    files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]
+    rows = counts["rows"]
+    return {
+        "format_version": FORMAT_VERSION, "recipe": "pretraining", "config": identity(config), "seq_len": config.seq_len, "packing": config.packing,
+        "tokenizer": {**tokenizer.identity(), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size, "dtype": dtype, "rows": rows, "tokens": counts["tokens.rows"],
+        "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
+        "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
+        "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": _group(counts, "tokens."),
+        "sources": [_source(part) for part in parts], "shards": shards, "files": files,
+    }  # fmt: skip
+
+
+def _link_shards(cache: Path, staged: Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    ledger = Ledger(cache)
+    number, of = 0, sum(done.receipt.rows > 0 for part in parts for done in part.done)
+    shards: list[dict[str, Any]] = []
+    for part in parts:
+        for done in part.done:
+            receipt, name = done.receipt, None
+            if receipt.rows:
+                name, number = f"data-{number:05d}-of-{of:05d}.arrow", number + 1
+                link_or_copy(ledger.shard(receipt.shard_key), staged / name)
+            shards.append({"file": name, "rows": receipt.rows, "bytes": receipt.bytes, "xxh3_128": receipt.xxh3_128, "shard_key": receipt.shard_key, "source": part.given.name,
+                           "documents": receipt.counts.get("kept", 0), "tokens": receipt.counts.get("tokens.rows", 0), "raw_digest": receipt.raw.digest})  # fmt: skip
+    return shards
+
+
+def _source(part: Part) -> dict[str, Any]:
+    counts = _sum(done.receipt.counts for done in part.done)
+    return {
+        "name": part.given.name, "kind": part.given.kind, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "read": counts["read"],
+        "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
+    }  # fmt: skip
+
+
+def bad_records(cache: Path, part: Part) -> Iterator[dict[str, Any]]:
+    """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the decompressed file.
+
+    Receipts place a record within its segment, since that is all its content knows; the way to there is summed up here.
+    """
+    lines: Counter[str] = Counter()
+    offsets: dict[str, int] = {}
+    for done in part.done:
+        segments, raw = done.shard.segments, done.receipt.raw
+        for segment in segments:
+            offsets.setdefault(segment.file.name, segment.start if segment.framing != "lines" and segment.aligned else 0)
+        if done.receipt.quarantine_xxh3_128:
+            with open(Ledger(cache).quarantine(done.receipt.shard_key), "rb") as file:
+                for entry in sorted(map(json.loads, file), key=lambda e: (e["segment"], e["line"])):
+                    name = segments[entry.pop("segment")].file.name
+                    columnar = entry["offset"] is None
+                    yield {
+                        **entry,
+                        "source": part.given.name,
+                        "file": name,
+                        "line": lines[name] + entry["line"] + 1,
+                        "offset": None if columnar else offsets[name] + entry["offset"],
+                    }
+        for segment, size, records in zip(segments, raw.bytes, raw.lines):
+            lines[segment.file.name] += records
+            offsets[segment.file.name] += size
+
+
+class BadRecords:
+    """How many records were bad, of how many; raises when the share is too high."""
+
+    def __init__(self, max_ratio: float, progress: Progress | None) -> None:
+        self.max_ratio, self.progress = max_ratio, progress
+        self.counts: Counter[str] = Counter()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Count one shard, and stop early when no rest of the run can mend it: bad records stay bad, only the total is a guess,
+        so the guess is doubled."""
+        self.counts.update(counts)
+        bad, read = self.counts["quarantined"], self.counts["read"]
+        share = self.progress.share if self.progress else 1.0
+        if share < 1.0 and bad > _FEW and bad > self.max_ratio * 2 * read / max(share, 1e-9):
+            raise TooManyBadRecords(f"{self._say(bad, read, _group(self.counts, 'quarantined.'))} (stopped after {share:.0%} of the input)")
+
+    def check(self, parts: Sequence[Part], listing: Path) -> None:
+        """The final word. Raises TooManyBadRecords after writing every bad record with its place to `listing`."""
+        bad, read = self.counts["quarantined"], self.counts["read"]
+        if not read:
+            raise SourceError(f"{', '.join(part.given.spec for part in parts)}: holds no record at all; nothing to prepare")
+        if bad <= _FEW or bad <= self.max_ratio * read:
+            return
+        cache = listing.parent.parent
+        entries = [entry for part in parts for entry in bad_records(cache, part)]
+        listing.parent.mkdir(exist_ok=True)
+        listing.write_bytes(b"".join(canonical_json(entry) + b"\n" for entry in entries))
+        first = entries[0]
+        place = f"the first: {first['file']} line {first['line']} ({first['reason']}: {first['detail']}); all of them: {listing}"
+        raise TooManyBadRecords(f"{self._say(bad, read, _group(self.counts, 'quarantined.'))}; {place}")
+
+    def check_content(self, content: Mapping[str, Any]) -> None:
+        """The same judgement over something prepared under another --max_bad_ratio."""
+        bad, read = content["records"]["quarantined"], content["records"]["read"]
+        if bad > _FEW and bad > self.max_ratio * read:
+            raise TooManyBadRecords(self._say(bad, read, content["quarantined"]))
+
+    def _say(self, bad: int, read: int, reasons: Mapping[str, int]) -> str:
+        top = ", ".join(f"{number:,} {reason}" for reason, number in Counter(reasons).most_common(4))
+        return f"{bad:,} of {read:,} records ({bad / read:.2%}) are bad, more than --max_bad_ratio {self.max_ratio} allows: {top}"
+
+
+def _check_conservation(counts: Counter[str]) -> None:
+    """Nothing is lost or made on the way: records, and tokens."""
+    assert counts["read"] == counts["kept"] + counts["filtered"] + counts["quarantined"], counts
+    assert counts["tokens.text"] + counts["tokens.bos"] + counts["tokens.eos"] == counts["tokens.rows"] + counts["tokens.dropped"], counts
+
+
+def _sum(many: Iterator[dict[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counts in many:
+        total.update(counts)
+    return total
+
+
+def _group(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): number for name, number in sorted(counts.items()) if name.startswith(prefix)}
+
+
+def _losses(content: Mapping[str, Any]) -> str:
+    records = content["records"]
+    return f"{records['read']:,} read, {records['filtered']:,} filtered, {records['quarantined']:,} quarantined"
