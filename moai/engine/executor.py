@@ -2,7 +2,7 @@
 
 A pool cannot say which worker died on which document, nor stop one that hangs; `multiprocessing.Pool` even waits for ever
 for a killed one. Here each worker has its own pipe and its own beacon, the driver waits on pipes and sentinels together,
-and one shard at a time is in flight per worker. What it must be able to do is small: `map(pipeline, shards) -> finished`.
+and one shard at a time is in flight per worker. What it must be able to do is small: `map(pipelines, orders) -> finished`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -22,16 +22,18 @@ from typing import Any, Protocol
 from moai.engine.pipeline import Pipeline, Receipt, Shard, run_shard
 from moai.errors import MoaiError, WorkerDied
 
-Finished = tuple[Shard, Receipt, bool]
-"""A shard, its receipt, and whether the receipt was found rather than made."""
+Order = tuple[int, Shard]
+"""A shard to run, and which of the pipelines it belongs to."""
+Finished = tuple[Order, Receipt, bool]
+"""An order, its receipt, and whether the receipt was found rather than made."""
 
 _PRELOAD = ["moai.engine.executor", "pyarrow", "numpy", "orjson", "tokenizers", "moai.sinks.arrow", "moai.sources.local", "moai.transforms.tokenize"]
 _POLL_SECONDS = 0.5
 
 
 class Executor(Protocol):
-    def map(self, pipeline: Pipeline, shards: Iterator[Shard], on_documents: Callable[[int], None]) -> Iterator[Finished]:
-        """Run every shard, in any order. `on_documents(n)` hears of n more documents now and then."""
+    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+        """Run every order, in any sequence. `on_documents(n)` hears of n more documents now and then."""
         ...
 
 
@@ -39,9 +41,9 @@ class Executor(Protocol):
 class Serial:
     """All work in this process: small inputs, debugging."""
 
-    def map(self, pipeline: Pipeline, shards: Iterator[Shard], on_documents: Callable[[int], None]) -> Iterator[Finished]:
-        for shard in shards:
-            yield (shard, *run_shard(pipeline, shard, on_documents))
+    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+        for order in orders:
+            yield (order, *run_shard(pipelines[order[0]], order[1], on_documents))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Processes:
     shards_per_worker: int = 512
     """A worker is replaced after this many shards, so that what its libraries keep cannot grow without end."""
 
-    def map(self, pipeline: Pipeline, shards: Iterator[Shard], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
         idle: list[_Worker] = []
@@ -64,12 +66,12 @@ class Processes:
         try:
             while True:
                 while not exhausted and len(busy) < self.num_proc:
-                    shard = next(shards, None)
-                    if shard is None:
+                    order = next(orders, None)
+                    if order is None:
                         exhausted = True
                         break
-                    worker = idle.pop() if idle else _Worker.start(context, pipeline, self.threads)
-                    worker.give(shard)
+                    worker = idle.pop() if idle else _Worker.start(context, pipelines, self.threads)
+                    worker.give(order)
                     busy.append(worker)
                 if not busy:
                     return
@@ -97,25 +99,30 @@ class _Worker:
     process: Any
     connection: Connection
     beacon: Any
-    shard: Shard | None = None
+    order: Order | None = None
     shards_done: int = 0
     documents_seen: int = 0
     moved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, context: Any, pipeline: Pipeline, threads: int) -> _Worker:
+    def start(cls, context: Any, pipelines: Sequence[Pipeline], threads: int) -> _Worker:
         ours, theirs = context.Pipe()
         beacon = context.RawArray("q", 1)
         process = context.Process(target=_work, args=(theirs, beacon, threads), daemon=True)
         process.start()
         theirs.close()
         worker = cls(process, ours, beacon)
-        worker._send(pipeline)
+        worker._send(tuple(pipelines))
         return worker
 
-    def give(self, shard: Shard) -> None:
-        self.shard, self.moved_at = shard, time.monotonic()
-        self._send(shard)
+    def give(self, order: Order) -> None:
+        self.order, self.moved_at = order, time.monotonic()
+        self._send(order)
+
+    @property
+    def shard(self) -> Shard:
+        assert self.order is not None
+        return self.order[1]
 
     def _send(self, message: Any) -> None:
         # A worker that died before it could take the message is found by `poll`, which knows how to say so.
@@ -132,7 +139,7 @@ class _Worker:
 
     def poll(self) -> Finished | None:
         """The finished shard, None while it is in work. Raises what the worker raised, or WorkerDied."""
-        assert self.shard is not None
+        assert self.order is not None
         try:
             if not self.connection.poll():
                 if self.process.is_alive():
@@ -146,12 +153,11 @@ class _Worker:
             raise content[0]
         if kind == "crash":
             raise RuntimeError(f"{self.shard.id}: {content[0]}\n\nIn the worker:\n{content[1]}")
-        shard, self.shard, self.shards_done = self.shard, None, self.shards_done + 1
-        return (shard, content[0], content[1])
+        order, self.order, self.shards_done = self.order, None, self.shards_done + 1
+        return (order, content[0], content[1])
 
     def check_stall(self, seconds: float) -> None:
         if time.monotonic() - self.moved_at > seconds:
-            assert self.shard is not None
             self.process.kill()
             raise WorkerDied(
                 f"{self.shard.id}: worker {self.process.pid} got no document done in {seconds:.0f} s and was stopped, after {self.documents_seen} documents of it; "
@@ -159,7 +165,6 @@ class _Worker:
             )
 
     def _death(self) -> WorkerDied:
-        assert self.shard is not None
         self.process.join(5)
         code = self.process.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
@@ -169,7 +174,7 @@ class _Worker:
         )
 
     def stop(self) -> None:
-        if self.shard is None:
+        if self.order is None:
             self._send(None)
             self.process.join(2)
         if self.process.is_alive():
@@ -179,7 +184,7 @@ class _Worker:
 
 
 def _work(connection: Connection, beacon: Any, threads: int) -> None:
-    """The worker's life: the pipeline first, then shards until None."""
+    """The worker's life: the pipelines first, then orders until None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides what becomes of it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_driver()
@@ -192,9 +197,9 @@ def _work(connection: Connection, beacon: Any, threads: int) -> None:
         beacon[0] += documents
 
     try:
-        pipeline = connection.recv()
-        for shard in iter(connection.recv, None):
-            connection.send(_attempt(pipeline, shard, on_progress))
+        pipelines = connection.recv()
+        for which, shard in iter(connection.recv, None):
+            connection.send(_attempt(pipelines[which], shard, on_progress))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -1,46 +1,49 @@
-"""Drive a pipeline: shards without a receipt go to an executor, receipts come back in shard order."""
+"""Drive pipelines: shards without a receipt go to an executor, receipts come back in shard order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from moai.engine.executor import Executor
+from moai.engine.executor import Executor, Order
 from moai.engine.pipeline import Pipeline, Receipt, Shard, shard_key
 
 
 @dataclass(frozen=True)
 class Done:
-    """One shard of the result."""
+    """One shard of the result. `pipeline` is the index of the pipeline it came through."""
 
+    pipeline: int
     shard: Shard
     receipt: Receipt
     reused: bool
 
 
-def run(pipeline: Pipeline, executor: Executor, *, on_documents: Callable[[int], None], on_shard: Callable[[Done], None]) -> list[Done]:
-    """All shards of the pipeline's source, in the source's order. `on_shard` hears of each as it finishes, in any order.
+def run(pipelines: Sequence[Pipeline], executor: Executor, *, on_documents: Callable[[int], None], on_shard: Callable[[Done], None]) -> list[list[Done]]:
+    """All shards of each pipeline's source, in the sources' order. One stream feeds the workers, so that none waits between sources.
 
-    Raises what a shard raised. What was committed before stays committed, so that running again goes on from there.
+    `on_shard` hears of each shard as it finishes, in any order. Raises what a shard raised; what was committed before stays
+    committed, so that running again goes on from there.
     """
-    order: list[str] = []
+    order: list[list[str]] = [[] for _ in pipelines]
     done: dict[str, Done] = {}
 
-    def finish(shard: Shard, receipt: Receipt, reused: bool) -> None:
-        done[shard.id] = Done(shard, receipt, reused)
-        pipeline.source.remember(shard, receipt.raw)
+    def finish(which: int, shard: Shard, receipt: Receipt, reused: bool) -> None:
+        done[shard.id] = Done(which, shard, receipt, reused)
+        pipelines[which].source.remember(shard, receipt.raw)
         on_shard(done[shard.id])
 
-    def unfinished() -> Iterator[Shard]:
-        for shard in pipeline.source.shards():
-            assert shard.id not in done, f"two shards are called {shard.id}"
-            order.append(shard.id)
-            receipt = pipeline.sink.committed(shard_key(shard.raw, pipeline.transform_key)) if shard.raw else None
-            if receipt:
-                finish(shard, receipt, True)
-            else:
-                yield shard
+    def unfinished() -> Iterator[Order]:
+        for which, pipeline in enumerate(pipelines):
+            for shard in pipeline.source.shards():
+                assert shard.id not in done, f"two shards are called {shard.id}"
+                order[which].append(shard.id)
+                receipt = pipeline.sink.committed(shard_key(shard.raw, pipeline.transform_key)) if shard.raw else None
+                if receipt:
+                    finish(which, shard, receipt, True)
+                else:
+                    yield which, shard
 
-    for finished in executor.map(pipeline, unfinished(), on_documents):
-        finish(*finished)
-    return [done[shard_id] for shard_id in order]
+    for (which, shard), receipt, reused in executor.map(pipelines, unfinished(), on_documents):
+        finish(which, shard, receipt, reused)
+    return [[done[shard_id] for shard_id in ids] for ids in order]

@@ -145,7 +145,7 @@ def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) 
     progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
     bad = BadRecords(wanted.config.max_bad_ratio, progress)
     with _attempt(wanted) as attempt:
-        parts = [_run_part(wanted, given, chosen, attempt, progress, bad, report) for given in wanted.inputs]
+        parts = _run(wanted, chosen, attempt, progress, bad, report)
         bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
         logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
         saving = time.monotonic()
@@ -163,32 +163,39 @@ def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) 
     return prepared
 
 
-def _run_part(wanted: Request, given: Input, chosen: resources.Plan, attempt: Path, progress: Progress, bad: BadRecords, report: Report) -> Part:
-    """One input from files to committed shards."""
-    source, shape = open_source(wanted, given, attempt, chosen.batch_bytes.value)
-    logger.info("%s: %d files, text from %s", given.name, len(given.files), shape.name if shape else "plain text")
-    what = identity.transform_identity(wanted.config, wanted.tokenizer, given, shape)
-    transform_key = digest_json(what)[:40]
+def _run(wanted: Request, chosen: resources.Plan, attempt: Path, progress: Progress, bad: BadRecords, report: Report) -> list[Part]:
+    """All inputs from files to committed shards."""
     ledger = Ledger(wanted.cache)
-    pipeline = _pipeline(wanted, source, shape, attempt, transform_key, probe=ledger.has_transform(transform_key))
-    small = chosen.num_proc.reason.startswith("set") is False and sum(file.nominal_bytes for file in given.files) <= wanted.config.shard_bytes
-    executor: Executor = Serial() if small or chosen.num_proc.value == 0 else Processes(
-        num_proc=chosen.num_proc.value, threads=chosen.threads.value, stall_seconds=wanted.config.stall_timeout
-    )  # fmt: skip
+    pipelines, shapes, identities = [], [], []
+    for given in wanted.inputs:
+        source, shape = open_source(wanted, given, attempt, chosen.batch_bytes.value)
+        logger.info("%s: %d files, text from %s", given.name, len(given.files), shape.name if shape else "plain text")
+        what = identity.transform_identity(wanted.config, wanted.tokenizer, given, shape)
+        pipelines.append(_pipeline(wanted, source, shape, attempt, digest_json(what)[:40], ledger))
+        shapes.append(shape.name if shape else "plain text")
+        identities.append(what)
 
     def on_documents(number: int) -> None:
         progress.on_documents(number)
         report(progress.snapshot())
 
     def on_shard(done: Done) -> None:
-        ledger.note_transform(transform_key, what)
+        ledger.note_transform(done.receipt.transform_key, identities[done.pipeline])
         progress.on_shard(done.shard.nominal_bytes, reused=done.reused)
         if done.reused:
             progress.on_documents(done.receipt.counts.get("read", 0))
         bad.add(done.receipt.counts)
         report(progress.snapshot())
 
-    return Part(given, shape.name if shape else "plain text", run(pipeline, executor, on_documents=on_documents, on_shard=on_shard))
+    results = run(pipelines, _executor(wanted, chosen), on_documents=on_documents, on_shard=on_shard)
+    return [Part(given, shape, done) for given, shape, done in zip(wanted.inputs, shapes, results)]
+
+
+def _executor(wanted: Request, chosen: resources.Plan) -> Executor:
+    """Where moai chose the number of workers itself, an input of one shard is not worth starting them."""
+    if chosen.num_proc.value == 0 or (wanted.config.num_proc is None and wanted.text_bytes <= wanted.config.shard_bytes):
+        return Serial()
+    return Processes(num_proc=chosen.num_proc.value, threads=chosen.threads.value, stall_seconds=wanted.config.stall_timeout)
 
 
 def open_source(wanted: Request, given: Input, spool_dir: Path, batch_bytes: int) -> tuple[LocalSource, TextShape | None]:
@@ -204,7 +211,7 @@ def open_source(wanted: Request, given: Input, spool_dir: Path, batch_bytes: int
     return replace(source, columns=shape.columns), shape
 
 
-def _pipeline(wanted: Request, source: LocalSource, shape: TextShape | None, attempt: Path, transform_key: str, *, probe: bool) -> Pipeline:
+def _pipeline(wanted: Request, source: LocalSource, shape: TextShape | None, attempt: Path, transform_key: str, ledger: Ledger) -> Pipeline:
     config = wanted.config
     dtype = np.dtype(wanted.tokenizer.dtype).name
     backend = Reference(spec=wanted.tokenizer, split_special_tokens=config.split_special_tokens)
@@ -218,7 +225,7 @@ def _pipeline(wanted: Request, source: LocalSource, shape: TextShape | None, att
         ),
         sink=ArrowShards(cache=wanted.cache, staging=attempt, dtype=dtype, writer_batch_size=config.writer_batch_size, made_by=backend.made_by()),
         transform_key=transform_key,
-        probe=probe,
+        probe=ledger.has_transform(transform_key),
     )
 
 
