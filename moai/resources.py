@@ -147,13 +147,14 @@ def exports(machine: Machine, environ: Mapping[str, str]) -> dict[str, Setting]:
     ranks, origin = _ranks_per_node(machine, environ)
     chosen = plan(machine, num_proc=None, num_proc_origin="default", local_world_size=ranks, ranks_wait=True,
                   memory_mode="auto", shard_bytes=16_000_000, batch_size=1000, environ=environ)  # fmt: skip
+    sharing = max(1, ranks // _slurm_shares(environ))
     cpus, mode = machine.cpus.value, chosen.memory_mode.value
     tenth = machine.memory_bytes.value // _MEMORY_PARTS[mode] // chosen.num_proc.value // 10
     rows = min(100_000, max(1000, tenth // 8192 // 1000 * 1000))
     values = {
         "TOKENIZERS_PARALLELISM": Setting("true", "threads inside a tokenizer call; workers divide RAYON_NUM_THREADS"),
         "RAYON_NUM_THREADS": Setting(cpus, f"{_cpus_text(machine)}, a total that the workers divide"),
-        "OMP_NUM_THREADS": Setting(max(1, cpus // ranks), f"{_cpus_text(machine)} / {_count(ranks, 'rank')} a node ({origin})"),
+        "OMP_NUM_THREADS": Setting(max(1, cpus // sharing), f"{_cpus_text(machine)} / {_count(sharing, 'rank')} ({origin})"),
         "DATASET_NUM_PROC": Setting(chosen.num_proc.value, chosen.num_proc.reason),
         "DATASET_BATCH_SIZE": Setting(chosen.batch_bytes.value // 2048, f"memory mode {mode}: {chosen.memory_mode.reason}"),
         "DATASET_WRITER_BATCH_SIZE": Setting(rows, f"a tenth of each worker's part of {machine.memory_bytes.value / GB:.1f} GB RAM"),
@@ -196,7 +197,7 @@ def _mode(machine: Machine, wanted: str) -> Setting:
 
 def _usable_cpus(machine: Machine, local_world_size: int, ranks_wait: bool, environ: Mapping[str, str]) -> Setting:
     """The CPUs this preparation may take: all while the other ranks only wait, else this rank's share."""
-    sharing = max(1, local_world_size // _slurm_tasks(environ))
+    sharing = max(1, local_world_size // _slurm_shares(environ))
     if local_world_size == 1 or sharing == 1:
         return Setting(machine.cpus.value, _cpus_text(machine))
     if ranks_wait:
@@ -204,7 +205,7 @@ def _usable_cpus(machine: Machine, local_world_size: int, ranks_wait: bool, envi
     return Setting(max(1, machine.cpus.value // sharing), f"{_cpus_text(machine)} / {sharing} ranks")
 
 
-def _slurm_tasks(environ: Mapping[str, str]) -> int:
+def _slurm_shares(environ: Mapping[str, str]) -> int:
     """Slurm tasks on this node where each has its own CPUs, else 1: with one task a rank, `cpus` is a rank's share already."""
     if _positive(environ.get("SLURM_CPUS_PER_TASK")) is None:
         return 1
@@ -229,7 +230,8 @@ def _threads(usable: Setting, workers: int, environ: Mapping[str, str]) -> tuple
     text = environ.get("RAYON_NUM_THREADS", "")
     total = _positive(text)
     if total is not None:
-        return Setting(max(1, total // max(1, workers)), f"RAYON_NUM_THREADS={total} / {place}"), ()
+        over = (f"RAYON_NUM_THREADS = {total} is more than the {_count(usable.value, 'CPU')} this preparation may use: {usable.reason}. Kept.",)
+        return Setting(max(1, total // max(1, workers)), f"RAYON_NUM_THREADS={total} / {place}"), over if total > usable.value else ()
     ignored = (f"RAYON_NUM_THREADS = {text!r} is not a whole number above 0 and is ignored; unset it or set it to {usable.value}",)
     return Setting(max(1, usable.value // max(1, workers)), f"{_count(usable.value, 'CPU')} / {place}"), ignored if text not in ("", "0") else ()
 
@@ -339,10 +341,9 @@ def _cgroups(root: Path, controller: str) -> list[tuple[str, Path]]:
 def _below(path: str, mount_root: str) -> tuple[str, ...]:
     """`path` seen from the mount; in a container whose mount shows another part of the tree, the mount is the group."""
     try:
-        parts = PurePosixPath(path).relative_to(mount_root).parts
+        return PurePosixPath(path).relative_to(mount_root).parts
     except ValueError:
         return ()
-    return () if ".." in parts else parts
 
 
 def _gpus(root: Path, environ: Mapping[str, str]) -> int:

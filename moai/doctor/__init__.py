@@ -8,6 +8,7 @@ Exit 1 if a check failed, 2 on bad usage, else 0. Advice never exceeds what this
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,8 @@ from moai.errors import ConfigError
 class DoctorConfig:
     """Doctor: what to look at."""
 
-    tokenizer_path: str = option("", "directory with a tokenizer.json, or that file")
+    tokenizer_path: str = option("", "directory or Hub name with a tokenizer.json, or that file")
+    eos_token: str | None = option(None, "end-of-document token, where the tokenizer's configuration names none")
     cache_dir: str = option("~/.cache/moai", "where shards and prepared directories will lie; need not exist yet", env="MOAI_CACHE_DIR")
     json: bool = option(False, "print a list of objects instead of lines")
 
@@ -44,7 +46,7 @@ def examine(config: DoctorConfig, environ: Mapping[str, str]) -> list[Check]:
     cache_dir = Path(config.cache_dir)
     machine = resources.detect(cache_dir, environ=environ)
     return [
-        *check_tokenizer(config.tokenizer_path),
+        *check_tokenizer(config.tokenizer_path, eos_token=config.eos_token),
         check_cores(machine, environ),
         check_memory(machine, environ),
         *check_storage(cache_dir),
@@ -61,7 +63,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "verify
     except ConfigError as error:
         print(f"{prog}: error: {error} (--help lists every flag)", file=sys.stderr)
         return error.exit_code
-    checks = examine(config, environ)
+    asked = dict(environ)
+    os.environ["RAYON_NUM_THREADS"] = "1"  # the speed of one core is measured, and a pool of the user's size is not started for it
+    checks = examine(config, asked)
     if config.json:
         print(json.dumps([check.as_dict() for check in checks], indent=1, ensure_ascii=False))
     else:

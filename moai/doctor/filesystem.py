@@ -94,6 +94,8 @@ def check_lock(scratch: Path, other: SecondProcess) -> Check:
             return Check(name="lock", value="a second process took a lock that was held", verdict=FAILED, remedy=remedy)
     if not other.ask("take", path):
         return Check(name="lock", value="a released lock could not be taken by a second process", verdict=FAILED, remedy=remedy)
+    if _take(str(path), []):
+        return Check(name="lock", value="a lock that a second process held could be taken", verdict=FAILED, remedy=remedy)
     other.kill()
     start = time.perf_counter()
     try:

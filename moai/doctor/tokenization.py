@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moai.doctor.check import ADVICE, FAILED, Check
-from moai.errors import SlowTokenizerError, TokenizerError
+from moai.doctor.check import ADVICE, FAILED, OK, Check
+from moai.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from moai.tokenizer import Reference
 
 MEASURE_SECONDS = 1.5
 ROUND_TRIP_LINES = 200
@@ -36,34 +36,21 @@ _SENTENCES = (
 )
 
 
-def check_tokenizer(tokenizer_path: str) -> list[Check]:
+def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> list[Check]:
     """Loading, speed and round trip; only the first if that fails."""
     try:
-        tokenizer = load_fast_tokenizer(Path(tokenizer_path).expanduser())
+        from moai.tokenizer import Reference, load_tokenizer  # needs packages, and their absence is for a doctor to report
+
+        spec = load_tokenizer(tokenizer_path, eos_token=eos_token)
     except TokenizerError as error:
         value, _, remedy = str(error).rpartition("; ")
-        return [Check(name="tokenizer", value=value, verdict=FAILED, remedy=remedy)]
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    documents, origin = sample()
-    loaded = Check(name="tokenizer", value=f"fast, {size:,} tokens", figures={"vocab_size": size})
-    return [loaded, check_speed(tokenizer, documents, origin), check_round_trip(tokenizer, documents)]
-
-
-def load_fast_tokenizer(path: Path) -> Tokenizer:
-    """The Rust tokenizer of a directory or of a tokenizer.json. Raises TokenizerError as "what is wrong; the way out"."""
-    try:
-        from tokenizers import Tokenizer
+        return [Check(name="tokenizer", value=value or str(error), verdict=FAILED, remedy=remedy if value else _TRAIN)]
     except ImportError as error:
-        raise TokenizerError("the library `tokenizers` is not installed; install the pinned packages: bash scripts/bootstrap.sh") from error
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not path.exists():
-        raise TokenizerError(f"{path} does not exist; name a directory with a tokenizer.json, or {_TRAIN}")
-    if not file.exists():
-        raise SlowTokenizerError(f"{path} has no tokenizer.json, so only a slow tokenizer could load; {_TRAIN}")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise TokenizerError(f"{file} does not load ({' '.join(str(error).split())}); copy it again, or {_TRAIN}") from error
+        return [Check(name="tokenizer", value=str(error), verdict=FAILED, remedy="install the pinned packages: bash scripts/bootstrap.sh")]
+    documents, origin = sample()
+    backend = Reference(spec=spec)
+    loaded = Check(name="tokenizer", value=f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}", figures={"vocab_size": spec.vocab_size})
+    return [loaded, check_speed(backend, documents, origin), check_round_trip(backend, documents)]
 
 
 def sample() -> tuple[list[str], str]:
@@ -79,14 +66,14 @@ def sample() -> tuple[list[str], str]:
     return [f"{sentence} {n}" for n in range(300) for sentence in _SENTENCES], "built-in sentences"
 
 
-def check_speed(tokenizer: Tokenizer, documents: list[str], origin: str) -> Check:
-    """One document at a time, as one core does it: `encode_batch` would use as many threads as the environment allows."""
+def check_speed(backend: Reference, documents: list[str], origin: str) -> Check:
+    """One document a call, as one core does it: a whole batch would use as many threads as the environment allows."""
     for document in documents[:10]:
-        tokenizer.encode(document, add_special_tokens=False)
+        backend.encode_batch([document])
     num_tokens = num_bytes = 0
     start = time.perf_counter()
     for document in itertools.cycle(documents):
-        num_tokens += len(tokenizer.encode(document, add_special_tokens=False))
+        num_tokens += len(backend.encode_batch([document])[0])
         num_bytes += len(document.encode())
         seconds = time.perf_counter() - start
         if seconds >= MEASURE_SECONDS:
@@ -96,22 +83,22 @@ def check_speed(tokenizer: Tokenizer, documents: list[str], origin: str) -> Chec
     return Check(
         name="tokenizer speed",
         value=f"{tokens / 1e6:.2f} M tokens/s, {megabytes:.2f} MB/s on one core ({origin})",
-        verdict=ADVICE if slow else "ok",
+        verdict=ADVICE if slow else OK,
         remedy="about 3 MB/s is usual: is the machine busy, or the container's CPU quota used up?" if slow else "",
         figures={"tokens_per_second": round(tokens), "mb_per_second": round(megabytes, 3), "bytes_per_token": round(num_bytes / max(1, num_tokens), 2)},
     )
 
 
-def check_round_trip(tokenizer: Tokenizer, documents: list[str]) -> Check:
+def check_round_trip(backend: Reference, documents: list[str]) -> Check:
     """Lines spread over the sample, encoded and decoded. A difference is advice: some tokenizers fold case or spaces by design."""
     lines = [line[:2000] for document in documents for line in document.splitlines() if line.strip()]
     lines = lines[:: max(1, len(lines) // ROUND_TRIP_LINES)][:ROUND_TRIP_LINES]
-    changed = [line for line in lines if tokenizer.decode(tokenizer.encode(line, add_special_tokens=False).ids, skip_special_tokens=False) != line]
+    changed = [line for line in lines if backend.decode(backend.encode_batch([line])[0].tolist()) != line]
     example = f", first {changed[0][:40]!r}" if changed else ""
     return Check(
         name="round trip",
         value=f"{len(lines) - len(changed)} of {len(lines)} lines come back unchanged{example}",
-        verdict=ADVICE if changed else "ok",
+        verdict=ADVICE if changed else OK,
         remedy="the tokenizer normalizes or drops characters: keep it if that is meant, else take a byte-level one" if changed else "",
         figures={"lines": len(lines), "changed": len(changed)},
     )
