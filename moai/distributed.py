@@ -43,6 +43,8 @@ _POLL_FIRST, _POLL_LONGEST = 0.1, 1.0
 _SAY_SECONDS = 15.0
 _NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "cifs", "smb", "afs", "9p", "virtiofs", "fuse.", "wekafs", "panfs")
 
+_KEYS = {"state", "pid", "start_token", "host", "boot_id", "beat", "progress"}
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -135,10 +137,7 @@ class Status:
         self.path = path
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._content: dict[str, Any] = {
-            "state": "preparing", "pid": os.getpid(), "start_token": start_token(os.getpid()), "host": socket.gethostname(), "boot_id": _boot_id(), "beat": 0,
-            "progress": {},
-        }  # fmt: skip
+        self._content: dict[str, Any] = {"state": "preparing", **owner(), "beat": 0, "progress": {}}
         self._write()
         self._thread = threading.Thread(target=self._beat, name="status", daemon=True)
         self._thread.start()
@@ -182,9 +181,16 @@ def status_folders(cache: Path) -> tuple[Path, Path]:
     return cache / "launches", Path(tempfile.gettempdir()) / f"moai-{os.getuid()}" / "launches"
 
 
-def is_alive(pid: int, token: str | None) -> bool:
-    """Whether that very process runs: the same pid with the same start, and not a zombie."""
-    return token is not None and start_token(pid) == token
+def owner() -> dict[str, Any]:
+    """Who this process is, so that another one can tell whether it still runs."""
+    return {"pid": os.getpid(), "start_token": start_token(os.getpid()), "host": socket.gethostname(), "boot_id": _boot_id()}
+
+
+def is_gone(who: Mapping[str, Any]) -> bool:
+    """True when an `owner` ran on this host and runs no more: the same pid with the same start is what counts, and a zombie
+    does not. False also for one on another host, of whom nothing can be known."""
+    here = who["host"] == socket.gethostname()
+    return here and (who["boot_id"] != _boot_id() or who["start_token"] is None or start_token(who["pid"]) != who["start_token"])
 
 
 def start_token(pid: int) -> str | None:
@@ -280,17 +286,19 @@ class _Watch:
         """Opened anew each time: on network file systems an open asks the server, a stat may not."""
         for path in self.paths:
             try:
-                return dict(json.loads(path.read_bytes()))
+                status = json.loads(path.read_bytes())
             except (OSError, ValueError):
                 with contextlib.suppress(OSError):
                     os.listdir(path.parent)  # lets an NFS client forget that the name was absent
+                continue
+            if isinstance(status, dict) and status.keys() >= _KEYS:
+                return status
         return None
 
     def _check_alive(self, status: dict[str, Any], now: float) -> None:
         if status["beat"] != self.beat:
             self.beat, self.beat_at = status["beat"], now
-        here = status["host"] == socket.gethostname() and status["boot_id"] == _boot_id()
-        if here and not is_alive(status["pid"], status["start_token"]):
+        if is_gone(status):
             last = self._read()  # its last word may have come between the two looks
             if last and last["state"] != "preparing":
                 return
@@ -325,7 +333,7 @@ def _failure(status: dict[str, Any]) -> PreparationFailed:
 
 def _reached(status: dict[str, Any]) -> str:
     line = status["progress"].get("line")
-    return f" (at {line})" if line else ""
+    return f" (last heard: {line})" if line else ""
 
 
 def _nonce_from_agent(ranks: Ranks, environ: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ dataset = datasets.load_from_disk(str(prepared.path))
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from moai import resources
-from moai.distributed import Ranks, Report, build_once, ranks
+from moai.distributed import Ranks, Report, build_once, is_gone, owner, ranks
 from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Pipeline
 from moai.engine.progress import Progress
 from moai.engine.run import Done, run
 from moai.errors import SourceError, StorageError
-from moai.files import digest_json, free_bytes, storage_errors
+from moai.files import canonical_json, digest_json, free_bytes, storage_errors, write_atomic
 from moai.recipes import identity
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
@@ -47,6 +48,7 @@ from moai.transforms.tokenize import Tokenize
 logger = logging.getLogger(__name__)
 
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
+_OWNER = "owner.json"
 _ALONE = Ranks()
 _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
@@ -284,13 +286,16 @@ def _locked(wanted: Request, report: Report) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attempt(wanted: Request) -> Iterator[Path]:
-    """A private directory for what is not finished; removed afterwards, with those that dead attempts at this plan left."""
+    """A private directory for what is not finished; removed afterwards, with those that dead attempts left on this host."""
     attempts = wanted.cache / "attempts"
-    for left in attempts.glob(f"{wanted.key[:24]}-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in attempts.iterdir():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if is_gone(json.loads((left / _OWNER).read_bytes())):
+                shutil.rmtree(left)
     path = attempts / f"{wanted.key[:24]}-{uuid.uuid4().hex}"
     path.mkdir()
     try:
+        write_atomic(path / _OWNER, canonical_json(owner()), durable=False)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)

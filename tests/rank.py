@@ -1,0 +1,33 @@
+"""One rank of a launch in test_protocol.py: prepare or wait, open the result, say what it holds."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+
+if __name__ == "__main__":
+    from moai.config import resolve
+    from moai.errors import MoaiError
+    from moai.recipes.options import DataConfig
+    from moai.recipes.pretraining import prepare_or_wait
+
+    if os.environ.get("TEST_NO_LOCKS"):
+        import filelock
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        filelock.FileLock.acquire = refuse  # type: ignore[method-assign]
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    resolved = resolve([DataConfig], sys.argv[1:], os.environ, prog="rank.py")
+    try:
+        prepared = prepare_or_wait(resolved[DataConfig], origins=resolved.origins)
+    except MoaiError as error:
+        print(f"rank {os.environ['RANK']} ended: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    import datasets
+
+    print(f"rank {os.environ['RANK']} holds {len(datasets.load_from_disk(str(prepared.path)))} rows of {prepared.path.name}")
