@@ -23,7 +23,7 @@ from typing import Any
 
 import xxhash
 
-from moai.errors import StorageError
+from moai.errors import SourceError, StorageError
 
 _RACY_NS = 2_000_000_000
 _BLOCK_BYTES = 4 << 20
@@ -63,7 +63,8 @@ def stamp(path: Path) -> Stamp:
 
 def canonical_json(value: Any) -> bytes:
     """One spelling for one value: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    # A path that is not UTF-8 holds lone surrogates; they have a spelling too, and `json` reads it back.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
 
 
 def digest_json(value: Any) -> str:
@@ -91,6 +92,17 @@ def storage_errors(place: Path) -> Iterator[None]:
         raise StorageError(f"{error.filename or place}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}") from error
 
 
+@contextlib.contextmanager
+def input_errors(path: str | Path) -> Iterator[None]:
+    """Turn what an input that vanished, is forbidden or does not read raises into one line."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise SourceError(f"{path}: not readable ({error.strerror or error}); check that it is there and may be read") from error
+
+
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `path` as a whole: readers see the old content or the new one, after a crash too when `durable`."""
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -107,11 +119,13 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def publish_file(staged: Path, final: Path) -> None:
-    """Give a finished, fsynced file its final name. One that is already there has the same content by its name, and stays."""
+    """Give a finished, fsynced file its final name. One that is already there has the same content by its name and stays, unless it was damaged since."""
     try:
         os.link(staged, final)
     except FileExistsError:
-        pass
+        if digest_file(final) != digest_file(staged):
+            os.replace(staged, final)
+            return
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
             raise

@@ -63,6 +63,8 @@ class Reference:
         # Blocks for truncation and padding in tokenizer.json serve inference; here they would lose or invent tokens.
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None):
+            tokenizer.model.dropout = None  # BPE dropout belongs to training a tokenizer's own model: the same text would give other ids each time
         tokenizer.encode_special_tokens = self.split_special_tokens
         return tokenizer
 
@@ -131,6 +133,10 @@ def _find(path: str) -> Path:
             f"convert it: python scripts/train_tokenizer.py --convert {path} --output_dir NEW_DIR" if slow else "name the directory that holds tokenizer.json"
         )
         raise SlowTokenizerError(f"{path}: has no tokenizer.json, {what}; {remedy}")
+    if local.is_file():
+        raise SlowTokenizerError(
+            f"{path}: not a tokenizer.json; name that file or its directory, or convert: python scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
+        )
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise TokenizerError(f"{path}: no such tokenizer directory (train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR)")
     return _from_hub(path)

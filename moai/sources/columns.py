@@ -36,14 +36,18 @@ def parquet_schema(path: str) -> pa.Schema:
 
 
 def digest_parquet(path: str, first: int, last: int, columns: tuple[str, ...], block_bytes: int, meter: Meter) -> None:
-    """The raw column chunks that `read_parquet` decodes, with their types and rows."""
-    metadata = _parquet(path).metadata
+    """The raw column chunks that `read_parquet` decodes, with all that decides what they decode to: types, levels, rows."""
+    parquet = _parquet(path)
+    metadata = parquet.metadata
+    meter.update(canonical_json([[name, str(parquet.schema_arrow.field(name))] for name in columns if name in parquet.schema_arrow.names]))
     with open(path, "rb", buffering=0) as file:
         for index in range(first, last):
             group = metadata.row_group(index)
-            chunks = [chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.split(".")[0] in columns]
+            picked = [c for c in range(group.num_columns) if _is_of(group.column(c).path_in_schema, columns)]
+            chunks = [group.column(c) for c in picked]
+            levels = [[metadata.schema.column(c).max_definition_level, metadata.schema.column(c).max_repetition_level] for c in picked]
             header = [[c.path_in_schema, c.physical_type, c.compression, [str(e) for e in c.encodings]] for c in chunks]
-            meter.update(canonical_json([group.num_rows, header]), lines=group.num_rows)
+            meter.update(canonical_json([group.num_rows, header, levels]), lines=group.num_rows)
             for chunk in chunks:
                 start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
                 file.seek(start)
@@ -64,7 +68,7 @@ def read_parquet(path: str, first: int, last: int, columns: tuple[str, ...], seg
             for batch in file.iter_batches(batch_size=rows, row_groups=[index], columns=list(columns), use_threads=False):
                 yield _placed(batch, segment, row)
                 row += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{path}: row group {index} is not readable ({_one_line(error)}); the file is damaged") from error
 
 
@@ -99,15 +103,17 @@ def digest_arrow(path: str, first: int, last: int, columns: tuple[str, ...], met
                 return
 
 
-def read_arrow(path: str, first: int, last: int, columns: tuple[str, ...], segment: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def read_arrow(path: str, first: int, last: int, columns: tuple[str, ...], segment: int, batch_rows: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:
     row = 0
     for index, batch, _, _ in _arrow_batches(path):
         if index >= last:
             return
         if index >= first:
             picked = batch.select([name for name in batch.schema.names if name in columns])
-            for start in range(0, picked.num_rows, batch_rows):
-                piece = picked.slice(start, batch_rows)
+            _validate(picked, path, index)
+            rows = max(1, min(batch_rows, batch_bytes * max(1, picked.num_rows) // max(1, picked.nbytes)))
+            for start in range(0, picked.num_rows, rows):
+                piece = picked.slice(start, rows)
                 yield _placed(piece, segment, row)
                 row += piece.num_rows
 
@@ -119,12 +125,27 @@ def _placed(batch: pa.RecordBatch, segment: int, row: int) -> pa.RecordBatch:
     return batch.append_column("offset", pa.nulls(rows, pa.int64()))
 
 
+def _is_of(path_in_schema: str, columns: tuple[str, ...]) -> bool:
+    """Whether a leaf, like `messages.list.element.content`, belongs to one of the columns, whose own names may hold dots."""
+    return any(path_in_schema == name or path_in_schema.startswith(f"{name}.") for name in columns)
+
+
+def _validate(batch: pa.RecordBatch, path: str, index: int) -> None:
+    """Offsets that lead out of their buffers would end the process. Texts that are no UTF-8 pass: they are bad records, not a bad file."""
+    for column in batch.columns:  # offsets are looked at before texts, so the one complaint cannot hide the other
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise SourceError(f"{path}: record batch {index} is not readable ({_one_line(error)}); the file is damaged") from error
+
+
 def _parquet(path: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path}: not readable as Parquet ({_one_line(error)}); the file is damaged or cut off") from error
 
 
@@ -138,7 +159,7 @@ def _arrow_batches(path: str) -> Iterator[tuple[int, pa.RecordBatch, int, int]]:
                 batch = reader.read_next_batch()
             except StopIteration:
                 break
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError) as error:
                 raise SourceError(f"{path}: record batch {index} is not readable ({_one_line(error)}); the file is damaged or cut off") from error
             yield index, batch, start, file.tell()
             index, start = index + 1, file.tell()
@@ -153,7 +174,7 @@ def _open_stream(file: Any, path: str) -> Any:
         file.seek(0)
     try:
         return pa.ipc.open_stream(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path}: not readable as Arrow ({_one_line(error)}); the file is damaged or cut off") from error
 
 

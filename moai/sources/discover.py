@@ -12,11 +12,13 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moai.errors import SourceError
-from moai.files import stamp
+from moai.files import input_errors, stamp
 from moai.sources.hub import HubFiles, HubName, fetch
 from moai.sources.local import File
 from moai.sources.streams import COMPRESSIONS
@@ -40,7 +42,10 @@ class Input:
 
 def discover(spec: str, config: str | None = None) -> list[Input]:
     """Inputs by kind. Raises SourceError when there is nothing to read, with what was looked for."""
-    paths, root, origin = _paths(spec, config)
+    if not spec.strip():
+        raise SourceError(f"{spec!r}: names no data; is a variable empty?")
+    with input_errors(spec):
+        paths, root, origin = _paths(spec, config)
     files = [_file(path, root) for path in paths]
     empty = [file for file in files if file.stamp.size == 0]
     if len(empty) == len(files):
@@ -67,7 +72,8 @@ def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, s
     if local.is_dir() and (local / "dataset_dict.json").exists() and not name.config:
         return _in_directory(local, name.split), local, {}
     if any(c in spec for c in "*?["):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if _kind(Path(p)) and Path(p).is_file())
+        # A set: a pattern with several ** gives one path several times.
+        found = sorted({Path(p) for p in glob.glob(str(path), recursive=True) if _kind(Path(p)) and Path(p).is_file()})
         if not found:
             raise SourceError(f"{spec}: no file matches (readable endings: {_endings()})")
         return found, Path(os.path.commonpath([str(p.parent) for p in found])), {}
@@ -79,21 +85,22 @@ def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, s
 
 def _in_directory(path: Path, split: str | None) -> list[Path]:
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        splits = _listed(path / "dataset_dict.json", lambda value: value["splits"])
         split = split or ("train" if "train" in splits else None)
         if split is None or split not in splits:
             raise SourceError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}@{splits[0]}")
         path = path / split
     if (path / "state.json").exists():
-        names = [entry["filename"] for entry in json.loads((path / "state.json").read_text())["_data_files"]]
-        bad = [name for name in names if os.path.basename(name) != name]
-        if bad:
-            raise SourceError(f"{path / 'state.json'}: the file name {bad[0]!r} leaves the directory")
-        return [path / name for name in names]
+        return [path / name for name in _listed(path / "state.json", lambda value: [entry["filename"] for entry in value["_data_files"]])]
     found: list[Path] = []
     passed_over: list[Path] = []
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=_refuse):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+        links = [f for f in folders if (Path(folder) / f).is_symlink()]
+        if links:
+            logger.warning(
+                "%s: %d links to directories are not followed, the first %s; name them too if their files belong to the data", folder, len(links), links[0]
+            )
         for name in sorted(names):
             file = Path(folder) / name
             if name.startswith("."):
@@ -106,13 +113,31 @@ def _in_directory(path: Path, split: str | None) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(path).as_posix().encode("utf-8", "surrogateescape"))
 
 
+def _listed(file: Path, names_in: Callable[[Any], list[str]]) -> list[str]:
+    """Names of files or folders beside `file`, from what `datasets` wrote into it. Raises SourceError unless they are plain names of things that exist."""
+    try:
+        names = names_in(json.loads(file.read_bytes()))
+        bad = [name for name in names if os.path.basename(name) != name or name in ("", ".", "..")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{file}: not as `datasets` writes it ({type(error).__name__}: {error}); save the dataset again") from error
+    if bad or not names:
+        raise SourceError(f"{file}: {f'the name {bad[0]!r} leaves the directory' if bad else 'lists nothing'}")
+    return names
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: {error.strerror}; without it the data would be another set") from error
+
+
 def _file(path: Path, root: Path) -> File:
     kind = _kind(path)
     if kind is None:
         raise SourceError(f"{path}: unknown kind of file (readable endings: {_endings()})")
     compression = COMPRESSIONS.get(path.suffix, "")
     absolute = path.absolute()
-    return File(str(absolute), absolute.relative_to(root.absolute()).as_posix(), kind, compression, stamp(absolute))
+    name = os.fsencode(absolute.relative_to(root.absolute()).as_posix()).decode("utf-8", "backslashreplace")
+    with input_errors(absolute):
+        return File(str(absolute), name, kind, compression, stamp(absolute))
 
 
 def _kind(path: Path) -> str | None:

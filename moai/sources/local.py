@@ -15,9 +15,8 @@ Digests of ranges already read are remembered under the files' stamps (size, tim
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +26,12 @@ import pyarrow as pa
 import xxhash
 
 from moai.engine.ledger import Ledger
-from moai.engine.pipeline import Meter, Raw, Shard
+from moai.engine.pipeline import Meter, Raw, Shard, shard_key
 from moai.errors import SourceError
-from moai.files import Stamp, digest_json, stamp
+from moai.files import Stamp, digest_json, input_errors, stamp
 from moai.sources import columns as columnar
-from moai.sources.records import Limits, read_lines_in, read_range, split_lines, split_values, whole_file
-from moai.sources.streams import EXPANSION, Tee, line_cuts, open_blocks, skip, value_cuts
+from moai.sources.records import Limits, read_lines_in, read_range, scan_values, split_lines, split_values, whole_file
+from moai.sources.streams import EXPANSION, RangeWriter, line_cuts, open_blocks, skip, value_cuts
 
 _PEEK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -86,6 +85,9 @@ class LocalSource:
     batch_rows: int = 1000
     batch_bytes: int = 4 << 20
     trust_stamps: bool = True
+    transform_key: str = ""
+    """What finished shards are looked for under. With it, a compressed file of which a range is not finished is decompressed once more,
+    by the driver; without it, every range that is read again is decompressed to from the file's beginning."""
 
     @property
     def nominal_bytes(self) -> int:
@@ -98,39 +100,25 @@ class LocalSource:
 
     def digest(self, shard: Shard) -> Raw:
         meter = Meter()
-        for index, segment in enumerate(shard.segments):
+        for segment in shard.segments:
             meter.begin_segment()
-            if segment.framing == "parquet":
-                columnar.digest_parquet(segment.file.path, segment.start, segment.end, self.columns, self.batch_bytes, meter)
-            elif segment.framing == "arrow":
-                columnar.digest_arrow(segment.file.path, segment.start, segment.end, self.columns, meter)
-            else:
-                for block in self._blocks(segment):
-                    meter.update(block, lines=block.count(b"\n"))
-            self._check_unchanged(shard.segments[index].file)
+            with input_errors(segment.file.path):
+                if segment.framing == "parquet":
+                    columnar.digest_parquet(segment.file.path, segment.start, segment.end, self.columns, self.batch_bytes, meter)
+                elif segment.framing == "arrow":
+                    columnar.digest_arrow(segment.file.path, segment.start, segment.end, self.columns, meter)
+                else:
+                    for block in self._blocks(segment):
+                        meter.update(block, lines=block.count(b"\n"))
+                self._check_unchanged(segment.file)
         return meter.raw()
 
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
-        limits = Limits(self.max_record_bytes, self.batch_rows)
         for index, segment in enumerate(shard.segments):
             meter.begin_segment()
-            path, blocks = segment.file.path, self._blocks(segment)
-            framing = _json_framing(segment.file) if segment.framing == "json" else segment.framing
-            if framing == "parquet":
-                columnar.digest_parquet(path, segment.start, segment.end, self.columns, self.batch_bytes, meter)
-                yield from columnar.read_parquet(path, segment.start, segment.end, self.columns, index, self.batch_rows, self.batch_bytes)
-            elif framing == "arrow":
-                columnar.digest_arrow(path, segment.start, segment.end, self.columns, meter)
-                yield from columnar.read_arrow(path, segment.start, segment.end, self.columns, index, self.batch_rows)
-            elif framing == "lines":
-                yield from split_lines(blocks, index, limits, meter)
-            elif framing == "file":
-                yield from whole_file(blocks, index, limits, meter)
-            else:
-                if framing == "array" and not segment.aligned:
-                    blocks = _behind_bracket(blocks, meter)
-                yield from split_values(blocks, index, limits, meter, in_array=framing == "array")
-            self._check_unchanged(segment.file)
+            with input_errors(segment.file.path):
+                yield from self._read(segment, index, meter)
+                self._check_unchanged(segment.file)
 
     def remember(self, shard: Shard, raw: Raw) -> None:
         """Keep the digest of a range that was read, and drop what was spooled for it."""
@@ -175,10 +163,28 @@ class LocalSource:
     def _is_one_document(self) -> bool:
         return self.kind == "txt" and self.txt_document == "file"
 
+    def _read(self, segment: Segment, index: int, meter: Meter) -> Iterator[pa.RecordBatch]:
+        path, blocks = segment.file.path, self._blocks(segment)
+        limits = Limits(self.max_record_bytes, self.batch_rows, self.batch_bytes)
+        framing = _json_framing(segment.file) if segment.framing == "json" else segment.framing
+        if framing == "parquet":
+            columnar.digest_parquet(path, segment.start, segment.end, self.columns, self.batch_bytes, meter)
+            yield from columnar.read_parquet(path, segment.start, segment.end, self.columns, index, self.batch_rows, self.batch_bytes)
+        elif framing == "arrow":
+            columnar.digest_arrow(path, segment.start, segment.end, self.columns, meter)
+            yield from columnar.read_arrow(path, segment.start, segment.end, self.columns, index, self.batch_rows, self.batch_bytes)
+        elif framing == "lines":
+            yield from split_lines(blocks, index, limits, meter)
+        elif framing == "file":
+            yield from whole_file(blocks, index, limits, meter)
+        else:
+            yield from split_values(blocks, index, limits, meter, in_array=framing == "array", opened=segment.start > 0)
+
     def _columnar(self, file: File) -> Iterator[Shard]:
         ranges = columnar.parquet_ranges if self.kind == "parquet" else columnar.arrow_ranges
-        for first, last, size in ranges(file.path, self.shard_bytes):
-            yield replace(self._shard([Segment(file, first, last, self.kind, aligned=True)]), nominal_bytes=size)
+        with input_errors(file.path):
+            for first, last, size in ranges(file.path, self.shard_bytes):
+                yield replace(self._shard([Segment(file, first, last, self.kind, aligned=True)]), nominal_bytes=size)
 
     def _marks(self, file: File) -> Iterator[Shard]:
         for start in range(0, file.stamp.size, self.shard_bytes):
@@ -189,35 +195,38 @@ class LocalSource:
         ledger = Ledger(self.cache)
         identity: list[object] = ["" if file.stamp.is_racy() else "stream", file.path, file.stamp.as_list(), self.shard_bytes, framing]
         known = ledger.known(digest_json(identity)) if self.trust_stamps and identity[0] else None
-        ends: list[int] = list(known["ends"]) if known else []
-        if known and all(self._known_range(ledger, identity, index) for index in range(len(ends))):
-            for index, (start, end) in enumerate(zip([known["start"], *ends], ends)):
-                yield self._range_shard(file, framing, start, end, len(ends), self._known_range(ledger, identity, index), None)
+        raws = [self._known_range(ledger, identity, index) for index in range(len(known["ends"]))] if known else []
+        if known and all(raws) and (not file.compression or self._finished(ledger, raws)):
+            for raw, start, end in zip(raws, [0, *known["ends"]], known["ends"]):
+                yield self._range_shard(file, framing, start, end, len(raws), raw, None)
             return
-        blocks = open_blocks(file.path, file.compression, self.batch_bytes)
-        begin = 0
-        if framing == "array":
-            blocks, begin = _without_bracket(blocks)
-        tee = Tee(blocks)
-        cuts = (
-            line_cuts(iter(tee), self.shard_bytes)
-            if framing == "lines"
-            else value_cuts(iter(tee), self.shard_bytes, self.max_record_bytes, in_array=framing == "array")
-        )
-        start = begin
-        for cut in _and_rest(cuts):
-            spool = self.spool_dir / f"{uuid.uuid4().hex}.spool" if file.compression else None
-            raw = _spool(tee.take(cut), spool)
-            end = start + raw.bytes[0]
-            if end > start:
-                ends.append(end)
-                if identity[0]:
-                    ledger.remember_raw(digest_json([*identity, len(ends) - 1]), raw)
-                yield self._range_shard(file, framing, start, end, 0, raw, spool)
-            start = end
+        ends: list[int] = []
+        start = 0
+        with contextlib.closing(RangeWriter(self._whole(file), self.spool_dir if file.compression else None)) as ranges:
+            for cut in _and_rest(self._cuts(iter(ranges), framing)):
+                raw, spool = ranges.end_range(cut)
+                end = start + raw.bytes[0]
+                if end > start:
+                    ends.append(end)
+                    if identity[0]:
+                        ledger.remember_raw(digest_json([*identity, len(ends) - 1]), raw)
+                    yield self._range_shard(file, framing, start, end, 0, raw, spool)
+                start = end
         self._check_unchanged(file)
         if identity[0]:
-            ledger.remember(digest_json(identity), {"start": begin, "ends": ends})
+            ledger.remember(digest_json(identity), {"ends": ends})
+
+    def _finished(self, ledger: Ledger, raws: list[Raw | None]) -> bool:
+        return not self.transform_key or all(raw and ledger.receipt(shard_key(raw, self.transform_key)) for raw in raws)
+
+    def _whole(self, file: File) -> Iterator[bytes]:
+        with input_errors(file.path):
+            yield from open_blocks(file.path, file.compression, self.batch_bytes)
+
+    def _cuts(self, blocks: Iterator[bytes], framing: str) -> Iterator[int]:
+        if framing == "lines":
+            return line_cuts(blocks, self.shard_bytes)
+        return value_cuts(blocks, self.shard_bytes, self.max_record_bytes, in_array=framing == "array")
 
     def _known_range(self, ledger: Ledger, identity: list[object], index: int) -> Raw | None:
         return ledger.known_raw(digest_json([*identity, index]))
@@ -248,7 +257,9 @@ class LocalSource:
         return read_range(path, segment.start, segment.end, self.batch_bytes)
 
     def _check_unchanged(self, file: File) -> None:
-        if stamp(Path(file.path)) != file.stamp:
+        with input_errors(file.path):
+            now = stamp(Path(file.path))
+        if now != file.stamp:
             raise SourceError(f"{file.path}: changed while it was read; run again when whoever writes it has finished")
 
 
@@ -258,18 +269,7 @@ def _nominal(group: list[Segment]) -> int:
 
 def _cuts_after(file: File, shard_bytes: int) -> bool:
     """True for a share of the names that grows with the size, so that groups are about half of shard_bytes on average."""
-    return xxhash.xxh3_64_intdigest(file.name.encode("utf-8", "surrogateescape")) < (file.nominal_bytes * 2 << 64) // shard_bytes
-
-
-def _spool(pieces: Iterator[bytes], target: Path | None) -> Raw:
-    """Digest the pieces of one range, and write them to `target` if there is one."""
-    meter = Meter()
-    meter.begin_segment()
-    with open(target or os.devnull, "wb") as file:
-        for piece in pieces:
-            meter.update(piece, lines=piece.count(b"\n"))
-            file.write(piece)
-    return meter.raw()
+    return xxhash.xxh3_64_intdigest(file.name.encode()) < (file.nominal_bytes * 2 << 64) // shard_bytes
 
 
 def _and_rest(cuts: Iterator[int]) -> Iterator[int | None]:
@@ -280,31 +280,15 @@ def _and_rest(cuts: Iterator[int]) -> Iterator[int | None]:
 @functools.lru_cache(maxsize=1)  # asked once for the shards of a file, then by the worker that reads it
 def _json_framing(file: File) -> str:
     """What a .json file is: one array, one JSON value a line, or values spread over lines."""
-    head = next(open_blocks(file.path, file.compression, _PEEK_BYTES), b"")[:_PEEK_BYTES].removeprefix(_BOM).lstrip()
+    with input_errors(file.path):
+        head = next(open_blocks(file.path, file.compression, _PEEK_BYTES), b"")[:_PEEK_BYTES].removeprefix(_BOM).lstrip()
     if head.startswith(b"["):
         return "array"
+    first_line = head.split(b"\n", 1)[0].strip()
+    first = next(scan_values(iter((head,)), _PEEK_BYTES, in_array=False), None)
     try:
-        orjson.loads(head.split(b"\n", 1)[0])
+        orjson.loads(first.value if first else b"")
     except orjson.JSONDecodeError:
-        return "values" if head.startswith(b"{") and b"\n" in head and head.split(b"\n", 1)[0].strip() == b"{" else "lines"
-    return "lines"
-
-
-def _behind_bracket(blocks: Iterator[bytes], meter: Meter) -> Iterator[bytes]:
-    """The blocks behind the bracket that opens the array. What comes before it counts in the meter, as in `_without_bracket`."""
-    first = next(blocks)
-    cut = first.index(b"[") + 1
-    meter.update(first[:cut], lines=first.count(b"\n", 0, cut))
-    yield first[cut:]
-    yield from blocks
-
-
-def _without_bracket(blocks: Iterator[bytes]) -> tuple[Iterator[bytes], int]:
-    first = next(blocks)
-    cut = first.index(b"[") + 1
-
-    def rest() -> Iterator[bytes]:
-        yield first[cut:]
-        yield from blocks
-
-    return rest(), cut
+        return "values" if first_line == b"{" and len(head) > len(first_line) else "lines"  # a broken first value, or one too long for a look
+    assert first is not None
+    return "values" if b"\n" in first.value or head[first.end :].startswith(b"{") else "lines"

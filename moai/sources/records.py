@@ -22,12 +22,19 @@ SAMPLE_BYTES = 200
 _NEWLINE = 10
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
 _STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
+_SPACE = re.compile(rb"\s*")
 
 
 @dataclass(frozen=True)
 class Limits:
     max_record_bytes: int
     batch_rows: int
+    batch_bytes: int = 4 << 20
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a record that is too large: never more than makes it so, or the sample would depend on where blocks end."""
+        return min(SAMPLE_BYTES, self.max_record_bytes)
 
 
 def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter) -> Iterator[pa.RecordBatch]:
@@ -50,37 +57,39 @@ def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Me
             line += data.count(b"\n", 0, cut)
         offset, carry = offset + cut, data[cut:]
         if len(carry) > limits.max_record_bytes:
-            skipped, offset, carry = (offset, carry[:SAMPLE_BYTES]), offset + len(carry), b""
+            skipped, offset, carry = (offset, carry[: limits.sample_bytes]), offset + len(carry), b""
     if skipped:
         yield _problem(skipped[1], segment, line, skipped[0])
     elif carry:
         yield from _lines(carry + b"\n", segment, line, offset, limits)
 
 
-def split_values(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool) -> Iterator[pa.RecordBatch]:
-    """Elements of a JSON array from behind its bracket on, or values that follow one another.
+def split_values(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool, opened: bool = False) -> Iterator[pa.RecordBatch]:
+    """Elements of a JSON array, or values that follow one another, in batches.
 
     Only quotes and brackets are looked at; a value over the limit is skipped through, never held.
     """
     rows: list[tuple[bytes, str | None, int, int]] = []
+    size = 0
 
     def metered() -> Iterator[bytes]:
         for block in blocks:
             meter.update(block, lines=block.count(b"\n"))
             yield block
 
-    for span in scan_values(metered(), limits.max_record_bytes, in_array=in_array):
+    for span in scan_values(metered(), limits.max_record_bytes, in_array=in_array, opened=opened):
         rows.append((span.value, TOO_LARGE if span.too_large else None, span.line, span.start))
-        if len(rows) >= limits.batch_rows:
+        size += len(span.value)
+        if len(rows) >= limits.batch_rows or size >= limits.batch_bytes:
             yield _batch(rows, segment)
-            rows = []
+            rows, size = [], 0
     if rows:
         yield _batch(rows, segment)
 
 
 @dataclass(frozen=True)
 class Span:
-    """One JSON value: its bytes (the first ones, if too large), its line and the byte range [start, end), separators excluded."""
+    """One JSON value: its bytes (the first ones, if too large), its line and offset; `end` is the offset behind it, white space included."""
 
     value: bytes
     line: int
@@ -89,30 +98,39 @@ class Span:
     too_large: bool
 
 
-def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool) -> Iterator[Span]:
-    """Cut a stream of JSON into values at its outermost level. What stands behind the array's end is one last value, and no JSON."""
+def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, opened: bool = False) -> Iterator[Span]:
+    """Cut a stream of JSON into values at its outermost level. What stands behind the array's end is one last value, and no JSON.
+
+    opened  the array's bracket lies before the stream, which begins between two elements
+    Every `end` lies in the block that was drawn last.
+    """
+    sample_bytes = Limits(max_bytes, 0).sample_bytes
     depth, in_string, closed = 0, False, False
-    data, base, line = b"", 0, 0  # `data` begins at stream offset `base`, in line `line`; the value in work begins at its start
+    opened = opened or not in_array
+    data, base = b"", 0  # `data` begins at stream offset `base`
+    begin = at = line = 0  # in `data`: where the value in work begins (in line `line` of the stream), and up to where it is scanned
     head: tuple[bytes, int, int] | None = None  # (first bytes, line, start) of a value that is too large
 
-    def take(end: int) -> Iterator[Span]:
-        """The value from the start of `data` to `end`, without the white space around it."""
+    def go_to(position: int) -> None:
+        nonlocal begin, line
+        line += data.count(b"\n", begin, position)
+        begin = position
+
+    def take(end: int, behind: int) -> Iterator[Span]:
+        """The value from `begin` to `end`, without the white space around it; the next one begins at `behind`."""
         nonlocal head
         if head:
             yield Span(head[0], head[1], head[2], base + end, True)
-            head = None
-        elif value := data[:end].strip():
-            lead = len(data[:end]) - len(data[:end].lstrip())
-            yield Span(value, line + data.count(b"\n", 0, lead), base + lead, base + lead + len(value), len(value) > max_bytes)
+        else:
+            go_to(_behind_space(data, begin, end))
+            if value := data[begin:end].rstrip():
+                too_large = len(value) > max_bytes
+                yield Span(value[:sample_bytes] if too_large else value, line, base + begin, base + end, too_large)
+        head = None
+        go_to(behind)
 
-    def drop(end: int) -> None:
-        nonlocal data, base, line
-        line += data.count(b"\n", 0, end)
-        data, base = data[end:], base + end
-
-    at = 0  # `data` is scanned up to here
     for block in blocks:
-        data += block
+        data, base, at, begin = data[begin:] + block, base + begin, at - begin, 0
         while at < len(data):
             match = (_STRING_REST if in_string else _STRUCTURE).search(data, at)
             if match is None:
@@ -123,29 +141,26 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool) -> I
                 in_string = not match[1]
                 if in_string and at == len(data) - 1:
                     break  # a lone backslash at the end: it belongs to the byte that comes next
+            elif not opened:
+                opened = True
+                go_to(at)
             elif mark in b"[{":
                 depth += 1
             elif mark in b"]}":
                 depth -= 1
                 if depth == 0 and not in_array:
-                    yield from take(at)
-                    drop(at)
-                    at = 0
+                    yield from take(at, at)
                 elif depth < 0 and in_array and not closed:
-                    yield from take(match.start())
-                    drop(at)
-                    at, closed = 0, True
+                    yield from take(match.start(), at)
+                    closed = True
             elif mark == b"," and depth == 0 and not closed:
-                yield from take(match.start())
-                drop(at)
-                at = 0
-        if len(data) > max_bytes and not head:
-            lead = len(data) - len(data.lstrip())
-            head = (data[lead : lead + SAMPLE_BYTES], line + data.count(b"\n", 0, lead), base + lead)
+                yield from take(match.start(), at)
+        go_to(_behind_space(data, begin, at))
+        if len(data) - begin > max_bytes and not head and (depth or in_string or len(data[begin:].rstrip()) > max_bytes):
+            head = (data[begin : begin + sample_bytes], line, base + begin)
         if head:
-            drop(at)
-            at = 0
-    yield from take(len(data))
+            go_to(at)
+    yield from take(len(data), len(data))
 
 
 def read_range(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:
@@ -188,7 +203,7 @@ def whole_file(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Met
         if size <= limits.max_record_bytes or not pieces:
             pieces.append(block)
     if size > limits.max_record_bytes:
-        yield _problem(pieces[0][:SAMPLE_BYTES], segment, 0, 0)
+        yield _problem(b"".join(pieces)[: limits.sample_bytes], segment, 0, 0)
     elif size:
         yield _batch([(b"".join(pieces), None, 0, 0)], segment)
 
@@ -225,6 +240,12 @@ def _lines(data: bytes, segment: int, line: int, offset: int, limits: Limits) ->
         batch = batch.filter(pa.array(filled))
     for first in range(0, batch.num_rows, limits.batch_rows):
         yield batch.slice(first, limits.batch_rows)
+
+
+def _behind_space(data: bytes, start: int, end: int) -> int:
+    match = _SPACE.match(data, start, end)
+    assert match is not None  # it matches nothing at all, too
+    return match.end()
 
 
 def _problem(head: bytes, segment: int, line: int, offset: int) -> pa.RecordBatch:

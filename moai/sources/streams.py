@@ -6,11 +6,13 @@ handed on as a range of its own (for a compressed file as a spool file, which a 
 
 from __future__ import annotations
 
+import uuid
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from moai.engine.pipeline import Meter, Raw
 from moai.errors import SourceError
 from moai.sources.records import read_range, scan_values
 
@@ -18,6 +20,8 @@ COMPRESSIONS = {".zst": "zst", ".gz": "gz"}
 EXPANSION = 8
 """A compressed file counts for this many times its size where sizes decide what shares a shard."""
 _READ_BYTES = 1 << 18
+_ZSTD_BYTES = 1 << 11
+"""Compressed bytes handed over at once: 4 of them can stand for 128 KiB, and whatever they stand for must be held. Costs nothing measurable."""
 
 
 def open_blocks(path: str, compression: str, block_bytes: int) -> Iterator[bytes]:
@@ -39,32 +43,52 @@ def skip(blocks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
             return
 
 
-class Tee:
-    """Blocks on their way to a cutter, kept until the bytes up to a cut are taken: at most one range and one block."""
+class RangeWriter:
+    """Blocks on their way to a cutter, digested and, into `folder`, spooled as they pass: no more than a block is held, however long a range gets."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._kept: deque[bytes] = deque()
-        self._from = 0
+    def __init__(self, blocks: Iterator[bytes], folder: Path | None) -> None:
+        self._blocks, self._folder = blocks, folder
+        self._block, self._block_start = b"", 0  # the block drawn last, and its offset in the stream
+        self._position = 0  # offset in the stream up to which it is written
+        self._begin()
 
     def __iter__(self) -> Iterator[bytes]:
         for block in self._blocks:
-            self._kept.append(block)
+            self._write_to(self._block_start + len(self._block))
+            self._block, self._block_start = block, self._position
             yield block
 
-    def take(self, end: int | None) -> Iterator[bytes]:
-        """The kept bytes up to stream offset `end`, or all of them."""
-        while self._kept and (end is None or self._from < end):
-            block = self._kept.popleft()
-            if end is not None and self._from + len(block) > end:
-                self._kept.appendleft(block[end - self._from :])
-                block = block[: end - self._from]
-            self._from += len(block)
-            yield block
+    def end_range(self, cut: int | None) -> tuple[Raw, Path | None]:
+        """End the open range at stream offset `cut`, which lies in the block drawn last, or (None) where the stream ended."""
+        self._write_to(self._block_start + len(self._block) if cut is None else cut)
+        raw, spool = self._meter.raw(), self._spool
+        self.close()
+        self._begin()
+        return raw, spool
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _begin(self) -> None:
+        self._file: BinaryIO | None = None
+        self._spool: Path | None = None
+        self._meter = Meter()
+        self._meter.begin_segment()
+
+    def _write_to(self, end: int) -> None:
+        piece = self._block[self._position - self._block_start : end - self._block_start]
+        self._position = end
+        if piece and self._folder and not self._file:
+            self._spool = self._folder / f"{uuid.uuid4().hex}.spool"
+            self._file = open(self._spool, "wb")  # noqa: SIM115 (open until the range ends)
+        if self._file:
+            self._file.write(piece)
+        self._meter.update(piece, lines=piece.count(b"\n"))
 
 
 def line_cuts(blocks: Iterator[bytes], range_bytes: int) -> Iterator[int]:
-    """Offsets behind the first newline at or after each mark of `range_bytes`."""
+    """Offsets behind the first newline at or after each mark of `range_bytes`, in the block drawn last."""
     position, mark = 0, range_bytes
     for block in blocks:
         at = 0
@@ -75,7 +99,7 @@ def line_cuts(blocks: Iterator[bytes], range_bytes: int) -> Iterator[int]:
 
 
 def value_cuts(blocks: Iterator[bytes], range_bytes: int, max_bytes: int, *, in_array: bool) -> Iterator[int]:
-    """Offsets behind the first JSON value that ends at or after each mark of `range_bytes`."""
+    """Offsets behind the first JSON value that ends at or after each mark of `range_bytes`, in the block drawn last."""
     mark = range_bytes
     for span in scan_values(blocks, max_bytes, in_array=in_array):
         if span.end >= mark:
@@ -91,12 +115,14 @@ def _zstd(path: str) -> Iterator[bytes]:
     fresh = True  # at a frame's beginning: here a file may end
     try:
         for block in _read(path):
-            while block:
-                fresh = False
-                yield frame.decompress(block)
-                block = frame.unused_data if frame.eof else b""
-                if frame.eof:
-                    frame, fresh = decompressor.decompressobj(), True
+            for start in range(0, len(block), _ZSTD_BYTES):
+                piece = block[start : start + _ZSTD_BYTES]
+                while piece:
+                    fresh = False
+                    yield frame.decompress(piece)
+                    piece = frame.unused_data if frame.eof else b""
+                    if frame.eof:
+                        frame, fresh = decompressor.decompressobj(), True
     except zstandard.ZstdError as error:
         raise SourceError(f"{path}: not readable as zstd ({error}); the file is damaged") from error
     if not fresh:
@@ -112,8 +138,8 @@ def _gzip(path: str) -> Iterator[bytes]:
                 if fresh and not block.strip(b"\0"):
                     break  # zero padding behind the last member, as gzip itself allows
                 fresh = False
-                yield member.decompress(block)
-                block = member.unused_data
+                yield member.decompress(block, _READ_BYTES)
+                block = member.unused_data if member.eof else member.unconsumed_tail
                 if member.eof:
                     member, fresh = zlib.decompressobj(wbits=31), True
     except zlib.error as error:
@@ -129,14 +155,16 @@ def _read(path: str) -> Iterator[bytes]:
 
 
 def _regroup(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
-    """Pieces of any size as blocks of about `block_bytes`."""
+    """Pieces of any size as blocks of at most `block_bytes`."""
     kept: list[bytes] = []
     size = 0
     for piece in pieces:
-        kept.append(piece)
-        size += len(piece)
-        if size >= block_bytes:
-            yield b"".join(kept)
-            kept, size = [], 0
+        for start in range(0, len(piece), block_bytes):
+            kept.append(piece[start : start + block_bytes])
+            size += len(kept[-1])
+            if size >= block_bytes:
+                joined = b"".join(kept)
+                yield joined[:block_bytes]
+                kept, size = [joined[block_bytes:]], size - block_bytes
     if size:
         yield b"".join(kept)

@@ -58,7 +58,8 @@ class TextShape:
         if self.turns:
             return "\n\n".join(_turns(row, *self.turns))
         if self.template:
-            return self.template.format_map({name: _string(row, name) for name in self.required})
+            values = {name: _string(row, name) for name in self.required}
+            return "".join(text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(self.template))
         if len(self.required) == 1 and not self.optional:
             return _string(row, self.required[0])
         parts = [_string(row, name) if name in self.required else _optional(row, name) for name in self.columns]
@@ -68,7 +69,7 @@ class TextShape:
 def choose_shape(columns: Mapping[str, str], *, source: str, text_column: str | None = None, template: str | None = None) -> TextShape:
     """The first shape that the columns (name -> type, like {"text": "string"}) fit. Raises SourceError listing what was found."""
     if template:
-        names = tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+        names = _names_in(template)
         _need(names, columns, source, f"--text_template {template!r}")
         return TextShape(name=f"template {template!r}", required=names, template=template)
     if text_column:
@@ -105,28 +106,42 @@ class ToText:
         problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None
         blank = 0
         for index, record in enumerate(batch["record"].to_pylist()):
+            problem = problems[index] if problems else None
             try:
-                if problems and problems[index]:
-                    raise BadRecord(problems[index], f"over {self.max_doc_bytes} bytes")
+                if problem:
+                    raise BadRecord(problem, f"over {self.max_doc_bytes} bytes")
                 yield _decode(record) if self.plain else self.shape.render(_parse(record))
             except BadRecord as bad:
-                if record.strip():
-                    _set_aside(bad, batch, index, record)
+                if record.strip() or bad.reason == problem:
+                    _set_aside(bad, batch, index, record[: self.max_doc_bytes] if problem else record)
                 else:
                     blank += 1
         count("read", batch.num_rows - blank)
 
     def _texts_of_columns(self, batch: pa.RecordBatch) -> Iterator[str]:
         count("read", batch.num_rows)
-        rows = batch.select([name for name in batch.schema.names if name in self.shape.columns]).to_pylist()
-        for index, row in enumerate(rows):
+        for index, row in enumerate(_rows(batch.select([name for name in batch.schema.names if name in self.shape.columns]))):
             try:
+                if isinstance(row, BadRecord):
+                    raise row
                 text = self.shape.render(row)
                 if len(text) > self.max_doc_bytes // 4 and len(text.encode()) > self.max_doc_bytes:
                     raise BadRecord("too large", f"over {self.max_doc_bytes} bytes")
                 yield text
             except BadRecord as bad:
-                _set_aside(bad, batch, index, str(row).encode("utf-8", "replace"))
+                _set_aside(bad, batch, index, b"" if row is bad else str(row).encode("utf-8", "replace"))
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRecord]:
+    """Rows as objects. Columnar files do not check that a text is UTF-8; where one is not, the rows are taken one by one."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(batch.num_rows):
+            try:
+                yield from batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as bad:
+                yield BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}")
 
 
 def _set_aside(bad: BadRecord, batch: pa.RecordBatch, index: int, sample: bytes) -> None:
@@ -146,22 +161,22 @@ def _parse(record: bytes) -> dict[str, Any]:
 
 def _explain(record: bytes, error: orjson.JSONDecodeError) -> Any:
     """Why a record is refused. A byte order mark in front of good JSON is not a reason."""
-    if record.startswith(_BOM):
+    if record.startswith(_BOM) and not record.startswith(_BOM * 2):
         return _parse(record.removeprefix(_BOM))
     try:
         text = record.decode("utf-8")
     except UnicodeDecodeError as bad:
         raise BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}") from None
+    if "recursion" in str(error) or "depth" in str(error):
+        raise BadRecord("too deep", "more than 1,024 levels")
     try:
         json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise BadRecord("too deep", "nested deeper than any reader takes") from None
     except ValueError:
         raise BadRecord("broken JSON", str(error)) from None
-    # The standard library takes what orjson does not: more than 1,024 levels, or half of a surrogate pair.
-    if "recursion" in str(error) or "depth" in str(error):
-        raise BadRecord("too deep", "more than 1,024 levels")
-    raise BadRecord("lone surrogate", str(error))
+    # The standard library takes what orjson does not: half of a surrogate pair, numbers beyond a double's range.
+    raise BadRecord("lone surrogate" if "surrogate" in str(error) else "broken JSON", str(error))
 
 
 def _refuse_constant(name: str) -> Any:
@@ -193,14 +208,40 @@ def _turns(row: Mapping[str, Any], column: str, key: str) -> Iterator[str]:
     turns = row.get(column)
     if not isinstance(turns, list):
         raise BadRecord("no text" if turns is None else "text is no string", f"{column!r} is {type(turns).__name__}, not a list of turns")
+    if turns and not any(key in turn for turn in turns if isinstance(turn, dict)) and not any(isinstance(turn, str) for turn in turns):
+        raise BadRecord("no text", f"no turn of {column!r} has {key!r}; the first is {str(turns[0])[:80]}")
     for turn in turns:
         value = turn.get(key) if isinstance(turn, dict) else turn
         if isinstance(value, list):  # content in parts: only text parts are text
-            value = "".join(part.get("text") or "" for part in value if isinstance(part, dict))
+            value = "".join(_part(part, column) for part in value)
         if isinstance(value, str):
             yield from [value] if value else []
         elif value is not None or not isinstance(turn, dict):
             raise BadRecord("text is no string", f"a turn's {key!r} is {type(value).__name__}")
+
+
+def _part(part: Any, column: str) -> str:
+    """The text of one part of a turn; an image, a tool's call or null has none."""
+    text = part.get("text") if isinstance(part, dict) else part
+    if text is None:
+        return ""
+    if isinstance(text, str):
+        return text
+    raise BadRecord("text is no string", f"a part of a turn of {column!r} is {type(text).__name__}")
+
+
+def _names_in(template: str) -> tuple[str, ...]:
+    """The columns of a template: names in braces and nothing else, so that filling it in cannot fail on a record."""
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise SourceError(f"--text_template {template!r}: {error} (a brace that is text is written twice)") from error
+    for name, spec, conversion in fields:
+        if not name or spec or conversion:
+            raise SourceError(
+                f"--text_template {template!r}: only column names may stand in braces, as in '{{title}}\\n\\n{{body}}' (a brace that is text is written twice)"
+            )
+    return tuple(dict.fromkeys(name for name, _, _ in fields))
 
 
 def _need(names: tuple[str, ...], columns: Mapping[str, str], source: str, flag: str) -> None:

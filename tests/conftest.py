@@ -1,0 +1,74 @@
+"""What several test files stand on: the shipped tokenizer, preparation in this process, the command line in another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, settings
+
+from moai.recipes import pretraining
+from moai.recipes.options import DataConfig
+from moai.recipes.prepared import Prepared
+from moai.tokenizer import Reference, load_tokenizer
+
+ROOT = Path(__file__).parent.parent
+
+settings.register_profile("moai", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("moai")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir() -> Path:
+    """The shipped byte-level tokenizer: 8,192 ids, and every text comes back from its tokens."""
+    return ROOT / "tokenizers" / "demo"
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Prepared]:
+    """`prepare(path, ..., seq_len=64)`: prepare in this process, in a cache of this test unless `cache_dir` names another.
+
+    Without `packing` a row is a document, so that `texts` gives the documents back.
+    """
+
+    def run(*dataset: Path | str, **changes: Any) -> Prepared:
+        given = {"tokenizer_path": str(tokenizer_dir), "seq_len": 4096, "num_proc": 0, "cache_dir": str(tmp_path / "cache"), **changes}
+        return pretraining.prepare(DataConfig(dataset=tuple(map(str, dataset)), **given), origins={"num_proc": "flag"})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def texts(tokenizer_dir: Path) -> Callable[[Prepared], list[str]]:
+    """The documents of what was prepared without packing, in order, decoded."""
+    spec = load_tokenizer(str(tokenizer_dir))
+    backend = Reference(spec=spec)
+
+    def read(prepared: Prepared) -> list[str]:
+        rows = [row for path in sorted(prepared.path.glob("data-*.arrow")) for row in _rows(path)]
+        assert all(row[-1] == spec.eos_id for row in rows)
+        return [backend.decode(row[:-1]) for row in rows]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def run_moai() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_moai("prepare", "--dataset", ...)` as a person would, in a process of its own."""
+
+    def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "moai", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})})
+
+    return run
+
+
+def _rows(path: Path) -> list[list[int]]:
+    with pa.memory_map(str(path)) as file:
+        return [row for batch in pa.ipc.open_stream(file) for row in batch["input_ids"].to_pylist()]
