@@ -1,0 +1,185 @@
+"""Checkpoints: which one is whole, which one a run may go on from, and what the run must know of it.
+
+A crash while a checkpoint is written leaves a directory that looks like one. `problem` says what it lacks; `choose` takes the
+newest whole one and renames newer broken ones to `checkpoint-N.incomplete`, so that nobody takes them for one again.
+
+    choose("auto", Path("outputs/demo"), expected)         # rank 0, before training -> outputs/demo/checkpoint-80
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from moai.errors import ConfigError
+from moai.files import write_atomic
+from moai.training.arguments import AUTO
+
+logger = logging.getLogger(__name__)
+
+RECORD = "moai_data.json"
+SENTINEL = "checkpoint-is-incomplete.txt"
+"""transformers puts this file into a checkpoint it writes on SIGTERM, and removes it when done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a checkpoint was trained on, saved in it as moai_data.json. A step is a number of rows in an order, so both belong here.
+
+    tokens_seen  trained tokens of all ranks since the run began
+    """
+
+    content_digest: str
+    rows: int
+    rows_per_step: int
+    seed: int
+    world_size: int
+    tokens_seen: int = 0
+
+    def save(self, checkpoint: Path) -> None:
+        write_atomic(checkpoint / RECORD, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Record:
+        """Raises OSError, ValueError, KeyError or TypeError when it is absent or not a record."""
+        found = json.loads((checkpoint / RECORD).read_bytes())
+        values = {field.name: found[field.name] for field in fields(cls)}
+        if any(isinstance(value, bool) or not isinstance(value, str if name == "content_digest" else int) for name, value in values.items()):
+            raise ValueError("not a record of moai")
+        return cls(**values)
+
+
+def numbered(output_dir: Path) -> list[Path]:
+    """`checkpoint-N` directories, newest (highest N) first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest_complete(output_dir: Path) -> Path | None:
+    return next((path for path in numbered(output_dir) if problem(path) is None), None)
+
+
+def problem(checkpoint: Path) -> str | None:
+    """What keeps this checkpoint from being one, or None. Weights are checked by their header and size, not read."""
+    if (checkpoint / SENTINEL).exists():
+        return f"{SENTINEL} says that it was being written"
+    try:
+        step = json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"]
+        record = Record.load(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _why(error, f"trainer_state.json or {RECORD}")
+    if re.fullmatch(r"checkpoint-[0-9]+", checkpoint.name) and step != step_of(checkpoint):
+        return f"trainer_state.json is of step {step}"
+    random_states = ["rng_state.pth"] if record.world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(record.world_size)]
+    for name in ("optimizer.pt", "scheduler.pt", *random_states):
+        try:
+            # torch writes a zip archive, whose directory is at the end: a cut file has none. Nothing is unpickled.
+            zipfile.ZipFile(checkpoint / name).close()
+        except (OSError, zipfile.BadZipFile) as error:
+            return _why(error, name)
+    return weights_problem(checkpoint)
+
+
+def weights_problem(directory: Path) -> str | None:
+    """What keeps `directory` from holding a saved model (config.json and safetensors, whole or in shards), or None."""
+    index = directory / "model.safetensors.index.json"
+    name = "config.json"
+    try:
+        if not isinstance(json.loads((directory / name).read_bytes()), dict):
+            return f"{name} is not a configuration"
+        name = index.name
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        for name in names:
+            if cut := _safetensors_problem(directory / name):
+                return cut
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _why(error, name)
+    return None
+
+
+def check_place(wish: str | None, output_dir: Path) -> None:
+    """Refuse early, before hours of preparation, what `choose` would refuse. Changes nothing. Raises ConfigError."""
+    there = numbered(output_dir)
+    if wish is None and there:
+        raise ConfigError(
+            f"--output_dir {output_dir}: holds a run already (newest: {there[0].name}); go on with it by --resume_from_checkpoint auto, or name another --output_dir"
+        )
+    if wish == AUTO and not there:
+        raise ConfigError(
+            f"--resume_from_checkpoint auto: {output_dir} has no checkpoint; the same command without --resume_from_checkpoint starts the run that makes one"
+        )
+    if wish not in (None, AUTO) and (reason := problem(Path(str(wish)))):
+        raise ConfigError(f"--resume_from_checkpoint {wish}: not a complete checkpoint ({reason}); 'auto' takes the newest complete one of --output_dir")
+
+
+def choose(wish: str | None, output_dir: Path, expected: Record) -> Path | None:
+    """The checkpoint to go on from, or None to start at the beginning. Sets broken ones aside. Raises ConfigError."""
+    check_place(wish, output_dir)
+    if wish is None:
+        return None
+    chosen = _newest_after_cleaning(output_dir) if wish == AUTO else Path(wish)
+    if chosen is not None:
+        _check_record(chosen, expected)
+    return chosen
+
+
+def rotate(output_dir: Path, keep: int) -> None:
+    """Remove all but the `keep` newest. (transformers' own rotation would count `checkpoint-9.incomplete` as the newest of all.)"""
+    for path in numbered(output_dir)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest_after_cleaning(output_dir: Path) -> Path | None:
+    for path in numbered(output_dir):
+        reason = problem(path)
+        if reason is None:
+            return path
+        aside = next(name for number in range(1, 1000) if not (name := path.with_name(f"{path.name}.incomplete{'' if number == 1 else f'-{number}'}")).exists())
+        path.rename(aside)
+        logger.warning("%s is incomplete (%s); renamed to %s", path, reason, aside.name)
+    logger.warning("%s: no complete checkpoint is left, so training starts from the beginning", output_dir)
+    return None
+
+
+def _check_record(checkpoint: Path, expected: Record) -> None:
+    """The same data in the same order, in steps of the same size: else rows would be skipped or repeated unseen."""
+    found = Record.load(checkpoint)
+    if found.content_digest != expected.content_digest:
+        raise ConfigError(
+            f"{checkpoint}: was trained on data {found.content_digest}, this run has {expected.content_digest}; resume with the same data and data flags, "
+            f"or continue on other data with --pretrained_model {checkpoint} and a new --output_dir"
+        )
+    if found.rows_per_step != expected.rows_per_step:
+        raise ConfigError(
+            f"{checkpoint}: its steps are of {found.rows_per_step} rows, this run's of {expected.rows_per_step}; keep batch_size x gradient_accumulation_steps x ranks the same"
+        )
+    if found.seed != expected.seed:
+        raise ConfigError(f"{checkpoint}: its rows are ordered by seed {found.seed}, this run's by {expected.seed}; resume with --seed {found.seed}")
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    """Eight bytes of header length (little-endian), the header in JSON, then the tensors up to the last `data_offsets`."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if not 2 <= length <= size - 8:
+            return f"{path.name} is cut inside its header"
+        header: dict[str, Any] = json.loads(file.read(length))
+    end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+    return None if 8 + length + end == size else f"{path.name} has {size} bytes, its header asks for {8 + length + end}"
+
+
+def _why(error: Exception, name: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(error.filename).name if error.filename else name} is missing"
+    return f"{name} is damaged ({type(error).__name__}: {error})"

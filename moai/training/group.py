@@ -1,0 +1,86 @@
+"""The process group: joined only when the data is there, and the first thing it does is agree on the data.
+
+Before a collective can time out, all ranks meet at the launcher's store, where waiting for a late one costs nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from moai.distributed import Ranks
+from moai.errors import MoaiError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_MEET_SECONDS = 1800
+"""How long the ranks wait for the last of them: loading libraries on a busy shared file system takes minutes."""
+
+
+def join_on_cpu(here: Ranks, *, timeout_seconds: int, environ: Mapping[str, str]) -> None:
+    """Make the gloo group with `--ddp_timeout`, which transformers passes on for accelerators only."""
+    if here.world_size == 1:
+        return
+    from torch.distributed import init_process_group
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    logger.info("Meeting %d ranks at %s:%s", here.world_size, environ.get("MASTER_ADDR"), environ.get("MASTER_PORT"))
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=_MEET_SECONDS)))
+    store.set(f"moai/here/{rank}", "")
+    store.wait([f"moai/here/{other}" for other in range(world_size)], timedelta(seconds=_MEET_SECONDS))
+    group_store = PrefixStore("moai/group", store)
+    init_process_group("gloo", store=group_store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
+
+
+def agree(facts: Mapping[str, Any], here: Ranks) -> None:
+    """The first collective: every rank raises the same MoaiError, listing all values, unless all ranks state the same facts.
+
+    Ranks with other data would end as a hang in the middle of training: they run out of rows at different steps.
+    """
+    if here.world_size == 1:
+        return
+    from torch.distributed import all_gather_object
+
+    stated: list[dict[str, Any]] = [{} for _ in range(here.world_size)]
+    all_gather_object(stated, dict(facts))
+    differing = [name for name in facts if any(other[name] != facts[name] for other in stated)]
+    if differing:
+        lists = "; ".join(f"{name}: " + ", ".join(f"rank {rank} {other[name]}" for rank, other in enumerate(stated)) for name in differing)
+        raise MoaiError(f"the ranks do not hold the same data ({lists}); do all nodes see the same --dataset, --tokenizer_path and --cache_dir?")
+
+
+def from_rank_0(decide: Callable[[], T], here: Ranks) -> T:
+    """What `decide` gives in rank 0, in every rank; a MoaiError it raises is raised in every rank."""
+    if here.world_size == 1:
+        return decide()
+    from torch.distributed import broadcast_object_list
+
+    box: list[Any] = [None, None]
+    if here.rank == 0:
+        try:
+            box[0] = decide()
+        except MoaiError as error:
+            box[1] = error
+    broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    decided: T = box[0]
+    return decided
+
+
+def leave(here: Ranks) -> None:
+    """Close the group. The caller has let go of the model: whatever of it is in reference cycles is collected first.
+
+    A wrapped model that outlived the group would end it from its own destructor, with the interpreter's lock held, and wait
+    for a gloo thread that wants the same lock. Every fourth run of two ranks hung there.
+    """
+    if here.world_size > 1:
+        from torch.distributed import destroy_process_group
+
+        gc.collect()
+        destroy_process_group()

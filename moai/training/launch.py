@@ -1,0 +1,242 @@
+"""What pretrain.sh and pretrain_cont.sh must know before any rank exists, as shell assignments.
+
+    python -m moai.training.launch pretrain|continue [demo|2b|5b|FILE.yaml] [--resume] [train.py flags]
+
+It runs before torch is imported, checks every flag once (so that a wrong one is one line, not one a rank and a launcher's
+traceback), and prints: NUM_GPUS for optimize_env.sh, `launcher` (the words before train.py) and `flags` (the words after it).
+What it decided goes to standard error for the person who started it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moai import resources
+from moai.config import Resolved, Setting, resolve
+from moai.errors import ConfigError, MoaiError
+from moai.recipes.options import DataConfig
+from moai.training.arguments import TrainConfig
+
+NAMES = ("demo", "2b", "5b")
+EFFECTIVE_BATCH = 384
+"""Rows an optimizer step sees in the 2b and 5b runs, whatever the number and size of the GPUs."""
+
+_ROWS_PER_GPU = {"2b": {32: 4, 48: 12, 80: 24}, "5b": {32: 1, 48: 1, 80: 1}}
+_FIRST_PORT, _PORTS = 29500, 200
+_NO_GPU = "on the CPU, no NVIDIA GPU found"
+_AS_FLAGS = {"OUTPUT_DIR": "--output_dir", "CACHE_DIR": "--cache_dir", "MAX_STEPS": "--max_steps"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is run: the configuration file, the flags in front of the user's, and the command that carries it on."""
+
+    name: str
+    config: str
+    flags: tuple[str, ...]
+    then: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Who takes part. `num_gpus` is the number of ranks on this node."""
+
+    num_gpus: Setting
+    num_nodes: int
+    node_rank: int
+    address: str
+    port: int
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * int(self.num_gpus.value)
+
+    def launcher(self) -> list[str]:
+        """The words before train.py. One rank needs no launcher, and without one a signal reaches it directly.
+
+        `--multi_gpu` is what makes accelerate 1.15 start ranks the way torchrun does, on a machine without GPUs too (with
+        gloo); `--cpu` and `--num_processes 2` alone start one process. Everything a default_config.yaml of the user could
+        change about the ranks is said here.
+        """
+        if self.world_size == 1:
+            return [".venv/bin/python"]
+        options = {
+            "--gpu_ids": "all", "--mixed_precision": "no", "--dynamo_backend": "no", "--rdzv_backend": "static",
+            "--num_processes": self.world_size, "--num_machines": self.num_nodes, "--machine_rank": self.node_rank,
+            "--main_process_ip": self.address, "--main_process_port": self.port,
+        }  # fmt: skip
+        return [".venv/bin/accelerate", "launch", "--multi_gpu", "--same_network", *(str(word) for option in options.items() for word in option)]
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        print(plan(argv, os.environ))
+    except MoaiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The assignments. Raises ConfigError with the way out; `resolve` ends the process itself on an unknown flag."""
+    command, name, given = _command(argv)
+    _number(environ, "MAX_STEPS", 1, least=1)
+    variables = [word for variable, flag in _AS_FLAGS.items() if environ.get(variable) for word in (flag, environ[variable])]
+    if command == "continue" and "--resume" in given:
+        given.remove("--resume")
+        run = _resumed(name, variables, given, environ)
+    else:
+        run = _continued(name, variables, given, environ) if command == "continue" else _first(name, variables)
+    resolved = _resolve(run.config, [*run.flags, *given], environ)
+    nodes = _nodes(resolved, environ)
+    chosen = _batch_flags(run, resolved, nodes, environ)
+    if nodes.num_gpus.reason == _NO_GPU:
+        chosen += ["--use_cpu", "true"]  # what is not CUDA (Apple's MPS) cannot be shared by ranks
+    flags = ["--mode", "pretrain", "--config", run.config, *run.flags, *chosen, *given]
+    resolved = _resolve(run.config, [*run.flags, *chosen, *given], environ)
+    resolved[DataConfig].require()
+    resolved[TrainConfig].require()
+    print("\n".join(_summary(run, resolved, nodes)), file=sys.stderr)
+    return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join(nodes.launcher())})\nflags=({shlex.join(flags)})"
+
+
+def config_path(name: str) -> str:
+    """The YAML file that a name or a path means."""
+    if name in NAMES:
+        return f"configs/{name}.yaml"
+    if not Path(name).is_file():
+        raise ConfigError(f"{name}: neither one of {', '.join(NAMES)} nor a configuration file")
+    return name
+
+
+def _command(argv: Sequence[str]) -> tuple[str, str, list[str]]:
+    command, *words = argv
+    named = words and not words[0].startswith("-")
+    return command, words[0] if named else NAMES[0], list(words[1:] if named else words)
+
+
+def _resolve(config: str, flags: Sequence[str], environ: Mapping[str, str]) -> Resolved:
+    return resolve([DataConfig, TrainConfig], ["--config", config, "--mode", "pretrain", *flags], environ, prog="train.py")
+
+
+def _first(name: str, variables: Sequence[str]) -> Run:
+    return Run(name=name, config=config_path(name), flags=tuple(variables), then=f"./pretrain_cont.sh {name}")
+
+
+def _resumed(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
+    config = config_path(name)
+    output = Path(_resolve(config, [*variables, *given], environ)[TrainConfig].output_dir)
+    if not any(output.glob("checkpoint-*")):
+        raise ConfigError(f"{output}: no checkpoint to resume from; start the run first: ./pretrain.sh {name}")
+    return Run(name=name, config=config, flags=(*variables, "--resume_from_checkpoint", "auto"), then=f"./pretrain_cont.sh {name}")
+
+
+def _continued(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
+    """Old weights, new optimizer, next data: from NAME_cont.yaml where there is one, otherwise NAME.yaml with --dataset."""
+    base = config_path(name)
+    finished = _resolve(base, [], {})[TrainConfig].output_dir
+    own = str(Path(base).with_name(f"{Path(base).stem}_cont{Path(base).suffix}"))
+    config = own if Path(own).is_file() else base
+    flags: tuple[str, ...] = tuple(variables)
+    if config == base:
+        flags = ("--pretrained_model", f"{finished}/final_model", "--output_dir", f"{finished}_cont", *variables)
+    resolved = _resolve(config, [*flags, *given], environ)
+    weights = resolved[TrainConfig].pretrained_model
+    if "--pretrained_model" not in given and "--pretrained-model" not in given and not Path(weights or "").is_dir():
+        raise ConfigError(f"{weights}: no trained model to go on from; train it first: ./pretrain.sh {name} (or name one: --pretrained_model DIR)")
+    if config == base and resolved.origins["dataset"] != "flag":
+        raise ConfigError(f"continued pretraining needs the next data: ./pretrain_cont.sh {name} --dataset FILES (or write {own})")
+    return Run(name=name, config=config, flags=flags, then="the same again with --pretrained_model and --dataset, for the data after that")
+
+
+def _nodes(resolved: Resolved, environ: Mapping[str, str]) -> Nodes:
+    num_nodes = _number(environ, "NNODES", 1, least=1)
+    node_rank = _number(environ, "NODE_RANK", 0, least=0)
+    if node_rank >= num_nodes:
+        raise ConfigError(f"NODE_RANK={node_rank}: with NNODES={num_nodes} it runs from 0 to {num_nodes - 1}")
+    address = environ.get("MASTER_ADDR") or "127.0.0.1"
+    if num_nodes > 1 and not environ.get("MASTER_ADDR"):
+        raise ConfigError(f"NNODES={num_nodes}: name the node with NODE_RANK=0 that all others can reach, MASTER_ADDR=HOST (and the same MASTER_PORT on all)")
+    port = _number(environ, "MASTER_PORT", 0, least=1) or (_FIRST_PORT if num_nodes > 1 else free_port())
+    return Nodes(num_gpus=_ranks_here(resolved, environ), num_nodes=num_nodes, node_rank=node_rank, address=address, port=port)
+
+
+def _ranks_here(resolved: Resolved, environ: Mapping[str, str]) -> Setting:
+    if environ.get("NUM_GPUS"):
+        return Setting(_number(environ, "NUM_GPUS", 0, least=1), "NUM_GPUS")
+    if resolved[TrainConfig].use_cpu:
+        return Setting(2, "on the CPU, as asked")
+    gpus = resources.detect(Path.cwd(), environ=environ).gpus
+    return Setting(gpus, "all GPUs") if gpus else Setting(2, _NO_GPU)
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, *, least: int) -> int:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise ConfigError(f"{name}={text!r}: must be a whole number of at least {least}")
+    return int(text)
+
+
+def free_port(first: int = _FIRST_PORT) -> int:
+    """The first port from `first` on that this machine lets a rendezvous listen on."""
+    for port in range(first, first + _PORTS):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+                return port
+            except OSError:
+                continue
+    raise ConfigError(f"ports {first} to {first + _PORTS - 1} are all in use; name a free one: MASTER_PORT=N")
+
+
+def _batch_flags(run: Run, resolved: Resolved, nodes: Nodes, environ: Mapping[str, str]) -> list[str]:
+    """Rows a GPU from GPU_MEMORY and the accumulation that keeps EFFECTIVE_BATCH, unless the user gave them."""
+    rows_by_memory = _ROWS_PER_GPU.get(run.name)
+    if rows_by_memory is None:
+        return []
+    memory = _number(environ, "GPU_MEMORY", min(rows_by_memory), least=1)
+    fitting = [rows for gigabytes, rows in rows_by_memory.items() if gigabytes <= memory]
+    if not fitting:
+        raise ConfigError(
+            f"GPU_MEMORY={memory}: known are {', '.join(map(str, rows_by_memory))} (GB); for less set --batch_size and --gradient_accumulation_steps"
+        )
+    by_hand = resolved.origins["batch_size"] == "flag"
+    rows = resolved[TrainConfig].batch_size if by_hand else fitting[-1]
+    flags = [] if by_hand else ["--batch_size", str(rows)]
+    if resolved.origins["gradient_accumulation_steps"] != "flag":
+        flags += ["--gradient_accumulation_steps", str(max(1, round(EFFECTIVE_BATCH / (rows * nodes.world_size))))]
+    return flags
+
+
+def _summary(run: Run, resolved: Resolved, nodes: Nodes) -> list[str]:
+    data, training = resolved[DataConfig], resolved[TrainConfig]
+    rows = training.batch_size * nodes.world_size * training.gradient_accumulation_steps
+    ranks = f"{nodes.num_gpus.value} ({nodes.num_gpus.reason})"
+    where = f" on each of {nodes.num_nodes} nodes, this is {nodes.node_rank} of them; {nodes.address}" if nodes.num_nodes > 1 else ""
+    accumulation = f"{training.batch_size} x {nodes.world_size} ranks x {training.gradient_accumulation_steps}"
+    table = {
+        "config": run.config,
+        "ranks": f"{ranks}{where}, port {nodes.port}" if nodes.world_size > 1 else ranks,
+        "model": training.pretrained_model or training.model_config,
+        "data": f"{', '.join(data.dataset)} -> {data.cache_dir}",
+        "rows": f"seq_len {data.seq_len}, packing {data.packing}, tokenizer {data.tokenizer_path}",
+        "step": f"{accumulation} = {rows} rows, {rows * data.seq_len:,} tokens",
+        "output": training.output_dir,
+        "afterwards": run.then,
+    }
+    if training.resume_from_checkpoint:
+        table["resume from"] = training.resume_from_checkpoint
+    return [f"moai pretraining: {run.name}", *(f"  {name:<12}{value}" for name, value in table.items())]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""Logging that knows its rank before torch does.
+
+Rank 0 speaks on the console, the others only warn there; every rank writes everything to `<output_dir>/logs/rank<n>.log`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from moai.errors import ConfigError
+
+
+def start_logging(output_dir: Path, rank: int) -> None:
+    """Raises ConfigError when `output_dir` cannot be written."""
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    console.setFormatter(logging.Formatter("%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s [Rank {rank}] %(message)s", "%H:%M:%S"))
+    try:
+        (output_dir / "logs").mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(output_dir / "logs" / f"rank{rank}.log", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[console, file], force=True)
+    logging.getLogger("moai").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def quiet_libraries() -> None:
+    """Send what transformers and datasets log through the same two places, warnings only, and switch their bars off."""
+    import datasets
+    from transformers.utils import logging as library
+
+    untyped: Any = library
+    untyped.disable_default_handler()
+    untyped.enable_propagation()
+    untyped.set_verbosity_warning()
+    untyped.disable_progress_bar()
+    datasets.disable_progress_bars()

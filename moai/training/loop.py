@@ -1,0 +1,153 @@
+"""transformers' Trainer with our order of rows, our log lines and our record in every checkpoint.
+
+This module imports transformers at its top, because it derives from its classes: import it only where training begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from moai.errors import ConfigError, DamagedError, MoaiError
+from moai.training import checkpoints
+from moai.training.checkpoints import Record
+from moai.training.data import IGNORE, EpochOrder
+
+logger = logging.getLogger(__name__)
+
+
+class PackedTrainer(Trainer):
+    """Trains on packed rows in the order of `order`, counts trained tokens over all ranks, and saves `record` in the `keep` newest checkpoints."""
+
+    def __init__(self, *, order: EpochOrder, record: Record, keep: int, **others: Any) -> None:
+        self.order = order
+        self.record = record
+        self.clock = Clock(record.tokens_seen)
+        super().__init__(**others)
+        self._own_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Course(order, self.clock, keep))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Also counts the targets of this rank, on the device: nothing waits for the number here."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            self._own_tokens += (batch["labels"] != IGNORE).sum().to(self._own_tokens.device)
+        return batches, num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds tokens_per_second and tokens_seen to each line of training, for whatever --report_to names too.
+
+        Raises MoaiError in every rank when the loss is no number any more: nothing after it could be used.
+        """
+        if "loss" in logs:
+            logs |= self.clock.tick(self._tokens_seen())
+            if not math.isfinite(logs["loss"]):
+                raise MoaiError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate or lengthen --warmup_steps, "
+                    f"then --resume_from_checkpoint auto goes on from the last checkpoint in {self.args.output_dir}"
+                )
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """In a checkpoint, the record comes with the weights: what is written after it is what makes it complete."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir:
+            record = replace(self.record, tokens_seen=self._tokens_seen())
+            if self.args.should_save:
+                record.save(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:  # load_state_dict's, when shapes differ
+            raise ConfigError(
+                f"{resume_from_checkpoint}: {' '.join(str(error).split())[:200]}; its weights are another model's, resume with the --model_config it was made with"
+            ) from error
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Weights that are missing from a checkpoint are an error, unless they are tied to one that is there."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        if missing or load_result.unexpected_keys:
+            names = ", ".join([*missing, *load_result.unexpected_keys][:4])
+            raise DamagedError(
+                f"the checkpoint's weights are not this model's: {len(missing)} missing, {len(load_result.unexpected_keys)} unexpected ({names}); resume with the --model_config it was made with"
+            )
+
+    def _tokens_seen(self) -> int:
+        """Of all ranks since the run began; a collective."""
+        return self.record.tokens_seen + int(self.accelerator.gather(self._own_tokens).sum())
+
+
+class Clock:
+    """Tokens per second between two log lines and over the run."""
+
+    def __init__(self, tokens: int) -> None:
+        self.first_tokens = self.tokens = tokens
+        self.started = self.at = time.monotonic()
+
+    def start(self) -> None:
+        self.started = self.at = time.monotonic()
+
+    def tick(self, tokens: int) -> dict[str, float]:
+        now = time.monotonic()
+        rate = (tokens - self.tokens) / max(now - self.at, 1e-9)
+        self.tokens, self.at = tokens, now
+        return {"tokens_per_second": round(rate, 1), "tokens_seen": tokens}
+
+    @property
+    def seconds(self) -> float:
+        return self.at - self.started
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (self.tokens - self.first_tokens) / self.seconds if self.seconds > 0 else 0.0
+
+
+class _Course(TrainerCallback):
+    """Sets the epoch of the order, logs the last step, writes the log lines, keeps the newest checkpoints."""
+
+    def __init__(self, order: EpochOrder, clock: Clock, keep: int) -> None:
+        self.order, self.clock, self.keep = order, clock, keep
+        self.first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.first_step = state.global_step
+        self.clock.start()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # From the step alone, so that a resumed run is in the same epoch: transformers hands the epoch on to some samplers only.
+        self.order.epoch = state.global_step // self.order.steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            done = state.global_step - self.first_step
+            left = (time.monotonic() - self.clock.started) / max(done, 1) * (state.max_steps - state.global_step)
+            logger.info("step %d/%d  loss %.4f  lr %.3e  %s tokens/s  %s left", state.global_step, state.max_steps, logs["loss"],
+                        logs.get("learning_rate", math.nan), f"{logs['tokens_per_second']:,.0f}", clock_text(left))  # fmt: skip
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save:
+            logger.info("Saved %s", Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoints.rotate(Path(args.output_dir), self.keep)
+
+
+def clock_text(seconds: float) -> str:
+    """`3725` -> `1:02:05`, `65` -> `1:05`."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"

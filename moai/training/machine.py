@@ -1,0 +1,112 @@
+"""What training runs on: the device, the processes that read rows, the threads, and transformers' arguments for all of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from moai.config import Setting
+from moai.distributed import Ranks
+from moai.errors import ConfigError
+from moai.training.arguments import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(config: TrainConfig, here: Ranks) -> Setting:
+    """Whether to train on the CPU, with the reason. Raises ConfigError where the accelerators do not suffice."""
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    found = device.type if device else None
+    if config.use_cpu:
+        return Setting(True, "set")
+    if found is None:
+        if config.use_cpu is False:
+            raise ConfigError("use_cpu = false: torch sees no accelerator here; drop the flag to train on the CPU, or install torch for your GPU")
+        use_cpu = Setting(True, "torch sees no accelerator")
+    elif found == "mps" and here.world_size > 1:
+        use_cpu = Setting(True, "MPS serves one process, this launch has more")
+    elif here.local_world_size > torch.accelerator.device_count():
+        raise ConfigError(
+            f"{here.local_world_size} ranks on this node, but {torch.accelerator.device_count()} devices: start as many ranks as devices (NUM_GPUS), or set --use_cpu"
+        )
+    else:
+        use_cpu = Setting(False, f"torch sees {torch.accelerator.device_count()} x {found}")
+    if use_cpu.value and config.fp16:
+        raise ConfigError(f"fp16 needs a GPU, and training is on the CPU ({use_cpu.reason}): use --bf16, or neither")
+    return use_cpu
+
+
+def choose_loader_processes(config: TrainConfig, origins: Mapping[str, str], cpus: Setting, here: Ranks) -> Setting:
+    """Processes that read rows for one rank: as set, or what its share of the CPUs leaves beside itself."""
+    wanted = config.dataloader_num_workers
+    if origins.get("dataloader_num_workers", "default") != "default":
+        return Setting(wanted, "set")
+    share = cpus.value // here.local_world_size
+    return Setting(max(0, min(wanted, share - 1)), f"{cpus.value} CPUs ({cpus.reason}) / {here.local_world_size} ranks, one for the rank itself")
+
+
+def limit_threads(cpus: Setting, here: Ranks) -> None:
+    """torch takes all cores of the host; this rank's share of what it may use is less in a container or beside other ranks."""
+    import torch
+
+    share = max(1, cpus.value // here.local_world_size)
+    if torch.get_num_threads() > share:
+        torch.set_num_threads(share)
+
+
+def half_precision(config: TrainConfig) -> Any:
+    """The torch dtype of 16-bit computation."""
+    import torch
+
+    return torch.float16 if config.fp16 else torch.bfloat16
+
+
+def allow_tf32() -> None:
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+
+
+def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: int) -> Any:
+    """transformers' arguments; constructing them joins the process group on accelerators. Raises ConfigError for what they refuse."""
+    from transformers import TrainingArguments
+
+    try:
+        arguments = TrainingArguments(
+            output_dir=config.output_dir, num_train_epochs=config.num_epochs, max_steps=config.max_steps, per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+            warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, max_grad_norm=1.0, optim="adamw_torch_fused",
+            bf16=config.bf16, fp16=config.fp16, torch_compile=config.compile, use_cpu=use_cpu, seed=config.seed, ddp_timeout=config.ddp_timeout,
+            ddp_find_unused_parameters=False, activation_checkpointing=config.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+            logging_steps=config.logging_steps, logging_first_step=True, logging_nan_inf_filter=False, log_level="warning", log_level_replica="warning",
+            disable_tqdm=True, report_to=_reports(config.report_to), run_name=config.run_name,
+            save_strategy="steps", save_steps=config.save_steps, save_total_limit=None,  # checkpoints.rotate keeps save_total_limit
+            dataloader_num_workers=loader_processes, dataloader_prefetch_factor=4 if loader_processes else None, dataloader_drop_last=True,
+            dataloader_persistent_workers=loader_processes > 0, dataloader_pin_memory=not use_cpu, remove_unused_columns=False,
+        )  # fmt: skip
+    except (ValueError, ImportError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if arguments.n_gpu > 1:
+        logger.warning("1 of %d GPUs is used: start through torchrun or accelerate launch to use all", arguments.n_gpu)
+        arguments._n_gpu = 1  # else transformers splits each batch among them in one process, slowly
+    return arguments
+
+
+def _reports(wish: str) -> list[str]:
+    names = [name.strip() for name in wish.split(",") if name.strip() not in ("", "none")]
+    if not names:
+        return []
+    from transformers.integrations import integration_utils
+
+    untyped: Any = integration_utils
+    available = untyped.get_available_reporting_integrations()
+    for name in names:
+        if name not in available:
+            raise ConfigError(
+                f"report_to = {name}: not installed or unknown (here: {', '.join(available) or 'none of them'}); pip install it, or --report_to none"
+            )
+    return names

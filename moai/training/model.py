@@ -1,0 +1,220 @@
+"""The model: a JSON of moai's fields or of transformers', or a saved model; checked against tokenizer and data before anything runs.
+
+moai's own fields (vocab_size, hidden_size, ..., use_qk_norm) describe what transformers calls Qwen3: pre-norm RMSNorm, grouped-query
+attention with QK norm, SwiGLU, RoPE, so that every tool that reads Qwen3 reads a moai model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moai.errors import ConfigError, DamagedError
+from moai.training.checkpoints import weights_problem
+
+logger = logging.getLogger(__name__)
+
+FLASH = "flash_attention_2"
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_SAME = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_dropout",
+         "initializer_range", "use_cache", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
+_MAPPED = ("rope_theta", "rope_scaling", "use_qk_norm", "hidden_act", "mlp_bias")
+_IGNORED = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+_ACTIVATIONS = {"swiglu": "silu", "silu": "silu"}
+
+
+def load_config(model_config: str | None, pretrained_model: str | None) -> Any:
+    """The transformers configuration of either. Raises ConfigError or DamagedError naming the file and the field."""
+    if pretrained_model:
+        if model_config:
+            logger.info("--pretrained_model %s brings its own configuration; --model_config %s is not read", pretrained_model, model_config)
+        return _saved_config(Path(pretrained_model))
+    return _new_config(str(model_config))
+
+
+def build_model(config: Any, *, pretrained_model: str | None, attention: str, special_ids: Mapping[str, int | None], seed: int, device: str = "cpu") -> Any:
+    """A new model with weights that follow from `seed`, the same on every rank, or a saved one. In 32 bits, without a cache.
+
+    special_ids  eos_token_id and so on as the tokenizer has them; they win over the configuration's
+    device       where a new model is made
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    untyped: Any = AutoModelForCausalLM
+    if pretrained_model:
+        model = _load_saved(Path(pretrained_model), attention)
+    else:
+        set_seed(seed)
+        try:
+            with torch.device(device):
+                model = untyped.from_config(config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False)
+        except ValueError as error:
+            raise ConfigError(f"--model_config: {_one_line(error)}") from error
+    _align_special_ids(model, special_ids)
+    model.config.use_cache = False
+    return model
+
+
+def check_early(*, model_config: str | None, pretrained_model: str | None, vocab_size: int | None, seq_len: int) -> None:
+    """What `check_fit` will say, as far as the JSON alone tells it: before the data is prepared, and without torch."""
+    fields = _read(str(Path(pretrained_model) / "config.json") if pretrained_model and Path(pretrained_model).is_dir() else str(model_config), pretrained_model)
+    _check(fields.get("vocab_size"), fields.get("max_position_embeddings"), vocab_size or 0, f"the tokenizer's {vocab_size} ids", seq_len)
+
+
+def choose_attention(flash_attention: bool, *, on_gpu: bool) -> str:
+    """The attention implementation: flash_attention_2 when wanted and possible, else sdpa."""
+    if not flash_attention:
+        return "sdpa"
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if on_gpu and is_flash_attn_2_available():
+        return FLASH
+    logger.warning("--flash_attention: %s; using sdpa", "flash-attn is not installed" if on_gpu else "it needs a GPU")
+    return "sdpa"
+
+
+def check_fit(config: Any, *, tokenizer_size: int, data_vocab_size: int, seq_len: int) -> None:
+    """Refuse a model that cannot take the ids or positions of the data. Raises ConfigError."""
+    config = config.get_text_config()
+    needed = max(tokenizer_size, data_vocab_size)
+    _check(config.vocab_size, getattr(config, "max_position_embeddings", None), needed, f"the {needed} ids of tokenizer and data", seq_len)
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(all, without the embeddings); tied weights count once."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = {id(module.weight): module.weight.numel() for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None}
+    return total, total - sum(embeddings.values())
+
+
+def _check(vocab_size: Any, longest: Any, needed: int, of: str, seq_len: int) -> None:
+    if isinstance(vocab_size, int) and vocab_size < needed:
+        raise ConfigError(f"the model's vocab_size {vocab_size} is below {of}; set vocab_size to {needed} or more in --model_config")
+    if isinstance(longest, int) and seq_len > longest:
+        raise ConfigError(f"--seq_len {seq_len} is above the model's max_position_embeddings {longest}: shorten the rows or raise it in --model_config")
+
+
+def _read(path: str, pretrained_model: str | None = None) -> dict[str, Any]:
+    flag = "--pretrained_model" if pretrained_model else "--model_config"
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: not readable as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{flag} {path}: expected names and values at the top, found {type(fields).__name__}")
+    return fields
+
+
+def _new_config(path: str) -> Any:
+    fields = _read(path)
+    from transformers import CONFIG_MAPPING
+
+    kind = fields.get("model_type", "moai")
+    if kind not in CONFIG_MAPPING and kind != "moai":
+        raise ConfigError(f"{path}: model_type {kind!r} is unknown; leave it out for moai's own fields, or name one that transformers has")
+    try:
+        return _moai_config(path, fields) if kind == "moai" else CONFIG_MAPPING[kind].from_dict(fields)
+    except ConfigError:
+        raise
+    except Exception as error:  # each configuration class refuses in its own way
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+def _saved_config(directory: Path) -> Any:
+    if not directory.is_dir():
+        raise ConfigError(f"--pretrained_model {directory}: no such directory; a finished run leaves one as OUTPUT_DIR/final_model (./pretrain.sh makes it)")
+    if reason := weights_problem(directory):
+        raise DamagedError(f"--pretrained_model {directory}: not a saved model in safetensors ({reason})")
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"--pretrained_model {directory}: {_one_line(error)}") from error
+
+
+def _moai_config(path: str, fields: dict[str, Any]) -> Any:
+    from transformers import Qwen3Config
+
+    known = (*_SAME, *_MAPPED, *_IGNORED)
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"{path}: unknown field {name!r}{f'; did you mean {close[0]}?' if close else ''}")
+    missing = [name for name in _REQUIRED if name not in fields]
+    if missing:
+        raise ConfigError(f"{path}: {', '.join(missing)} missing")
+    for name in (*_REQUIRED, "num_key_value_heads", "head_dim"):
+        value = fields.get(name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{path}: {name} = {value!r} is not a whole number above 0")
+    _refuse_other_architectures(path, fields)
+    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
+    if fields.get("head_dim") is None and hidden % heads:
+        raise ConfigError(f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}; change one or give head_dim")
+    if heads % (fields.get("num_key_value_heads") or heads):
+        raise ConfigError(f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {fields['num_key_value_heads']}")
+    values = {name: fields[name] for name in _SAME if name in fields}
+    return Qwen3Config(**values | {
+        "head_dim": fields.get("head_dim") or hidden // heads,
+        "num_key_value_heads": fields.get("num_key_value_heads") or heads,
+        "hidden_act": _ACTIVATIONS[fields.get("hidden_act", "swiglu")],
+        "rope_parameters": _rope(fields),
+    })  # fmt: skip
+
+
+def _refuse_other_architectures(path: str, fields: Mapping[str, Any]) -> None:
+    if not fields.get("use_qk_norm", True):
+        raise ConfigError(f"{path}: use_qk_norm false is another architecture; set it true, or give a transformers configuration with model_type llama")
+    if fields.get("mlp_bias", False):
+        raise ConfigError(f"{path}: mlp_bias true is another architecture; set it false, or give a transformers configuration with model_type llama")
+    if fields.get("hidden_act", "swiglu") not in _ACTIVATIONS:
+        raise ConfigError(f"{path}: hidden_act {fields['hidden_act']!r}: the MLP is SwiGLU, so swiglu (or its inner name, silu)")
+
+
+def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"type": "yarn", "factor": 4.0}` under its older and newer spelling -> transformers 5's one dictionary."""
+    scaling = dict(fields.get("rope_scaling") or {})
+    kind = scaling.pop("type", None) or scaling.get("rope_type", "default")
+    return {**scaling, "rope_type": kind, "rope_theta": float(fields.get("rope_theta", 1e6))}
+
+
+def _load_saved(directory: Path, attention: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    untyped: Any = AutoModelForCausalLM
+    try:
+        model, loading = untyped.from_pretrained(
+            str(directory), dtype=torch.float32, attn_implementation=attention, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise ConfigError(f"--pretrained_model {directory}: {_one_line(error)}") from error
+    lost = sorted(loading["missing_keys"]) + sorted(map(str, loading.get("mismatched_keys", ())))
+    if lost:
+        raise DamagedError(f"--pretrained_model {directory}: {len(lost)} weights are not there or of another shape, the first: {lost[0]}")
+    return model
+
+
+def _align_special_ids(model: Any, special_ids: Mapping[str, int | None]) -> None:
+    config = model.config.get_text_config()
+    for name, value in special_ids.items():
+        if value is None:
+            continue
+        if getattr(config, name, None) not in (None, value):
+            logger.info("%s = %s: the tokenizer's; the model's configuration says %s", name, value, getattr(config, name))
+        setattr(config, name, value)
+        if getattr(model, "generation_config", None) is not None:
+            setattr(model.generation_config, name, value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

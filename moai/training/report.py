@@ -1,0 +1,96 @@
+"""What a finished run leaves behind to be read: summary.json, the model card, and the last lines on the screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moai.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The figures of a run. Losses are means over the steps since the log line before, the first that of step 1."""
+
+    prepared: str
+    content_digest: str
+    documents: int
+    tokens: int
+    rows: int
+    fill_rate: float
+    quarantined: int
+    seq_len: int
+    packing: str
+    loss_first: float | None
+    loss_last: float | None
+    parameters: int
+    parameters_without_embeddings: int
+    steps: int
+    tokens_seen: int
+    tokens_per_second: float
+    seconds: float
+    resumed_from: str | None
+    final_model: str
+    output_dir: str
+
+    def save(self) -> None:
+        write_atomic(Path(self.output_dir) / "summary.json", (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
+
+    def lines(self) -> list[str]:
+        out = Path(self.output_dir)
+        return [
+            f"Loss          {_loss(self.loss_first)} -> {_loss(self.loss_last)} in {self.steps:,} steps",
+            f"Trained       {self.tokens_seen:,} tokens, {self.tokens_per_second:,.0f} tokens/s, {self.seconds:,.0f} s",
+            f"Model         {self.parameters:,} parameters ({self.parameters_without_embeddings:,} without embeddings)",
+            f"Data          {self.documents:,} documents, {self.tokens:,} tokens, {self.rows:,} rows of {self.seq_len} (packing {self.packing}, "
+            f"{self.fill_rate:.1%} filled), {self.quarantined:,} records quarantined",
+            f"Prepared data {self.prepared}",
+            f"Final model   {self.final_model}",
+            f"Beside it     {out / 'summary.json'}, {out / 'settings.json'}, {out / 'logs'}, checkpoints",
+        ]
+
+
+def data_figures(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of the data, from the manifest's content."""
+    return {
+        "documents": content["documents"], "tokens": content["tokens"], "rows": content["rows"], "fill_rate": content["fill_rate"],
+        "quarantined": content.get("records", {}).get("quarantined", 0), "seq_len": content["seq_len"], "packing": content["packing"],
+    }  # fmt: skip
+
+
+def losses(log_history: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """(first, last) of the whole run, resumed parts included."""
+    found = [float(entry["loss"]) for entry in log_history if "loss" in entry]
+    return (found[0], found[-1]) if found else (None, None)
+
+
+def model_card(summary: Summary, *, content: Mapping[str, Any], architecture: str) -> str:
+    """README.md of final_model/, from the manifest. Language and licence are the user's to state: nobody else knows them."""
+    sources = "\n".join(f"| {source['name']} | {source['documents']:,} | {source['tokens']:,} |" for source in content.get("sources", ()))
+    table = f"\n| source | documents | tokens |\n|---|---:|---:|\n{sources}\n" if sources else ""
+    return f"""# {Path(summary.output_dir).name}
+
+A causal language model ({architecture}, {summary.parameters:,} parameters, {summary.parameters_without_embeddings:,} without embeddings), trained with moai.
+
+## Training data
+
+{summary.documents:,} documents, {summary.tokens:,} tokens, packed into {summary.rows:,} rows of {summary.seq_len} ({summary.packing}, {summary.fill_rate:.1%} filled).
+Documents that share a row do not see one another. Records set aside as unreadable: {summary.quarantined:,}.
+Digest of the prepared data: `{summary.content_digest}`
+{table}
+## Training
+
+{summary.steps:,} steps, {summary.tokens_seen:,} tokens; loss {_loss(summary.loss_first)} at the first step, {_loss(summary.loss_last)} at the end.
+All settings with their origin: `settings.json` beside this directory.
+
+## Language, licence, limits
+
+To be stated by whoever publishes this model.
+"""
+
+
+def _loss(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"

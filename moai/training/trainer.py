@@ -1,0 +1,205 @@
+"""From a prepared directory to final_model/: everything that happens after the data is there.
+
+    summary = train(config, data, prepared, origins)        # in every rank, after prepare_or_wait
+
+The order matters: no process group before the data is ready; then the ranks agree on the data, rank 0 chooses the checkpoint,
+and the model proves that it keeps documents apart, all before the first step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moai import resources
+from moai.distributed import Ranks, ranks
+from moai.errors import ConfigError, MoaiError, TokenizerError
+from moai.recipes.options import DataConfig
+from moai.recipes.prepared import Prepared
+from moai.tokenizer import load_tokenizer
+from moai.training import checkpoints, group, report
+from moai.training import model as models
+from moai.training.arguments import TrainConfig
+from moai.training.checkpoints import Record
+from moai.training.data import EpochOrder, PackedCollator, PackedRows, read_ahead
+from moai.training.logs import quiet_libraries
+from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, training_arguments
+from moai.training.model import FLASH
+from moai.training.packed_attention import packed_forward_selfcheck
+
+if TYPE_CHECKING:
+    from moai.training.loop import PackedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], *, environ: Mapping[str, str] = os.environ) -> report.Summary:
+    """Train and leave a model. Every rank calls this; all raise the same MoaiError where they must agree."""
+    import torch
+
+    assert not torch.distributed.is_initialized(), "a process group existed while data was prepared: its timeout would have run"
+    quiet_libraries()
+    here = ranks(environ)
+    if prepared.memory_mode == "memory" and here.local_rank == 0:
+        logger.info("Reading %.1f GB of rows ahead into memory", read_ahead(prepared.path) / 1e9)
+    try:
+        summary = _train_and_save(config, data, prepared, origins, here, environ)
+    except torch.OutOfMemoryError as error:
+        raise MoaiError(
+            f"the accelerator's memory is full at batch_size {config.batch_size}: halve --batch_size and double --gradient_accumulation_steps, or set --gradient_checkpointing"
+        ) from error
+    group.leave(here)
+    return summary
+
+
+def _train_and_save(
+    config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
+) -> report.Summary:
+    trainer, resumed_from = _set_up(config, data, prepared, origins, here, environ)
+    trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    summary = _save(trainer, config, prepared, resumed_from)
+    trainer.accelerator.free_memory()
+    return summary
+
+
+def _set_up(
+    config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
+) -> tuple[PackedTrainer, Path | None]:
+    """The trainer, ready for its first step, and the checkpoint to go on from."""
+    from moai.training.loop import PackedTrainer  # imports transformers' trainer: seconds, so here and before the ranks meet
+
+    tokenizer, digest = load_text_tokenizer(data)
+    rows = PackedRows(str(prepared.path))
+    arguments = _join(config, origins, here, environ)
+    _agree(prepared, rows, digest, data, here)
+    order = _order(rows, config, here)
+    record, resumed_from = _resume(prepared, order, config, here)
+    model = _model(config, prepared, tokenizer, arguments)
+    collator = _collator(config, prepared, tokenizer, model)
+    trainer = PackedTrainer(
+        order=order, record=record, keep=config.save_total_limit, model=model, args=arguments, train_dataset=rows, data_collator=collator,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "the launcher asks for FSDP or DeepSpeed, which train.py does not drive yet; use plain data parallelism (torchrun, or accelerate launch --multi_gpu)"
+        )
+    flash = model.config._attn_implementation == FLASH
+    packed_forward_selfcheck(trainer.model, collator, autocast=half_precision(config) if flash else None)
+    if arguments.device.type == "cuda":
+        allow_tf32()  # after the check: it rounds more than the check allows in 32 bits
+    return trainer, resumed_from
+
+
+def _join(config: TrainConfig, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> Any:
+    """transformers' arguments, and with them the process group."""
+    use_cpu = choose_device(config, here)
+    cpus = resources.detect(Path(config.output_dir), environ=environ).cpus
+    processes = choose_loader_processes(config, origins, cpus, here)
+    if use_cpu.value:
+        limit_threads(cpus, here)
+        group.join_on_cpu(here, timeout_seconds=config.ddp_timeout, environ=environ)
+    arguments = training_arguments(config, use_cpu=use_cpu.value, loader_processes=processes.value)
+    logger.info("Device: %s x %d ranks: %s", arguments.device.type, here.world_size, use_cpu.reason)
+    logger.info("dataloader_num_workers = %d: %s", processes.value, processes.reason)
+    return arguments
+
+
+def _agree(prepared: Prepared, rows: PackedRows, digest: str, data: DataConfig, here: Ranks) -> None:
+    """One set of data for all ranks, made with the tokenizer that will be saved beside the model."""
+    group.agree({"content_digest": prepared.manifest["content_digest"], "rows": len(rows), "tokenizer_digest": digest}, here)
+    made_with = prepared.content["tokenizer_digest"]
+    if digest != made_with:
+        raise TokenizerError(
+            f"{data.tokenizer_path}: its tokenizer.json is {digest[:16]}, the data was made with {made_with[:16]}; it changed meanwhile, start again"
+        )
+
+
+def _order(rows: PackedRows, config: TrainConfig, here: Ranks) -> EpochOrder:
+    order = EpochOrder(len(rows), config.batch_size * config.gradient_accumulation_steps * here.world_size, config.seed)
+    if not len(order):
+        raise ConfigError(
+            f"the data has {order.rows} rows, one step takes {order.rows_per_step} (batch_size {config.batch_size} x gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps} x {here.world_size} ranks): lower one of them, shorten --seq_len, or add data"
+        )
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * order.steps)
+    logger.info("Steps: %s of %d rows each; %s rows give %s steps an epoch", f"{steps:,}", order.rows_per_step, f"{order.rows:,}", f"{order.steps:,}")
+    if config.warmup_steps >= max(1, steps):
+        logger.warning("warmup_steps %d: this run has %d steps, so the learning rate never reaches %g", config.warmup_steps, steps, config.learning_rate)
+    return order
+
+
+def _resume(prepared: Prepared, order: EpochOrder, config: TrainConfig, here: Ranks) -> tuple[Record, Path | None]:
+    """What this run's checkpoints will record, and the one to go on from, which rank 0 chooses for all."""
+    digest = prepared.manifest["content_digest"]
+    record = Record(content_digest=digest, rows=order.rows, rows_per_step=order.rows_per_step, seed=config.seed, world_size=here.world_size)
+    chosen = group.from_rank_0(lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record), here)
+    if chosen is not None:
+        logger.info("Resuming from %s", chosen)
+        record = replace(record, tokens_seen=Record.load(chosen).tokens_seen)
+    return record, chosen
+
+
+def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: Any) -> Any:
+    content = prepared.content
+    attention = models.choose_attention(config.flash_attention, on_gpu=arguments.device.type == "cuda")
+    model_config = models.load_config(config.model_config, config.pretrained_model)
+    models.check_fit(model_config, tokenizer_size=len(tokenizer), data_vocab_size=content["vocab_size"], seq_len=content["seq_len"])
+    special_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
+    model = models.build_model(
+        model_config, pretrained_model=config.pretrained_model, attention=attention, special_ids=special_ids, seed=config.seed, device=str(arguments.device)
+    )
+    total, body = models.count_parameters(model)
+    logger.info("Model: %s, %s parameters (%s without embeddings), %s attention", type(model).__name__, f"{total:,}", f"{body:,}", attention)
+    return model
+
+
+def _collator(config: TrainConfig, prepared: Prepared, tokenizer: Any, model: Any) -> PackedCollator:
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return PackedCollator(pad_id=pad_id, pad_to=prepared.content["seq_len"] if config.compile else None, flatten=model.config._attn_implementation == FLASH)
+
+
+def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
+    """The tokenizer that made the ids, as transformers loads it, and the sha256 of its tokenizer.json. Raises TokenizerError.
+
+    The class that reads tokenizer.json as it stands, and no other: classes of single models rebuild parts of it.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    spec = load_tokenizer(data.tokenizer_path, eos_token=data.eos_token, need_bos=data.add_bos)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(Path(spec.path).parent), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever a damaged configuration makes it raise
+        raise TokenizerError(f"{Path(spec.path).parent}: transformers cannot load this tokenizer ({' '.join(str(error).split())[:200]})") from error
+    tokenizer.eos_token = spec.eos_token
+    return tokenizer, spec.digest
+
+
+def _save(trainer: PackedTrainer, config: TrainConfig, prepared: Prepared, resumed_from: Path | None) -> report.Summary:
+    """final_model/ with tokenizer and card, and summary.json; by rank 0, but every rank takes part in the gathering."""
+    output = Path(config.output_dir)
+    staged, final = output / ".final_model", output / "final_model"
+    if trainer.args.should_save:
+        shutil.rmtree(staged, ignore_errors=True)  # what a crash left there
+    trainer.save_model(str(staged))
+    total, body = models.count_parameters(trainer.model)
+    first, last = report.losses(trainer.state.log_history)
+    summary = report.Summary(
+        prepared=str(prepared.path), content_digest=prepared.manifest["content_digest"], **report.data_figures(prepared.content), loss_first=first, loss_last=last,
+        parameters=total, parameters_without_embeddings=body, steps=trainer.state.global_step, tokens_seen=trainer.clock.tokens,
+        tokens_per_second=round(trainer.clock.tokens_per_second, 1), seconds=round(trainer.clock.seconds, 2),
+        resumed_from=str(resumed_from) if resumed_from else None, final_model=str(final), output_dir=str(output),
+    )  # fmt: skip
+    if trainer.args.should_save:
+        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nobody who loads a model needs it
+        (staged / "README.md").write_text(report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        staged.rename(final)
+        summary.save()
+    return summary

@@ -1,0 +1,94 @@
+"""Prepare the data, or wait for rank 0 to do it, then train:  torchrun --nproc_per_node 2 train.py --config configs/demo.yaml
+
+Runs under torchrun, accelerate launch and plain python. Worker processes import this file again, so nothing heavy is imported
+at its top, and all work is behind the guard at its end.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moai.config import Resolved, resolve
+from moai.distributed import ranks
+from moai.errors import ConfigError, MoaiError
+from moai.files import write_atomic
+from moai.recipes.options import DataConfig
+from moai.training.arguments import TrainConfig
+
+logger = logging.getLogger("moai.train")
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    try:
+        run(argv, environ)
+    except MoaiError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        tell_launcher(error, environ)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("train.py: interrupted; finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
+    resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description="From raw text to a trained model.")
+    config, data = resolved[TrainConfig].require(), resolved[DataConfig].require()
+    here = ranks(environ)
+    from moai.training.checkpoints import check_place
+    from moai.training.logs import start_logging
+
+    check_place(config.resume_from_checkpoint, Path(config.output_dir))
+    start_logging(Path(config.output_dir), here.rank)
+    if here.rank == 0:
+        show_settings(resolved, Path(config.output_dir))
+    check_model(config, data)
+
+    from moai.recipes.pretraining import prepare_or_wait
+
+    prepared = prepare_or_wait(data, origins=resolved.origins, environ=environ)
+
+    from moai.training.trainer import train
+
+    summary = train(config, data, prepared, resolved.origins, environ=environ)
+    if here.rank == 0:
+        print("\n".join(summary.lines()), flush=True)
+
+
+def show_settings(resolved: Resolved, output_dir: Path) -> None:
+    """Every setting with its value and origin: once in the log, and as settings.json beside the model."""
+    table = resolved.table()
+    width = max(map(len, table))
+    logger.info("Settings:\n%s", "\n".join(f"  {name:<{width}}  {entry['value']}  ({entry['origin']})" for name, entry in table.items()))
+    try:
+        write_atomic(output_dir / "settings.json", (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
+
+
+def check_model(config: TrainConfig, data: DataConfig) -> None:
+    """Refuse a model that cannot fit before hours are spent on its data."""
+    from moai.tokenizer import load_tokenizer
+    from moai.training.model import check_early
+
+    local = Path(data.tokenizer_path).expanduser().exists()  # one from the Hub is fetched by rank 0 when it prepares, and checked later
+    vocab_size = load_tokenizer(data.tokenizer_path, eos_token=data.eos_token, need_bos=data.add_bos).vocab_size if local else None
+    check_early(model_config=config.model_config, pretrained_model=config.pretrained_model, vocab_size=vocab_size, seq_len=data.seq_len)
+
+
+def tell_launcher(error: MoaiError, environ: Mapping[str, str]) -> None:
+    """Leave the cause where torchrun looks for it, so that its report names it instead of "<N/A>"."""
+    if path := environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": {"message": str(error), "extraInfo": {"py_callstack": str(error), "timestamp": str(int(time.time()))}}}
+        try:
+            Path(path).write_text(json.dumps(told), encoding="utf-8")
+        except OSError as problem:
+            logger.warning("%s: %s", path, problem.strerror)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))
