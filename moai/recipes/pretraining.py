@@ -173,7 +173,8 @@ def _run(wanted: Request, chosen: resources.Plan, attempt: Path, progress: Progr
         source, shape = open_source(wanted, given, attempt, chosen.batch_bytes.value)
         logger.info("%s: %d files, text from %s", given.name, len(given.files), shape.name if shape else "plain text")
         what = identity.transform_identity(wanted.config, wanted.tokenizer, given, shape)
-        pipelines.append(_pipeline(wanted, source, shape, attempt, digest_json(what)[:40], ledger))
+        key = digest_json(what)[:40]
+        pipelines.append(_pipeline(wanted, replace(source, transform_key=key), shape, attempt, key, ledger))
         shapes.append(shape.name if shape else "plain text")
         identities.append(what)
 
