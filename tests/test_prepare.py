@@ -111,8 +111,15 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("packing", ["wrapped", "bfd", "bfd_split", "none"])
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "zst"])
+@pytest.mark.parametrize(
+    ("packing", "packed"),
+    [
+        ("wrapped", False),
+        ("bfd", False),
+        ("bfd_split", True),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("none", False), ("wrapped", True), ("bfd", True))),
+    ],
+)
 def test_same_input_same_bytes_for_any_workers_and_batches(corpus: Path, tmp_path: Path, packing: str, packed: bool) -> None:
     dataset = ROOT / "data" / "demo" if packed else corpus
     results = [make(dataset, tmp_path / str(number), packing=packing, shard_bytes=300_000, **variant) for number, variant in enumerate(VARIANTS)]
