@@ -26,7 +26,8 @@ step() {
     "$@"
 }
 
-step .venv/bin/ruff format --check .
+# Code in the documents is laid out for reading.
+step .venv/bin/ruff format --check . --config 'extend-exclude = ["*.md"]'
 step .venv/bin/ruff check .
 step .venv/bin/mypy
 for script in *.sh scripts/*.sh tests/*.sh .ci/run; do
