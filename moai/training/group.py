@@ -31,10 +31,8 @@ def join_on_cpu(here: Ranks, *, timeout_seconds: int, environ: Mapping[str, str]
 
     logger.info("Meeting %d ranks at %s:%s", here.world_size, environ.get("MASTER_ADDR"), environ.get("MASTER_PORT"))
     store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=_MEET_SECONDS)))
-    store.set(f"moai/here/{rank}", "")
-    store.wait([f"moai/here/{other}" for other in range(world_size)], timedelta(seconds=_MEET_SECONDS))
-    group_store = PrefixStore("moai/group", store)
-    init_process_group("gloo", store=group_store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
+    # The store keeps its own, long timeout: a group made from an address would give it the short one, and a late rank ends the launch.
+    init_process_group("gloo", store=PrefixStore("moai", store), rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
 
 
 def agree(facts: Mapping[str, Any], here: Ranks) -> None:

@@ -1,6 +1,6 @@
 """transformers' Trainer with our order of rows, our log lines and our record in every checkpoint.
 
-This module imports transformers at its top, because it derives from its classes: import it only where training begins.
+The classes here are the first halves of what `packed_trainer` joins with transformers' own: that library is loaded only then.
 """
 
 from __future__ import annotations
@@ -10,17 +10,27 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from typing import TYPE_CHECKING, Any
 
 from moai.errors import ConfigError, DamagedError, MoaiError
 from moai.training import checkpoints
 from moai.training.checkpoints import Record
 from moai.training.data import IGNORE, EpochOrder
 
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+else:
+    Trainer = TrainerCallback = object
+
 logger = logging.getLogger(__name__)
+
+
+def packed_trainer(**options: Any) -> PackedTrainer:
+    """A PackedTrainer on transformers' Trainer; `options` are those of both."""
+    import transformers
+
+    joined: type[PackedTrainer] = type("PackedTrainer", (PackedTrainer, transformers.Trainer), {})
+    return joined(**options)
 
 
 class PackedTrainer(Trainer):
@@ -31,9 +41,12 @@ class PackedTrainer(Trainer):
         self.record = record
         self.clock = Clock(record.tokens_seen)
         super().__init__(**others)
+        import torch
+        from transformers import PrinterCallback, TrainerCallback
+
         self._own_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Course(order, self.clock, keep))
+        self.add_callback(type("Course", (_Course, TrainerCallback), {})(order, self.clock, keep))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
@@ -116,7 +129,7 @@ class Clock:
 
 
 class _Course(TrainerCallback):
-    """Sets the epoch of the order, logs the last step, writes the log lines, keeps the newest checkpoints."""
+    """Sets the epoch of the order, logs the last step and each that is saved, writes the log lines, keeps the newest checkpoints."""
 
     def __init__(self, order: EpochOrder, clock: Clock, keep: int) -> None:
         self.order, self.clock, self.keep = order, clock, keep
@@ -131,7 +144,8 @@ class _Course(TrainerCallback):
         self.order.epoch = state.global_step // self.order.steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
+        # With the log comes the look at the loss, before weights that are no numbers become the newest checkpoint.
+        if state.global_step >= state.max_steps or control.should_save:
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moai.config import Setting
 from moai.errors import ConfigError, DamagedError
 from moai.training.checkpoints import weights_problem
 
@@ -66,16 +67,15 @@ def check_early(*, model_config: str | None, pretrained_model: str | None, vocab
     _check(fields.get("vocab_size"), fields.get("max_position_embeddings"), vocab_size or 0, f"the tokenizer's {vocab_size} ids", seq_len)
 
 
-def choose_attention(flash_attention: bool, *, on_gpu: bool) -> str:
-    """The attention implementation: flash_attention_2 when wanted and possible, else sdpa."""
+def choose_attention(flash_attention: bool, *, on_gpu: bool) -> Setting:
+    """flash_attention_2 when wanted and possible, else sdpa; with the reason."""
     if not flash_attention:
-        return "sdpa"
+        return Setting("sdpa", "default")
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     if on_gpu and is_flash_attn_2_available():
-        return FLASH
-    logger.warning("--flash_attention: %s; using sdpa", "flash-attn is not installed" if on_gpu else "it needs a GPU")
-    return "sdpa"
+        return Setting(FLASH, "set")
+    return Setting("sdpa", "--flash_attention needs " + ("the package flash-attn, which is not installed" if on_gpu else "a GPU"))
 
 
 def check_fit(config: Any, *, tokenizer_size: int, data_vocab_size: int, seq_len: int) -> None:

@@ -8,6 +8,7 @@ and the model proves that it keeps documents apart, all before the first step.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moai import resources
 from moai.distributed import Ranks, ranks
@@ -29,12 +30,10 @@ from moai.training.arguments import TrainConfig
 from moai.training.checkpoints import Record
 from moai.training.data import EpochOrder, PackedCollator, PackedRows, read_ahead
 from moai.training.logs import quiet_libraries
+from moai.training.loop import PackedTrainer, packed_trainer
 from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, training_arguments
 from moai.training.model import FLASH
 from moai.training.packed_attention import packed_forward_selfcheck
-
-if TYPE_CHECKING:
-    from moai.training.loop import PackedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,7 @@ def _set_up(
     config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
 ) -> tuple[PackedTrainer, Path | None]:
     """The trainer, ready for its first step, and the checkpoint to go on from."""
-    from moai.training.loop import PackedTrainer  # imports transformers' trainer: seconds, so here and before the ranks meet
-
+    importlib.import_module("transformers.trainer")  # takes seconds, more on some ranks than on others: so before a collective can time out
     tokenizer, digest = load_text_tokenizer(data)
     rows = PackedRows(str(prepared.path))
     arguments = _join(config, origins, here, environ)
@@ -82,7 +80,7 @@ def _set_up(
     record, resumed_from = _resume(prepared, order, config, here)
     model = _model(config, prepared, tokenizer, arguments)
     collator = _collator(config, prepared, tokenizer, model)
-    trainer = PackedTrainer(
+    trainer = packed_trainer(
         order=order, record=record, keep=config.save_total_limit, model=model, args=arguments, train_dataset=rows, data_collator=collator,
         processing_class=tokenizer,
     )  # fmt: skip
@@ -130,7 +128,7 @@ def _order(rows: PackedRows, config: TrainConfig, here: Ranks) -> EpochOrder:
         )
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * order.steps)
     logger.info("Steps: %s of %d rows each; %s rows give %s steps an epoch", f"{steps:,}", order.rows_per_step, f"{order.rows:,}", f"{order.steps:,}")
-    if config.warmup_steps >= max(1, steps):
+    if config.warmup_steps >= max(1, steps) and here.rank == 0:
         logger.warning("warmup_steps %d: this run has %d steps, so the learning rate never reaches %g", config.warmup_steps, steps, config.learning_rate)
     return order
 
@@ -153,10 +151,17 @@ def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: A
     models.check_fit(model_config, tokenizer_size=len(tokenizer), data_vocab_size=content["vocab_size"], seq_len=content["seq_len"])
     special_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
     model = models.build_model(
-        model_config, pretrained_model=config.pretrained_model, attention=attention, special_ids=special_ids, seed=config.seed, device=str(arguments.device)
+        model_config,
+        pretrained_model=config.pretrained_model,
+        attention=attention.value,
+        special_ids=special_ids,
+        seed=config.seed,
+        device=str(arguments.device),
     )
     total, body = models.count_parameters(model)
-    logger.info("Model: %s, %s parameters (%s without embeddings), %s attention", type(model).__name__, f"{total:,}", f"{body:,}", attention)
+    logger.info("Model: %s, %s parameters (%s without embeddings), %s attention", type(model).__name__, f"{total:,}", f"{body:,}", attention.value)
+    if config.flash_attention and attention.value != FLASH and arguments.process_index == 0:
+        logger.warning("%s; using sdpa", attention.reason)
     return model
 
 

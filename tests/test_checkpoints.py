@@ -1,0 +1,161 @@
+"""Which checkpoint a run goes on from: every way a checkpoint can be broken, on one that a real run wrote."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import pytest
+import tiny_run
+
+from moai.config import resolve
+from moai.errors import ConfigError
+from moai.recipes.options import DataConfig
+from moai.training import checkpoints
+from moai.training.arguments import TrainConfig
+from moai.training.checkpoints import Record, check_place, choose, newest_complete, problem
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 4 steps in this process, with checkpoints 2 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = tiny_run.write_tokenizer(folder / "tokenizer")
+    prepared = tiny_run.write_prepared(folder / "prepared", tokenizer)
+    argv = ["--output_dir", str(folder / "out"), "--model_config", str(tiny_run.write_model_config(folder)), "--tokenizer_path", str(tokenizer),
+            "--batch_size", "2", "--gradient_accumulation_steps", "1", "--max_steps", "4", "--save_steps", "2", "--warmup_steps", "0"]  # fmt: skip
+    resolved = resolve([TrainConfig, DataConfig], argv, {}, prog="test")
+    from moai.training.trainer import train
+
+    train(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(prepared), resolved.origins, environ={})
+    return folder / "out"
+
+
+@pytest.fixture
+def output(finished, tmp_path):
+    """A copy to break."""
+    for name in ("checkpoint-2", "checkpoint-4"):
+        shutil.copytree(finished / name, tmp_path / name)
+    return tmp_path
+
+
+def record_of(output, name="checkpoint-4"):
+    return Record.load(output / name)
+
+
+def test_a_real_checkpoint_is_complete_and_says_what_it_was_trained_on(output):
+    assert problem(output / "checkpoint-4") is None
+    assert newest_complete(output) == output / "checkpoint-4"
+    record = record_of(output)
+    assert len(record.content_digest) == 64
+    assert (record.rows, record.rows_per_step, record.seed, record.world_size) == (26, 2, 42, 1)
+    assert record.tokens_seen > Record.load(output / "checkpoint-2").tokens_seen > 0
+
+
+NEEDED = ("trainer_state.json", "moai_data.json", "config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("damage", ["delete", "empty", "cut its end", "cut in half"])
+def test_each_file_counts(output, name, damage, caplog):
+    path = output / "checkpoint-4" / name
+    data = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "cut its end": data.rstrip()[:-1], "cut in half": data[: len(data) // 2]}[damage])
+    assert name in (problem(output / "checkpoint-4") or "")
+    assert newest_complete(output) == output / "checkpoint-2"
+    assert choose("auto", output, record_of(output, "checkpoint-2")) == output / "checkpoint-2"
+    assert not (output / "checkpoint-4").exists()
+    assert (output / "checkpoint-4.incomplete").is_dir()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "checkpoint-4 is incomplete" in warnings[0]
+
+
+def test_a_sentinel_of_a_save_on_sigterm_counts(output):
+    (output / "checkpoint-4" / "checkpoint-is-incomplete.txt").write_text("in progress")
+    assert newest_complete(output) == output / "checkpoint-2"
+
+
+def test_the_random_state_of_every_rank_counts(output):
+    checkpoint = output / "checkpoint-4"
+    state = (checkpoint / "rng_state.pth").read_bytes()
+    record = json.loads((checkpoint / "moai_data.json").read_text())
+    (checkpoint / "moai_data.json").write_text(json.dumps(record | {"world_size": 3}))
+    for rank in (0, 1):
+        (checkpoint / f"rng_state_{rank}.pth").write_bytes(state)
+    assert "rng_state_2.pth is missing" in str(problem(checkpoint))
+    (checkpoint / "rng_state_2.pth").write_bytes(state)
+    assert problem(checkpoint) is None
+
+
+def test_a_state_of_another_step_counts(output):
+    shutil.copyfile(output / "checkpoint-2" / "trainer_state.json", output / "checkpoint-4" / "trainer_state.json")
+    assert problem(output / "checkpoint-4") == "trainer_state.json is of step 2"
+
+
+def test_weights_in_shards_are_checked_shard_by_shard(output):
+    checkpoint = output / "checkpoint-4"
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    shutil.move(checkpoint / "model.safetensors", checkpoint / first)
+    shutil.copyfile(checkpoint / first, checkpoint / second)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": first, "b": second}}))
+    assert problem(checkpoint) is None
+    with open(checkpoint / second, "ab") as file:
+        file.write(b"x")
+    assert second in str(problem(checkpoint))
+    (checkpoint / second).unlink()
+    assert f"{second} is missing" in str(problem(checkpoint))
+
+
+def test_numbers_are_compared_as_numbers_and_other_names_are_left_alone(output):
+    shutil.copytree(output / "checkpoint-4", output / "checkpoint-10")
+    state = json.loads((output / "checkpoint-10" / "trainer_state.json").read_text())
+    (output / "checkpoint-10" / "trainer_state.json").write_text(json.dumps(state | {"global_step": 10}))
+    (output / "checkpoint-99.incomplete").mkdir()
+    (output / "checkpoint-best").mkdir()
+    assert newest_complete(output) == output / "checkpoint-10"
+    checkpoints.rotate(output, 2)
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-10", "checkpoint-4", "checkpoint-99.incomplete", "checkpoint-best"]
+
+
+def test_all_broken_starts_from_the_beginning_and_says_so(output, caplog):
+    record = record_of(output)
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (output / name / "model.safetensors").unlink()
+    (output / "checkpoint-4.incomplete").mkdir()  # left by an earlier crash at the same step
+    assert choose("auto", output, record) is None
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2.incomplete", "checkpoint-4.incomplete", "checkpoint-4.incomplete-2"]
+    assert "training starts from the beginning" in caplog.text
+
+
+def test_auto_without_any_checkpoint_names_the_way(tmp_path):
+    with pytest.raises(ConfigError, match="has no checkpoint; the same command without --resume_from_checkpoint starts the run"):
+        choose("auto", tmp_path, Record(content_digest="", rows=1, rows_per_step=1, seed=1, world_size=1))
+
+
+def test_a_fresh_run_never_mixes_with_an_old_one(output):
+    with pytest.raises(ConfigError, match=r"holds a run already \(newest: checkpoint-4\); go on with it by --resume_from_checkpoint auto"):
+        check_place(None, output)
+    check_place("auto", output)
+
+
+def test_a_named_checkpoint_must_be_whole(output):
+    assert choose(str(output / "checkpoint-2"), output, record_of(output)) == output / "checkpoint-2"
+    (output / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint-2: not a complete checkpoint \(optimizer.pt is missing\)"):
+        check_place(str(output / "checkpoint-2"), output)
+    assert (output / "checkpoint-2").exists(), "what a person named is not renamed"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("content_digest", "0" * 64, "was trained on data [0-9a-f]{64}, this run has 0{64}"), ("rows_per_step", 3, "its steps are of 2 rows, this run's of 3"),
+     ("seed", 7, "ordered by seed 42, this run's by 7; resume with --seed 42")],
+)  # fmt: skip
+def test_other_data_or_another_order_is_refused_with_both_values(output, field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        choose("auto", output, replace(record_of(output), **{field: value}))
+    assert choose("auto", output, replace(record_of(output), world_size=2)) is not None, "another number of ranks alone is no other order"
