@@ -301,7 +301,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_unpacked_a_little_at_a_time
     lengths, peak = peak_of(lambda: [len(block) for block in open_blocks(str(path), ending, 4 * MB)])
     assert sum(lengths) == size
     assert max(lengths) <= 4 * MB
-    assert peak < 200 * MB
+    assert peak < (200 if ending == "zst" else 32) * MB
 
 
 @given(pieces=st.lists(st.binary(max_size=60), min_size=1, max_size=5), size=st.integers(1, 50), start=st.integers(0, 80), length=st.integers(1, 80))
