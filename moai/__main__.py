@@ -17,8 +17,9 @@ def prepare(argv: Sequence[str]) -> int:
     from moai.config import resolve
     from moai.recipes.options import DataConfig
     from moai.recipes.pretraining import prepare_or_wait
+    from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "")
+    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
     prepared = prepare_or_wait(resolved[DataConfig], origins=resolved.origins)
     content = prepared.content
     records, tokens = content["records"], content["token_counts"]
@@ -37,8 +38,9 @@ def plan(argv: Sequence[str]) -> int:
     from moai.config import resolve
     from moai.planning import describe
     from moai.recipes.options import DataConfig
+    from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "")
+    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig])
     for line in describe(resolved[DataConfig], resolved.origins):
         print(line)
     return 0

@@ -84,8 +84,12 @@ def resolve(
     prog: str,
     description: str = "",
     epilog: str = "",
+    others: Sequence[type] = (),
 ) -> Resolved:
-    """Merge defaults, `--config FILE`, environment and flags. Raises ConfigError naming value, place and the way out."""
+    """Merge defaults, `--config FILE`, environment and flags. Raises ConfigError naming value, place and the way out.
+
+    others  classes whose names the file may hold too: one file serves several commands
+    """
     fields = {f.name: f for cls in classes for f in dataclasses.fields(cls)}
     hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
     parser = build_parser(classes, prog=prog, description=description, epilog=epilog)
@@ -93,7 +97,7 @@ def resolve(
     values: dict[str, Any] = {name: f.default for name, f in fields.items()}
     origins = dict.fromkeys(fields, "default")
     config_path = flags.pop("config", None)
-    for name, value in _read_file(config_path, fields).items() if config_path else ():
+    for name, value in _read_file(config_path, fields, others).items() if config_path else ():
         values[name], origins[name] = _coerce(value, hints[name], name, f"{config_path}: {name}"), f"file {config_path}"
     for name, f in fields.items():
         variable = f.metadata["env"]
@@ -161,7 +165,7 @@ def _add_flag(group: argparse._ArgumentGroup, f: dataclasses.Field[Any], hint: A
         group.add_argument(*spellings, dest=f.name, metavar=metavar, help=help_text, **extra)
 
 
-def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]], others: Sequence[type]) -> dict[str, Any]:
     import yaml
 
     try:
@@ -174,9 +178,12 @@ def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]]) -> dict[
     if not isinstance(loaded or {}, dict):
         raise ConfigError(f"--config {path}: expected names and values at the top, found {type(loaded).__name__}")
     spellings = {spelling: name for name, f in fields.items() for spelling in (name, *f.metadata["names"])}
+    passed_over = {spelling for cls in others for f in dataclasses.fields(cls) for spelling in (f.name, *f.metadata["names"])}
     values = {}
     for key, value in (loaded or {}).items():
         name = spellings.get(str(key).replace("-", "_"))
+        if name is None and str(key).replace("-", "_") in passed_over:
+            continue
         if name is None:
             raise ConfigError(f"--config {path}: unknown name {key!r}{_did_you_mean(str(key), spellings)}")
         if value is not None:

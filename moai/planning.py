@@ -10,9 +10,8 @@ import numpy as np
 from moai import resources
 from moai.distributed import ranks
 from moai.files import free_bytes
-from moai.recipes import identity
 from moai.recipes.options import DataConfig
-from moai.recipes.pretraining import Request, find_prepared, machine_plan, request
+from moai.recipes.pretraining import Request, find_prepared, machine_plan, request, why_missed
 
 _GB = 10**9
 
@@ -28,7 +27,7 @@ def describe(config: DataConfig, origins: Mapping[str, str], environ: Mapping[st
         yield f"cache        hit: {found.path}"
         yield f"             {found.content['documents']:,} documents, {found.content['tokens']:,} tokens, {found.content['rows']:,} rows; nothing to do"
         return
-    yield f"cache        miss: {_why(wanted)}"
+    yield f"cache        miss: {why_missed(wanted)}"
     for given in wanted.inputs:
         yield f"input        {given.name}: {len(given.files)} {given.kind} files, {sum(f.stamp.size for f in given.files):,} bytes"
     shards = _shards(wanted)
@@ -42,17 +41,6 @@ def describe(config: DataConfig, origins: Mapping[str, str], environ: Mapping[st
     yield f"memory       about {workers * resources.worker_bytes(config.shard_bytes) / _GB:.1f} GB for {workers} workers"
     for line in (*resources.lines(chosen), *chosen.warnings):
         yield f"             {line}"
-
-
-def _why(wanted: Request) -> str:
-    record = identity.find_plan(wanted.cache, wanted.key)
-    if record is None:
-        return identity.explain_miss(wanted.cache, wanted.key, wanted.fields)
-    if wanted.config.rehash:
-        return "--rehash: everything is read and digested again, finished shards are reused where their content is the same"
-    if not record["trusted"]:
-        return "files had just been written when they were prepared, so they are digested again; finished shards are reused"
-    return f"its directory {record['directory']} is gone; finished shards are reused"
 
 
 def _shards(wanted: Request) -> int:

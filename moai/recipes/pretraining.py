@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from moai import resources
+from moai.config import Setting
 from moai.distributed import Ranks, Report, build_once, is_gone, owner, ranks
 from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.ledger import Ledger
@@ -118,6 +119,18 @@ def find_prepared(wanted: Request) -> Prepared | None:
     return Prepared.open(path) if path.exists() else None
 
 
+def why_missed(wanted: Request) -> str:
+    """One line for people: why `find_prepared` found nothing."""
+    record = identity.find_plan(wanted.cache, wanted.key)
+    if record is None:
+        return identity.explain_miss(wanted.cache, wanted.key, wanted.fields)
+    if wanted.config.rehash:
+        return "--rehash: everything is read and digested again, finished shards are reused where their content is the same"
+    if not record["trusted"]:
+        return "files had just been written when they were prepared, so they are digested again; finished shards are reused"
+    return f"its directory {record['directory']} is gone; finished shards are reused"
+
+
 def prepare(
     config: DataConfig, *, origins: Mapping[str, str], here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
 ) -> Prepared:
@@ -135,7 +148,7 @@ def prepare(
         with _locked(wanted, report):
             if found := find_prepared(wanted):
                 return _hit(found, wanted, chosen.memory_mode.value, here)
-            logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], identity.explain_miss(wanted.cache, wanted.key, wanted.fields))
+            logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], why_missed(wanted))
             for line in (*resources.lines(chosen), *chosen.warnings):
                 logger.info("[Rank %d] %s", here.rank, line)
             return _work(wanted, chosen, here, report)
@@ -195,8 +208,7 @@ def _run(wanted: Request, chosen: resources.Plan, attempt: Path, progress: Progr
 
 
 def _executor(wanted: Request, chosen: resources.Plan) -> Executor:
-    """Where moai chose the number of workers itself, an input of one shard is not worth starting them."""
-    if chosen.num_proc.value == 0 or (wanted.config.num_proc is None and wanted.text_bytes <= wanted.config.shard_bytes):
+    if chosen.num_proc.value == 0:
         return Serial()
     return Processes(num_proc=chosen.num_proc.value, threads=chosen.threads.value, stall_seconds=wanted.config.stall_timeout)
 
@@ -233,12 +245,15 @@ def _pipeline(wanted: Request, source: LocalSource, shape: TextShape | None, att
 
 
 def machine_plan(wanted: Request, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
+    """Workers, threads and bytes. Where moai chooses the workers itself, data of one shard is not worth starting any."""
     config = wanted.config
-    machine = resources.detect(wanted.cache, environ=environ)
-    return resources.plan(
-        machine, num_proc=config.num_proc, num_proc_origin=origins.get("num_proc", "the caller"), local_world_size=here.local_world_size, ranks_wait=True,
-        memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size, environ=environ,
+    small = config.num_proc is None and wanted.text_bytes <= config.shard_bytes
+    chosen = resources.plan(
+        resources.detect(wanted.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin=origins.get("num_proc", "the caller"),
+        local_world_size=here.local_world_size, ranks_wait=True, memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size,
+        environ=environ,
     )  # fmt: skip
+    return replace(chosen, num_proc=Setting(0, "no more than one shard of data: worked on in this process")) if small else chosen
 
 
 def check_space(wanted: Request) -> None:

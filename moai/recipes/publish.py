@@ -75,7 +75,7 @@ def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: Tokenizer
         "tokenizer": {**tokenizer.identity(), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size, "dtype": dtype, "rows": rows, "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
-        "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
+        "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"], "quarantined_without_place": counts["quarantined_without_place"]},
         "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": _group(counts, "tokens."),
         "sources": [_source(part) for part in parts], "shards": shards, "files": files,
     }  # fmt: skip

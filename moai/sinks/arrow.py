@@ -8,6 +8,7 @@ many rows may wait in memory.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ import xxhash
 
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Sealed, Shard
-from moai.files import canonical_json, publish_file, storage_errors
+from moai.files import canonical_json, digest_file, publish_file, storage_errors
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH = 1024
 
@@ -36,7 +39,18 @@ class ArrowShards:
     made_by: dict[str, str] = field(default_factory=dict)
 
     def committed(self, shard_key: str) -> Receipt | None:
-        return Ledger(self.cache).receipt(shard_key)
+        """A finished shard, after a look at every byte: what lay on a disk since another run is not believed unread.
+
+        A damaged one is set aside and counts as not made. Hashing costs a thousandth of making it.
+        """
+        ledger = Ledger(self.cache)
+        receipt = ledger.receipt(shard_key)
+        if receipt is None or digest_file(ledger.shard(shard_key)) == receipt.xxh3_128:
+            return receipt
+        aside = ledger.shard(shard_key).with_suffix(f".corrupt-{uuid.uuid4().hex[:8]}")
+        logger.warning("%s: its bytes are not those of its receipt; set aside as %s and made again", ledger.shard(shard_key), aside.name)
+        os.replace(ledger.shard(shard_key), aside)
+        return None
 
     def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt:
         staged = self.staging / f"{uuid.uuid4().hex}.arrow"
