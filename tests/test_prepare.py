@@ -368,6 +368,21 @@ def test_damage_is_refused_with_file_and_difference(corpus: Path, tmp_path: Path
     assert [check.name for check in verify(prepared.path) if not check.ok] == ["hashes"]
 
 
+def test_a_damaged_shard_is_not_reused_but_made_again(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = make(corpus, tmp_path)
+    before = fingerprint(first)
+    victim = tmp_path / "shards" / f"{first.content['shards'][1]['shard_key']}.arrow"
+    with open(victim, "r+b") as file:
+        file.seek(5000)
+        file.write(b"\xff\xfe")
+    shutil.rmtree(first.path)
+    with caplog.at_level(logging.WARNING):
+        again = make(corpus, tmp_path)
+    assert made_and_reused(again) == (1, len(first.content["shards"]) - 1)
+    assert fingerprint(again) == before
+    assert "set aside as" in caplog.text
+
+
 def test_a_manifest_cut_anywhere_is_refused(corpus: Path, tmp_path: Path) -> None:
     prepared = make(corpus, tmp_path)
     manifest = prepared.path / "manifest.json"
@@ -395,7 +410,7 @@ def test_two_inputs_of_one_name_keep_their_shards_apart(corpus: Path, tmp_path: 
 
 def test_nothing_left_is_an_error_not_an_empty_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "  "}\n{"text": ""}\n')
-    with pytest.raises(SourceError, match=r"no document is left \(2 read, 2 filtered, 0 quarantined\)"):
+    with pytest.raises(SourceError, match=r"no document is left \(2 read, 2 filtered, 0 quarantined\): 2 empty"):
         make(tmp_path / "a.jsonl", tmp_path / "cache")
 
 

@@ -368,7 +368,6 @@ def test_a_run_that_nothing_can_mend_stops_before_its_end(tmp_path: Path, prepar
         prepare(path, shard_bytes=2000)
 
 
-@pytest.mark.xfail(strict=True, reason="the records still to come are guessed from those so far: stop only when none of the bytes left could mend it")
 def test_a_run_that_its_rest_mends_is_not_stopped(tmp_path: Path, prepare: PrepareIt) -> None:
     """11 bad records of 60,020 are 0.02 %, also where the first shard holds them beside few and long documents."""
     (tmp_path / "data").mkdir()
@@ -377,9 +376,6 @@ def test_a_run_that_its_rest_mends_is_not_stopped(tmp_path: Path, prepare: Prepa
     assert prepare(tmp_path / "data", shard_bytes=200_000).content["records"]["quarantined"] == 11
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_losses gives numbers only: a few bad records are below --max_bad_ratio's message, so this is the one place that can say why"
-)
 def test_an_error_over_nothing_left_says_why_the_records_were_bad(tmp_path: Path, prepare: PrepareIt) -> None:
     with pytest.raises(SourceError, match=r"3 null text"):
         prepare(some_bad(tmp_path / "a.jsonl", good=0, bad=['{"text": null}'] * 3), text_column="text")

@@ -371,7 +371,6 @@ def test_text_template_and_column_make_other_shards_of_the_same_bytes(tmp_path: 
     assert prepare(tmp_path / "a.jsonl", text_column="text").path == prepare(tmp_path / "a.jsonl").path  # the same said in words
 
 
-@pytest.mark.xfail(strict=True, reason="the plan key lists files by path, so that one named twice counts once: list (kind, name, path, stamp) of every input")
 @pytest.mark.usefixtures("stamps_prove")
 def test_a_file_named_several_times_is_read_several_times(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
     path = tmp_path / "a.jsonl"
@@ -380,7 +379,6 @@ def test_a_file_named_several_times_is_read_several_times(tmp_path: Path, prepar
     assert texts(prepare(path, path)) == ["again"] * 2
 
 
-@pytest.mark.xfail(strict=True, reason="the plan key does not say which files are one input: list (kind, name, path, stamp) by input")
 @pytest.mark.usefixtures("stamps_prove")
 def test_a_folder_and_its_files_named_one_by_one_do_not_answer_for_each_other(tmp_path: Path, prepare: PrepareIt) -> None:
     """Files of a folder share shards, files named alone do not: other rows from the same documents."""
@@ -394,7 +392,6 @@ def test_a_folder_and_its_files_named_one_by_one_do_not_answer_for_each_other(tm
     assert fingerprint(after)[0] == fingerprint(alone)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="_distinct gives a name that another source has by itself")
 def test_sources_of_the_same_name_are_told_apart(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
     for name in ("x/train", "y/train", "z/train-2"):
         (tmp_path / name).mkdir(parents=True)
@@ -402,7 +399,6 @@ def test_sources_of_the_same_name_are_told_apart(tmp_path: Path, prepare: Prepar
     assert texts(prepare(*(tmp_path / name for name in ("x/train", "y/train", "z/train-2")))) == ["x/train", "y/train", "z/train-2"]
 
 
-@pytest.mark.xfail(strict=True, reason="the dataset key knows nothing of file names, quarantine.jsonl holds them: make its digest a part of the key")
 def test_a_renamed_file_is_named_by_its_new_name(tmp_path: Path, prepare: PrepareIt) -> None:
     path = tmp_path / "old.jsonl"
     path.write_text('{"text": "good"}\n{"text": 5}\n')
@@ -411,7 +407,6 @@ def test_a_renamed_file_is_named_by_its_new_name(tmp_path: Path, prepare: Prepar
     assert json.loads((prepared.path / "quarantine.jsonl").read_bytes())["file"] == "new.jsonl"
 
 
-@pytest.mark.xfail(strict=True, reason="stamps_prove is asked after the work: ask when the stamps are taken")
 def test_stamps_that_were_too_young_to_prove_anything_do_not_grow_old_in_the_hand(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     wanted = request(DataConfig(dataset=(str(tmp_path / "a.jsonl"),), tokenizer_path=str(tokenizer_dir), cache_dir=str(tmp_path / "cache")))
@@ -430,14 +425,12 @@ def test_another_seq_len_decompresses_a_file_once_and_not_once_a_shard(tmp_path:
     assert len(opened) <= 2  # a look at its first records, and the one pass
 
 
-@pytest.mark.xfail(strict=True, reason="the spec is written into the manifest as it is: write os.fsencode(spec).decode('utf-8', 'backslashreplace')")
 def test_a_file_may_be_named_whose_name_is_no_utf8(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
     path = os.fsdecode(os.path.join(os.fsencode(tmp_path), "가.jsonl".encode("cp949")))
     Path(path).write_text('{"text": "inside"}\n')
     assert texts(prepare(path)) == ["inside"]
 
 
-@pytest.mark.xfail(strict=True, reason="nothing refuses a cache inside the data: its own shards become input of the next run")
 def test_a_cache_inside_the_data_is_refused(tmp_path: Path, prepare: PrepareIt) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"text": "a"}\n')
@@ -445,7 +438,6 @@ def test_a_cache_inside_the_data_is_refused(tmp_path: Path, prepare: PrepareIt) 
         prepare(tmp_path / "data", cache_dir=str(tmp_path / "data" / "cache"))
 
 
-@pytest.mark.xfail(strict=True, reason="Ledger.receipt looks for the shard's file only: look for the quarantine's too")
 def test_a_shard_whose_bad_records_are_lost_is_made_again(tmp_path: Path, prepare: PrepareIt) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')

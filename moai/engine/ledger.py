@@ -29,11 +29,13 @@ class Ledger:
         return self.cache / "shards" / f"{shard_key}.bad.jsonl"
 
     def receipt(self, shard_key: str) -> Receipt | None:
-        """The receipt, if the shard it speaks of is there with the size it says."""
+        """The receipt, if the shard it speaks of is there with the size it says, and its bad records if it has any."""
         value = _read(self.cache / "shards" / f"{shard_key}.json")
         if value is None or value.get("version") != RECEIPT_VERSION:
             return None
         receipt = Receipt.from_json(value)
+        if receipt.quarantine_xxh3_128 and not self.quarantine(shard_key).exists():
+            return None
         try:
             return receipt if self.shard(shard_key).stat().st_size == receipt.bytes else None
         except FileNotFoundError:

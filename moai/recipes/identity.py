@@ -27,19 +27,20 @@ _FILES_LISTED = 2000
 
 
 def plan_fields(config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input]) -> dict[str, Any]:
-    """All that the plan key is made of. Files are listed by path with their stamps, in order."""
+    """All that the plan key is made of. `files` are for explaining a miss; `inputs` says what is read how often, in which order, and what shares shards."""
+    inputs_read = [[given.name, given.kind, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     return {
         "config": identity(config),
         "tokenizer": tokenizer.identity(),
         "format": {"format_version": FORMAT_VERSION, "text_version": text.VERSION},
+        "inputs": digest_json(inputs_read),
         "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)},
     }
 
 
 def plan_key(fields: Mapping[str, Any]) -> str:
-    # The order of the files is the order of the documents, so it is part of the key; canonical JSON alone would sort it away.
-    return digest_json({**fields, "order": list(fields["files"])})[:40]
+    return digest_json(fields)[:40]
 
 
 def transform_identity(config: DataConfig, tokenizer: TokenizerSpec, given: Input, shape: text.TextShape | None) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def explain_miss(cache: Path, key: str, fields: Mapping[str, Any]) -> str:
             best = differences
     if best is None:
         return "nothing was prepared in this cache yet"
-    return "; ".join(best[:8]) + (f"; and {len(best) - 8} more" if len(best) > 8 else "") if best else "the files' order or stamps changed"
+    return "; ".join(best[:8]) + (f"; and {len(best) - 8} more" if len(best) > 8 else "") if best else "the files' order, repetition or grouping changed"
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,14 @@ dataset = datasets.load_from_disk(str(prepared.path))
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import shutil
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Pipeline
 from moai.engine.progress import Progress
 from moai.engine.run import Done, run
-from moai.errors import SourceError, StorageError
+from moai.errors import ConfigError, SourceError, StorageError
 from moai.files import canonical_json, digest_json, free_bytes, storage_errors, write_atomic
 from moai.recipes import identity
 from moai.recipes.options import DataConfig
@@ -65,6 +65,8 @@ class Request:
     inputs: tuple[Input, ...]
     fields: Mapping[str, Any]
     key: str
+    stamps_prove: bool
+    """No file was so young when it was looked at that a later write could leave its stamp as it is."""
 
     @property
     def nominal_bytes(self) -> int:
@@ -74,10 +76,6 @@ class Request:
     def text_bytes(self) -> int:
         """About how much there is once decompressed."""
         return sum(file.stamp.size * (4 if file.compression else 1) for given in self.inputs for file in given.files)
-
-    @property
-    def stamps_prove(self) -> bool:
-        return not any(file.stamp.is_racy() for given in self.inputs for file in given.files)
 
 
 def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Prepared:
@@ -106,8 +104,21 @@ def request(config: DataConfig) -> Request:
     """Find files and tokenizer; read no data. Raises SourceError, TokenizerError."""
     tokenizer = load_tokenizer(config.tokenizer_path, eos_token=config.eos_token, need_bos=config.add_bos)
     inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
+    stamps_prove = not any(file.stamp.is_racy() for given in inputs for file in given.files)
+    cache = Path(config.cache_dir).expanduser().absolute()
+    _keep_apart(cache, config.dataset)
     fields = identity.plan_fields(config, tokenizer, inputs)
-    return Request(config, Path(config.cache_dir).expanduser().absolute(), tokenizer, inputs, fields, identity.plan_key(fields))
+    return Request(config, cache, tokenizer, inputs, fields, identity.plan_key(fields), stamps_prove)
+
+
+def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:
+    """A cache inside the data would be data of the next run."""
+    for spec in dataset:
+        folder = Path(spec).expanduser()
+        if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
+            continue
+        if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
+            raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")
 
 
 def find_prepared(wanted: Request) -> Prepared | None:
@@ -166,7 +177,7 @@ def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) 
         saving = time.monotonic()
         made = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": chosen.num_proc.value,
-            "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused, "inputs": [given.spec for given in wanted.inputs],
+            "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused, "inputs": [os.fsencode(given.spec).decode("utf-8", "backslashreplace") for given in wanted.inputs],
         }  # fmt: skip
         path = publish(wanted.cache, attempt, wanted.config, wanted.tokenizer, parts, made)
     identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
@@ -319,7 +330,8 @@ def _attempt(wanted: Request) -> Iterator[Path]:
 
 def _distinct(inputs: Iterator[Input]) -> Iterator[Input]:
     """Names of sources are names of shards: a second `train` becomes `train-2`."""
-    seen: Counter[str] = Counter()
+    seen: set[str] = set()
     for given in inputs:
-        seen[given.name] += 1
-        yield given if seen[given.name] == 1 else replace(given, name=f"{given.name}-{seen[given.name]}")
+        name = next(name for number in itertools.count(1) if (name := given.name if number == 1 else f"{given.name}-{number}") not in seen)
+        seen.add(name)
+        yield replace(given, name=name)

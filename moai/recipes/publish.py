@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from moai.config import identity
 from moai.engine.ledger import Ledger
+from moai.engine.pipeline import MAX_DETAILS
 from moai.engine.progress import Progress
 from moai.engine.run import Done
 from moai.errors import SourceError, TooManyBadRecords
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _FEW = 10
 """This many bad records never fail a run, whatever their share."""
+_LEAST_RECORD_BYTES = 8
+"""Nominal bytes that a record takes at least, compressed ones included: how many may still come."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,24 @@ class Part:
 
 def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], run: Mapping[str, Any]) -> Path:
     """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its path."""
-    final = cache / "datasets" / dataset_key(done.receipt.shard_key for part in parts for done in part.done)
+    # Places of bad records hold names of files, which the shards' keys know nothing of.
+    bad = b"".join(canonical_json(entry) + b"\n" for part in parts for entry in bad_records(cache, part))
+    keys = [done.receipt.shard_key for part in parts for done in part.done] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else [])
+    final = cache / "datasets" / dataset_key(keys)
     if final.exists():
         logger.info("The same content is already published: %s", final)
         return final
     staged = attempt / "dataset"
     staged.mkdir()
-    content = _content(cache, staged, config, tokenizer, parts)
+    content = _content(cache, staged, config, tokenizer, parts, bad)
     if not content["rows"]:
-        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left ({_losses(content)}); nothing to train on")
+        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; nothing to train on")
     write_manifest(staged, content, run)
     publish_directory(staged, final)
     return final
 
 
-def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part]) -> dict[str, Any]:
+def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], bad: bytes) -> dict[str, Any]:
     """Link and write every file of the directory but the manifest; return what the manifest says of them."""
     counts = _sum(done.receipt.counts for part in parts for done in part.done)
     _check_conservation(counts)
@@ -66,8 +73,10 @@ def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: Tokenizer
     shards = _link_shards(cache, staged, parts)
     write_dataset_files(staged, [shard["file"] for shard in shards if shard["file"]], dtype, dataset_key(shard["shard_key"] for shard in shards))
     write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
-    if counts["quarantined"]:
-        write_file(staged / "quarantine.jsonl", b"".join(canonical_json(entry) + b"\n" for part in parts for entry in bad_records(cache, part)))
+    if bad:
+        write_file(staged / "quarantine.jsonl", bad)
+    if left_out := counts["quarantined_without_place"]:
+        logger.warning("quarantine.jsonl leaves out %s bad records: of one shard it keeps %s with their place", f"{left_out:,}", f"{MAX_DETAILS:,}")
     files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]
     rows = counts["rows"]
     return {
@@ -75,7 +84,7 @@ def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: Tokenizer
         "tokenizer": {**tokenizer.identity(), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size, "dtype": dtype, "rows": rows, "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
-        "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"], "quarantined_without_place": counts["quarantined_without_place"]},
+        "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
         "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": _group(counts, "tokens."),
         "sources": [_source(part) for part in parts], "shards": shards, "files": files,
     }  # fmt: skip
@@ -140,12 +149,14 @@ class BadRecords:
         self.counts: Counter[str] = Counter()
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Count one shard, and stop early when no rest of the run can mend it: bad records stay bad, only the total is a guess,
-        so the guess is doubled."""
+        """Count one shard, and stop early when no rest of the run can mend it: not even the most records that its bytes could hold."""
         self.counts.update(counts)
         bad, read = self.counts["quarantined"], self.counts["read"]
-        share = self.progress.share if self.progress else 1.0
-        if share < 1.0 and bad > _FEW and bad > self.max_ratio * 2 * read / max(share, 1e-9):
+        if self.progress is None or self.progress.share >= 1.0 or bad <= _FEW:
+            return
+        most = read + max(0, self.progress.total_bytes - self.progress.bytes) // _LEAST_RECORD_BYTES
+        if bad > self.max_ratio * most:
+            share = self.progress.share
             raise TooManyBadRecords(f"{self._say(bad, read, _group(self.counts, 'quarantined.'))} (stopped after {share:.0%} of the input)")
 
     def check(self, parts: Sequence[Part], listing: Path) -> None:
@@ -193,4 +204,5 @@ def _group(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
 
 def _losses(content: Mapping[str, Any]) -> str:
     records = content["records"]
-    return f"{records['read']:,} read, {records['filtered']:,} filtered, {records['quarantined']:,} quarantined"
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in Counter({**content["filtered"], **content["quarantined"]}).most_common(4))
+    return f"({records['read']:,} read, {records['filtered']:,} filtered, {records['quarantined']:,} quarantined): {reasons}"

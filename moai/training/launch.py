@@ -22,6 +22,7 @@ from moai.config import Resolved, Setting, resolve
 from moai.errors import ConfigError, MoaiError
 from moai.recipes.options import DataConfig
 from moai.training.arguments import TrainConfig
+from moai.training.checkpoints import check_place
 
 NAMES = ("demo", "2b", "5b")
 EFFECTIVE_BATCH = 384
@@ -101,7 +102,7 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     flags = ["--mode", "pretrain", "--config", run.config, *run.flags, *chosen, *given]
     resolved = _resolve(run.config, [*run.flags, *chosen, *given], environ)
     resolved[DataConfig].require()
-    resolved[TrainConfig].require()
+    check_place(resolved[TrainConfig].require().resume_from_checkpoint, Path(resolved[TrainConfig].output_dir))
     print("\n".join(_summary(run, resolved, nodes)), file=sys.stderr)
     return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join(nodes.launcher())})\nflags=({shlex.join(flags)})"
 

@@ -1,6 +1,6 @@
 """Logging that knows its rank before torch does.
 
-Rank 0 speaks on the console, the others only warn there; every rank writes everything to `<output_dir>/logs/rank<n>.log`.
+Rank 0 speaks on the console; the others warn there, and tell what they wait for while the data is prepared; every rank writes everything to `<output_dir>/logs/rank<n>.log`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from typing import Any
 
 from moai.errors import ConfigError
 
+_WAITING = ("moai.distributed", "moai.recipes.pretraining")
+"""Whose lines about the wait every rank shows."""
+
 
 def start_logging(output_dir: Path, rank: int) -> None:
     """Raises ConfigError when `output_dir` cannot be written."""
     console = logging.StreamHandler(sys.stderr)
-    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    console.setFormatter(logging.Formatter("%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s [Rank {rank}] %(message)s", "%H:%M:%S"))
+    console.setFormatter(logging.Formatter("%(asctime)s %(who)s%(message)s", "%H:%M:%S"))
+
+    def admit(record: logging.LogRecord) -> bool:
+        waiting = record.name in _WAITING  # these name their rank themselves
+        record.who = "" if rank == 0 or waiting else f"[Rank {rank}] "
+        return rank == 0 or waiting or record.levelno >= logging.WARNING
+
+    console.addFilter(admit)
     try:
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(output_dir / "logs" / f"rank{rank}.log", encoding="utf-8")

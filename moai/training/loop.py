@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from moai.errors import ConfigError, DamagedError, MoaiError
@@ -50,6 +54,13 @@ class PackedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        reader: Any = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper reads through this one
+        if reader.num_workers:
+            reader.worker_init_fn = partial(start_reader, then=reader.worker_init_fn)
+        return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Also counts the targets of this rank, on the device: nothing waits for the number here."""
@@ -159,6 +170,20 @@ class _Course(TrainerCallback):
         if args.should_save:
             logger.info("Saved %s", Path(args.output_dir) / f"checkpoint-{state.global_step}")
             checkpoints.rotate(Path(args.output_dir), self.keep)
+
+
+def start_reader(worker: int, *, then: Callable[[int], None]) -> None:
+    """In a process that reads rows: let it end quietly when its rank is gone, as after Ctrl-C, in the middle of handing over a batch.
+
+    multiprocessing's thread for that prints a traceback otherwise, one for every process of every rank.
+    """
+
+    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = say
+    then(worker)
 
 
 def clock_text(seconds: float) -> str:
