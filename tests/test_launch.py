@@ -23,8 +23,14 @@ MODELS = sorted((REPO / "configs").glob("model_config_*.json"))
 
 
 @pytest.fixture(autouse=True)
-def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPO)
+def in_a_fresh_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The shipped files without what runs left in outputs/."""
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("configs", "data", "tokenizers"):
+        (project / name).symlink_to(REPO / name)
+    monkeypatch.chdir(project)
+    return project
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
@@ -99,6 +105,13 @@ def test_flags_reach_train_py_word_by_word() -> None:
 def test_the_users_flags_come_last_and_variables_before_them() -> None:
     _, _, flags = planned("pretrain", "--output_dir", "mine", OUTPUT_DIR="theirs", CACHE_DIR="cache")
     assert flags[flags.index("--output_dir") :] == ["--output_dir", "theirs", "--cache_dir", "cache", "--use_cpu", "true", "--output_dir", "mine"]
+
+
+def test_a_place_that_holds_a_run_is_refused_before_any_rank_starts(in_a_fresh_project: Path) -> None:
+    (in_a_fresh_project / "outputs/demo/checkpoint-5").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"outputs/demo: holds a run already .* --resume_from_checkpoint auto, or name another --output_dir"):
+        planned("pretrain")
+    assert value(planned("pretrain", "--output_dir", "mine")[2], "--output_dir") == "mine"
 
 
 def test_one_rank_needs_no_launcher() -> None:
