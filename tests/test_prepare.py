@@ -128,6 +128,15 @@ def test_same_input_same_bytes_for_any_workers_and_batches(corpus: Path, tmp_pat
     assert len({prepared.path.name for prepared in results}) == 1
 
 
+@pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])
+def test_rows_that_waited_for_the_writer_leave_no_trace(corpus: Path, tmp_path: Path, packing: str) -> None:
+    """Shards of several record batches, whose last rows are of odd lengths: what a slice has behind it must not get into the file."""
+    sizes = (1, 1000, 3000, 100_000)
+    results = [make(corpus, tmp_path / str(rows), packing=packing, seq_len=33, shard_bytes=2_000_000, writer_batch_size=rows) for rows in sizes]
+    assert max(shard["rows"] for shard in results[0].content["shards"]) > 5000
+    assert len({fingerprint(prepared) for prepared in results}) == 1
+
+
 @pytest.mark.parametrize("packing", ["wrapped", "bfd", "bfd_split", "none"])
 def test_rows_hold_exactly_the_documents(corpus: Path, tmp_path: Path, packing: str) -> None:
     prepared = make(corpus, tmp_path, packing=packing)

@@ -115,7 +115,7 @@ def _write_in_batches(writer: Any, batches: Iterator[pa.RecordBatch], schema: pa
         table = pa.Table.from_batches(waiting, schema=schema).combine_chunks()
         whole = table.num_rows if last else table.num_rows // ROWS_PER_BATCH * ROWS_PER_BATCH
         for batch in table.slice(0, whole).to_batches(max_chunksize=ROWS_PER_BATCH):
-            writer.write_batch(batch)  # the writer re-bases a slice's offsets, so the bytes are those of a batch made alone
+            writer.write_batch(_alone(batch, schema))
         waiting = table.slice(whole).to_batches()
         rows = table.num_rows - whole
 
@@ -127,6 +127,16 @@ def _write_in_batches(writer: Any, batches: Iterator[pa.RecordBatch], schema: pa
             flush(last=False)
     flush(last=True)
     return total
+
+
+def _alone(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The same rows in buffers of their own. Of a slice the writer re-bases the offsets, but pads its buffers with what lies behind
+    it, so that the bytes of a file would tell how many rows had waited."""
+    columns = []
+    for column in batch.columns:
+        offsets = column.offsets.to_numpy()
+        columns.append(pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(column.flatten().to_numpy().copy())))
+    return pa.record_batch(columns, schema=schema)
 
 
 class _Hashed:
