@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,11 @@ from moai.recipes import pretraining
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.tokenizer import Reference, load_tokenizer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell: what is ignored here would be ignored in every child, and no Ctrl-C could be tried.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 ROOT = Path(__file__).parent.parent
 
