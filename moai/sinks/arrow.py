@@ -41,7 +41,7 @@ class ArrowShards:
     def committed(self, shard_key: str) -> Receipt | None:
         """A finished shard, after a look at every byte: what lay on a disk since another run is not believed unread.
 
-        A damaged one is set aside and counts as not made. Hashing costs a thousandth of making it.
+        A damaged one is set aside and counts as not made.
         """
         ledger = Ledger(self.cache)
         receipt = ledger.receipt(shard_key)
