@@ -8,7 +8,9 @@ moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it ha
     ├── SourceError            an input that is absent, empty or of a kind nobody reads
     │   └── TooManyBadRecords  more quarantined records than --max_bad_ratio allows
     ├── TokenizerError
-    │   └── SlowTokenizerError
+    │   ├── SlowTokenizerError
+    │   ├── BackendRefused     a fast tokenizer backend that does not take this tokenizer.json
+    │   └── BackendDisagrees   one that gave other ids than the reference; the recipe falls back
     ├── StorageError           disk full, read-only, no permission
     ├── DamagedError           a prepared directory that differs from its manifest
     ├── WorkerDied             a worker process ended without a receipt
@@ -42,6 +44,14 @@ class TokenizerError(MoaiError, ValueError):
 
 
 class SlowTokenizerError(TokenizerError):
+    pass
+
+
+class BackendRefused(TokenizerError):
+    pass
+
+
+class BackendDisagrees(TokenizerError):
     pass
 
 

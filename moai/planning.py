@@ -10,8 +10,9 @@ import numpy as np
 from moai import resources
 from moai.distributed import ranks
 from moai.files import free_bytes
+from moai.recipes.assembly import Request, request
 from moai.recipes.options import DataConfig
-from moai.recipes.pretraining import Request, find_prepared, machine_plan, request, why_missed
+from moai.recipes.pretraining import find_prepared, machine_plan, why_missed
 
 _GB = 10**9
 

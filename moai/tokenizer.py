@@ -1,16 +1,14 @@
-"""Load a fast tokenizer or refuse with the remedy; turn texts into one flat array of token ids.
+"""Load a fast tokenizer or refuse with the remedy.
 
 Preparation needs `tokenizer.json` and the library `tokenizers`, nothing else: no transformers, no code from a repository.
-A backend is a class with `encode_batch(texts) -> (ids, offsets)`; `tokenizers` is the reference that any other must equal.
+What turns texts into ids is in `moai.backends`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,8 @@ class TokenizerSpec:
     eos_token: str
     bos_id: int | None
     bos_token: str | None
+    special_ids: tuple[int, ...] = ()
+    """Ids of the special tokens, which text may contain as strings."""
 
     def identity(self) -> dict[str, Any]:
         """What of it changes prepared bytes. The library's version belongs to it: releases have mended pre-tokenizers."""
@@ -50,51 +50,6 @@ class TokenizerSpec:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The backend that decides: `tokenizers`, with its own threads (RAYON_NUM_THREADS)."""
-
-    spec: TokenizerSpec
-    split_special_tokens: bool = False
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        tokenizer = _load(Path(self.spec.path), self.spec.digest)
-        # Blocks for truncation and padding in tokenizer.json serve inference; here they would lose or invent tokens.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if getattr(tokenizer.model, "dropout", None):
-            tokenizer.model.dropout = None  # BPE dropout belongs to training a tokenizer's own model: the same text would give other ids each time
-        tokenizer.encode_special_tokens = self.split_special_tokens
-        return tokenizer
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_tokenizer"}
-
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """Ids of all texts one after another, and len(texts) + 1 offsets into them. No template tokens are added."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        rows = [encoding.ids for encoding in encodings]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        flat = np.empty(offsets[-1], np.uint32)
-        for start, end, row in zip(offsets, offsets[1:], rows):
-            flat[start:end] = row
-        return flat, offsets
-
-    @cached_property
-    def special_ids(self) -> npt.NDArray[np.uint32]:
-        """Ids of the special tokens, which text may contain as strings."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return np.array(sorted(index for index, token in added.items() if token.special), np.uint32)
-
-    def made_by(self) -> dict[str, str]:
-        return {"tokenizer": "tokenizers", "version": version("tokenizers")}
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
-
-
 def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = False) -> TokenizerSpec:
     """Find tokenizer.json under `path` (a directory, the file, or a Hub name) and resolve its EOS and BOS.
 
@@ -103,7 +58,7 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
     if not path:
         raise TokenizerError("no tokenizer: set --tokenizer_path DIR")
     file = _find(path)
-    tokenizer = _load(file, None)
+    tokenizer = load_file(file)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if not vocabulary:
         raise TokenizerError(f"{file}: the vocabulary is empty")
@@ -117,7 +72,28 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
     return TokenizerSpec(
         path=str(file), digest=hashlib.sha256(file.read_bytes()).hexdigest(), vocab_size=max(vocabulary.values()) + 1,
         eos_id=vocabulary[eos], eos_token=eos, bos_id=vocabulary[bos] if need_bos and bos else None, bos_token=bos if need_bos else None,
+        special_ids=tuple(sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)),
     )  # fmt: skip
+
+
+def load_file(file: Path, digest: str | None = None) -> Any:
+    """The library's tokenizer. Raises TokenizerError when the file is damaged, or is no longer the one with `digest`."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(read_file(file, digest).decode("utf-8"))
+    except TokenizerError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise TokenizerError(f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})") from error
+
+
+def read_file(file: Path, digest: str | None = None) -> bytes:
+    """The bytes of a tokenizer.json. Raises TokenizerError when they are no longer those of `digest`."""
+    data = file.read_bytes()
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise TokenizerError(f"{file}: changed while it was in use; run again")
+    return data
 
 
 def _find(path: str) -> Path:
@@ -157,20 +133,6 @@ def _from_hub(name: str) -> Path:
             f"{name}: the Hub repository has no tokenizer.json; download it and convert it: python scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
         )
     return folder / "tokenizer.json"
-
-
-def _load(file: Path, digest: str | None) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        data = file.read_bytes()
-        if digest and hashlib.sha256(data).hexdigest() != digest:
-            raise TokenizerError(f"{file}: changed while it was in use; run again")
-        return Tokenizer.from_str(data.decode("utf-8"))
-    except TokenizerError:
-        raise
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise TokenizerError(f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})") from error
 
 
 def _named(file: Path, name: str) -> str | None:

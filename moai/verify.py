@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moai.backends import Reference
 from moai.errors import DamagedError, TokenizerError
 from moai.files import digest_file
 from moai.recipes.prepared import Prepared
-from moai.tokenizer import Reference, load_tokenizer
+from moai.tokenizer import load_tokenizer
 
 _SAMPLE_TOKENS = 60
 

@@ -61,7 +61,7 @@ def said(logs: Path) -> dict[str, str]:
 
 
 def test_preparation_longer_than_the_collective_timeout_trains(tmp_path: Path, slow_corpus: Path) -> None:
-    command = [*torchrun(3, tmp_path / "logs"), *flags(tmp_path, slow_corpus, ddp_timeout=3)]
+    command = [*torchrun(3, tmp_path / "logs"), *flags(tmp_path, slow_corpus, ddp_timeout=3, tokenizer_backend="tokenizers")]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, said(tmp_path / "logs")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -73,7 +73,7 @@ def test_preparation_longer_than_the_collective_timeout_trains(tmp_path: Path, s
 
 
 def test_a_killed_preparer_ends_the_torchrun_launch_and_a_rerun_goes_on(tmp_path: Path, slow_corpus: Path) -> None:
-    given = flags(tmp_path, slow_corpus, shard_bytes="1MB")
+    given = flags(tmp_path, slow_corpus, shard_bytes="1MB", tokenizer_backend="tokenizers")
     running = subprocess.Popen([*torchrun(3, tmp_path / "logs"), *given], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shards = tmp_path / "cache" / "shards"
     while len(list(shards.glob("[!.]*.json"))) < 3:

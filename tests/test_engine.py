@@ -195,7 +195,7 @@ def test_shards_are_taken_no_faster_than_workers_finish(cache: Path) -> None:
 
     run([counted], Sending(), on_documents=lambda n: None, on_shard=done.append)
     assert len(taken) == 30
-    assert all(number - finished <= 2 for number, finished in enumerate(taken))  # two workers: never more than two ahead
+    assert all(number - finished <= 4 for number, finished in enumerate(taken))  # two workers: two in work, two ready
 
 
 def test_workers_are_replaced_after_their_share_of_shards(cache: Path) -> None:

@@ -22,7 +22,21 @@ from moai.errors import ConfigError, PreparationFailed
 from moai.sources.streams import open_blocks
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ["--tokenizer_path", str(ROOT / "tokenizers" / "demo"), "--seq_len", "256", "--packing", "bfd_split", "--shard_bytes", "200kB", "--num_proc", "1"]
+FLAGS = [
+    "--tokenizer_path",
+    str(ROOT / "tokenizers" / "demo"),
+    "--seq_len",
+    "256",
+    "--packing",
+    "bfd_split",
+    "--shard_bytes",
+    "200kB",
+    "--num_proc",
+    "1",
+    "--tokenizer_backend",
+    "tokenizers",
+]
+# The reference is slow enough to be disturbed in the middle of its work.
 ENDS_WITHIN = 45  # seconds; FAULTS allow 10 after a death, the rest is a busy machine. Longer is a hang.
 
 

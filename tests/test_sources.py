@@ -23,9 +23,9 @@ import zstandard
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Meter, Raw, Shard, shard_key
 from moai.errors import ConfigError, MoaiError, SourceError
+from moai.recipes.assembly import request
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
-from moai.recipes.pretraining import request
 from moai.sources.discover import discover
 from moai.sources.local import LocalSource
 from moai.sources.streams import open_blocks
@@ -416,7 +416,7 @@ def test_another_seq_len_decompresses_a_file_once_and_not_once_a_shard(tmp_path:
     opened = []
     monkeypatch.setattr("moai.sources.local.open_blocks", lambda path, *rest: opened.append(path) or open_blocks(path, *rest))
     prepare(tmp_path / "a.jsonl.zst", shard_bytes=2000, seq_len=100)
-    assert len(opened) <= 2  # a look at its first records, and the one pass
+    assert len(opened) <= 3  # two looks at its first records, for its shape and for the tokenizer's probe, and the one pass
 
 
 def test_a_file_may_be_named_whose_name_is_no_utf8(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:

@@ -19,6 +19,7 @@ from moai.tokenizer import load_tokenizer
 from moai.training.arguments import TrainConfig
 
 SEQ_LEN = 24
+SHARDS = 3
 MODEL = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 64, "use_qk_norm": True, "hidden_act": "swiglu", "tie_word_embeddings": True, "eos_token_id": 7,
@@ -59,10 +60,12 @@ def write_prepared(folder: Path, tokenizer: Path, *, rows: int = 26, seed: int =
         columns["input_ids"].append([int(starts[0]) + i for i in range(first)] + [int(starts[1]) + i for i in range(second)])
         columns["seq_lengths"].append([first, second])
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16")), "seq_lengths": datasets.List(datasets.Value("uint32"))})
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder), num_proc=None)
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder), num_shards=SHARDS)
+    in_shard = [rows // SHARDS + (number < rows % SHARDS) for number in range(SHARDS)]
+    shards = [{"file": f"data-{number:05d}-of-{SHARDS:05d}.arrow", "rows": count} for number, count in enumerate(in_shard)]
     tokens = sum(map(len, columns["input_ids"]))
     content = {
-        "documents": 2 * rows, "tokens": tokens, "rows": rows, "fill_rate": tokens / rows / SEQ_LEN, "seq_len": SEQ_LEN, "packing": "bfd_split", "vocab_size": 258,
+        "dtype": "uint16", "shards": [*shards[:1], {"file": None, "rows": 0}, *shards[1:]], "documents": 2 * rows, "tokens": tokens, "rows": rows, "fill_rate": tokens / rows / SEQ_LEN, "seq_len": SEQ_LEN, "packing": "bfd_split", "vocab_size": 258,
         "tokenizer_digest": load_tokenizer(str(tokenizer)).digest, "records": {"quarantined": 3}, "data": digest_json(columns),
         "sources": [{"name": "counting", "documents": 2 * rows, "tokens": tokens}],
     }  # fmt: skip

@@ -16,7 +16,7 @@ from moai.doctor.check import ADVICE, FAILED, OK, Check
 from moai.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from moai.tokenizer import Reference
+    from moai.backends import Reference
 
 MEASURE_SECONDS = 1.5
 ROUND_TRIP_LINES = 200
@@ -39,7 +39,8 @@ _SENTENCES = (
 def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> list[Check]:
     """Loading, speed and round trip; only the first if that fails."""
     try:
-        from moai.tokenizer import Reference, load_tokenizer  # needs packages, and their absence is for a doctor to report
+        from moai.backends import Reference  # needs packages, and their absence is for a doctor to report
+        from moai.tokenizer import load_tokenizer
 
         spec = load_tokenizer(tokenizer_path, eos_token=eos_token)
     except TokenizerError as error:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,19 @@ class Ledger:
 
     def commit(self, receipt: Receipt) -> None:
         """The act that makes a shard exist: its data is already in place under its final name."""
-        write_atomic(self.cache / "shards" / f"{receipt.shard_key}.json", canonical_json(receipt.as_json()))
+        write_atomic(
+            self.cache / "shards" / f"{receipt.shard_key}.json", canonical_json(receipt.as_json()), durable=False
+        )  # cut by a crash it is no JSON, and the shard is made again
+
+    def forget(self, which: Callable[[Receipt], bool]) -> int:
+        """Remove the receipts of which that is true; their shards then do not exist. Returns how many there were."""
+        forgotten = 0
+        for path in (self.cache / "shards").glob("*.json"):
+            receipt = self.receipt(path.stem)
+            if receipt and which(receipt):
+                path.unlink(missing_ok=True)
+                forgotten += 1
+        return forgotten
 
     def known(self, stamp_id: str) -> dict[str, Any] | None:
         """What was remembered of an unread range or file, whose stamps are as they were then."""
@@ -65,7 +78,7 @@ class Ledger:
     def has_transform(self, transform_key: str) -> bool:
         return (self.cache / "transforms" / f"{transform_key}.json").exists()
 
-    def note_transform(self, transform_key: str, identity: dict[str, Any]) -> None:
+    def note_transform(self, transform_key: str, identity: Mapping[str, Any]) -> None:
         path = self.cache / "transforms" / f"{transform_key}.json"
         if not path.exists():
             write_atomic(path, canonical_json(identity), durable=False)

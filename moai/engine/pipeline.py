@@ -200,6 +200,18 @@ def run_shard(pipeline: Pipeline, shard: Shard, on_progress: Callable[[int], Non
         _tally.reset(token)
 
 
+def peek(source: Source, transforms: tuple[Transform, ...], shard: Shard) -> pa.RecordBatch | None:
+    """The first batch of a shard behind the transforms; what they count and set aside is dropped."""
+    token = _tally.set(Tally())
+    try:
+        batches = source.read(shard, Meter())
+        for transform in transforms:
+            batches = transform(batches)
+        return next(batches, None)
+    finally:
+        _tally.reset(token)
+
+
 def _seal(pipeline: Pipeline, meter: Meter, tally: Tally) -> Sealed:
     raw = meter.raw()
     counts = dict(sorted(tally.counts.items()))

@@ -8,6 +8,7 @@ from moai.config import option
 from moai.errors import ConfigError
 
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
+BACKENDS = ("auto", "tokenizers", "fastokens", "gigatoken", "splintr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class DataConfig:
     eos_token: str | None = option(None, "end-of-document token, where the tokenizer's configuration names none", affects_output=True)
     add_bos: bool = option(False, "begin every document with the tokenizer's BOS token", affects_output=True)
     split_special_tokens: bool = option(False, "read special-token strings inside text as plain text", affects_output=True)
+    tokenizer_backend: str = option("auto", "what encodes: a faster equal of the reference where there is one, or the one named", choices=BACKENDS)
     seq_len: int = option(2048, "tokens in a row", affects_output=True, names=("max_seq_length",))
     packing: str = option("none", "how documents share rows; bare --packing is 'wrapped'", affects_output=True, choices=PACKINGS, bare="wrapped")
     long_documents: str = option("truncate", "without packing: what becomes of a document over seq_len", affects_output=True, choices=("truncate", "split"))

@@ -7,7 +7,6 @@ dataset = datasets.load_from_disk(str(prepared.path))
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,24 +26,16 @@ from moai.config import Setting
 from moai.distributed import Ranks, Report, build_once, is_gone, owner, ranks
 from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.ledger import Ledger
-from moai.engine.pipeline import Pipeline
 from moai.engine.progress import Progress
 from moai.engine.run import Done, run
-from moai.errors import ConfigError, SourceError, StorageError
-from moai.files import canonical_json, digest_json, free_bytes, storage_errors, write_atomic
+from moai.errors import BackendDisagrees, SourceError, StorageError
+from moai.files import canonical_json, free_bytes, storage_errors, write_atomic
 from moai.recipes import identity
+from moai.recipes.assembly import WORKER_MODULES, Request, Stream, pipeline, request, sample, streams, warm
+from moai.recipes.choosing import Chosen, backends_of, choose, distrust, distrusted_in, name_of
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.recipes.publish import BadRecords, Part, publish
-from moai.sinks.arrow import ArrowShards
-from moai.sources.discover import Input, discover
-from moai.sources.local import LocalSource
-from moai.sources.schema import columns_of
-from moai.tokenizer import Reference, TokenizerSpec, load_tokenizer
-from moai.transforms.filters import Length
-from moai.transforms.pack import Pack
-from moai.transforms.text import TextShape, ToText, choose_shape
-from moai.transforms.tokenize import Tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -53,29 +44,6 @@ _OWNER = "owner.json"
 _ALONE = Ranks()
 _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is wanted, resolved as far as it goes without reading data: the same for `prepare` and `plan`."""
-
-    config: DataConfig
-    cache: Path
-    tokenizer: TokenizerSpec
-    inputs: tuple[Input, ...]
-    fields: Mapping[str, Any]
-    key: str
-    stamps_prove: bool
-    """No file was so young when it was looked at that a later write could leave its stamp as it is."""
-
-    @property
-    def nominal_bytes(self) -> int:
-        return sum(file.stamp.size for given in self.inputs for file in given.files)
-
-    @property
-    def text_bytes(self) -> int:
-        """About how much there is once decompressed."""
-        return sum(file.stamp.size * (4 if file.compression else 1) for given in self.inputs for file in given.files)
 
 
 def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Prepared:
@@ -100,34 +68,18 @@ def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: 
     return prepared
 
 
-def request(config: DataConfig) -> Request:
-    """Find files and tokenizer; read no data. Raises SourceError, TokenizerError."""
-    tokenizer = load_tokenizer(config.tokenizer_path, eos_token=config.eos_token, need_bos=config.add_bos)
-    inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
-    stamps_prove = not any(file.stamp.is_racy() for given in inputs for file in given.files)
-    cache = Path(config.cache_dir).expanduser().absolute()
-    _keep_apart(cache, config.dataset)
-    fields = identity.plan_fields(config, tokenizer, inputs)
-    return Request(config, cache, tokenizer, inputs, fields, identity.plan_key(fields), stamps_prove)
-
-
-def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:
-    """A cache inside the data would be data of the next run."""
-    for spec in dataset:
-        folder = Path(spec).expanduser()
-        if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
-            continue
-        if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
-            raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")
-
-
 def find_prepared(wanted: Request) -> Prepared | None:
     """A hit: this plan was prepared before, its stamps prove that nothing changed, and its directory is whole."""
     record = identity.find_plan(wanted.cache, wanted.key)
     if record is None or not record["trusted"] or wanted.config.rehash:
         return None
     path = wanted.cache / "datasets" / record["directory"]
-    return Prepared.open(path) if path.exists() else None
+    found = Prepared.open(path) if path.exists() else None
+    return None if found and _distrusted(wanted, found) else found
+
+
+def _distrusted(wanted: Request, found: Prepared) -> str | None:
+    return distrusted_in(wanted.cache, found.manifest["run"]["tokenizer_backends"])
 
 
 def why_missed(wanted: Request) -> str:
@@ -139,6 +91,9 @@ def why_missed(wanted: Request) -> str:
         return "--rehash: everything is read and digested again, finished shards are reused where their content is the same"
     if not record["trusted"]:
         return "files had just been written when they were prepared, so they are digested again; finished shards are reused"
+    path = wanted.cache / "datasets" / record["directory"]
+    if path.exists() and (backend := _distrusted(wanted, Prepared.open(path))):
+        return f"{backend}, which made it, was wrong since; what it made is made anew"
     return f"its directory {record['directory']} is gone; finished shards are reused"
 
 
@@ -168,18 +123,29 @@ def prepare(
 def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) -> Prepared:
     started = time.monotonic()
     check_space(wanted)
-    progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
-    bad = BadRecords(wanted.config.max_bad_ratio, progress)
+    executor = _executor(wanted, chosen)
     with _attempt(wanted) as attempt:
-        parts = _run(wanted, chosen, attempt, progress, bad, report)
-        bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
+        inputs = streams(wanted, attempt, chosen.batch_bytes.value)
+        for stream in inputs:
+            logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
+        backend = choose(wanted.config, wanted.tokenizer, wanted.cache, lambda: sample(inputs))
+        logger.info("[Rank %d] %s", here.rank, backend)
+        try:
+            parts, progress = _run(wanted, inputs, backend, executor, attempt, here, report)
+        except BackendDisagrees as error:
+            made = distrust(wanted.cache, backend.backend.made_by(), str(error))
+            logger.warning("[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made here are made anew by the reference",
+                           here.rank, name_of(backend.backend.made_by()), error, made)  # fmt: skip
+            backend = Chosen(backend.reference, backend.reference, "after a disagreement")
+            parts, progress = _run(wanted, inputs, backend, executor, attempt, here, report)
         logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
         saving = time.monotonic()
-        made = {
+        made_how = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": chosen.num_proc.value,
             "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused, "inputs": [os.fsencode(given.spec).decode("utf-8", "backslashreplace") for given in wanted.inputs],
+            "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
         }  # fmt: skip
-        path = publish(wanted.cache, attempt, wanted.config, wanted.tokenizer, parts, made)
+        path = publish(wanted.cache, attempt, wanted.config, wanted.tokenizer, parts, made_how)
     identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
     prepared = Prepared.open(path, memory_mode=chosen.memory_mode.value)
     seconds = time.monotonic() - started
@@ -189,70 +155,41 @@ def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) 
     return prepared
 
 
-def _run(wanted: Request, chosen: resources.Plan, attempt: Path, progress: Progress, bad: BadRecords, report: Report) -> list[Part]:
-    """All inputs from files to committed shards."""
+def _run(
+    wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, attempt: Path, here: Ranks, report: Report
+) -> tuple[list[Part], Progress]:
+    """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     ledger = Ledger(wanted.cache)
-    pipelines, shapes, identities = [], [], []
-    for given in wanted.inputs:
-        source, shape = open_source(wanted, given, attempt, chosen.batch_bytes.value)
-        logger.info("%s: %d files, text from %s", given.name, len(given.files), shape.name if shape else "plain text")
-        what = identity.transform_identity(wanted.config, wanted.tokenizer, given, shape)
-        key = digest_json(what)[:40]
-        pipelines.append(_pipeline(wanted, replace(source, transform_key=key), shape, attempt, key, ledger))
-        shapes.append(shape.name if shape else "plain text")
-        identities.append(what)
+    progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
+    bad = BadRecords(wanted.config.max_bad_ratio, progress)
 
     def on_documents(number: int) -> None:
         progress.on_documents(number)
         report(progress.snapshot())
 
     def on_shard(done: Done) -> None:
-        ledger.note_transform(done.receipt.transform_key, identities[done.pipeline])
+        ledger.note_transform(done.receipt.transform_key, inputs[done.pipeline].identity)
         progress.on_shard(done.shard.nominal_bytes, reused=done.reused)
         if done.reused:
             progress.on_documents(done.receipt.counts.get("read", 0))
         bad.add(done.receipt.counts)
         report(progress.snapshot())
 
-    results = run(pipelines, _executor(wanted, chosen), on_documents=on_documents, on_shard=on_shard)
-    return [Part(given, shape, done) for given, shape, done in zip(wanted.inputs, shapes, results)]
+    results = run([pipeline(wanted, stream, backend, attempt) for stream in inputs], executor, on_documents=on_documents, on_shard=on_shard)
+    parts = [Part(stream.given, stream.to_text.shape.name, done) for stream, done in zip(inputs, results)]
+    bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
+    return parts, progress
 
 
 def _executor(wanted: Request, chosen: resources.Plan) -> Executor:
+    """With workers, what they need begins to load at once, beside what this process does first."""
     if chosen.num_proc.value == 0:
         return Serial()
-    return Processes(num_proc=chosen.num_proc.value, threads=chosen.threads.value, stall_seconds=wanted.config.stall_timeout)
-
-
-def open_source(wanted: Request, given: Input, spool_dir: Path, batch_bytes: int) -> tuple[LocalSource, TextShape | None]:
-    """The source of one input, with the columns its text is made of. The shape is chosen here, once."""
-    config = wanted.config
-    source = LocalSource(
-        name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir, txt_document=config.txt_document,
-        max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
-    )  # fmt: skip
-    if given.kind == "txt":
-        return source, None
-    shape = choose_shape(columns_of(source, given), source=given.spec, text_column=config.text_column, template=config.text_template)
-    return replace(source, columns=shape.columns), shape
-
-
-def _pipeline(wanted: Request, source: LocalSource, shape: TextShape | None, attempt: Path, transform_key: str, ledger: Ledger) -> Pipeline:
-    config = wanted.config
-    dtype = np.dtype(wanted.tokenizer.dtype).name
-    backend = Reference(spec=wanted.tokenizer, split_special_tokens=config.split_special_tokens)
-    return Pipeline(
-        source=source,
-        transforms=(
-            ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, max_doc_bytes=config.max_doc_bytes),
-            Length(min_chars=config.min_chars, max_chars=config.max_chars),
-            Tokenize(backend=backend),
-            Pack(seq_len=config.seq_len, strategy=config.packing, dtype=dtype, split_long=config.long_documents == "split"),
-        ),
-        sink=ArrowShards(cache=wanted.cache, staging=attempt, dtype=dtype, writer_batch_size=config.writer_batch_size, made_by=backend.made_by()),
-        transform_key=transform_key,
-        probe=ledger.has_transform(transform_key),
+    executor = Processes(
+        num_proc=chosen.num_proc.value, threads=chosen.threads.value, stall_seconds=wanted.config.stall_timeout, modules=WORKER_MODULES, warm=warm(wanted)
     )
+    executor.start()
+    return executor
 
 
 def machine_plan(wanted: Request, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
@@ -326,12 +263,3 @@ def _attempt(wanted: Request) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _distinct(inputs: Iterator[Input]) -> Iterator[Input]:
-    """Names of sources are names of shards: a second `train` becomes `train-2`."""
-    seen: set[str] = set()
-    for given in inputs:
-        name = next(name for number in itertools.count(1) if (name := given.name if number == 1 else f"{given.name}-{number}") not in seen)
-        seen.add(name)
-        yield replace(given, name=name)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,11 @@ from moai.engine.ledger import Ledger
 from moai.engine.pipeline import MAX_DETAILS
 from moai.engine.progress import Progress
 from moai.engine.run import Done
-from moai.errors import SourceError, TooManyBadRecords
+from moai.errors import DamagedError, SourceError, TooManyBadRecords
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
 from moai.recipes.identity import dataset_key
 from moai.recipes.options import DataConfig
-from moai.recipes.prepared import FORMAT_VERSION, write_dataset_files, write_file, write_manifest
+from moai.recipes.prepared import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.sources.discover import Input
 from moai.tokenizer import TokenizerSpec
 
@@ -53,8 +55,13 @@ def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: Tokenizer
     keys = [done.receipt.shard_key for part in parts for done in part.done] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else [])
     final = cache / "datasets" / dataset_key(keys)
     if final.exists():
-        logger.info("The same content is already published: %s", final)
-        return final
+        if _holds(final, parts):
+            logger.info("The same content is already published: %s", final)
+            return final
+        # Made from the same input by a backend that was wrong. Whoever has it open keeps it; nobody finds it any more.
+        aside = final.with_name(f"{final.name}.wrong-{uuid.uuid4().hex[:8]}")
+        logger.warning("%s holds other shards than were made now; set aside as %s", final, aside.name)
+        os.rename(final, aside)
     staged = attempt / "dataset"
     staged.mkdir()
     content = _content(cache, staged, config, tokenizer, parts, bad)
@@ -63,6 +70,15 @@ def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: Tokenizer
     write_manifest(staged, content, run)
     publish_directory(staged, final)
     return final
+
+
+def _holds(final: Path, parts: Sequence[Part]) -> bool:
+    """Whether a published directory holds just these shards. A damaged one is for whoever opens it to refuse."""
+    try:
+        shards = read_manifest(final)["content"]["shards"]
+    except DamagedError:
+        return True
+    return [shard["xxh3_128"] for shard in shards] == [done.receipt.xxh3_128 for part in parts for done in part.done]
 
 
 def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], bad: bytes) -> dict[str, Any]:

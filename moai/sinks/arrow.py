@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import xxhash
 
+from moai import columns
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Sealed, Shard
 from moai.files import canonical_json, digest_file, publish_file, storage_errors
@@ -109,34 +110,49 @@ def arrow_schema(dtype: str) -> pa.Schema:
 def _write_in_batches(writer: Any, batches: Iterator[pa.RecordBatch], schema: pa.Schema, writer_batch_size: int) -> int:
     waiting: list[pa.RecordBatch] = []
     rows = total = 0
-
-    def flush(*, last: bool) -> None:
-        nonlocal waiting, rows
-        table = pa.Table.from_batches(waiting, schema=schema).combine_chunks()
-        whole = table.num_rows if last else table.num_rows // ROWS_PER_BATCH * ROWS_PER_BATCH
-        for batch in table.slice(0, whole).to_batches(max_chunksize=ROWS_PER_BATCH):
-            writer.write_batch(_alone(batch, schema))
-        waiting = table.slice(whole).to_batches()
-        rows = table.num_rows - whole
-
-    for batch in batches:
-        waiting.append(batch.cast(schema))
+    for batch in _regroup(batches):
+        waiting.append(pa.record_batch(batch.columns, schema=schema))
         rows += batch.num_rows
         total += batch.num_rows
-        if rows >= max(writer_batch_size, ROWS_PER_BATCH):
-            flush(last=False)
-    flush(last=True)
+        if rows >= writer_batch_size:
+            _write_all(writer, waiting)
+            waiting, rows = [], 0
+    _write_all(writer, waiting)
     return total
 
 
-def _alone(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def _write_all(writer: Any, batches: list[pa.RecordBatch]) -> None:
+    for batch in batches:
+        writer.write_batch(batch)
+
+
+def _regroup(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of exactly ROWS_PER_BATCH rows, the last one smaller. Those that come so pass as they are."""
+    kept: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        if not kept and batch.num_rows == ROWS_PER_BATCH:
+            yield batch
+            continue
+        kept.append(batch)
+        rows += batch.num_rows
+        if rows >= ROWS_PER_BATCH:
+            table = pa.Table.from_batches(kept).combine_chunks()
+            whole = rows // ROWS_PER_BATCH * ROWS_PER_BATCH
+            yield from map(_alone, table.slice(0, whole).to_batches(max_chunksize=ROWS_PER_BATCH))
+            kept, rows = table.slice(whole).to_batches(), rows - whole
+    if kept:
+        yield from map(_alone, pa.Table.from_batches(kept).combine_chunks().to_batches())
+
+
+def _alone(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The same rows in buffers of their own. Of a slice the writer re-bases the offsets, but pads its buffers with what lies behind
     it, so that the bytes of a file would tell how many rows had waited."""
-    columns = []
+    lists = []
     for column in batch.columns:
         offsets = column.offsets.to_numpy()
-        columns.append(pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(column.flatten().to_numpy().copy())))
-    return pa.record_batch(columns, schema=schema)
+        lists.append(columns.lists(offsets - offsets[0], column.flatten().to_numpy().copy()))
+    return pa.record_batch(lists, names=batch.schema.names)
 
 
 class _Hashed:

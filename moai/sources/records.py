@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from moai import columns
 from moai.engine.pipeline import Meter
 
 SCHEMA = pa.schema([("record", pa.binary()), ("problem", pa.string()), ("segment", pa.int32()), ("line", pa.int64()), ("offset", pa.int64())])
@@ -42,26 +44,28 @@ def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Me
     carry, offset, line = b"", 0, 0
     skipped: tuple[int, bytes] | None = None  # (offset, first bytes) of a line that is too large
     for block in blocks:
-        meter.update(block, lines=block.count(b"\n"))
         if skipped:
             end = block.find(b"\n") + 1
+            meter.update(block[:end] if end else block, lines=end > 0)
             if not end:
                 offset += len(block)
                 continue
             yield _problem(skipped[1], segment, line, skipped[0])
             block, offset, line, skipped = block[end:], offset + end, line + 1, None
-        data = carry + block if carry else block
-        cut = data.rfind(b"\n") + 1
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE)
+        meter.update(block, lines=len(ends))
+        data, ends = (carry + block, ends + len(carry)) if carry else (block, ends)  # what was carried holds no newline
+        cut = int(ends[-1]) + 1 if len(ends) else 0
         if cut:
-            yield from _lines(data[:cut], segment, line, offset, limits)
-            line += data.count(b"\n", 0, cut)
+            yield from _lines(data, ends, segment, line, offset, limits)
+            line += len(ends)
         offset, carry = offset + cut, data[cut:]
         if len(carry) > limits.max_record_bytes:
             skipped, offset, carry = (offset, carry[: limits.sample_bytes]), offset + len(carry), b""
     if skipped:
         yield _problem(skipped[1], segment, line, skipped[0])
     elif carry:
-        yield from _lines(carry + b"\n", segment, line, offset, limits)
+        yield from _lines(carry + b"\n", np.array([len(carry)]), segment, line, offset, limits)
 
 
 def split_values(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool, opened: bool = False) -> Iterator[pa.RecordBatch]:
@@ -222,20 +226,17 @@ def _next_line(file: object, start: int, end: int, block_bytes: int) -> int:
     return end
 
 
-def _lines(data: bytes, segment: int, line: int, offset: int, limits: Limits) -> Iterator[pa.RecordBatch]:
-    """`data` holds whole lines. The records are a view of it: offsets over one buffer, no copies."""
-    buffer = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(buffer == _NEWLINE)
+def _lines(data: bytes, ends: npt.NDArray[np.int64], segment: int, line: int, offset: int, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """The lines of `data` that end at `ends`. The records are a view of it: offsets over one buffer, no copies."""
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts
-    offsets = pa.py_buffer(np.append(starts, ends[-1] + 1).astype(np.int32))
-    records = pa.Array.from_buffers(pa.binary(), len(ends), [None, offsets, pa.py_buffer(data)])
+    records = columns.binaries(np.append(starts, ends[-1] + 1).astype(np.int32), data)
     problems = pa.nulls(len(ends), pa.string())
     if (lengths > limits.max_record_bytes).any():
         problems = pa.array([TOO_LARGE if length > limits.max_record_bytes else None for length in lengths.tolist()], pa.string())
-    columns = [records, problems, np.full(len(ends), segment, np.int32), line + np.arange(len(ends)), offset + starts]
-    batch = pa.record_batch(columns, schema=SCHEMA)
-    filled = (lengths > 1) | ((lengths == 1) & (buffer[starts] != 13))
+    places: list[npt.NDArray[np.integer]] = [np.full(len(ends), segment, np.int32), line + np.arange(len(ends)), offset + starts]
+    batch = pa.record_batch([records, problems, *(columns.numbers(place) for place in places)], schema=SCHEMA)
+    filled = (lengths > 1) | ((lengths == 1) & (np.frombuffer(data, np.uint8)[starts] != 13))
     if not filled.all():
         batch = batch.filter(pa.array(filled))
     for first in range(0, batch.num_rows, limits.batch_rows):

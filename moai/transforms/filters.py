@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,16 +24,27 @@ class Length:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            length = pc.utf8_length(pc.utf8_trim(batch["text"], characters=_SPACE))
-            empty = pc.equal(length, 0)
-            short = pc.and_(pc.less(length, self.min_chars), pc.invert(empty))
-            long = pc.greater(length, self.max_chars) if self.max_chars is not None else pa.scalar(False)
-            count("filtered.empty", pc.sum(empty).as_py() or 0)
-            count("filtered.short", pc.sum(short).as_py() or 0)
-            count("filtered.long", (pc.sum(long).as_py() or 0) if self.max_chars is not None else 0)
-            keep = pc.invert(pc.or_(pc.or_(empty, short), long))
-            kept = batch.filter(keep)
-            count("filtered", batch.num_rows - kept.num_rows)
-            count("kept", kept.num_rows)
-            if kept.num_rows:
-                yield kept
+            trimmed = pc.utf8_trim(batch["text"], characters=_SPACE)
+            empty = pc.equal(pc.binary_length(trimmed), 0)
+            wrong = self._wrong_length(trimmed, empty)
+            count("filtered.empty", _number(empty))
+            for reason, which in wrong.items():
+                count(f"filtered.{reason}", _number(which))
+            drop = functools.reduce(pc.or_, wrong.values(), empty)
+            dropped = _number(drop)
+            count("filtered", dropped)
+            count("kept", batch.num_rows - dropped)
+            if dropped < batch.num_rows:
+                yield batch.filter(pc.invert(drop)) if dropped else batch
+
+    def _wrong_length(self, trimmed: pa.Array, empty: pa.Array) -> dict[str, pa.Array]:
+        """Which documents are too short or too long. Characters are only counted where a bound asks for them."""
+        if self.min_chars <= 1 and self.max_chars is None:
+            return {}
+        length = pc.utf8_length(trimmed)
+        short = pc.and_(pc.less(length, self.min_chars), pc.invert(empty))
+        return {"short": short} if self.max_chars is None else {"short": short, "long": pc.greater(length, self.max_chars)}
+
+
+def _number(which: pa.Array) -> int:
+    return int(pc.sum(which).as_py() or 0)

@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from moai import columns
 from moai.engine.pipeline import count
 
 ROWS_PER_BATCH = 1024
+_SLICE_TOKENS = 64
+"""Pieces longer than this on average are copied slice by slice, shorter ones through an index: a slice costs as much as 64 ids do there."""
 Ints = npt.NDArray[np.int64]
 
 
@@ -138,7 +141,7 @@ def _gather(batches: Iterator[pa.RecordBatch], dtype: str) -> tuple[np.ndarray, 
     lengths: list[Ints] = []
     for batch in batches:
         tokens = batch["tokens"]
-        ids.append(tokens.values.to_numpy().astype(dtype))
+        ids.append(tokens.values.to_numpy().astype(dtype, copy=False))
         lengths.append(np.diff(tokens.offsets.to_numpy()))
     return (np.concatenate(ids), np.concatenate(lengths)) if ids else (np.empty(0, dtype), np.empty(0, np.int64))
 
@@ -149,13 +152,25 @@ def _rows(ids: np.ndarray, pieces: Pieces) -> Iterator[pa.RecordBatch]:
     for row in range(0, pieces.rows, ROWS_PER_BATCH):
         bounds = first_piece[row : row + ROWS_PER_BATCH + 1]
         starts, lengths = pieces.starts[bounds[0] : bounds[-1]], pieces.lengths[bounds[0] : bounds[-1]]
-        ends = np.cumsum(lengths)
-        index = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-        row_ends = np.concatenate(([0], ends))[bounds - bounds[0]]
+        row_ends = np.concatenate(([0], np.cumsum(lengths)))[bounds - bounds[0]]
         yield pa.record_batch(
             [
-                pa.ListArray.from_arrays(row_ends.astype(np.int32), ids[index]),
-                pa.ListArray.from_arrays((bounds - bounds[0]).astype(np.int32), lengths.astype(np.uint32)),
+                columns.lists(row_ends.astype(np.int32), _take(ids, starts, lengths)),
+                columns.lists((bounds - bounds[0]).astype(np.int32), lengths.astype(np.uint32)),
             ],
             names=["input_ids", "seq_lengths"],
         )
+
+
+def _take(ids: np.ndarray, starts: Ints, lengths: Ints) -> np.ndarray:
+    """The pieces one behind the other."""
+    ends = starts + lengths
+    if np.array_equal(starts[1:], ends[:-1]):
+        return ids[starts[0] : ends[-1]]
+    if len(starts) * _SLICE_TOKENS > lengths.sum():
+        # An index an id, as a running sum: 1 inside a piece, a jump where one begins.
+        steps = np.ones(lengths.sum(), np.int64)
+        steps[0] = starts[0]
+        steps[np.cumsum(lengths)[:-1]] = starts[1:] - ends[:-1] + 1
+        return ids[np.cumsum(steps, out=steps)]
+    return np.concatenate([ids[start:end] for start, end in zip(starts.tolist(), ends.tolist())])

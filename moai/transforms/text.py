@@ -15,7 +15,9 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from moai import columns
 from moai.engine.pipeline import advance, count, quarantine
 from moai.errors import SourceError
 
@@ -53,6 +55,11 @@ class TextShape:
     def columns(self) -> tuple[str, ...]:
         return (self.turns[0],) if self.turns else (self.order or self.required)
 
+    @property
+    def column(self) -> str:
+        """The one column that is the text as it stands; empty where a text is more than that."""
+        return self.required[0] if len(self.required) == 1 and not (self.optional or self.turns or self.template) else ""
+
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one record. Raises BadRecord."""
         if self.turns:
@@ -60,8 +67,8 @@ class TextShape:
         if self.template:
             values = {name: _string(row, name) for name in self.required}
             return "".join(text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(self.template))
-        if len(self.required) == 1 and not self.optional:
-            return _string(row, self.required[0])
+        if self.column:
+            return _string(row, self.column)
         parts = [_string(row, name) if name in self.required else _optional(row, name) for name in self.columns]
         return "\n\n".join(part for part in parts if part)
 
@@ -97,10 +104,44 @@ class ToText:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            texts = list(self._texts_of_records(batch) if "record" in batch.schema.names else self._texts_of_columns(batch))
+            texts = self._texts(batch)
             advance(batch.num_rows)
-            if texts:
-                yield pa.record_batch([pa.array(texts, pa.large_string())], names=["text"])
+            if len(texts):
+                yield pa.record_batch([texts], names=["text"])
+
+    def _texts(self, batch: pa.RecordBatch) -> pa.Array:
+        """The texts as a column: at once where every record is as good as most are, else record by record."""
+        is_records = "record" in batch.schema.names
+        if self.shape.column:
+            texts = self._plain_records(batch) if is_records else self._plain_column(batch)
+            if texts is not None:
+                count("read", batch.num_rows)
+                return texts
+        return columns.texts(list(self._texts_of_records(batch) if is_records else self._texts_of_columns(batch)))
+
+    def _plain_records(self, batch: pa.RecordBatch) -> pa.Array | None:
+        """The column of a batch whose records all are JSON objects that have it as a string; None if any is not."""
+        if self.plain or batch["problem"].null_count < batch.num_rows:
+            return None
+        name = self.shape.column
+        try:
+            texts = [orjson.loads(record)[name] for record in batch["record"].to_pylist()]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+            return None
+        return columns.texts(texts) if set(map(type, texts)) <= {str} else None
+
+    def _plain_column(self, batch: pa.RecordBatch) -> pa.Array | None:
+        """The column itself, if it holds strings of valid UTF-8 and no null, none of them too large; None if not."""
+        column = batch[self.shape.column]
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count or not len(column):
+            return None
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            return None
+        if pc.max(pc.binary_length(column)).as_py() > self.max_doc_bytes:
+            return None
+        return column.cast(pa.large_string())
 
     def _texts_of_records(self, batch: pa.RecordBatch) -> Iterator[str]:
         problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None

@@ -1,0 +1,246 @@
+"""Tokenizer backends: texts -> one flat array of ids and the offsets into it.
+
+    tokenizers   the reference, which decides: always there, knows every tokenizer.json
+    fastokens    BPE, some thirty times as fast; refuses what it does not know, so `auto` takes it where it loads
+    gigatoken    byte-level BPE; a few rare letters differ, so by flag only
+    splintr      BPE and WordPiece; some odd strings differ, so by flag only
+
+A fast backend is believed after `first_difference` found none on a probe, and is looked after while it works (transforms.tokenize).
+Figures: benchmarks/tokenizers.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from moai.errors import BackendRefused, TokenizerError
+from moai.tokenizer import TokenizerSpec, load_file, read_file
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+Offsets = npt.NDArray[np.int64]
+
+
+class Backend(Protocol):
+    @property
+    def spec(self) -> TokenizerSpec: ...
+    def load(self) -> None: ...
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template tokens are added."""
+        ...
+
+    def made_by(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """The fields of every backend. What they load is kept once a process, so that it can be there before a worker is forked."""
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    spec: TokenizerSpec
+    split_special_tokens: bool = False
+
+    @staticmethod
+    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
+        """What the library calls a tokenizer. Raises whatever it raises where it does not take this one."""
+        raise NotImplementedError
+
+    def made_by(self) -> dict[str, str]:
+        return {"tokenizer": self.name, "version": version(self.package)}
+
+    @property
+    def _tokenizer(self) -> Any:
+        return _loaded(self.name, self.spec.path, self.spec.digest, self.split_special_tokens)
+
+    def load(self) -> None:
+        """Load it now rather than with the first batch. Raises what the library raises where it does not take this tokenizer."""
+        assert self._tokenizer is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(_Base):
+    """The backend that decides: `tokenizers`, with its own threads (RAYON_NUM_THREADS)."""
+
+    name = "tokenizers"
+    package = "tokenizers"
+
+    @staticmethod
+    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
+        tokenizer = load_file(path, digest)
+        # Blocks for truncation and padding in tokenizer.json serve inference; here they would lose or invent tokens.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None):
+            tokenizer.model.dropout = None  # BPE dropout belongs to training a tokenizer's own model: the same text would give other ids each time
+        tokenizer.encode_special_tokens = split_special_tokens
+        return tokenizer
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return self._flat([encoding.ids for encoding in encodings])
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> tuple[Ids, Offsets, npt.NDArray[np.int64]]:
+        """As `encode_batch`, and where each id's text begins and ends in its document: (ids, 2), in characters.
+
+        No fast backend gives these; the reference takes them on its own threads.
+        """
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        ids, offsets = self._flat([encoding.ids for encoding in encodings])
+        spans = np.empty((len(ids), 2), np.int64)
+        for start, end, encoding in zip(offsets, offsets[1:], encodings):
+            spans[start:end] = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return ids, offsets, spans
+
+    def special_tokens(self) -> list[str]:
+        """As they may stand in a text."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [added[index].content for index in sorted(added)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def _flat(self, rows: list[list[int]]) -> tuple[Ids, Offsets]:
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        flat = np.empty(offsets[-1], self.spec.dtype)
+        for start, end, row in zip(offsets, offsets[1:], rows):
+            flat[start:end] = row
+        return flat, offsets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fastokens(_Base):
+    name = "fastokens"
+    package = "fastokens"
+
+    @staticmethod
+    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
+        from fastokens._native import Tokenizer
+
+        return Tokenizer.from_json_str(_plain_json(path, digest))
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        ids, offsets = self._tokenizer.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=self.split_special_tokens)
+        return _narrow(np.frombuffer(ids, np.uint32), self.spec), np.frombuffer(offsets, np.uint64).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gigatoken(_Base):
+    name = "gigatoken"
+    package = "gigatoken"
+
+    @staticmethod
+    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
+        _refuse_split(split_special_tokens)
+        from gigatoken import Tokenizer
+
+        return Tokenizer.from_json(_plain_json(path, digest))
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        if not texts:
+            return np.empty(0, self.spec.dtype), np.zeros(1, np.int64)
+        layout = self._tokenizer.encode_batch(list(texts)).layout
+        offsets = np.asarray(layout.offsets.data, np.int64)
+        return _narrow(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], self.spec), offsets - offsets[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splintr(_Base):
+    name = "splintr"
+    package = "splintr-rs"
+
+    @staticmethod
+    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
+        _refuse_split(split_special_tokens)
+        import splintr
+
+        return splintr.from_json_bytes(_plain_json(path, digest).encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
+        return _narrow(np.frombuffer(ids, np.uint32), self.spec), np.frombuffer(offsets, np.uint64).astype(np.int64)
+
+
+BACKENDS: dict[str, type[_Base]] = {backend.name: backend for backend in (Reference, Fastokens, Gigatoken, Splintr)}
+AUTOMATIC = "fastokens"
+"""The one that `auto` tries: in every test so far it was equal or refused, loudly."""
+FORKABLE = ("tokenizers", "fastokens")
+"""Those that may be loaded before a fork. splintr starts threads as it loads, and hangs in the child."""
+
+
+def make(name: str, spec: TokenizerSpec, *, split_special_tokens: bool) -> Backend:
+    return BACKENDS[name](spec=spec, split_special_tokens=split_special_tokens)  # type: ignore[return-value]
+
+
+def is_installed(name: str) -> bool:
+    return find_spec(name) is not None
+
+
+def warm(names: Sequence[str], path: str, digest: str, split_special_tokens: bool) -> None:
+    """Load backends where workers are forked from; one that does not load is left to whoever uses it."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            _loaded(name, path, digest, split_special_tokens)
+
+
+def first_difference(fast: Backend, reference: Reference, texts: Sequence[str]) -> str | None:
+    """How `fast` differs from the reference on `texts`, or None. Raises BackendRefused when it cannot load this tokenizer."""
+    fast.load()
+    wanted, wanted_offsets = reference.encode_batch(texts)
+    for index, text in enumerate(texts):
+        try:
+            found, _ = fast.encode_batch([text])
+        except Exception:  # refusing a text is no lie: that document goes to the reference
+            continue
+        expected = wanted[wanted_offsets[index] : wanted_offsets[index + 1]]
+        if not np.array_equal(found, expected):
+            return difference(text, found, expected)
+    return None
+
+
+def difference(text: str, found: Ids, expected: Ids) -> str:
+    """Where two encodings of a text part, for people."""
+    at = next((i for i, (a, b) in enumerate(zip(found.tolist(), expected.tolist())) if a != b), min(len(found), len(expected)))
+    return f"{text[:40]!r}: at token {at} {found[at : at + 4].tolist()} instead of {expected[at : at + 4].tolist()}"
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(backend: str, path: str, digest: str, split_special_tokens: bool) -> Any:
+    try:
+        return BACKENDS[backend].open(Path(path), digest, split_special_tokens)
+    except TokenizerError:
+        raise
+    except BaseException as error:  # a panic in Rust is a BaseException
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise BackendRefused(f"{backend} does not take this tokenizer: {' '.join(str(error).split())[:160]}") from error
+
+
+def _plain_json(path: Path, digest: str) -> str:
+    """tokenizer.json without what the reference switches off, and without its template: ends are added by us."""
+    import orjson
+
+    model = orjson.loads(read_file(path, digest))
+    model |= {"truncation": None, "padding": None, "post_processor": None}
+    if model["model"].get("dropout"):
+        model["model"]["dropout"] = None
+    return orjson.dumps(model).decode()
+
+
+def _narrow(ids: npt.NDArray[np.uint32], spec: TokenizerSpec) -> Ids:
+    return ids.astype(spec.dtype, copy=False)
+
+
+def _refuse_split(split_special_tokens: bool) -> None:
+    if split_special_tokens:
+        raise BackendRefused("it cannot read special-token strings as plain text (--split_special_tokens)")

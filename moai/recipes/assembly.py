@@ -1,0 +1,162 @@
+"""From what is wanted to pipelines: files and tokenizer found, keys computed, parts put together. No document is read here but a few to look at."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moai import columns
+from moai.backends import FORKABLE
+from moai.engine.ledger import Ledger
+from moai.engine.pipeline import Pipeline, peek
+from moai.errors import ConfigError
+from moai.files import digest_json
+from moai.recipes import identity
+from moai.recipes.choosing import SAMPLE_CHARS, Chosen
+from moai.recipes.options import DataConfig
+from moai.sinks.arrow import ArrowShards
+from moai.sources.discover import Input, discover
+from moai.sources.local import LocalSource
+from moai.sources.schema import columns_of
+from moai.tokenizer import TokenizerSpec, load_tokenizer
+from moai.transforms.filters import Length
+from moai.transforms.pack import Pack
+from moai.transforms.text import TextShape, ToText, choose_shape
+from moai.transforms.tokenize import Tokenize
+
+WORKER_MODULES = (
+    "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.sinks.arrow",
+)  # fmt: skip
+"""What a worker needs, imported once where workers are forked from."""
+_SAMPLE_SHARDS = 3
+_SAMPLE_TEXT_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted, resolved as far as it goes without reading data: the same for `prepare` and `plan`."""
+
+    config: DataConfig
+    cache: Path
+    tokenizer: TokenizerSpec
+    inputs: tuple[Input, ...]
+    fields: Mapping[str, Any]
+    key: str
+    stamps_prove: bool
+    """No file was so young when it was looked at that a later write could leave its stamp as it is."""
+
+    @property
+    def nominal_bytes(self) -> int:
+        return sum(file.stamp.size for given in self.inputs for file in given.files)
+
+    @property
+    def text_bytes(self) -> int:
+        """About how much there is once decompressed."""
+        return sum(file.stamp.size * (4 if file.compression else 1) for given in self.inputs for file in given.files)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One input on its way: its source, how its records make text, and what names its shards."""
+
+    given: Input
+    source: LocalSource
+    to_text: ToText
+    identity: Mapping[str, Any]
+    transform_key: str
+
+
+def request(config: DataConfig) -> Request:
+    """Find files and tokenizer; read no data. Raises SourceError, TokenizerError."""
+    tokenizer = load_tokenizer(config.tokenizer_path, eos_token=config.eos_token, need_bos=config.add_bos)
+    inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
+    stamps_prove = not any(file.stamp.is_racy() for given in inputs for file in given.files)
+    cache = Path(config.cache_dir).expanduser().absolute()
+    _keep_apart(cache, config.dataset)
+    fields = identity.plan_fields(config, tokenizer, inputs)
+    return Request(config, cache, tokenizer, inputs, fields, identity.plan_key(fields), stamps_prove)
+
+
+def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
+    """The inputs, each with the shape of its text. Raises SourceError where none fits."""
+    return [_stream(wanted, given, spool_dir, batch_bytes) for given in wanted.inputs]
+
+
+def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> Pipeline:
+    config = wanted.config
+    dtype = np.dtype(wanted.tokenizer.dtype).name
+    return Pipeline(
+        source=stream.source,
+        transforms=(
+            stream.to_text,
+            Length(min_chars=config.min_chars, max_chars=config.max_chars),
+            Tokenize(backend=chosen.backend, reference=chosen.reference),
+            Pack(seq_len=config.seq_len, strategy=config.packing, dtype=dtype, split_long=config.long_documents == "split"),
+        ),
+        sink=ArrowShards(cache=wanted.cache, staging=staging, dtype=dtype, writer_batch_size=config.writer_batch_size, made_by=chosen.backend.made_by()),
+        transform_key=stream.transform_key,
+        probe=Ledger(wanted.cache).has_transform(stream.transform_key),
+    )
+
+
+def warm(wanted: Request) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """What workers shall find loaded."""
+    arguments = {
+        "names": list(FORKABLE),
+        "path": wanted.tokenizer.path,
+        "digest": wanted.tokenizer.digest,
+        "split_special_tokens": wanted.config.split_special_tokens,
+    }
+    return (("moai.backends:warm", arguments),)
+
+
+def sample(streams: Sequence[Stream]) -> list[str]:
+    """Beginnings of documents of every input, SAMPLE_CHARS in all at most."""
+    most = SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(streams) // _SAMPLE_SHARDS + 1
+    texts: list[str] = []
+    for stream in streams:
+        for shard in stream.source.first_shards(_SAMPLE_SHARDS):
+            batch = peek(stream.source, (stream.to_text,), shard)
+            found = columns.strings(batch["text"]) if batch else []
+            texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: max(1, len(found) // most)]]
+    return texts
+
+
+def _stream(wanted: Request, given: Input, spool_dir: Path, batch_bytes: int) -> Stream:
+    config = wanted.config
+    source = LocalSource(
+        name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir, txt_document=config.txt_document,
+        max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
+    )  # fmt: skip
+    shape = None
+    if given.kind != "txt":
+        shape = choose_shape(columns_of(source, given), source=given.spec, text_column=config.text_column, template=config.text_template)
+        source = replace(source, columns=shape.columns)
+    what = identity.transform_identity(config, wanted.tokenizer, given, shape)
+    key = digest_json(what)[:40]
+    to_text = ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, max_doc_bytes=config.max_doc_bytes)
+    return Stream(given, replace(source, transform_key=key), to_text, what, key)
+
+
+def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:
+    """A cache inside the data would be data of the next run."""
+    for spec in dataset:
+        folder = Path(spec).expanduser()
+        if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
+            continue
+        if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
+            raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")
+
+
+def _distinct(inputs: Iterator[Input]) -> Iterator[Input]:
+    """Names of sources are names of shards: a second `train` becomes `train-2`."""
+    seen: set[str] = set()
+    for given in inputs:
+        name = next(name for number in itertools.count(1) if (name := given.name if number == 1 else f"{given.name}-{number}") not in seen)
+        seen.add(name)
+        yield replace(given, name=name)
