@@ -73,7 +73,20 @@ def test_this_machine_passes_and_the_advice_stays_within_its_cores(tokenizer_pat
     ran = doctor("--tokenizer_path", tokenizer_path, "--cache_dir", cache, "--json", DATASET_NUM_PROC="4800", RAYON_NUM_THREADS="480")
     checks: dict[str, dict[str, Any]] = {check["name"]: check for check in json.loads(ran.stdout)}
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert set(checks) == {"tokenizer", "tokenizer speed", "round trip", "cores", "memory", "disk space", "disk speed", "rename", "lock", "versions", *SETTINGS}
+    assert set(checks) == {
+        "tokenizer",
+        "tokenizer backend",
+        "tokenizer speed",
+        "round trip",
+        "cores",
+        "memory",
+        "disk space",
+        "disk speed",
+        "rename",
+        "lock",
+        "versions",
+        *SETTINGS,
+    }
     assert all(set(check) == {"name", "value", "verdict", "remedy", "figures"} and check["verdict"] in (OK, ADVICE) for check in checks.values())
     assert checks["tokenizer speed"]["figures"]["tokens_per_second"] > 1000
     assert checks["round trip"]["figures"] == {"lines": 200, "changed": 0}
@@ -144,6 +157,18 @@ def test_a_tokenizer_without_an_end_fails_as_preparation_would(tokenizer_path: P
     assert check.verdict == FAILED
     assert "--eos_token" in check.remedy
     assert next(check.verdict for check in check_tokenizer(str(bare), eos_token="</s>")) == OK
+
+
+def test_the_doctor_says_what_would_encode_and_why(tokenizer_path: Path, tmp_path: Path) -> None:
+    from tokenizers import normalizers
+
+    fast = next(check for check in check_tokenizer(str(tokenizer_path)) if check.name == "tokenizer backend")
+    assert (fast.verdict, fast.figures) == (OK, {"backend": "fastokens"})
+    composing = byte_level_bpe()
+    composing.normalizer = normalizers.NFKC()
+    slow = next(check for check in check_tokenizer(str(save(composing, tmp_path)), eos_token="</s>") if check.name == "tokenizer backend")
+    assert (slow.verdict, slow.figures) == (ADVICE, {"backend": "tokenizers"})
+    assert "does not take this tokenizer" in slow.value
 
 
 def test_a_tokenizer_that_folds_case_is_found_by_the_round_trip(tmp_path: Path) -> None:
