@@ -87,4 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from moai.columns import without_pandas
+
+    without_pandas()
     sys.exit(main())

@@ -8,25 +8,17 @@ none of them.
 from __future__ import annotations
 
 import gc
-import importlib.abc
 import json
 import os
-import sys
 from importlib import import_module
+
+from moai.columns import without_pandas
 
 WARM = "MOAI_WARM"
 
 
-class _WithoutPandas(importlib.abc.MetaPathFinder):
-    """pyarrow imports pandas, where there is one, merely to ask whether a list is a Series: an eighth of a second and 40 MB."""
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("no worker needs pandas", name="pandas")
-
-
 def warm(wanted: str) -> None:
-    sys.meta_path.insert(0, _WithoutPandas())
+    without_pandas()
     given = json.loads(wanted)
     for module in given["modules"]:
         import_module(module)

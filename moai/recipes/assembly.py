@@ -117,13 +117,13 @@ def warm(wanted: Request) -> tuple[tuple[str, dict[str, Any]], ...]:
 
 def sample(streams: Sequence[Stream]) -> list[str]:
     """Beginnings of documents of every input, SAMPLE_CHARS in all at most."""
-    most = SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(streams) // _SAMPLE_SHARDS + 1
     texts: list[str] = []
-    for stream in streams:
-        for shard in stream.source.first_shards(_SAMPLE_SHARDS):
-            batch = peek(stream.source, (stream.to_text,), shard)
-            found = columns.strings(batch["text"]) if batch else []
-            texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: max(1, len(found) // most)]]
+    looks = [(stream, shard) for stream in streams for shard in stream.source.first_shards(_SAMPLE_SHARDS)]
+    most = max(1, SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(looks))
+    for stream, shard in looks[: SAMPLE_CHARS // _SAMPLE_TEXT_CHARS]:
+        batch = peek(stream.source, (stream.to_text,), shard)
+        found = columns.strings(batch["text"]) if batch else []
+        texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: -(-len(found) // most)]] if found else []
     return texts
 
 

@@ -24,7 +24,7 @@ from moai.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_CHARS = 200_000
+SAMPLE_CHARS = 60_000
 """Characters of the data itself that both backends encode before the first shard."""
 
 
