@@ -127,7 +127,7 @@ def best_fit_by_hand(lengths: list[int], capacity: int) -> list[int]:
 @example([64] * 3)
 @example([32, 33, 31, 32])
 def test_the_fit_is_as_tight_as_looking_at_every_bin(lengths: list[int]) -> None:
-    bins = best_fit_decreasing(lengths, 64)
+    bins = best_fit_decreasing(np.array(lengths), 64)
     filled = Counter[int]()
     for length, bin_ in zip(lengths, bins):
         filled[bin_] += length

@@ -8,9 +8,10 @@ import torch
 from tiny_run import write_model_config
 
 from moai.errors import MoaiError
-from moai.training.data import IGNORE, PackedCollator, table
+from moai.training.data import IGNORE, PackedCollator
 from moai.training.model import build_model, load_config
 from moai.training.packed_attention import TOLERANCE, packed_forward_selfcheck
+from moai.training.rows import Row
 
 ROWS = [[[5, 6, 7, 8, 9], [40], [12, 13, 14]], [[20, 21, 22, 23]]]
 COLLATOR = PackedCollator(pad_id=257)
@@ -99,7 +100,7 @@ def test_the_check_fails_when_the_model_gives_nan(tmp_path):
 def test_a_batch_has_the_loss_and_the_gradients_of_its_documents_alone(tmp_path):
     """The whole chain of training: no target crosses a boundary, no padding is learned from, every other token counts once."""
     model = model_with("sdpa", tmp_path)
-    batch = COLLATOR(table(ROWS))
+    batch = COLLATOR([Row.of(pieces) for pieces in ROWS])
     targets = int((batch["labels"] != IGNORE).sum())
     assert targets == sum(len(piece) - 1 for row in ROWS for piece in row)
     model(**batch, num_items_in_batch=targets).loss.backward()

@@ -21,8 +21,9 @@ from moai.config import resolve
 from moai.errors import ConfigError, DamagedError, MoaiError, TokenizerError
 from moai.recipes.options import DataConfig
 from moai.training.arguments import TrainConfig
-from moai.training.data import EpochOrder, PackedCollator, PackedRows, read_ahead, table
+from moai.training.data import EpochOrder, PackedCollator
 from moai.training.model import build_model, check_early, check_fit, count_parameters, load_config
+from moai.training.rows import PackedRows
 
 ROOT = Path(__file__).parent.parent
 DRIVER = Path(__file__).parent / "tiny_run.py"
@@ -99,74 +100,6 @@ def test_precedence_and_spellings(tmp_path: Path) -> None:
 def test_what_is_required_is_named(given: dict[str, str], missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
         TrainConfig(**given).require()
-
-
-# -- rows to batches
-
-
-def test_collator_by_hand() -> None:
-    rows = table([[[5, 6], [7, 8, 9]], [[1], [2, 3], [4], [5, 6]]])
-    batch = {name: tensor.tolist() for name, tensor in PackedCollator(pad_id=99)(rows).items()}
-    assert batch == {
-        "input_ids": [[5, 6, 7, 8, 9, 99], [1, 2, 3, 4, 5, 6]],
-        "position_ids": [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 0, 1]],
-        "labels": [[-100, 6, -100, 8, 9, -100], [-100, -100, 3, -100, -100, 6]],
-    }
-
-
-def test_padding_is_a_document_of_its_own_at_a_fixed_width_too() -> None:
-    batch = PackedCollator(pad_id=0, pad_to=6)(table([[[5, 6, 7]], [[1, 2, 3]]]))
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2]] * 2
-    assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100, -100], [-100, 2, 3, -100, -100, -100]]
-    assert batch["input_ids"].dtype == batch["labels"].dtype == batch["position_ids"].dtype == torch.int64
-
-
-def test_flat_batches_carry_the_bounds_of_documents() -> None:
-    batch = PackedCollator(pad_id=0, flatten=True)(table([[[5, 6], [7]], [[8, 9, 4]]]))
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1, 2]]
-    assert batch["labels"].tolist() == [[-100, 6, -100, -100, 9, 4]]
-    assert (batch["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"].dtype, batch["max_length_q"]) == ([0, 2, 3, 6], torch.int32, 3)
-
-
-def test_rows_that_contradict_their_lengths_are_refused() -> None:
-    import pyarrow as pa
-
-    for tokens, lengths in ([5, 6, 7], [2]), ([5, 6], [2, 0]):
-        bad = pa.table({"input_ids": [tokens], "seq_lengths": [lengths]})
-        with pytest.raises(DamagedError, match="seq_lengths do not sum"):
-            PackedCollator(pad_id=0)(bad)
-
-
-def test_rows_come_from_disk_as_they_were_written_in_any_order(place: Path) -> None:
-    import datasets
-
-    written = datasets.load_from_disk(str(place / "prepared"))
-    rows, wanted = PackedRows(str(place / "prepared")), [25, 3, 3, 0]
-    batch = PackedCollator(pad_id=0)(rows.__getitems__(wanted))
-    assert len(rows) == len(written) == 26
-    for row, index in enumerate(wanted):
-        ids = written[index]["input_ids"]
-        assert batch["input_ids"][row, : len(ids)].tolist() == ids
-        starts = np.flatnonzero(batch["position_ids"][row, : len(ids)] == 0).tolist()
-        assert starts == [0, written[index]["seq_lengths"][0]]
-
-
-def test_shards_are_read_ahead(place: Path) -> None:
-    size = sum(path.stat().st_size for path in (place / "prepared").glob("data-*.arrow"))
-    assert read_ahead(place / "prepared") == (size if hasattr(os, "posix_fadvise") else 0)
-    assert size > 0
-
-
-def test_the_order_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
-    order = EpochOrder(rows=26, rows_per_step=8, seed=1)
-    first = list(order)
-    assert len(first) == len(order) == 24, "whole steps only"
-    assert len(set(first)) == 24
-    assert set(first) <= set(range(26))
-    assert first == list(EpochOrder(rows=26, rows_per_step=8, seed=1))
-    assert first != list(EpochOrder(rows=26, rows_per_step=8, seed=1, epoch=1))
-    assert first != list(EpochOrder(rows=26, rows_per_step=8, seed=2))
 
 
 # -- the model
@@ -262,8 +195,10 @@ def test_two_ranks_train_and_leave_a_model(first_run: Path, place: Path) -> None
 
 def trained_tokens(place: Path, *, epochs: int) -> int:
     """Every token of every row that was taken but the first of each document."""
-    rows = PackedRows(str(place / "prepared"))
-    return sum(int((PackedCollator(pad_id=0)(rows[index])["labels"] != -100).sum()) for epoch in range(epochs) for index in EpochOrder(len(rows), 8, 42, epoch))
+    rows = PackedRows.of(tiny_run.open_prepared(place / "prepared"))
+    return sum(
+        int((PackedCollator(pad_id=0)([rows[index]])["labels"] != -100).sum()) for epoch in range(epochs) for index in EpochOrder(len(rows), 8, 42, epoch)
+    )
 
 
 def test_the_final_model_is_loaded_by_transformers_and_has_learned_to_count(first_run: Path) -> None:
@@ -322,10 +257,10 @@ def test_one_rank_goes_on_with_what_two_began(first_run: Path, place: Path, tmp_
     assert resumed["loss_last"] == pytest.approx(first["loss_last"], rel=1e-4)
 
 
-def train_here(place: Path, command: list[Any]) -> Any:
+def train_here(place: Path, command: list[Any], *, tokenizer: Path | None = None) -> Any:
     from moai.training.trainer import train
 
-    resolved = resolve([TrainConfig, DataConfig], [*map(str, command[3:]), "--tokenizer_path", str(place / "tokenizer")], {}, prog="test")
+    resolved = resolve([TrainConfig, DataConfig], [*map(str, command[3:]), "--tokenizer_path", str(tokenizer or place / "tokenizer")], {}, prog="test")
     return train(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(place / "prepared"), resolved.origins, environ={})
 
 
@@ -341,6 +276,15 @@ def test_continued_pretraining_takes_weights_and_nothing_else(first_run: Path, p
 def test_a_loss_that_is_no_number_ends_the_run(place: Path, tmp_path: Path) -> None:
     with pytest.raises(MoaiError, match=r"the loss is nan at step [23]: lower --learning_rate"):
         train_here(place, driver(place, tmp_path / "out", "--learning_rate", "1e30", "--logging_steps", "1"))
+
+
+def test_a_damaged_shard_is_one_line_from_a_process_that_reads_too(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "prepared", tmp_path / "prepared")
+    shutil.copyfile(tmp_path / "prepared" / "data-00000-of-00003.arrow", tmp_path / "prepared" / "data-00002-of-00003.arrow")
+    for processes in ("0", "1"):
+        with pytest.raises(DamagedError) as caught:
+            train_here(tmp_path, driver(place, tmp_path / f"out{processes}", "--dataloader_num_workers", processes), tokenizer=place / "tokenizer")
+        assert re.fullmatch(rf"{tmp_path}/prepared/data-00002-of-00003.arrow: 9 rows, the manifest says 8; remove {tmp_path}/prepared .*", str(caught.value))
 
 
 def test_too_few_rows_for_one_step_are_named(place: Path, tmp_path: Path) -> None:

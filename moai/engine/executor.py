@@ -79,6 +79,7 @@ class Processes:
         context = multiprocessing.get_context("forkserver")
         idle: list[_Worker] = []
         busy: list[_Worker] = []
+        finished: list[Finished] = []
         ahead: deque[Order] = deque()  # drawn while the workers work: where a compressed file is cut, the next range takes a while
         exhausted = False
 
@@ -99,6 +100,8 @@ class Processes:
                     worker = idle.pop() if idle else _Worker.start(context, pipelines, self.threads)
                     worker.give(ahead.popleft())
                     busy.append(worker)
+                yield from finished  # what the caller does with them takes a while: the workers have their next orders by now
+                finished.clear()
                 if not busy:
                     return
                 drawing = not exhausted and len(ahead) < self.num_proc
@@ -107,16 +110,16 @@ class Processes:
                 wait([handle for worker in busy for handle in (worker.connection, worker.process.sentinel)], timeout=0 if drawing else _POLL_SECONDS)
                 for worker in list(busy):
                     on_documents(worker.news())
-                    finished = worker.poll()
-                    if finished is None:
+                    answer = worker.poll()
+                    if answer is None:
                         worker.check_stall(self.stall_seconds)
                         continue
+                    finished.append(answer)
                     busy.remove(worker)
                     if worker.shards_done < self.shards_per_worker:
                         idle.append(worker)
                     else:
                         worker.stop()
-                    yield finished
         finally:
             # On success all are idle and end at once; on an error what is in flight is worth less than ending now.
             for worker in idle + busy:

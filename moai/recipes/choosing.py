@@ -40,9 +40,10 @@ class Chosen:
         return f"tokenizer backend = {name_of(self.backend.made_by())}: {self.reason}"
 
 
-def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callable[[], Sequence[str]]) -> Chosen:
+def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callable[[], Sequence[str]], *, threads: int | None = None) -> Chosen:
     """The backend that was asked for, or the automatic one, if it agrees with the reference on the probes and on a sample of the data.
 
+    threads  of one call to it, where that is decided
     Raises ConfigError when a backend was named that is not installed.
     """
     reference = Reference(spec=spec, split_special_tokens=config.split_special_tokens)
@@ -54,7 +55,7 @@ def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callabl
         if config.tokenizer_backend != "auto":
             raise ConfigError(f"--tokenizer_backend {name}: the package {package} is not installed (pip install {package}); install it, or take auto")
         return Chosen(reference, reference, f"{name} is not installed (pip install {package})")
-    fast = make(name, spec, split_special_tokens=config.split_special_tokens)
+    fast = make(name, spec, split_special_tokens=config.split_special_tokens, threads=threads)
     if why := _distrust(cache, fast.made_by()):
         forget(cache, fast.made_by())
         return Chosen(reference, reference, f"{name_of(fast.made_by())} was wrong before ({why})")

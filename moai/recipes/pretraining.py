@@ -128,7 +128,7 @@ def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) 
         inputs = streams(wanted, attempt, chosen.batch_bytes.value)
         for stream in inputs:
             logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
-        backend = choose(wanted.config, wanted.tokenizer, wanted.cache, lambda: sample(inputs))
+        backend = choose(wanted.config, wanted.tokenizer, wanted.cache, lambda: sample(inputs), threads=chosen.threads.value)
         logger.info("[Rank %d] %s", here.rank, backend)
         try:
             parts, progress = _run(wanted, inputs, backend, executor, attempt, here, report)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from moai.errors import MoaiError
-from moai.training.data import PackedCollator, table
+from moai.training.data import PackedCollator
+from moai.training.rows import Row
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def _documents(model: Any, collator: PackedCollator, rows: list[list[list[int]]]
     """Logits of every document out of one packed batch, through the collator that training uses."""
     import torch
 
-    batch = collator(table(rows))
+    batch = collator([Row.of(pieces) for pieces in rows])
     batch.pop("labels")
     logits = model(**{name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}).logits.float()
     width = logits.shape[1]

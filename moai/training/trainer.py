@@ -20,7 +20,7 @@ from typing import Any
 
 from moai import resources
 from moai.distributed import Ranks, ranks
-from moai.errors import ConfigError, MoaiError, TokenizerError
+from moai.errors import ConfigError, DamagedError, MoaiError, TokenizerError
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.tokenizer import load_tokenizer
@@ -28,12 +28,13 @@ from moai.training import checkpoints, group, report
 from moai.training import model as models
 from moai.training.arguments import TrainConfig
 from moai.training.checkpoints import Record
-from moai.training.data import EpochOrder, PackedCollator, PackedRows, read_ahead
+from moai.training.data import EpochOrder, PackedCollator
 from moai.training.logs import quiet_libraries
 from moai.training.loop import PackedTrainer, packed_trainer
 from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, training_arguments
 from moai.training.model import FLASH
 from moai.training.packed_attention import packed_forward_selfcheck
+from moai.training.rows import PackedRows, read_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def train(config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Ma
         raise MoaiError(
             f"the accelerator's memory is full at batch_size {config.batch_size}: halve --batch_size and double --gradient_accumulation_steps, or set --gradient_checkpointing"
         ) from error
+    except DamagedError as error:  # of a process that reads rows: torch puts its traceback in front
+        raise DamagedError(str(error).rpartition(f"{DamagedError.__module__}.{DamagedError.__name__}: ")[2].strip()) from error
     group.leave(here)
     return summary
 
@@ -73,7 +76,7 @@ def _set_up(
     """The trainer, ready for its first step, and the checkpoint to go on from."""
     importlib.import_module("transformers.trainer")  # takes seconds, more on some ranks than on others: so before a collective can time out
     tokenizer, digest = load_text_tokenizer(data)
-    rows = PackedRows(str(prepared.path))
+    rows = PackedRows.of(prepared)
     arguments = _join(config, origins, here, environ)
     _agree(prepared, rows, digest, data, here)
     order = _order(rows, config, here)

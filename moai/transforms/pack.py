@@ -90,38 +90,46 @@ def pack_none(pack: Pack, lengths: Ints) -> Pieces:
 STRATEGIES: dict[str, Callable[[Pack, Ints], Pieces]] = {"wrapped": pack_wrapped, "bfd": pack_whole, "bfd_split": pack_split, "none": pack_none}
 
 
-def best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
-    """The bin of each item: longest items first, each into the fullest bin that still takes it.
+def best_fit_decreasing(lengths: Ints, capacity: int) -> Ints:
+    """The bin of each item: longest items first, each into the fullest bin that still takes it. No item is longer than `capacity`.
 
     `open_spaces` has bit s set when some bin has s left, so the tightest bin is the lowest set bit at or above the length.
     """
+    order = np.argsort(-lengths, kind="stable")
+    full = int(np.count_nonzero(lengths == capacity))  # the first in order, each a bin of its own
     bins_with: list[list[int]] = [[] for _ in range(capacity + 1)]
-    open_spaces, bins = 0, 0
-    bin_of = [0] * len(lengths)
-    for item in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        length = lengths[item]
+    open_spaces, bins = 0, full
+    chosen = list(range(full))
+    for length in lengths[order[full:]].tolist():
         fitting = open_spaces >> length
         if fitting:
             space = length + (fitting & -fitting).bit_length() - 1
-            bin_ = bins_with[space].pop()
-            if not bins_with[space]:
+            with_space = bins_with[space]
+            bin_ = with_space.pop()
+            if not with_space:
                 open_spaces ^= 1 << space
         else:
             space, bin_, bins = capacity, bins, bins + 1
-        bin_of[item] = bin_
+        chosen.append(bin_)
         left = space - length
         if left:
-            if not bins_with[left]:
+            with_left = bins_with[left]
+            if not with_left:
                 open_spaces |= 1 << left
-            bins_with[left].append(bin_)
+            with_left.append(bin_)
+    bin_of = np.empty(len(lengths), np.int64)
+    bin_of[order] = chosen
     return bin_of
 
 
 def _best_fit(capacity: int, starts: Ints, lengths: Ints) -> Pieces:
-    bins = np.array(best_fit_decreasing(lengths.tolist(), capacity), np.int64)
+    bins = best_fit_decreasing(lengths, capacity)
     # Rows in the order of their first piece, pieces in the order of the documents: the order of the text, not of its lengths.
-    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
-    row_of = np.argsort(np.argsort(first))[inverse]
+    first = np.empty(bins.max() + 1, np.int64)
+    first[bins[::-1]] = np.arange(len(bins))[::-1]  # of several, the last one written stays: the lowest
+    opens = np.zeros(len(bins), np.int64)
+    opens[first] = 1
+    row_of = (np.cumsum(opens) - 1)[first][bins]
     order = np.argsort(row_of, kind="stable")
     return Pieces(starts[order], lengths[order], row_of[order], len(first))
 

@@ -1,0 +1,237 @@
+"""From a prepared directory to batches: rows a second at random access, what opening costs, what memory epochs cost. Linux only.
+
+    python benchmarks/loader.py PREPARED_DIR [--rows 4096] [--shards 2000] [--epochs 10]
+
+Access: batches of 8 and 32 random rows, in this process, through moai, through `datasets` (arrow and torch format) into the same collator, and as
+`datasets` gives them (Python lists) into transformers' collator for language models; interleaved, medians of --rounds. The first batch of all but the
+last must be equal. Opening: the shards, hard-linked until there are --shards of them, out of the page cache, each time in a fresh process. "read" is what
+that process had the disk read, until a second after opening; "cached" is the share of the shards that is in the page cache then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import mmap
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moai.recipes.prepared import Prepared, write_dataset_files, write_manifest
+from moai.training.data import PackedCollator
+from moai.training.rows import PackedRows, Row
+
+COLLATOR = PackedCollator(pad_id=0)
+Load = Callable[[list[int]], dict[str, Any]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prepared", type=Path)
+    parser.add_argument("--rows", type=int, default=4096, help="rows read by each measurement of access")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shards", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="on a file system with a disk behind it")
+    given = parser.parse_args()
+    access(given.prepared, given.rows, given.rounds)
+    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+        opening(many_shards(given.prepared, given.shards, Path(folder) / "many"), given.rounds)
+    first, last = alone(epochs, given.prepared, given.epochs)
+    print(f"\n| memory, MB | of its own | mapped |\n|---|---|---|\n| after epoch 1 | {first[0]:.1f} | {first[1]:.1f} |")
+    print(f"| after epoch {given.epochs} | {last[0]:.1f} | {last[1]:.1f} |\n| growth | {last[0] - first[0]:.1f} | {last[1] - first[1]:.1f} |")
+    return 0
+
+
+# -- access
+
+
+def access(path: Path, rows: int, rounds: int) -> None:
+    ways = {
+        "moai": moai_batches(path),
+        "datasets, arrow format, moai's collator": arrow_batches(path),
+        "datasets, torch format, moai's collator": torch_batches(path),
+        "datasets, Python lists, transformers' collator": list_batches(path),
+    }
+    content = Prepared.open(path).content
+    megabytes = content["tokens"] / content["rows"] * np.dtype(content["dtype"]).itemsize / 1e6
+    order = np.random.default_rng(0).integers(0, content["rows"], rows).tolist()
+    check_equal([load(order[:8]) for load in list(ways.values())[:3]])
+    print(f"{content['rows']:,} rows of up to {content['seq_len']:,} {content['dtype']}, {len(content['shards'])} shards\n")
+    print("| rows a batch | way | rows/s | MB/s of ids | ms a batch | time against moai's |\n|---|---|---|---|---|---|")
+    for size in (8, 32):
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, load in ways.items():
+                started = time.perf_counter()
+                for at in range(0, rows, size):
+                    load(order[at : at + size])
+                seconds[name].append(time.perf_counter() - started)
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        for name, median in medians.items():
+            ratio = f"{median / medians['moai']:.1f}"
+            print(f"| {size} | {name} | {rows / median:,.0f} | {rows * megabytes / median:,.0f} | {median * 1000 * size / rows:.3f} | {ratio} |", flush=True)
+
+
+def moai_batches(path: Path) -> Load:
+    rows = PackedRows.of(Prepared.open(path))
+    return lambda indices: COLLATOR(rows.__getitems__(indices))
+
+
+def arrow_batches(path: Path) -> Load:
+    rows = load_from_disk(path).with_format("arrow")
+
+    def load(indices: list[int]) -> dict[str, Any]:
+        table = rows[indices]
+        columns = [table[name].combine_chunks() for name in ("input_ids", "seq_lengths")]
+        views = [np.split(column.values.to_numpy(), column.offsets.to_numpy()[1:-1]) for column in columns]
+        return COLLATOR([Row(ids, pieces) for ids, pieces in zip(*views)])
+
+    return load
+
+
+def torch_batches(path: Path) -> Load:
+    rows = load_from_disk(path).with_format("torch")
+    return lambda indices: COLLATOR([Row(row["input_ids"].numpy(), row["seq_lengths"].numpy()) for row in rows.__getitems__(indices)])
+
+
+def list_batches(path: Path) -> Load:
+    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+    eos = Prepared.open(path).content["tokenizer"]["eos_token"]
+    collator = DataCollatorForLanguageModeling(PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token=eos), mlm=False)
+    rows = load_from_disk(path).select_columns("input_ids")
+    return lambda indices: collator(rows.__getitems__(indices))
+
+
+def load_from_disk(path: Path) -> Any:
+    import datasets
+
+    return datasets.load_from_disk(str(path))
+
+
+def check_equal(batches: list[dict[str, Any]]) -> None:
+    import torch
+
+    for batch in batches[1:]:
+        if not all(torch.equal(batch[name], batches[0][name]) for name in batches[0]):
+            sys.exit("the ways give different batches")
+
+
+# -- opening
+
+
+def many_shards(path: Path, count: int, target: Path) -> Path:
+    """A prepared directory whose shards are those of another, over and over."""
+    target.mkdir()
+    content = Prepared.open(path).content
+    shards, links = [shard for shard in content["shards"] if shard["file"]], []
+    for number in range(count):
+        shard = shards[number % len(shards)]
+        name = f"data-{number:05d}-of-{count:05d}.arrow"
+        if number < len(shards):
+            shutil.copyfile(path / shard["file"], target / name)  # of their own: another process may hold the others in the cache
+        else:
+            os.link(target / links[number - len(shards)]["file"], target / name)
+        links.append({**shard, "file": name})
+    write_dataset_files(target, [link["file"] for link in links], content["dtype"], "0" * 32)
+    write_manifest(target, {**content, "shards": links, "files": [], "rows": sum(link["rows"] for link in links)}, {})
+    return target
+
+
+def opening(path: Path, rounds: int) -> None:
+    ways = {"moai": open_moai, "datasets.load_from_disk": open_datasets}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(alone(measure_opening, way, path))
+    shards, manifest = len(list(path.glob("data-*"))), (path / "manifest.json").stat().st_size
+    print(f"\nOpening {shards:,} shards; the manifest has {manifest / 1e6:.1f} MB\n")
+    print("| way | seconds | read, MB | cached, % | mappings | then the first row, ms |\n|---|---|---|---|---|---|")
+    for name, times in found.items():
+        seconds, read, cached, mapped, row = (statistics.median(values) for values in zip(*times))
+        print(f"| {name} | {seconds:.3f} | {read / 1e6:.1f} | {cached * 100:.0f} | {mapped:,.0f} | {row * 1000:.2f} |", flush=True)
+
+
+def open_moai(path: Path) -> Any:
+    return PackedRows.of(Prepared.open(path))
+
+
+def open_datasets(path: Path) -> Any:
+    return load_from_disk(path)
+
+
+def measure_opening(way: Callable[[Path], Any], path: Path) -> tuple[float, ...]:
+    """(seconds, bytes read from the disk, share of the shards in the page cache, mappings, seconds to the first row), in a fresh process."""
+    import datasets  # noqa: F401  (not part of opening)
+
+    files = {file.stat().st_ino: file for file in path.glob("data-*.arrow")}.values()
+    for file in files:
+        evict(file)
+    before, started = bytes_read(), time.perf_counter()
+    rows = way(path)
+    seconds = time.perf_counter() - started
+    time.sleep(1)  # what the kernel was asked to fetch meanwhile
+    read, mapped = bytes_read() - before, sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+    cached, pages = (sum(numbers) for numbers in zip(*map(resident, files)))
+    started = time.perf_counter()
+    rows[0]
+    return seconds, read, cached / pages, mapped, time.perf_counter() - started
+
+
+def evict(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_read() -> int:
+    return int(next(line.split()[1] for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("read_bytes")))
+
+
+def resident(path: Path) -> tuple[int, int]:
+    """(pages in the page cache, pages)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = path.stat().st_size
+    seen = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), seen):
+            raise OSError(ctypes.get_errno(), "mincore")
+    return sum(page & 1 for page in seen), len(seen)
+
+
+# -- memory
+
+
+def epochs(path: Path, count: int) -> list[tuple[float, float]]:
+    """Megabytes of this process, (its own, mapped), after each epoch of random batches."""
+    load, rows = moai_batches(path), Prepared.open(path).content["rows"]
+    found = []
+    for epoch in range(count):
+        order = np.random.default_rng(epoch).permutation(rows).tolist()
+        for at in range(0, rows, 32):
+            load(order[at : at + 32])
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        found.append((int(status["RssAnon"].split()[0]) / 1000, int(status["RssFile"].split()[0]) / 1000))
+    return [found[0], found[-1]]
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
