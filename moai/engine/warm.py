@@ -1,7 +1,7 @@
 """Loaded in the process that workers are forked from, before the first of them: what each would otherwise load for itself.
 
 `WARM` holds JSON: {"modules": [...], "calls": [["module:function", {arguments}], ...]}. What these functions keep in their modules
-every worker inherits without loading it, and shares the memory. Nothing that starts threads may be loaded here: a forked child has
+every worker inherits without loading it, and shares the memory. Nothing that keeps threads may be loaded here: a forked child has
 none of them.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import threading
 from importlib import import_module
+from typing import Any
 
 from moai.columns import without_pandas
 
@@ -20,12 +22,20 @@ WARM = "MOAI_WARM"
 def warm(wanted: str) -> None:
     without_pandas()
     given = json.loads(wanted)
+    # Beside the imports: a tokenizer is built without the interpreter's lock. Its thread has ended before anything is forked.
+    calls = [threading.Thread(target=_call, args=call) for call in given["calls"]]
+    for call in calls:
+        call.start()
     for module in given["modules"]:
         import_module(module)
-    for name, arguments in given["calls"]:
-        module, function = name.split(":")
-        getattr(import_module(module), function)(**arguments)
+    for call in calls:
+        call.join()
     gc.freeze()  # what is here stays: a collection in a child would only copy its pages
+
+
+def _call(name: str, arguments: dict[str, Any]) -> None:
+    module, function = name.split(":")
+    getattr(import_module(module), function)(**arguments)
 
 
 if WARM in os.environ:  # set by the executor while it starts that process, and nowhere else

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,14 @@ def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callabl
     if why := _distrust(cache, fast.made_by()):
         forget(cache, fast.made_by())
         return Chosen(reference, reference, f"{name_of(fast.made_by())} was wrong before ({why})")
-    texts = [*probes(reference.special_tokens()), *sample()]
-    try:
-        found = first_difference(fast, reference, texts)
-    except BackendRefused as refusal:
-        return Chosen(reference, reference, str(refusal))
+    with ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(fast.load)  # takes as long as all the rest here, and not the interpreter's lock
+        texts = [*probes(reference.special_tokens()), *sample()]
+        try:
+            loading.result()
+        except BackendRefused as refusal:
+            return Chosen(reference, reference, str(refusal))
+    found = first_difference(fast, reference, texts)
     if found:
         logger.warning("%s is not used, it differs from tokenizers: %s", name_of(fast.made_by()), found)
         return Chosen(reference, reference, f"{name_of(fast.made_by())} differs from it")

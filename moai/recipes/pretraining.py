@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
 _OWNER = "owner.json"
 _ALONE = Ranks()
+_FEW_SHARDS = 4
+"""Until workers have started, this process alone, with a tokenizer on all cores, has done about as much (benchmarks/startup.py)."""
 _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
 
@@ -193,15 +195,15 @@ def _executor(wanted: Request, chosen: resources.Plan) -> Executor:
 
 
 def machine_plan(wanted: Request, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
-    """Workers, threads and bytes. Where moai chooses the workers itself, data of one shard is not worth starting any."""
+    """Workers, threads and bytes. Where moai chooses the workers itself, a few shards are not worth starting any."""
     config = wanted.config
-    small = config.num_proc is None and wanted.text_bytes <= config.shard_bytes
+    small = config.num_proc is None and wanted.text_bytes <= _FEW_SHARDS * config.shard_bytes
     chosen = resources.plan(
         resources.detect(wanted.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin=origins.get("num_proc", "the caller"),
         local_world_size=here.local_world_size, ranks_wait=True, memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size,
         environ=environ,
     )  # fmt: skip
-    return replace(chosen, num_proc=Setting(0, "no more than one shard of data: worked on in this process")) if small else chosen
+    return replace(chosen, num_proc=Setting(0, "a few shards of data: worked on in this process")) if small else chosen
 
 
 def check_space(wanted: Request) -> None:
