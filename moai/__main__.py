@@ -46,6 +46,19 @@ def plan(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Measure prepare on a slice of the data: MB/s, tokens/s, where the time goes, this machine's limit, hours for all of it."""
+    from moai.bench import BenchConfig, measure
+    from moai.config import resolve
+    from moai.recipes.options import DataConfig
+    from moai.training.arguments import TrainConfig
+
+    resolved = resolve([DataConfig, BenchConfig], argv, os.environ, prog="python -m moai bench", description=bench.__doc__ or "", others=[TrainConfig])
+    for line in measure(resolved[DataConfig], resolved[BenchConfig], resolved.origins).lines():
+        print(line)
+    return 0
+
+
 def verify(argv: Sequence[str]) -> int:
     """Check a prepared directory: sizes, rows, hashes, token range, a decoded sample; exit 65 if a check fails."""
     from moai.verify import verify as checks
@@ -61,7 +74,7 @@ def verify(argv: Sequence[str]) -> int:
     return 65 if failed else 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "plan": plan, "verify": verify}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "plan": plan, "bench": bench, "verify": verify}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from moai.columns import without_pandas
+    from moai.lean import without_pandas
 
     without_pandas()
     sys.exit(main())

@@ -202,19 +202,25 @@ def start_token(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+class _Stop(KeyboardInterrupt):
+    """What SIGTERM raises on the spot. No Exception: code that tries something out would take that for its answer and go on."""
+
+
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """SIGTERM as an exception, so that committed work is kept and the others hear of it. Only where signals can be handled."""
+    """SIGTERM as Interrupted, so that committed work is kept and the others hear of it. Only where signals can be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM; finished shards are kept, run again to go on from them", signum)
+        raise _Stop("stopped by SIGTERM; finished shards are kept, run again to go on from them")
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except _Stop as stop:
+        raise Interrupted(str(stop), signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -223,12 +229,11 @@ def _prepare(prepare: Callable[[Report], dict[str, Any]], status: Status, ranks:
     try:
         result = prepare(status.report)
     except BaseException as error:
-        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        kind = Interrupted.__name__ if isinstance(error, _Stop) else type(error).__name__
         tail = "" if isinstance(error, MoaiError | KeyboardInterrupt) else "".join(traceback.format_exception(error))[-4000:]
         with contextlib.suppress(OSError):  # a full disk: then the end of this process is what the others notice
-            status.end(
-                "interrupted" if interrupted else "failed", error={"type": type(error).__name__, "message": str(error), "traceback": tail, "rank": ranks.rank}
-            )
+            status.end("interrupted" if interrupted else "failed", error={"type": kind, "message": str(error), "traceback": tail, "rank": ranks.rank})
         raise
     status.end("ready", result=result)
     return result
@@ -247,7 +252,7 @@ def _wait(cache: Path, launch: str, ranks: Ranks, stall_timeout: float) -> dict[
                 raise PreparationFailed(f"rank {ranks.rank} stopped waiting: its launcher (pid {parent}) is gone")
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_LONGEST)
-    except Interrupted:
+    except _Stop:
         # A launcher stops the rest when one rank ends: the reason is the preparer's, if it has left one.
         with contextlib.suppress(OSError):
             watch.look()

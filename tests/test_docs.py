@@ -19,6 +19,7 @@ import pytest
 from moai import errors
 from moai.__main__ import COMMANDS
 from moai.__main__ import main as moai_main
+from moai.bench import BenchConfig
 from moai.config import parse_size, resolve
 from moai.doctor import DoctorConfig
 from moai.recipes.options import DataConfig
@@ -81,6 +82,8 @@ def check(command: str) -> None:
         case ["python", "-m", "moai", ("prepare" | "plan") as which, *flags]:
             assert which in COMMANDS
             resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
+        case ["python", "-m", "moai", "bench", *flags]:
+            resolve([DataConfig, BenchConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "scripts/train_tokenizer.py", *flags]:
             resolve([TokenizerConfig], flags, {}, prog="train_tokenizer")
         case ["python", "verify_optimization.py", *flags]:
@@ -164,7 +167,7 @@ def test_every_flag_in_the_text_is_a_flag_of_some_program(document: Path) -> Non
 
 
 def known_flags() -> set[str]:
-    fields = [f for cls in (DataConfig, TrainConfig, DoctorConfig, TokenizerConfig) for f in dataclasses.fields(cls)]
+    fields = [f for cls in (DataConfig, TrainConfig, BenchConfig, DoctorConfig, TokenizerConfig) for f in dataclasses.fields(cls)]
     own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
     launchers = {option for action in accelerate_parser()._actions for option in action.option_strings}
     return own | launchers | {"--config", "--help", "--resume", "--long"}

@@ -69,9 +69,11 @@ class Processes:
         """Begin to load what workers need, in another process: the caller may do so early and go on with something else."""
         multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.warm"])
         os.environ[WARM] = json.dumps({"modules": self.modules, "calls": self.warm})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is for the driver, from the first moment
         try:
             forkserver.ensure_running()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             del os.environ[WARM]
 
     def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:

@@ -14,7 +14,7 @@ import threading
 from importlib import import_module
 from typing import Any
 
-from moai.columns import without_pandas
+from moai.lean import without_pandas
 
 WARM = "MOAI_WARM"
 

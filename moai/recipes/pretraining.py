@@ -199,7 +199,7 @@ def machine_plan(wanted: Request, origins: Mapping[str, str], here: Ranks, envir
     config = wanted.config
     small = config.num_proc is None and wanted.text_bytes <= _FEW_SHARDS * config.shard_bytes
     chosen = resources.plan(
-        resources.detect(wanted.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin=origins.get("num_proc", "the caller"),
+        resources.detect(wanted.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin="the size of the data" if small else origins.get("num_proc", "the caller"),
         local_world_size=here.local_world_size, ranks_wait=True, memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size,
         environ=environ,
     )  # fmt: skip

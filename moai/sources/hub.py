@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.errors import SourceError
+from moai.lean import with_pandas
 
 _HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<commit>[^/]+)/(?P<file>.+)")
 
@@ -46,6 +47,7 @@ class HubFiles:
 
 def fetch(name: HubName, *, readable: Callable[[str], bool]) -> HubFiles:
     """The files of one configuration and split. Raises SourceError when they cannot be resolved or fetched."""
+    with_pandas()
     from datasets import load_dataset_builder
 
     try:

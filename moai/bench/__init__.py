@@ -1,0 +1,213 @@
+"""What preparing costs here, measured: the real pipeline on a slice of the data, then the least that any pipeline must do with the same slice.
+
+    python -m moai bench --dataset DATA --tokenizer_path DIR [prepare's other flags] [--seconds 10] [--gigabytes 1000]
+
+The slice is whole shards from all over the files, drawn until half of the time is over. They go through prepare's own workers, with two clocks between
+the transforms, into a cache of their own: on the disk of the real one, which is not touched, and removed whatever happens. The limit reads, parses and
+tokenizes the same ranges and does nothing else, in as many processes with as many threads; it finds them in the page cache, where the slice has just
+been. Start-up is outside of both rates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moai.bench.limit import Bare, ceiling, unit
+from moai.bench.report import Lap, Report
+from moai.bench.watch import lap_of, watched
+from moai.config import option
+from moai.distributed import ranks
+from moai.engine.executor import Executor, Order, Processes, Serial
+from moai.engine.ledger import Ledger
+from moai.engine.pipeline import Receipt, Shard
+from moai.errors import BackendDisagrees, ConfigError, Interrupted, SourceError
+from moai.files import nearest_existing, storage_errors
+from moai.recipes.assembly import WORKER_MODULES, Request, Stream, pipeline, request, sample, streams, warm
+from moai.recipes.choosing import Chosen, choose, name_of
+from moai.recipes.options import DataConfig
+from moai.recipes.pretraining import machine_plan
+from moai.sources.local import LocalSource
+
+PLACES = 16
+"""The files of an input are begun at up to this many places, evenly, so that a slice holds something of each kind of file."""
+_PLACE_SHARDS = 4
+"""A place has about this many shards at least: where files share shards, each place would cut one short."""
+_FOREVER = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measurement: how long, and what to reckon from it."""
+
+    seconds: float = option(10.0, "how long to measure, about: half of it prepares, the rest is for the limit; a shard that was begun is finished")
+    gigabytes: float = option(1000.0, "also say how long this many GB of such data would take")
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "gigabytes"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be above 0")
+
+
+def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Report:
+    """Raises what prepare would raise, and Interrupted; leaves nothing behind."""
+    started = time.monotonic() - _process_age()
+    wanted = request(config.require())
+    chosen = machine_plan(wanted, origins, ranks(environ), environ)
+    workers, threads = chosen.num_proc.value, chosen.threads.value if chosen.num_proc.value else None
+    with storage_errors(wanted.cache), _stoppable(), _cache_beside(wanted.cache) as cache:
+        here = replace(wanted, cache=cache, config=replace(wanted.config, cache_dir=str(cache)))
+        executor = _executor(here, workers, threads)
+        inputs = streams(here, cache / "attempts", chosen.batch_bytes.value)
+        backend = choose(here.config, here.tokenizer, cache, lambda: sample(inputs), threads=chosen.threads.value)
+        draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
+        try:
+            done = _run(here, inputs, backend, executor, draw)
+        except BackendDisagrees as error:
+            backend = Chosen(backend.reference, backend.reference, f"{name_of(backend.backend.made_by())} gave other ids ({error})")
+            draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
+            done = _run(here, inputs, backend, executor, draw)
+        laps = tuple(lap_of(shard, receipt) for (_, shard), receipt in done)
+        if not sum(lap.counts["tokens.rows"] for lap in laps):
+            raise SourceError(f"{', '.join(given.spec for given in wanted.inputs)}: no document is left of what was read; nothing to measure")
+        units = [(unit(inputs[which], shard, backend.backend), sum(receipt.raw.bytes)) for (which, shard), receipt in done]
+        limit = tuple(ceiling(backend.backend, units, processes=max(1, workers), threads=threads, warmed=executor))
+    return Report(
+        backend=backend, workers=chosen.num_proc, warnings=chosen.warnings, config=config, laps=laps, limit=limit,
+        bare=all(isinstance(work, Bare) for work, _ in units), startup_seconds=min(lap.stretch.began for lap in laps) - started,
+        total_bytes=_total_bytes(wanted, laps, draw.exhausted), whole=draw.exhausted, gigabytes=bench.gigabytes,
+    )  # fmt: skip
+
+
+def _total_bytes(wanted: Request, laps: Sequence[Lap], whole: bool) -> float:
+    """Of all data, decompressed. Where its size on disk does not say, it is as much larger than that as the slice is."""
+    read = sum(lap.stretch.bytes for lap in laps)
+    if whole:
+        return read
+    if not any(file.compression or given.kind in ("parquet", "arrow") for given in wanted.inputs for file in given.files):
+        return wanted.nominal_bytes
+    return max(read, wanted.nominal_bytes * read / sum(lap.nominal_bytes for lap in laps))
+
+
+@dataclass
+class _Draw:
+    """Shards of all inputs, each input and each place in it as far along as the others, until the time is over."""
+
+    inputs: Sequence[Stream]
+    least: int
+    """Shards to draw whatever the time, one a worker."""
+    seconds: float
+    exhausted: bool = False
+
+    def __iter__(self) -> Iterator[Order]:
+        began = time.monotonic()
+        places = [_Place(which, part.shards(), part.nominal_bytes) for which, stream in enumerate(self.inputs) for part in _parts(stream)]
+        drawn = 0
+        while places:
+            if drawn >= self.least and time.monotonic() - began > self.seconds:
+                return
+            place = min(places, key=lambda place: place.share)
+            shard = next(place.shards, None)
+            if shard is None:
+                places.remove(place)
+                continue
+            place.bytes += shard.nominal_bytes
+            drawn += 1
+            yield place.stream, shard
+        self.exhausted = True
+
+
+@dataclass
+class _Place:
+    stream: int
+    shards: Iterator[Shard]
+    of_bytes: int
+    bytes: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.bytes / self.of_bytes
+
+
+def _run(wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, draw: _Draw) -> list[tuple[Order, Receipt]]:
+    """Each drawn shard and its receipt. A finished shard's file is removed at once: however fast the machine, the disk does not fill."""
+    pipelines = [watched(pipeline(wanted, stream, backend, wanted.cache / "attempts")) for stream in inputs]
+    done = []
+    with contextlib.closing(executor.map(pipelines, iter(draw), lambda _: None)) as finished:  # type: ignore[type-var]
+        for order, receipt, _ in finished:
+            done.append((order, receipt))
+            Ledger(wanted.cache).shard(receipt.shard_key).unlink(missing_ok=True)
+    return done
+
+
+def _executor(wanted: Request, workers: int, threads: int | None) -> Executor:
+    """As prepare's, but that this module is loaded too, and that no worker is replaced."""
+    if threads is None:
+        return Serial()
+    executor = Processes(
+        num_proc=workers, threads=threads, stall_seconds=wanted.config.stall_timeout, shards_per_worker=_FOREVER,
+        modules=(*WORKER_MODULES, "moai.bench"), warm=warm(wanted),
+    )  # fmt: skip
+    executor.start()
+    return executor
+
+
+def _parts(stream: Stream) -> Iterator[LocalSource]:
+    """The source as several, each of a run of its files."""
+    files = stream.source.files
+    places = min(PLACES, len(files), max(1, stream.source.nominal_bytes // (_PLACE_SHARDS * stream.source.shard_bytes)))
+    step = -(-len(files) // places)
+    return (replace(stream.source, files=files[at : at + step]) for at in range(0, len(files), step))
+
+
+@contextlib.contextmanager
+def _cache_beside(cache: Path) -> Iterator[Path]:
+    """A cache for a while, on the disk of the real one so that writing costs what it will cost: beside it, or in it where it has a disk of its own.
+
+    It begins with what the real one knows of backends that were wrong.
+    """
+    own, above = nearest_existing(cache), nearest_existing(cache.parent)
+    place = above if own.stat().st_dev == above.stat().st_dev and os.access(above, os.W_OK) else own
+    with tempfile.TemporaryDirectory(prefix=".moai-bench-", dir=place, ignore_cleanup_errors=True) as folder:
+        for name in ("shards", "attempts"):
+            (Path(folder) / name).mkdir()
+        if (cache / "distrusted").is_dir():
+            shutil.copytree(cache / "distrusted", Path(folder) / "distrusted")
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM as Interrupted, once: a second one shall not disturb the tidying up."""
+    seen = [signal.SIGINT]
+
+    def leave(signum: int, frame: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        seen.append(signal.Signals(signum))
+        raise KeyboardInterrupt  # no Exception: code that tries something out would take that for its answer
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; a measurement leaves nothing behind", seen[-1]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _process_age() -> float:
+    """Seconds since this process began, as far as the kernel says; 0 where it does not."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError, ValueError, IndexError):
+        return 0.0
