@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--megabytes", nargs="+", type=int, default=[50, 400])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seq_len", type=int, default=2048)
-    parser.add_argument("--num_proc", type=int, default=2)
+    parser.add_argument("--num_proc", type=int, default=2, help="of the peers; moai chooses for itself")
     parser.add_argument("--peers", nargs="+", choices=[MOAI, *PEERS], default=[MOAI, *PEERS])
     parser.add_argument("--packing", nargs="+", default=["wrapped", "bfd_split"])
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
@@ -184,7 +184,7 @@ def run(pipeline: str, data: Path, megabytes: int, python: Path, given: argparse
 
 def moai_command(packing: str, data: Path, out: Path, given: argparse.Namespace) -> list[object]:
     return [sys.executable, "-m", "moai", "prepare", "--dataset", data / "data.jsonl", "--tokenizer_path", given.tokenizer_path,
-            "--packing", packing, "--seq_len", given.seq_len, "--num_proc", given.num_proc, "--cache_dir", out]  # fmt: skip
+            "--packing", packing, "--seq_len", given.seq_len, "--cache_dir", out]  # fmt: skip
 
 
 def peer_command(peer: Peer, data: Path, out: Path, python: Path, given: argparse.Namespace) -> list[object]:

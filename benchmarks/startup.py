@@ -102,10 +102,11 @@ def run_all(given: argparse.Namespace) -> str:
 
 
 def imported(command: list[str], environment: dict[str, str]) -> set[str]:
-    """Names of all modules that the command's processes imported."""
+    """Names of all modules that the command's processes imported; of a package that was only tried (moai.lean) there is nothing but its name."""
     given = {**os.environ, **environment}
     said = subprocess.run([command[0], "-X", "importtime", *command[1:]], env=given, cwd=ROOT, capture_output=True, text=True, check=True).stderr
-    return set(re.findall(r"import time: +\d+ \| +\d+ \| +([\w.]+)", said))
+    found = set(re.findall(r"import time: +\d+ \| +\d+ \| +([\w.]+)", said))
+    return {name for name in found if name not in HEAVY or any(other.startswith(f"{name}.") for other in found)}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -103,4 +105,10 @@ if __name__ == "__main__":
     from moai.lean import without_pandas
 
     without_pandas()
-    sys.exit(main())
+    code = main()
+    # What is registered to run at the end runs; taking hundreds of MB of libraries apart piece by piece is left to the kernel.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

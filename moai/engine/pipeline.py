@@ -200,11 +200,10 @@ def run_shard(pipeline: Pipeline, shard: Shard, on_progress: Callable[[int], Non
         _tally.reset(token)
 
 
-def peek(source: Source, transforms: tuple[Transform, ...], shard: Shard) -> pa.RecordBatch | None:
-    """The first batch of a shard behind the transforms; what they count and set aside is dropped."""
+def peek(batches: Iterator[pa.RecordBatch], transforms: tuple[Transform, ...]) -> pa.RecordBatch | None:
+    """The first batch behind the transforms; what they count and set aside is dropped."""
     token = _tally.set(Tally())
     try:
-        batches = source.read(shard, Meter())
         for transform in transforms:
             batches = transform(batches)
         return next(batches, None)

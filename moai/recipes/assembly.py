@@ -33,7 +33,7 @@ WORKER_MODULES = (
     "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.sinks.arrow",
 )  # fmt: skip
 """What a worker needs, imported once where workers are forked from."""
-_SAMPLE_SHARDS = 3
+_SAMPLE_FILES = 3
 _SAMPLE_TEXT_CHARS = 2000
 
 
@@ -118,10 +118,10 @@ def warm(wanted: Request) -> tuple[tuple[str, dict[str, Any]], ...]:
 def sample(streams: Sequence[Stream]) -> list[str]:
     """Beginnings of documents of every input, SAMPLE_CHARS in all at most."""
     texts: list[str] = []
-    looks = [(stream, shard) for stream in streams for shard in stream.source.first_shards(_SAMPLE_SHARDS)]
+    looks = [(stream, batches) for stream in streams for batches in stream.source.looks(_SAMPLE_FILES)]
     most = max(1, SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(looks))
-    for stream, shard in looks[: SAMPLE_CHARS // _SAMPLE_TEXT_CHARS]:
-        batch = peek(stream.source, (stream.to_text,), shard)
+    for stream, batches in looks[: SAMPLE_CHARS // _SAMPLE_TEXT_CHARS]:
+        batch = peek(batches, (stream.to_text,))
         found = columns.strings(batch["text"]) if batch else []
         texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: -(-len(found) // most)]] if found else []
     return texts

@@ -128,10 +128,15 @@ class LocalSource:
         if shard.stamp_id and not shard.raw:
             Ledger(self.cache).remember_raw(shard.stamp_id, raw)
 
-    def first_shards(self, files: int) -> Iterator[Shard]:
-        """The first files, each as one range that is not to be read to its end: for a look at their records."""
+    def looks(self, files: int) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The first files, each from its beginning and in small batches, not to be read to its end: for a look at their records."""
+        rows, size = self.batch_rows, min(self.batch_bytes, _PEEK_BYTES // 4)
         for file in self.files[:files]:
-            yield self._shard([Segment(file, 0, file.stamp.size, self._framing())])
+            if self.kind in ("parquet", "arrow"):
+                read = columnar.read_parquet if self.kind == "parquet" else columnar.read_arrow
+                yield read(file.path, 0, 1, self.columns, 0, rows, size)
+            else:
+                yield replace(self, batch_bytes=size).read(self._shard([Segment(file, 0, file.stamp.size, self._framing())]), Meter())
 
     def _unnumbered(self) -> Iterator[Shard]:
         group: list[Segment] = []

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import orjson
 import pyarrow as pa
 
-from moai.engine.pipeline import Meter, Shard
 from moai.errors import SourceError
 from moai.sources import columns as columnar
 from moai.sources.discover import Input
@@ -42,9 +41,9 @@ def columns_of(source: LocalSource, given: Input) -> dict[str, str]:
 def _objects(source: LocalSource, given: Input) -> Iterator[dict[str, object]]:
     """The first objects of the first file that has any."""
     complaint = "there is none"
-    for shard in source.first_shards(_FILES):
+    for batches in source.looks(_FILES):
         objects = 0
-        for record in itertools.islice(_records(source, shard), _RECORDS):
+        for record in itertools.islice(_records(batches), _RECORDS):
             try:
                 row = orjson.loads(record.removeprefix(b"\xef\xbb\xbf"))
             except orjson.JSONDecodeError as error:
@@ -64,8 +63,8 @@ def _objects(source: LocalSource, given: Input) -> Iterator[dict[str, object]]:
     )
 
 
-def _records(source: LocalSource, shard: Shard) -> Iterator[bytes]:
-    for batch in source.read(shard, Meter()):
+def _records(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+    for batch in batches:
         yield from (record for record in batch["record"].to_pylist() if record.strip())
 
 
