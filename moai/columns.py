@@ -1,4 +1,4 @@
-"""numpy buffers as Arrow columns, without a copy and without a Python object per value; lists of strings, with one."""
+"""numpy buffers as Arrow columns, without a copy and without a Python object per value."""
 
 from __future__ import annotations
 
@@ -24,24 +24,3 @@ def lists(offsets: npt.NDArray[np.integer], values: npt.NDArray[np.integer]) -> 
 def binaries(offsets: npt.NDArray[np.int32], data: bytes) -> pa.Array:
     """Row i is data[offsets[i]:offsets[i + 1]]."""
     return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-
-
-_last_texts: tuple[pa.Buffer, list[str]] | None = None
-
-
-def texts(strings: list[str]) -> pa.Array:
-    """A column of strings. The list itself is remembered until the next one, since a tokenizer will ask for it again."""
-    global _last_texts
-    column = pa.array(strings, pa.large_string())
-    _last_texts = (column.buffers()[2], strings) if column.buffers()[2] is not None else None
-    return column
-
-
-def strings(column: pa.Array) -> list[str]:
-    """The column as Python strings: those it was made of if it still is what `texts` made, else new ones."""
-    last, buffer = _last_texts, column.buffers()[2]
-    # An address can only be the same while the remembered buffer is alive, and buffers do not change.
-    if last and buffer is not None and column.offset == 0 and len(column) == len(last[1]) and buffer.address == last[0].address:
-        return last[1]
-    made: list[str] = column.to_pylist()
-    return made

@@ -13,13 +13,17 @@ import pyarrow as pa
 
 from moai.bench.report import Lap, Stretch
 from moai.engine.pipeline import Pipeline, Receipt, Sealed, Shard, Sink, count
-from moai.transforms.tokenize import Tokenize
+from moai.transforms.tokenize import Texts, Tokenize
 
 
 def watched(made: Pipeline) -> Pipeline:
     transforms: list[Any] = []
     for transform in made.transforms:
-        transforms += [Clock("bench.parsed"), transform, Clock("bench.tokenized")] if isinstance(transform, Tokenize) else [transform]
+        if isinstance(transform, Tokenize):
+            timed = replace(transform, to_text=TimedTexts(transform.to_text)) if transform.to_text else transform
+            transforms += [Clock("bench.parsed"), timed, Clock("bench.tokenized")]
+        else:
+            transforms.append(transform)
     return replace(made, transforms=tuple(transforms), sink=Watched(made.sink))
 
 
@@ -45,6 +49,19 @@ class Clock:
             if batch is None:
                 return
             yield batch
+
+
+@dataclass(frozen=True)
+class TimedTexts:
+    """Parsing that happens inside of Tokenize counts as what happens before it."""
+
+    to_text: Texts
+
+    def strings(self, batch: pa.RecordBatch) -> list[str]:
+        began = time.monotonic_ns()
+        texts = self.to_text.strings(batch)
+        count("bench.parsed", time.monotonic_ns() - began)
+        return texts
 
 
 @dataclass(frozen=True)

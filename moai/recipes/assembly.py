@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from moai import columns
 from moai.backends import FORKABLE
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Pipeline, peek
@@ -90,12 +89,13 @@ def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
 def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> Pipeline:
     config = wanted.config
     dtype = np.dtype(wanted.tokenizer.dtype).name
+    length = Length(min_chars=config.min_chars, max_chars=config.max_chars)
+    tokenize = Tokenize(backend=chosen.backend, reference=chosen.reference, to_text=stream.to_text if length.drops_only_blank else None)
     return Pipeline(
         source=stream.source,
         transforms=(
-            stream.to_text,
-            Length(min_chars=config.min_chars, max_chars=config.max_chars),
-            Tokenize(backend=chosen.backend, reference=chosen.reference),
+            *(() if tokenize.to_text else (stream.to_text, length)),
+            tokenize,
             Pack(seq_len=config.seq_len, strategy=config.packing, dtype=dtype, split_long=config.long_documents == "split"),
         ),
         sink=ArrowShards(cache=wanted.cache, staging=staging, dtype=dtype, writer_batch_size=config.writer_batch_size, made_by=chosen.backend.made_by()),
@@ -122,7 +122,7 @@ def sample(streams: Sequence[Stream]) -> list[str]:
     most = max(1, SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(looks))
     for stream, batches in looks[: SAMPLE_CHARS // _SAMPLE_TEXT_CHARS]:
         batch = peek(batches, (stream.to_text,))
-        found = columns.strings(batch["text"]) if batch else []
+        found = batch["text"].to_pylist() if batch else []
         texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: -(-len(found) // most)]] if found else []
     return texts
 

@@ -22,6 +22,10 @@ class Length:
     min_chars: int = 1
     max_chars: int | None = None
 
+    @property
+    def drops_only_blank(self) -> bool:
+        return self.min_chars <= 1 and self.max_chars is None
+
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             trimmed = pc.utf8_trim(batch["text"], characters=_SPACE)
@@ -39,11 +43,20 @@ class Length:
 
     def _wrong_length(self, trimmed: pa.Array, empty: pa.Array) -> dict[str, pa.Array]:
         """Which documents are too short or too long. Characters are only counted where a bound asks for them."""
-        if self.min_chars <= 1 and self.max_chars is None:
+        if self.drops_only_blank:
             return {}
         length = pc.utf8_length(trimmed)
         short = pc.and_(pc.less(length, self.min_chars), pc.invert(empty))
         return {"short": short} if self.max_chars is None else {"short": short, "long": pc.greater(length, self.max_chars)}
+
+
+def without_blank(texts: list[str]) -> list[str]:
+    """What Length with its defaults does, for strings that are no column."""
+    kept = [text for text in texts if text and not text.isspace()]
+    count("filtered.empty", len(texts) - len(kept))
+    count("filtered", len(texts) - len(kept))
+    count("kept", len(kept))
+    return kept
 
 
 def _number(which: pa.Array) -> int:

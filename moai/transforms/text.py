@@ -17,7 +17,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moai import columns
 from moai.engine.pipeline import advance, count, quarantine
 from moai.errors import SourceError
 
@@ -104,23 +103,23 @@ class ToText:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            texts = self._texts(batch)
-            advance(batch.num_rows)
-            if len(texts):
-                yield pa.record_batch([texts], names=["text"])
+            texts = self.strings(batch)
+            if texts:
+                yield pa.record_batch([pa.array(texts, pa.large_string())], names=["text"])
 
-    def _texts(self, batch: pa.RecordBatch) -> pa.Array:
-        """The texts as a column: at once where every record is as good as most are, else record by record."""
+    def strings(self, batch: pa.RecordBatch) -> list[str]:
+        """The texts of one batch: at once where every record is as good as most are, else record by record."""
         is_records = "record" in batch.schema.names
-        if self.shape.column:
-            texts = self._plain_records(batch) if is_records else self._plain_column(batch)
-            if texts is not None:
-                count("read", batch.num_rows)
-                return texts
-        return columns.texts(list(self._texts_of_records(batch) if is_records else self._texts_of_columns(batch)))
+        texts = (self._plain_records(batch) if is_records else self._plain_column(batch)) if self.shape.column else None
+        if texts is None:
+            texts = list(self._texts_of_records(batch) if is_records else self._texts_of_columns(batch))
+        else:
+            count("read", batch.num_rows)
+        advance(batch.num_rows)
+        return texts
 
-    def _plain_records(self, batch: pa.RecordBatch) -> pa.Array | None:
-        """The column of a batch whose records all are JSON objects that have it as a string; None if any is not."""
+    def _plain_records(self, batch: pa.RecordBatch) -> list[str] | None:
+        """The texts of a batch whose records all are JSON objects that have one as a string; None if any is not."""
         if self.plain or batch["problem"].null_count < batch.num_rows:
             return None
         name = self.shape.column
@@ -128,10 +127,10 @@ class ToText:
             texts = [orjson.loads(record)[name] for record in batch["record"].to_pylist()]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
             return None
-        return columns.texts(texts) if set(map(type, texts)) <= {str} else None
+        return texts if set(map(type, texts)) <= {str} else None
 
-    def _plain_column(self, batch: pa.RecordBatch) -> pa.Array | None:
-        """The column itself, if it holds strings of valid UTF-8 and no null, none of them too large; None if not."""
+    def _plain_column(self, batch: pa.RecordBatch) -> list[str] | None:
+        """The column, if it holds strings of valid UTF-8 and no null, none of them too large; None if not."""
         column = batch[self.shape.column]
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count or not len(column):
             return None
@@ -141,7 +140,8 @@ class ToText:
             return None
         if pc.max(pc.binary_length(column)).as_py() > self.max_doc_bytes:
             return None
-        return column.cast(pa.large_string())
+        strings: list[str] = column.to_pylist()
+        return strings
 
     def _texts_of_records(self, batch: pa.RecordBatch) -> Iterator[str]:
         problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None

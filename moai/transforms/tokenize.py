@@ -1,4 +1,4 @@
-"""`text` -> `tokens`: one list of ids a document, with EOS behind it and, if wanted, BOS before it.
+"""`text`, or records that hold one -> `tokens`: one list of ids a document, with EOS behind it and, if wanted, BOS before it.
 
 A fast backend works under the reference's eyes: one window of every batch is encoded by both, and a text that the fast one
 refuses goes to the reference alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,15 @@ from moai import columns
 from moai.backends import Backend, Ids, Offsets, Reference, difference
 from moai.engine.pipeline import count
 from moai.errors import BackendDisagrees
+from moai.transforms.filters import without_blank
 
 WINDOW_CHARS = 1024
 WINDOW_EVERY = 1_000_000
 """The reference encodes so many characters too: of a shard's first batch, and again whenever so many ids have gone by. That is a hundredth of the time."""
+
+
+class Texts(Protocol):
+    def strings(self, batch: pa.RecordBatch) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +34,16 @@ class Tokenize:
 
     backend: Backend
     reference: Reference
+    to_text: Texts | None = None
+    """Where nothing looks at the texts as a column, they are taken from the records right here; making a column costs as much as packing."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         spec = self.backend.spec
         unseen = WINDOW_EVERY
         for batch in batches:
-            texts = columns.strings(batch["text"])
+            texts = without_blank(self.to_text.strings(batch)) if self.to_text else batch["text"].to_pylist()
+            if not texts:
+                continue
             ids, offsets = self._encode(texts)
             unseen += len(ids)
             if unseen >= WINDOW_EVERY and not isinstance(self.backend, Reference):
