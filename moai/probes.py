@@ -6,6 +6,7 @@ text. They are short here, since the reference reads them at every start; tests 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 _SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\x85\t\v\f  "
@@ -26,4 +27,5 @@ def probes(special_tokens: Sequence[str]) -> Iterator[str]:
     yield from STRINGS
     for token in special_tokens[:32]:
         yield from (token, f"a{token}b", f" {token} ", f"{token}{token}", f"x {token}\n{token[:-1]} {token[1:]} {token.upper()}", f"{token}한글 {token}  ")
+        yield f"x \n{unicodedata.normalize('NFD', token)} {token}\t \n x{unicodedata.normalize('NFC', token)}"
     yield " ".join(special_tokens[:256])

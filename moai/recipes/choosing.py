@@ -1,7 +1,7 @@
 """Which tokenizer backend a preparation uses, by proof; and what becomes of one that was wrong.
 
-`<cache>/distrusted/<backend>-<version>.json` says that a backend gave other ids than the reference while it worked: in this cache it
-is not used again, and what it made counts as not made.
+`<cache>/distrusted/<backend>-<version>-<tokenizer>.json` says that a backend gave other ids than the reference after it had made shards
+of this tokenizer here: in this cache it is not used for it again, and what it made counts as not made.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callabl
     threads  of one call to it, where that is decided
     Raises ConfigError when a backend was named that is not installed.
     """
+    for file in (cache / "distrusted").glob("[!.]*.json"):  # whoever took that down may have been stopped before it forgot the shards
+        forget(cache, {key: value for key, value in json.loads(file.read_bytes()).items() if key != "because"})
     reference = Reference(spec=spec, split_special_tokens=config.split_special_tokens)
     name = AUTOMATIC if config.tokenizer_backend == "auto" else config.tokenizer_backend
     if name == "tokenizers":
@@ -58,7 +60,6 @@ def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callabl
         return Chosen(reference, reference, f"{name} is not installed (pip install {package})")
     fast = make(name, spec, split_special_tokens=config.split_special_tokens, threads=threads)
     if why := _distrust(cache, fast.made_by()):
-        forget(cache, fast.made_by())
         return Chosen(reference, reference, f"{name_of(fast.made_by())} was wrong before ({why})")
     with ThreadPoolExecutor(1) as beside:
         loading = beside.submit(fast.load)  # takes as long as all the rest here, and not the interpreter's lock
@@ -70,6 +71,9 @@ def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callabl
     found = first_difference(fast, reference, texts)
     if found:
         logger.warning("%s is not used, it differs from tokenizers: %s", name_of(fast.made_by()), found)
+        if made := forget(cache, fast.made_by()):
+            distrust(cache, fast.made_by(), found)
+            logger.warning("The %d shards it made here are made anew", made)
         return Chosen(reference, reference, f"{name_of(fast.made_by())} differs from it")
     return Chosen(fast, reference, f"{'found' if config.tokenizer_backend == 'auto' else 'set'}, and equal to the reference on {len(texts):,} probes")
 
@@ -86,10 +90,10 @@ def forget(cache: Path, made_by: Mapping[str, str]) -> int:
     return Ledger(cache).forget(lambda receipt: dict(receipt.made_by) == dict(made_by))
 
 
-def distrusted_in(cache: Path, names: Sequence[str]) -> str | None:
-    """The first of the backends, named as in a manifest, that was wrong before."""
+def distrusted_in(cache: Path, names: Sequence[str], tokenizer: TokenizerSpec) -> str | None:
+    """The first of the backends, named as in a manifest, that was wrong before with this tokenizer."""
     known = {path.stem for path in (cache / "distrusted").glob("*.json")}
-    return next((name for name in names if name.replace(" ", "-") in known), None)
+    return next((name for name in names if f"{name.replace(' ', '-')}-{tokenizer.digest[:16]}" in known), None)
 
 
 def backends_of(done: Sequence[Done]) -> list[str]:
@@ -110,4 +114,4 @@ def _distrust(cache: Path, made_by: Mapping[str, str]) -> str | None:
 
 
 def _file(cache: Path, made_by: Mapping[str, str]) -> Path:
-    return cache / "distrusted" / f"{made_by['tokenizer']}-{made_by['version']}.json"
+    return cache / "distrusted" / f"{made_by['tokenizer']}-{made_by['version']}-{made_by['tokenizer_sha256']}.json"

@@ -81,7 +81,7 @@ def find_prepared(wanted: Request) -> Prepared | None:
 
 
 def _distrusted(wanted: Request, found: Prepared) -> str | None:
-    return distrusted_in(wanted.cache, found.manifest["run"]["tokenizer_backends"])
+    return distrusted_in(wanted.cache, found.manifest["run"].get("tokenizer_backends", []), wanted.tokenizer)
 
 
 def why_missed(wanted: Request) -> str:

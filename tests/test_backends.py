@@ -1,0 +1,331 @@
+"""Tokenizer backends: ids equal to the reference's or a refusal, for every shape of tokenizer, on real documents and on what has broken others."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from moai.backends import BACKENDS, Ids, Offsets, Reference, make
+from moai.engine.pipeline import Tally, _tally
+from moai.recipes.choosing import choose
+from moai.recipes.options import DataConfig
+from moai.sources.streams import open_blocks
+from moai.tokenizer import load_tokenizer
+from moai.transforms.tokenize import Tokenize
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+from corpus import BOS, EOS, LLAMA3, QWEN2  # noqa: E402
+from nasty import nasty  # noqa: E402
+
+FAST = ("fastokens", "gigatoken", "splintr")
+SHORT = 5000
+"""Characters of a nasty text that the variants of tokenizers are asked, but for these; the shapes are asked all of it."""
+NEVER_SHORT = ("the first plane", "each new letter")
+
+Shape = Callable[[str], Path]
+
+
+# ---- tokenizers: five shapes, trained on the shipped corpus, and variants of their tokenizer.json
+
+
+def demo_documents() -> list[str]:
+    files = sorted((ROOT / "data" / "demo").glob("*.jsonl.zst"))
+    return [json.loads(line)["text"] for file in files for line in b"".join(open_blocks(str(file), "zst", 1 << 20)).splitlines()]
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    return demo_documents()
+
+
+@pytest.fixture(scope="session")
+def shape(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Shape:
+    """`shape(name)`: the folder of a tokenizer, trained or changed when it is first asked for."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+
+    @cache
+    def made(name: str) -> Path:
+        if name == "demo":
+            return ROOT / "tokenizers" / "demo"
+        if name in VARIANTS:
+            base, change, _ = VARIANTS[name]
+            value = json.loads((made(base) / "tokenizer.json").read_bytes())
+            change(value)
+            return write(value)
+        return write(json.loads(train(name, documents).to_str()), eos="[SEP]" if name == "wordpiece" else EOS)
+
+    def write(value: dict[str, Any], eos: str = EOS) -> Path:
+        path = folder / str(len(list(folder.iterdir())))
+        path.mkdir()
+        (path / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
+        (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": BOS}))
+        return path
+
+    return made
+
+
+def train(name: str, documents: Sequence[str]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe = trainers.BpeTrainer(vocab_size=4000, special_tokens=[EOS, BOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    model, normalizer, pre_tokenizer, decoder, trainer, chars = (
+        models.BPE(),
+        None,
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+        bpe,
+        1500,
+    )
+    if name in ("llama3", "qwen2"):
+        pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3 if name == "llama3" else QWEN2), "isolated"), byte_level])
+        normalizer = normalizers.NFC() if name == "qwen2" else None
+    elif name == "wordpiece":
+        model, normalizer, pre_tokenizer = models.WordPiece(unk_token="[UNK]"), normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=6000, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False)
+        decoder = decoders.WordPiece()
+    elif name in ("unigram", "llama2"):
+        model, normalizer, pre_tokenizer, decoder, chars = models.Unigram(), normalizers.NFKC(), pre_tokenizers.Metaspace(), decoders.Metaspace(), 200
+        trainer = trainers.UnigramTrainer(vocab_size=3000, special_tokens=[EOS, BOS, "<unk>"], unk_token="<unk>", n_sub_iterations=1, show_progress=False)
+    if name == "llama2":
+        model, normalizer, chars = models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True), None, 1500
+        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=4000, special_tokens=["<unk>", EOS, BOS, *bytes_], show_progress=False)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoder
+    tokenizer.train_from_iterator((text[:chars] for text in documents), trainer)
+    if name == "wordpiece":
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
+def added(*tokens: str, **flags: bool) -> Callable[[dict[str, Any]], None]:
+    def change(value: dict[str, Any]) -> None:
+        for number, content in enumerate(tokens, max(value["model"]["vocab"].values()) + 1):
+            plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            value["added_tokens"].append({"id": number, "content": content, **plain, **flags})
+
+    return change
+
+
+def bos_template(value: dict[str, Any]) -> None:
+    value["model"]["ignore_merges"] = True
+    single = [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": {BOS: {"id": BOS, "ids": [1], "tokens": [BOS]}},
+    }
+
+
+def cut_and_padded(value: dict[str, Any]) -> None:
+    value["truncation"] = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    value["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": EOS}
+
+
+def before(pre_tokenizer: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda value: value.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [pre_tokenizer, value["pre_tokenizer"]]})
+
+
+def normalizer(*types: str) -> Callable[[dict[str, Any]], None]:
+    return lambda value: value.update(normalizer={"type": "Sequence", "normalizers": [{"type": name} for name in types]} if types[1:] else {"type": types[0]})
+
+
+def prefix_space_after_split(value: dict[str, Any]) -> None:
+    """Every piece begins with a space, so that ids show where pieces begin."""
+    value["pre_tokenizer"]["pretokenizers"][-1]["add_prefix_space"] = True
+
+
+def sentencepiece(value: dict[str, Any]) -> None:
+    steps = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    value.update(pre_tokenizer=None, normalizer={"type": "Sequence", "normalizers": steps})
+    value["added_tokens"] = value["added_tokens"][:3]
+
+
+SHAPES = {"gpt2": FAST, "llama3": FAST, "qwen2": FAST, "demo": ("fastokens", "splintr"), "wordpiece": ("splintr",), "unigram": ("splintr",)}
+"""The shapes, and which backends the pipeline uses for them when asked to; all others end at the reference."""
+VARIANTS: dict[str, tuple[str, Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
+    "ignore_merges, BOS template": ("llama3", bos_template, FAST),
+    "truncation and padding": ("gpt2", cut_and_padded, FAST),
+    "dropout": ("llama3", lambda value: value["model"].update(dropout=0.5), FAST),
+    "added lstrip": ("qwen2", added("<x>", "xyz", lstrip=True), FAST),
+    "added rstrip": ("qwen2", added("<x>", "xyz", rstrip=True), FAST),
+    "added single_word": ("qwen2", added("<x>", "xyz", single_word=True), ("fastokens",)),
+    "added normalized": ("qwen2", added("<\u00e9>", "\uac01!", normalized=True), ("fastokens",)),
+    "added not special": ("llama3", added("<x>", "xyz", special=False), FAST),
+    "added white space": ("llama3", added("\n\n\n", rstrip=True), ("fastokens",)),
+    "added white space, both": ("llama3", added("\n\n\n", lstrip=True, rstrip=True), ("gigatoken", "splintr")),
+    "added twice": ("llama3", added("the", special=False), ()),
+    "add_prefix_space": ("gpt2", lambda value: value["pre_tokenizer"].update(add_prefix_space=True), FAST),
+    "add_prefix_space after Split": ("llama3", prefix_space_after_split, ("fastokens",)),
+    "Digits": ("gpt2", before({"type": "Digits", "individual_digits": True}), ("fastokens", "splintr")),
+    "Punctuation": ("gpt2", before({"type": "Punctuation", "behavior": "Contiguous"}), ("splintr",)),
+    "NFKC": ("gpt2", normalizer("NFKC"), ("splintr",)),
+    "NFD": ("gpt2", normalizer("NFD"), ("splintr",)),
+    "Lowercase": ("gpt2", normalizer("Lowercase"), ("fastokens", "splintr")),
+    "NFC, Lowercase": ("llama3", normalizer("NFC", "Lowercase"), ("fastokens", "splintr")),
+    "StripAccents": ("gpt2", normalizer("StripAccents"), ()),
+    "no pre-tokenizer": ("gpt2", lambda value: value.update(pre_tokenizer=None), ()),
+    "sentencepiece BPE": ("llama2", sentencepiece, ("gigatoken", "splintr")),
+}
+RARE = ("the first plane", "every 37th of the other planes", "each new letter", "Mongolian", "astral")
+"""Texts full of letters on which the backends that are taken by flag alone may differ: they follow Unicode's releases at other times."""
+NEWER = ("demo", "add_prefix_space after Split")
+"""Where that holds for fastokens too: patterns that ask for marks, or pieces that show where they begin."""
+REFUSED = {("1M spaces", "add_prefix_space"), ("1M spaces", "Digits")}
+"""Texts that fastokens refuses with such a tokenizer: its regular expressions go too deep."""
+
+
+# ---- ids
+
+
+@pytest.fixture(scope="session")
+def expected(shape: Shape) -> Callable[..., tuple[list[str], list[str], Ids, Offsets]]:
+    """The nasty texts for a tokenizer, and what the reference makes of them: the slow half of these tests, so once for all backends."""
+
+    @cache
+    def of(name: str, *, short: bool) -> tuple[list[str], list[str], Ids, Offsets]:
+        reference = Reference(spec=load_tokenizer(str(shape(name))))
+        table = nasty(reference.special_tokens())
+        if name in NEWER:
+            table = {key: text for key, text in table.items() if key not in RARE}
+        texts = [text if not short or key in NEVER_SHORT or (key, name) in REFUSED else text[:SHORT] for key, text in table.items()]
+        return texts, [*table], *reference.encode_batch(texts)
+
+    return of
+
+
+def run_as_chosen(folder: Path, backend: str, texts: list[str], cache: Path) -> tuple[str, str, list[list[int]], Counter[str]]:
+    """What a preparation does with `texts`: the name of the backend it uses and why, the ids without EOS, the counters."""
+    spec = load_tokenizer(str(folder))
+    chosen = choose(DataConfig(tokenizer_backend=backend), spec, cache, list)
+    tally = Tally()
+    token = _tally.set(tally)
+    try:
+        batch = pa.record_batch([pa.array(texts, pa.large_string())], names=["text"])
+        [tokens] = [done["tokens"] for done in Tokenize(backend=chosen.backend, reference=chosen.reference)(iter([batch]))]
+    finally:
+        _tally.reset(token)
+    flat, offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+    return chosen.backend.made_by()["tokenizer"], chosen.reason, [flat[start : end - 1] for start, end in itertools.pairwise(offsets)], tally.counts
+
+
+def check_equal(folder: Path, backend: str, wanted: tuple[list[str], list[str], Ids, Offsets], uses: Sequence[str], cache: Path) -> Counter[str]:
+    texts, names, ids, offsets = wanted
+    asked = [index for index, name in enumerate(names) if backend == "fastokens" or name not in RARE]
+    used, why, found, counts = run_as_chosen(folder, backend, [texts[index] for index in asked], cache)
+    assert used == (backend if backend in uses else "tokenizers"), why
+    assert [names[index] for index, ours in zip(asked, found) if not np.array_equal(ours, ids[offsets[index] : offsets[index + 1]])] == []
+    return counts
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("name", SHAPES)
+def test_nasty_texts_get_the_ids_of_the_reference(shape: Shape, expected: Callable[..., Any], tmp_path: Path, name: str, backend: str) -> None:
+    wanted = expected(name, short=False)
+    counts = check_equal(shape(name), backend, wanted, SHAPES[name], tmp_path)
+    assert counts["backend.refused"] < len(wanted[0]) // 4  # the backend was asked, not the reference alone
+    assert sum(len(text) for text in wanted[0]) > 5_000_000
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(("name", "short"), [*((name, True) for name in VARIANTS), *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS)])
+def test_variants_of_tokenizers_get_the_ids_of_the_reference(
+    shape: Shape, expected: Callable[..., Any], tmp_path: Path, name: str, short: bool, backend: str
+) -> None:
+    counts = check_equal(shape(name), backend, expected(name, short=short), VARIANTS[name][2], tmp_path)
+    if backend == "fastokens" and any(name == refused for _, refused in REFUSED):
+        assert counts["backend.refused"] >= 1
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shipped_document_gets_the_ids_of_the_reference(shape: Shape, documents: list[str], name: str) -> None:
+    spec = load_tokenizer(str(shape(name)))
+    ids, offsets = Reference(spec=spec).encode_batch(documents)
+    assert len(offsets) == len(documents) + 1 > 700
+    for backend in SHAPES[name]:
+        found, found_offsets = make(backend, spec, split_special_tokens=False).encode_batch(documents)
+        assert found.dtype == ids.dtype == np.uint16
+        assert np.array_equal(found_offsets, offsets), backend
+        assert np.array_equal(found, ids), backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_are_flat_in_the_type_of_the_vocabulary_and_empty_batches_are_none(shape: Shape, backend: str) -> None:
+    spec = load_tokenizer(str(shape("llama3")))
+    tokenizer = make(backend, spec, split_special_tokens=False)
+    for texts, lengths in (([], []), ([""], [0]), (["", "a", "", "bc d"], [0, 1, 0, None])):
+        ids, offsets = tokenizer.encode_batch(texts)
+        assert (ids.dtype, offsets.dtype, offsets[0], offsets[-1]) == (np.uint16, np.int64, 0, len(ids))
+        assert [found for found, said in zip(np.diff(offsets).tolist(), lengths, strict=True) if said is not None] == [n for n in lengths if n is not None]
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_lone_surrogate_is_refused_and_the_other_documents_are_kept(shape: Shape, backend: str) -> None:
+    """No text of the pipeline holds one; a backend that took it for something else would be wrong in silence."""
+    with pytest.raises(Exception, match=r"surrogate|str"):
+        make(backend, load_tokenizer(str(shape("llama3"))), split_special_tokens=False).encode_batch(["fine", "lone \ud800"])
+
+
+def test_a_probe_finds_a_backend_that_is_wrong(shape: Shape, tmp_path: Path) -> None:
+    """Real ones: flags of added tokens are not for everyone, and one that is in the vocabulary too has two ids."""
+    for name, backend in (
+        ("added twice", "fastokens"), ("added white space, both", "fastokens"), ("added single_word", "gigatoken"), ("added single_word", "splintr"),
+        ("added normalized", "gigatoken"), ("no pre-tokenizer", "fastokens"), ("StripAccents", "splintr"),
+    ):  # fmt: skip
+        spec = load_tokenizer(str(shape(name)))
+        make(backend, spec, split_special_tokens=False).load()  # it does take this tokenizer, and says nothing
+        chosen = choose(DataConfig(tokenizer_backend=backend), spec, tmp_path, list)
+        assert isinstance(chosen.backend, Reference)
+        assert "differs from it" in chosen.reason
+
+
+# ---- offsets
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "gpt2", "llama3"])
+def test_offsets_give_the_text_of_every_id(shape: Shape, documents: list[str], name: str) -> None:
+    reference = Reference(spec=load_tokenizer(str(shape(name))))
+    texts = [
+        *documents[::40],
+        "대한민국의 주권은 국민에게 있고, 모든 권력은 국민으로부터 나온다.",
+        "Moai 모아이가 3.14배 빠르다! (e = mc²)",
+        "",
+        " \n",
+        "👍🏽 emoji 이모지",
+    ]
+    assert sum("가" <= letter <= "힣" for text in texts for letter in text) > 1000
+    ids, offsets, spans = reference.encode_with_offsets(texts)
+    plain, plain_offsets = reference.encode_batch(texts)
+    assert np.array_equal(ids, plain)
+    assert np.array_equal(offsets, plain_offsets)
+    assert spans.shape == (len(ids), 2)
+    pieces = {index: piece for piece, index in json.loads((shape(name) / "tokenizer.json").read_bytes())["model"]["vocab"].items()}
+    compared = 0
+    for text, start, end in zip(texts, offsets, offsets[1:]):
+        at = 0
+        for index, (first, last) in zip(ids[start:end].tolist(), spans[start:end].tolist()):
+            assert 0 <= first <= last <= len(text)
+            said = text[first:last]
+            if name == "wordpiece":
+                assert pieces[index] in (said, f"##{said}", "[UNK]")
+                assert text[at:first].strip(" \n\t\r\u00a0\u3000\u200b\ufeff") == "" or not text[at:first].isprintable()
+                compared += pieces[index] != "[UNK]"
+            elif "\ufffd" not in (decoded := reference.decode([index])):  # an id may hold a part of a letter's bytes
+                assert decoded == said
+                compared += 1
+            at = last
+        assert name == "wordpiece" or at == len(text)
+    assert compared > 0.8 * len(ids)
