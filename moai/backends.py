@@ -2,11 +2,13 @@
 
     tokenizers   the reference, which decides: always there, knows every tokenizer.json
     fastokens    BPE, some thirty times as fast; refuses what it does not know, so `auto` takes it where it loads
-    gigatoken    byte-level BPE; a few rare letters differ, so by flag only
-    splintr      BPE and WordPiece; some odd strings differ, so by flag only
+    gigatoken    byte-level BPE, by flag only
+    splintr      BPE, WordPiece and Unigram, by flag only
+
+Each of the fast ones follows another release of Unicode than the reference: texts with letters on which they are known to part are refused.
 
 A fast backend is believed after `first_difference` found none on a probe, and is looked after while it works (transforms.tokenize).
-Figures: benchmarks/tokenizers.py.
+Figures: benchmarks/backends.py.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +32,15 @@ from moai.tokenizer import TokenizerSpec, load_file, read_file
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Offsets = npt.NDArray[np.int64]
+
+
+_NEWER = re.compile(
+    "[\u061d\u07fd\u088f-\u08ff\u09fd\u09fe\u0a76\u0c3c\u0c5c\u0c77\u0c84\u0cdc\u0d3b\u0d3c\u0eba\u166d\u1715\u180e\u180f\u1abf-\u1aeb\u1b4e-\u1b7f\u1df6-\u1dfa\u2e43-\u2e5d"
+    "\u32ff\ua7ce-\ua7f4\ua82c\uab69\U000105c9-\U0001ccff\U0001e000-\U0001e95f\U0001f16c\U0001fbf0-\U0001fbf9\U0002b73a-\U0003ffff]"
+)
+"""Letters, marks and signs, mostly of late releases of Unicode, that gigatoken or splintr split or normalize in another way."""
+_MONGOLIAN_SEPARATOR = re.compile("\u180e")
+"""White space until Unicode 6.3, and still so to the Split of fastokens 0.3.5."""
 
 
 class Backend(Protocol):
@@ -48,6 +60,8 @@ class _Base:
 
     name: ClassVar[str]
     package: ClassVar[str]
+    unsure: ClassVar[re.Pattern[str] | None] = None
+    """Texts in which this is found are refused: there the library is known to part from the reference."""
     spec: TokenizerSpec
     split_special_tokens: bool = False
     threads: int | None = None
@@ -65,6 +79,10 @@ class _Base:
     @property
     def _tokenizer(self) -> Any:
         return _loaded(self.name, self.spec.path, self.spec.digest, self.split_special_tokens)
+
+    def _refuse_unsure(self, texts: Sequence[str]) -> None:
+        if self.unsure and any(not text.isascii() and self.unsure.search(text) for text in texts):
+            raise BackendRefused(f"{self.name} takes some letters for others than the reference does")
 
     def load(self) -> None:
         """Load it now rather than with the first batch. Raises what the library raises where it does not take this tokenizer."""
@@ -126,6 +144,7 @@ class Reference(_Base):
 class Fastokens(_Base):
     name = "fastokens"
     package = "fastokens"
+    unsure = _MONGOLIAN_SEPARATOR
 
     @staticmethod
     def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
@@ -134,8 +153,7 @@ class Fastokens(_Base):
         return Tokenizer.from_json_str(_plain_json(path, digest))
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        if any(_ONCE_A_SPACE in text for text in texts):
-            raise BackendRefused(f"a text holds U+{ord(_ONCE_A_SPACE):04X}, which fastokens takes for white space")
+        self._refuse_unsure(texts)
         tokenizer = self._tokenizer
         if self.threads == 1:
             _stay_in_this_thread(tokenizer)
@@ -147,6 +165,7 @@ class Fastokens(_Base):
 class Gigatoken(_Base):
     name = "gigatoken"
     package = "gigatoken"
+    unsure = _NEWER
 
     @staticmethod
     def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
@@ -156,6 +175,7 @@ class Gigatoken(_Base):
         return Tokenizer.from_json(_plain_json(path, digest))
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        self._refuse_unsure(texts)
         if not texts:
             return np.empty(0, self.spec.dtype), np.zeros(1, np.int64)
         layout = self._tokenizer.encode_batch(list(texts)).layout
@@ -167,6 +187,7 @@ class Gigatoken(_Base):
 class Splintr(_Base):
     name = "splintr"
     package = "splintr-rs"
+    unsure = _NEWER
 
     @staticmethod
     def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
@@ -176,6 +197,7 @@ class Splintr(_Base):
         return splintr.from_json_bytes(_plain_json(path, digest).encode())
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        self._refuse_unsure(texts)
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
         return _narrow(np.frombuffer(ids, np.uint32), self.spec), np.frombuffer(offsets, np.uint64).astype(np.int64)
 
@@ -183,8 +205,6 @@ class Splintr(_Base):
 BACKENDS: dict[str, type[_Base]] = {backend.name: backend for backend in (Reference, Fastokens, Gigatoken, Splintr)}
 AUTOMATIC = "fastokens"
 """The one that `auto` tries: in every test so far it was equal or refused, loudly."""
-_ONCE_A_SPACE = "\u180e"
-"""The Mongolian vowel separator: white space until Unicode 6.3, and still in fastokens 0.3.5."""
 FORKABLE = ("tokenizers", "fastokens")
 """Those that may be loaded before a fork. splintr starts threads as it loads, and hangs in the child."""
 

@@ -154,9 +154,10 @@ def sentencepiece(value: dict[str, Any]) -> None:
     value["added_tokens"] = value["added_tokens"][:3]
 
 
-SHAPES = {"gpt2": FAST, "llama3": FAST, "qwen2": FAST, "demo": ("fastokens", "splintr"), "wordpiece": ("splintr",), "unigram": ("splintr",)}
+SHAPES = {"gpt2": FAST, "llama3": FAST, "qwen2": FAST, "wordpiece": ("splintr",), "unigram": ("splintr",)}
 """The shapes, and which backends the pipeline uses for them when asked to; all others end at the reference."""
 VARIANTS: dict[str, tuple[str, Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
+    "demo": ("", lambda value: None, ("fastokens", "splintr")),  # the shipped one
     "ignore_merges, BOS template": ("llama3", bos_template, FAST),
     "truncation and padding": ("gpt2", cut_and_padded, FAST),
     "dropout": ("llama3", lambda value: value["model"].update(dropout=0.5), FAST),
