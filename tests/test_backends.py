@@ -185,6 +185,8 @@ RARE = ("the first plane", "every 37th of the other planes", "each new letter", 
 """Texts full of letters on which the backends that are taken by flag alone may differ: they follow Unicode's releases at other times."""
 NEWER = ("demo", "add_prefix_space after Split")
 """Where that holds for fastokens too: patterns that ask for marks, or pieces that show where they begin."""
+TOO_LONG = ("added white space", "added white space, both")
+"""With these the reference itself takes all memory on the texts at full length."""
 REFUSED = {("1M spaces", "add_prefix_space"), ("1M spaces", "Digits")}
 """Texts that fastokens refuses with such a tokenizer: its regular expressions go too deep."""
 
@@ -242,7 +244,9 @@ def test_nasty_texts_get_the_ids_of_the_reference(shape: Shape, expected: Callab
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize(("name", "short"), [*((name, True) for name in VARIANTS), *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS)])
+@pytest.mark.parametrize(
+    ("name", "short"), [*((name, True) for name in VARIANTS), *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS if name not in TOO_LONG)]
+)
 def test_variants_of_tokenizers_get_the_ids_of_the_reference(
     shape: Shape, expected: Callable[..., Any], tmp_path: Path, name: str, short: bool, backend: str
 ) -> None:
