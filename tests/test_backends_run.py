@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -247,6 +248,15 @@ def test_a_backend_found_wrong_leaves_nothing_behind(
 
     assert make(lies.quiet, tokenizer, cache).path == again.path
     assert "Found prepared" in log.text
+
+
+def test_what_a_wrong_backend_published_is_not_used_though_its_shards_were_deleted(
+    liar: None, lies: Lies, right: Callable[[Path], Any], shape: Shape, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    make(lies.quiet, shape("llama3"), tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "shards")  # docs/cache.md allows it
+    make(lies.sampled, shape("llama3"), tmp_path / "cache")
+    assert sha256(make(lies.quiet, shape("llama3"), tmp_path / "cache")) == right(lies.quiet)
 
 
 def test_a_directory_from_before_backends_is_still_found(lies: Lies, shape: Shape, tmp_path: Path, log: Any) -> None:  # noqa: F811

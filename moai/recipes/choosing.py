@@ -71,8 +71,7 @@ def choose(config: DataConfig, spec: TokenizerSpec, cache: Path, sample: Callabl
     found = first_difference(fast, reference, texts)
     if found:
         logger.warning("%s is not used, it differs from tokenizers: %s", name_of(fast.made_by()), found)
-        if made := forget(cache, fast.made_by()):
-            distrust(cache, fast.made_by(), found)
+        if made := distrust(cache, fast.made_by(), found):  # taken down in any case: a published directory may have outlived its shards
             logger.warning("The %d shards it made here are made anew", made)
         return Chosen(reference, reference, f"{name_of(fast.made_by())} differs from it")
     return Chosen(fast, reference, f"{'found' if config.tokenizer_backend == 'auto' else 'set'}, and equal to the reference on {len(texts):,} probes")
