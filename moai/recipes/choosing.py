@@ -1,7 +1,7 @@
 """Which tokenizer backend a preparation uses, by proof; and what becomes of one that was wrong.
 
-`<cache>/distrusted/<backend>-<version>-<tokenizer>.json` says that a backend gave other ids than the reference after it had made shards
-of this tokenizer here: in this cache it is not used for it again, and what it made counts as not made.
+`<cache>/distrusted/<backend>-<version>-<tokenizer>.json` says that a backend gave other ids than the reference with this
+tokenizer: in this cache it is not used for it again, and what it made counts as not made.
 """
 
 from __future__ import annotations
