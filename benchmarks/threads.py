@@ -51,12 +51,12 @@ def main() -> int:
     parser.add_argument("--num_proc", type=int, default=2)
     given = parser.parse_args()
     seconds: dict[str, list[float]] = {"processes": [], "threads": []}
-    processes = pretraining._executor
+    processes = pretraining.executor_of
     with tempfile.TemporaryDirectory() as folder:
         data = repeat(given.files, given.megabytes, Path(folder) / "data.jsonl")
         for number in range(given.rounds):
             for kind in seconds:
-                pretraining._executor = processes if kind == "processes" else lambda *_: Threads(given.num_proc)
+                pretraining.executor_of = processes if kind == "processes" else lambda *_: Threads(given.num_proc)
                 config = DataConfig(
                     dataset=(str(data),), tokenizer_path=given.tokenizer_path, packing="wrapped", num_proc=given.num_proc, cache_dir=f"{folder}/{kind}-{number}"
                 )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moai.errors import MoaiError
+from moai.errors import MoaiError, StorageError
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -101,6 +101,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def flushed(code: int) -> int:
+    """The exit code, once what was printed has really gone out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        print(f"python -m moai: error: standard output: {error.strerror}; what was printed is not whole", file=sys.stderr)
+        return StorageError.exit_code
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+    return code
+
+
 if __name__ == "__main__":
     from moai.lean import without_pandas
 
@@ -108,7 +123,4 @@ if __name__ == "__main__":
     code = main()
     # What is registered to run at the end runs; taking hundreds of MB of libraries apart piece by piece is left to the kernel.
     atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    os._exit(flushed(code))

@@ -17,12 +17,13 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,54 +44,41 @@ _MONGOLIAN_SEPARATOR = re.compile("\u180e")
 """White space until Unicode 6.3, and still so to the Split of fastokens 0.3.5."""
 
 
-class Backend(Protocol):
-    @property
-    def spec(self) -> TokenizerSpec: ...
-    def load(self) -> None: ...
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template tokens are added."""
-        ...
-
-    def made_by(self) -> dict[str, str]: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Base:
-    """The fields of every backend. What they load is kept once a process, so that it can be there before a worker is forked."""
+class Backend(ABC):
+    """One tokenizer.json through one library. What that loads is kept once a process, so that it can be there before a worker is forked."""
 
     name: ClassVar[str]
     package: ClassVar[str]
-    unsure: ClassVar[re.Pattern[str] | None] = None
-    """Texts in which this is found are refused: there the library is known to part from the reference."""
     spec: TokenizerSpec
     split_special_tokens: bool = False
     threads: int | None = None
     """Threads of one call; None leaves that to the library."""
 
     @staticmethod
+    @abstractmethod
     def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
         """What the library calls a tokenizer. Raises whatever it raises where it does not take this one."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template tokens are added."""
 
     def made_by(self) -> dict[str, str]:
         """For receipts: which backend, in which version, for which tokenizer.json."""
         return {"tokenizer": self.name, "version": version(self.package), "tokenizer_sha256": self.spec.digest[:16]}
 
+    def load(self) -> None:
+        """Load it now rather than with the first batch. Raises BackendRefused where the library does not take this tokenizer."""
+        assert self._tokenizer is not None
+
     @property
     def _tokenizer(self) -> Any:
         return _loaded(self.name, self.spec.path, self.spec.digest, self.split_special_tokens)
 
-    def _refuse_unsure(self, texts: Sequence[str]) -> None:
-        if self.unsure and any(not text.isascii() and self.unsure.search(text) for text in texts):
-            raise BackendRefused(f"{self.name} takes some letters for others than the reference does")
-
-    def load(self) -> None:
-        """Load it now rather than with the first batch. Raises what the library raises where it does not take this tokenizer."""
-        assert self._tokenizer is not None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Reference(_Base):
+class Reference(Backend):
     """The backend that decides: `tokenizers`, with its own threads (RAYON_NUM_THREADS)."""
 
     name = "tokenizers"
@@ -141,7 +129,29 @@ class Reference(_Base):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fastokens(_Base):
+class Fast(Backend):
+    """A backend that may refuse texts, but shall not take one for another."""
+
+    unsure: ClassVar[re.Pattern[str]]
+    """Texts in which this is found are refused: there the library is known to part from the reference."""
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        """Raises BackendRefused for the whole batch when one of its texts is not for this library."""
+        if any(not text.isascii() and self.unsure.search(text) for text in texts):
+            raise BackendRefused(f"{self.name} takes some letters for others than the reference does")
+        if not texts:
+            return np.empty(0, self.spec.dtype), np.zeros(1, np.int64)
+        with _refusals(f"{self.name} does not take one of {len(texts):,} texts"):
+            ids, offsets = self._encode(texts)
+        return ids.astype(self.spec.dtype, copy=False), offsets.astype(np.int64, copy=False)
+
+    @abstractmethod
+    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Flat ids and offsets in the library's own integers. Raises whatever it raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fastokens(Fast):
     name = "fastokens"
     package = "fastokens"
     unsure = _MONGOLIAN_SEPARATOR
@@ -152,17 +162,15 @@ class Fastokens(_Base):
 
         return Tokenizer.from_json_str(_plain_json(path, digest))
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        self._refuse_unsure(texts)
+    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         tokenizer = self._tokenizer
         if self.threads == 1:
             _stay_in_this_thread(tokenizer)
-        ids, offsets = tokenizer.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=self.split_special_tokens)
-        return _narrow(np.frombuffer(ids, np.uint32), self.spec), np.frombuffer(offsets, np.uint64).astype(np.int64)
+        return _from_buffers(*tokenizer.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=self.split_special_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gigatoken(_Base):
+class Gigatoken(Fast):
     name = "gigatoken"
     package = "gigatoken"
     unsure = _NEWER
@@ -174,17 +182,14 @@ class Gigatoken(_Base):
 
         return Tokenizer.from_json(_plain_json(path, digest))
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        self._refuse_unsure(texts)
-        if not texts:
-            return np.empty(0, self.spec.dtype), np.zeros(1, np.int64)
+    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         layout = self._tokenizer.encode_batch(list(texts)).layout
-        offsets = np.asarray(layout.offsets.data, np.int64)
-        return _narrow(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], self.spec), offsets - offsets[0]
+        offsets = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Splintr(_Base):
+class Splintr(Fast):
     name = "splintr"
     package = "splintr-rs"
     unsure = _NEWER
@@ -196,13 +201,11 @@ class Splintr(_Base):
 
         return splintr.from_json_bytes(_plain_json(path, digest).encode())
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        self._refuse_unsure(texts)
-        ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
-        return _narrow(np.frombuffer(ids, np.uint32), self.spec), np.frombuffer(offsets, np.uint64).astype(np.int64)
+    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        return _from_buffers(*self._tokenizer.encode_batch_flat(list(texts)))
 
 
-BACKENDS: dict[str, type[_Base]] = {backend.name: backend for backend in (Reference, Fastokens, Gigatoken, Splintr)}
+BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Reference, Fastokens, Gigatoken, Splintr)}
 AUTOMATIC = "fastokens"
 """The one that `auto` tries: in every test so far it was equal or refused, loudly."""
 FORKABLE = ("tokenizers", "fastokens")
@@ -210,7 +213,7 @@ FORKABLE = ("tokenizers", "fastokens")
 
 
 def make(name: str, spec: TokenizerSpec, *, split_special_tokens: bool, threads: int | None = None) -> Backend:
-    return BACKENDS[name](spec=spec, split_special_tokens=split_special_tokens, threads=threads)  # type: ignore[return-value]
+    return BACKENDS[name](spec=spec, split_special_tokens=split_special_tokens, threads=threads)
 
 
 def is_installed(name: str) -> bool:
@@ -230,7 +233,7 @@ def first_difference(fast: Backend, reference: Reference, texts: Sequence[str]) 
     for index, text in enumerate(texts):
         try:
             found, _ = fast.encode_batch([text])
-        except Exception:  # refusing a text is no lie: that document goes to the reference
+        except BackendRefused:  # is no lie: that document goes to the reference
             continue
         expected = wanted[wanted_offsets[index] : wanted_offsets[index + 1]]
         if not np.array_equal(found, expected):
@@ -246,14 +249,19 @@ def difference(text: str, found: Ids, expected: Ids) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _loaded(backend: str, path: str, digest: str, split_special_tokens: bool) -> Any:
-    try:
+    with _refusals(f"{backend} does not take this tokenizer"):
         return BACKENDS[backend].open(Path(path), digest, split_special_tokens)
-    except TokenizerError:
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Whatever a library raises, as BackendRefused; a panic in Rust is no Exception. What concerns the process itself passes."""
+    try:
+        yield
+    except (TokenizerError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a panic in Rust is a BaseException
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise BackendRefused(f"{backend} does not take this tokenizer: {' '.join(str(error).split())[:160]}") from error
+    except BaseException as error:
+        raise BackendRefused(f"{what}: {' '.join(str(error).split())[:160]}") from error
 
 
 @functools.cache
@@ -281,8 +289,8 @@ def _plain_json(path: Path, digest: str) -> str:
     return orjson.dumps(model).decode()
 
 
-def _narrow(ids: npt.NDArray[np.uint32], spec: TokenizerSpec) -> Ids:
-    return ids.astype(spec.dtype, copy=False)
+def _from_buffers(ids: Any, offsets: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64)
 
 
 def _refuse_split(split_special_tokens: bool) -> None:

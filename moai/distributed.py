@@ -16,21 +16,20 @@ import hashlib
 import json
 import logging
 import os
-import signal
 import socket
 import tempfile
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from moai.errors import ConfigError, Interrupted, MoaiError, PreparationFailed
 from moai.files import write_atomic
+from moai.stopping import Stop, stoppable
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +104,11 @@ def build_once(
 
     `prepare` gets a function to report progress with: a dict whose "line" is shown by the waiting ranks. It runs in rank 0,
     or in local rank 0 of every node when the cache is the node's own.
-    Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on SIGTERM.
+    Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on SIGINT and SIGTERM.
     """
     shared = cache_scope(cache, scope) == "shared" or ranks.nodes == 1
     launch = launch_id(ranks, shared=shared, environ=environ)
-    with sigterm_raises():
+    with stoppable("finished shards are kept, run again to go on from them"):
         if (ranks.rank if shared else ranks.local_rank) == 0:
             return _prepare(prepare, Status.open(cache, launch), ranks)
         return _wait(cache, launch, ranks, stall_timeout)
@@ -202,35 +201,12 @@ def start_token(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-class _Stop(KeyboardInterrupt):
-    """What SIGTERM raises on the spot. No Exception: code that tries something out would take that for its answer and go on."""
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """SIGTERM as Interrupted, so that committed work is kept and the others hear of it. Only where signals can be handled."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise _Stop("stopped by SIGTERM; finished shards are kept, run again to go on from them")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except _Stop as stop:
-        raise Interrupted(str(stop), signal.SIGTERM) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _prepare(prepare: Callable[[Report], dict[str, Any]], status: Status, ranks: Ranks) -> dict[str, Any]:
     try:
         result = prepare(status.report)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        kind = Interrupted.__name__ if isinstance(error, _Stop) else type(error).__name__
+        kind = Interrupted.__name__ if isinstance(error, Stop) else type(error).__name__
         tail = "" if isinstance(error, MoaiError | KeyboardInterrupt) else "".join(traceback.format_exception(error))[-4000:]
         with contextlib.suppress(OSError):  # a full disk: then the end of this process is what the others notice
             status.end("interrupted" if interrupted else "failed", error={"type": kind, "message": str(error), "traceback": tail, "rank": ranks.rank})
@@ -252,7 +228,7 @@ def _wait(cache: Path, launch: str, ranks: Ranks, stall_timeout: float) -> dict[
                 raise PreparationFailed(f"rank {ranks.rank} stopped waiting: its launcher (pid {parent}) is gone")
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_LONGEST)
-    except _Stop:
+    except Stop:
         # A launcher stops the rest when one rank ends: the reason is the preparer's, if it has left one.
         with contextlib.suppress(OSError):
             watch.look()

@@ -197,7 +197,7 @@ def test_stopped_in_the_middle_it_leaves_nothing(signum: int, code: int, corpus:
     os.killpg(running.pid, signum)
     printed, said = running.communicate(timeout=30)
     assert (running.returncode, printed) == (code, "")
-    assert said.splitlines()[-1] == "python -m moai bench: error: stopped; a measurement leaves nothing behind"
+    assert said.splitlines()[-1] == f"python -m moai bench: error: stopped by {signal.Signals(signum).name}; a measurement leaves nothing behind"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 

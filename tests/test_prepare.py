@@ -437,3 +437,14 @@ def test_receipts_of_a_finished_cache_name_real_files(corpus: Path, tmp_path: Pa
 def test_reading_a_range_gives_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(range(100)))
     assert b"".join(read_range(str(tmp_path / "x"), 10, 60, 7)) == bytes(range(10, 60))
+
+
+def test_a_full_standard_output_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        ran = subprocess.run(
+            prepare_command(corpus, tmp_path, "--num_proc", "0"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=env
+        )
+    assert ran.returncode == 74
+    assert ran.stderr.splitlines()[-1] == "python -m moai: error: standard output: No space left on device; what was printed is not whole"
+    assert "Traceback" not in ran.stderr

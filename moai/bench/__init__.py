@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,16 +23,18 @@ from moai.bench.report import Lap, Report
 from moai.bench.watch import lap_of, watched
 from moai.config import option
 from moai.distributed import ranks
-from moai.engine.executor import Executor, Order, Processes, Serial
+from moai.engine.executor import Executor, Order, Processes
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Shard
-from moai.errors import BackendDisagrees, ConfigError, Interrupted, SourceError
+from moai.errors import BackendDisagrees, ConfigError, SourceError
 from moai.files import nearest_existing, storage_errors
-from moai.recipes.assembly import WORKER_MODULES, Request, Stream, pipeline, request, sample, streams, warm
-from moai.recipes.choosing import Chosen, choose, name_of
+from moai.recipes.assembly import Request, Stream, executor_of, pipeline, request, sample, streams
+from moai.recipes.choosing import Chosen, Wrong, choose, distrusted
 from moai.recipes.options import DataConfig
 from moai.recipes.pretraining import machine_plan
+from moai.resources import Plan
 from moai.sources.local import LocalSource
+from moai.stopping import stoppable
 
 PLACES = 16
 """The files of an input are begun at up to this many places, evenly, so that a slice holds something of each kind of file."""
@@ -62,16 +62,16 @@ def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str], 
     wanted = request(config.require())
     chosen = machine_plan(wanted, origins, ranks(environ), environ)
     workers, threads = chosen.num_proc.value, chosen.threads.value if chosen.num_proc.value else None
-    with storage_errors(wanted.cache), _stoppable(), _cache_beside(wanted.cache) as cache:
+    with storage_errors(wanted.cache), stoppable("a measurement leaves nothing behind"), _cache_beside(wanted.cache) as cache:
         here = replace(wanted, cache=cache, config=replace(wanted.config, cache_dir=str(cache)))
-        executor = _executor(here, workers, threads)
+        executor = _executor(here, chosen)
         inputs = streams(here, cache / "attempts", chosen.batch_bytes.value)
-        backend = choose(here.config, here.tokenizer, cache, lambda: sample(inputs), threads=chosen.threads.value)
+        backend = choose(here.config, here.tokenizer, distrusted(wanted.cache), lambda: sample(inputs), threads=chosen.threads.value)
         draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
         try:
             done = _run(here, inputs, backend, executor, draw)
         except BackendDisagrees as error:
-            backend = Chosen(backend.reference, backend.reference, f"{name_of(backend.backend.made_by())} gave other ids ({error})")
+            backend = backend.without(Wrong(backend.backend.made_by(), str(error)))
             draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
             done = _run(here, inputs, backend, executor, draw)
         laps = tuple(lap_of(shard, receipt) for (_, shard), receipt in done)
@@ -147,15 +147,12 @@ def _run(wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: E
     return done
 
 
-def _executor(wanted: Request, workers: int, threads: int | None) -> Executor:
+def _executor(wanted: Request, planned: Plan) -> Executor:
     """As prepare's, but that this module is loaded too, and that no worker is replaced."""
-    if threads is None:
-        return Serial()
-    executor = Processes(
-        num_proc=workers, threads=threads, stall_seconds=wanted.config.stall_timeout, shards_per_worker=_FOREVER,
-        modules=(*WORKER_MODULES, "moai.bench"), warm=warm(wanted),
-    )  # fmt: skip
-    executor.start()
+    executor = executor_of(wanted, planned)
+    if isinstance(executor, Processes):
+        executor = replace(executor, shards_per_worker=_FOREVER, modules=(*executor.modules, "moai.bench"))
+        executor.start()
     return executor
 
 
@@ -169,39 +166,13 @@ def _parts(stream: Stream) -> Iterator[LocalSource]:
 
 @contextlib.contextmanager
 def _cache_beside(cache: Path) -> Iterator[Path]:
-    """A cache for a while, on the disk of the real one so that writing costs what it will cost: beside it, or in it where it has a disk of its own.
-
-    It begins with what the real one knows of backends that were wrong.
-    """
+    """A cache for a while, on the disk of the real one so that writing costs what it will cost: beside it, or in it where it has a disk of its own."""
     own, above = nearest_existing(cache), nearest_existing(cache.parent)
     place = above if own.stat().st_dev == above.stat().st_dev and os.access(above, os.W_OK) else own
     with tempfile.TemporaryDirectory(prefix=".moai-bench-", dir=place, ignore_cleanup_errors=True) as folder:
         for name in ("shards", "attempts"):
             (Path(folder) / name).mkdir()
-        if (cache / "distrusted").is_dir():
-            shutil.copytree(cache / "distrusted", Path(folder) / "distrusted")
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM as Interrupted, once: a second one shall not disturb the tidying up."""
-    seen = [signal.SIGINT]
-
-    def leave(signum: int, frame: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        seen.append(signal.Signals(signum))
-        raise KeyboardInterrupt  # no Exception: code that tries something out would take that for its answer
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; a measurement leaves nothing behind", seen[-1]) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _process_age() -> float:

@@ -41,7 +41,7 @@ _SENTENCES = (
 def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> list[Check]:
     """Loading, speed and round trip; only the first if that fails."""
     try:
-        from moai.recipes.choosing import choose  # needs packages, and their absence is for a doctor to report
+        from moai.recipes.choosing import choose, distrusted  # needs packages, and their absence is for a doctor to report
         from moai.recipes.options import DataConfig
         from moai.tokenizer import load_tokenizer
 
@@ -53,7 +53,7 @@ def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> lis
         return [Check(name="tokenizer", value=str(error), verdict=FAILED, remedy="install the pinned packages: bash scripts/bootstrap.sh")]
     documents, origin = sample()
     config = DataConfig(tokenizer_path=tokenizer_path)
-    chosen = choose(config, spec, Path(config.cache_dir).expanduser(), lambda: documents[:_PROBED])
+    chosen = choose(config, spec, distrusted(Path(config.cache_dir).expanduser()), lambda: documents[:_PROBED])
     loaded = Check(name="tokenizer", value=f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}", figures={"vocab_size": spec.vocab_size})
     return [loaded, check_backend(chosen), check_speed(chosen.backend, documents, origin), check_round_trip(chosen.reference, documents)]
 

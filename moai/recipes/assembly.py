@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moai.backends import FORKABLE
+from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Pipeline, peek
 from moai.errors import ConfigError
@@ -18,6 +19,7 @@ from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
 from moai.recipes.options import DataConfig
+from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
@@ -28,7 +30,7 @@ from moai.transforms.pack import Pack
 from moai.transforms.text import TextShape, ToText, choose_shape
 from moai.transforms.tokenize import Tokenize
 
-WORKER_MODULES = (
+_WORKER_MODULES = (
     "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.sinks.arrow",
 )  # fmt: skip
 """What a worker needs, imported once where workers are forked from."""
@@ -104,15 +106,20 @@ def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> 
     )
 
 
-def warm(wanted: Request) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """What workers shall find loaded."""
+def executor_of(wanted: Request, planned: Plan) -> Executor:
+    """This process, or workers that find loaded what they need."""
+    if planned.num_proc.value == 0:
+        return Serial()
     arguments = {
         "names": list(FORKABLE),
         "path": wanted.tokenizer.path,
         "digest": wanted.tokenizer.digest,
         "split_special_tokens": wanted.config.split_special_tokens,
     }
-    return (("moai.backends:warm", arguments),)
+    return Processes(
+        num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=wanted.config.stall_timeout,
+        modules=_WORKER_MODULES, warm=(("moai.backends:warm", arguments),),
+    )  # fmt: skip
 
 
 def sample(streams: Sequence[Stream]) -> list[str]:

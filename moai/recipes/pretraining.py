@@ -24,15 +24,15 @@ import numpy as np
 from moai import resources
 from moai.config import Setting
 from moai.distributed import Ranks, Report, build_once, is_gone, owner, ranks
-from moai.engine.executor import Executor, Processes, Serial
+from moai.engine.executor import Executor, Processes
 from moai.engine.ledger import Ledger
 from moai.engine.progress import Progress
 from moai.engine.run import Done, run
 from moai.errors import BackendDisagrees, SourceError, StorageError
 from moai.files import canonical_json, free_bytes, storage_errors, write_atomic
 from moai.recipes import identity
-from moai.recipes.assembly import WORKER_MODULES, Request, Stream, pipeline, request, sample, streams, warm
-from moai.recipes.choosing import Chosen, backends_of, choose, distrust, distrusted_in, name_of
+from moai.recipes.assembly import Request, Stream, executor_of, pipeline, request, sample, streams
+from moai.recipes.choosing import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.recipes.publish import BadRecords, Part, publish
@@ -81,7 +81,10 @@ def find_prepared(wanted: Request) -> Prepared | None:
 
 
 def _distrusted(wanted: Request, found: Prepared) -> str | None:
-    return distrusted_in(wanted.cache, found.manifest["run"].get("tokenizer_backends", []), wanted.tokenizer)
+    """The backend that made some of it and was wrong since, with the same tokenizer."""
+    names = found.manifest["run"].get("tokenizer_backends", [])
+    same = (wrong for wrong in distrusted(wanted.cache) if wanted.tokenizer.digest.startswith(wrong.made_by["tokenizer_sha256"]))
+    return next((wrong.name for wrong in same if wrong.name in names), None)
 
 
 def why_missed(wanted: Request) -> str:
@@ -125,21 +128,25 @@ def prepare(
 def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) -> Prepared:
     started = time.monotonic()
     check_space(wanted)
-    executor = _executor(wanted, chosen)
+    executor = executor_of(wanted, chosen)
+    if isinstance(executor, Processes):
+        executor.start()  # what they need loads beside what this process does first
     with _attempt(wanted) as attempt:
         inputs = streams(wanted, attempt, chosen.batch_bytes.value)
         for stream in inputs:
             logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
-        backend = choose(wanted.config, wanted.tokenizer, wanted.cache, lambda: sample(inputs), threads=chosen.threads.value)
+        for wrong in distrusted(wanted.cache):  # whoever took that down may have been stopped before it forgot the shards
+            forget(wanted.cache, wrong)
+        backend = choose(wanted.config, wanted.tokenizer, distrusted(wanted.cache), lambda: sample(inputs), threads=chosen.threads.value)
+        if backend.wrong:
+            _distrust(wanted, backend.wrong, here)
         logger.info("[Rank %d] %s", here.rank, backend)
         try:
             parts, progress = _run(wanted, inputs, backend, executor, attempt, here, report)
         except BackendDisagrees as error:
-            made = distrust(wanted.cache, backend.backend.made_by(), str(error))
-            logger.warning("[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made here are made anew by the reference",
-                           here.rank, name_of(backend.backend.made_by()), error, made)  # fmt: skip
-            backend = Chosen(backend.reference, backend.reference, "after a disagreement")
-            parts, progress = _run(wanted, inputs, backend, executor, attempt, here, report)
+            wrong = Wrong(backend.backend.made_by(), str(error))
+            _distrust(wanted, wrong, here)
+            parts, progress = _run(wanted, inputs, backend.without(wrong), executor, attempt, here, report)
         logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
         saving = time.monotonic()
         made_how = {
@@ -155,6 +162,12 @@ def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) 
     logger.info("[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused", here.rank, f"{prepared.content['documents']:,}", seconds,
                 f"{progress.documents / max(seconds, 1e-6):,.0f}", progress.shards, progress.reused)  # fmt: skip
     return prepared
+
+
+def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
+    made = distrust(wanted.cache, wrong)
+    logger.warning("[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made here are made anew",
+                   here.rank, wrong.name, wrong.because, made)  # fmt: skip
 
 
 def _run(
@@ -181,17 +194,6 @@ def _run(
     parts = [Part(stream.given, stream.to_text.shape.name, done) for stream, done in zip(inputs, results)]
     bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
     return parts, progress
-
-
-def _executor(wanted: Request, chosen: resources.Plan) -> Executor:
-    """With workers, what they need begins to load at once, beside what this process does first."""
-    if chosen.num_proc.value == 0:
-        return Serial()
-    executor = Processes(
-        num_proc=chosen.num_proc.value, threads=chosen.threads.value, stall_seconds=wanted.config.stall_timeout, modules=WORKER_MODULES, warm=warm(wanted)
-    )
-    executor.start()
-    return executor
 
 
 def machine_plan(wanted: Request, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
