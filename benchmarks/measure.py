@@ -2,7 +2,7 @@
 
 The processor seconds are the kernel's own sums, not samples: this process declares itself the one that orphans fall to, so a forkserver that outlives
 its parent, and through it every worker it has waited for, is counted here. Memory is the proportional set size summed over the tree, sampled at most
-20 times a second, and less often where reading it (the kernel walks every page) would take more than a tenth of one core.
+20 times a second, and less often where reading it (the kernel walks every page) would take more than a fiftieth of one core.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _watch(pid: int, deadline: float) -> int:
             if at > deadline:
                 raise TimeoutError
             peak = max(peak, _tree_bytes())
-            pause = max(0.05, 9 * (time.perf_counter() - at))
+            pause = max(0.05, 49 * (time.perf_counter() - at))
     finally:
         os.close(ended)
     return peak

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from corpus import repeat
 
@@ -29,6 +30,11 @@ from moai.recipes.options import DataConfig
 @dataclass(frozen=True)
 class Threads:
     num_proc: int
+
+    def start(self) -> None: ...
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
     def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
         lock = threading.Lock()

@@ -8,14 +8,16 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from moai.errors import MoaiError, StorageError
+from moai.lean import numpy_without_threads, without_pandas
 
 
 def prepare(argv: Sequence[str]) -> int:
     """Prepare data without training; the last line of standard output is the prepared directory."""
+    numpy_without_threads()
     from moai.config import resolve
     from moai.recipes.options import DataConfig
     from moai.recipes.pretraining import prepare_or_wait
@@ -62,21 +64,111 @@ def bench(argv: Sequence[str]) -> int:
 
 
 def verify(argv: Sequence[str]) -> int:
-    """Check a prepared directory: sizes, rows, hashes, token range, a decoded sample; exit 65 if a check fails."""
+    """Check a prepared directory: manifest, sizes, rows, a decoded sample; with --full every byte and token. Exit 65 if a check fails."""
     from moai.verify import verify as checks
 
     parser = argparse.ArgumentParser(prog="python -m moai verify", description=verify.__doc__)
     parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
+    parser.add_argument("--full", action="store_true", help="hash every file, compare every token id and every row's pieces")
+    given = parser.parse_args(list(argv))
     results = []
-    for check in checks(parser.parse_args(list(argv)).directory):
+    for check in checks(given.directory, full=given.full):
         results.append(check)
         print(check, flush=True)
     failed = sum(not check.ok for check in results)
-    print(f"{failed} of {len(results)} checks FAILED" if failed else f"all {len(results)} checks passed")
+    print(f"{failed} of {len(results)} checks FAILED" if failed else f"all {len(results)} checks passed" + ("" if given.full else "; --full hashes every byte"))
     return 65 if failed else 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "plan": plan, "bench": bench, "verify": verify}
+def repair(argv: Sequence[str]) -> int:
+    """Make the damaged and missing files of a prepared directory again, to the same bytes."""
+    from moai.repair import repair as lines
+    from moai.stopping import stoppable
+
+    parser = argparse.ArgumentParser(prog="python -m moai repair", description=repair.__doc__)
+    parser.add_argument("directory", type=Path, help="the prepared directory")
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="X", help="where the input is now, in the order it was given to prepare")
+    parser.add_argument("--tokenizer_path", default="", metavar="DIR", help="a copy of the tokenizer, if the directory's own is damaged")
+    given = parser.parse_args(list(argv))
+    with stoppable("what was repaired stays, run again for the rest"):
+        _print(lines(given.directory, dataset=given.dataset, tokenizer_path=given.tokenizer_path))
+    return 0
+
+
+def gc(argv: Sequence[str]) -> int:
+    """Give space in a cache back: what killed runs left, what nothing leads to; by age and size; never anything in use."""
+    from moai.collect import GcConfig, collect
+    from moai.config import resolve
+    from moai.recipes.options import DataConfig
+    from moai.stopping import stoppable
+    from moai.training.arguments import TrainConfig
+
+    resolved = resolve([GcConfig], argv, os.environ, prog="python -m moai gc", description=gc.__doc__ or "", others=[DataConfig, TrainConfig])
+    with stoppable("nothing is half removed"):
+        _print(collect(resolved[GcConfig]))
+    return 0
+
+
+def status(argv: Sequence[str]) -> int:
+    """What launches are doing: state, progress, rate, heartbeat; --watch looks again and again."""
+    from moai.config import resolve
+    from moai.recipes.options import DataConfig
+    from moai.status import StatusConfig, show
+    from moai.training.arguments import TrainConfig
+
+    resolved = resolve([StatusConfig], argv, os.environ, prog="python -m moai status", description=status.__doc__ or "", others=[DataConfig, TrainConfig])
+    _print(show(resolved[StatusConfig]))
+    return 0
+
+
+def explain(argv: Sequence[str]) -> int:
+    """Why this key differs from a prepared directory's, field by field; prepare's flags, and --against DIR."""
+    from moai.config import resolve
+    from moai.explain import ExplainConfig
+    from moai.explain import explain as lines
+    from moai.recipes.options import DataConfig
+    from moai.training.arguments import TrainConfig
+
+    resolved = resolve([DataConfig, ExplainConfig], argv, os.environ, prog="python -m moai explain", description=explain.__doc__ or "", others=[TrainConfig])
+    _print(lines(resolved[DataConfig], resolved[ExplainConfig].against))
+    return 0
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def entity_coref(argv: Sequence[str]) -> int:
+    """Prepare the Korean entity-coref corpus; the last line of standard output is its directory."""
+    from moai.config import resolve
+    from moai.recipes.entity_coref import prepare as prepare_corpus
+    from moai.recipes.entity_coref.options import CorefConfig
+
+    resolved = resolve([CorefConfig], argv, os.environ, prog="python -m moai entity-coref", description=entity_coref.__doc__ or "")
+    print(prepare_corpus(resolved[CorefConfig], origins=resolved.origins))
+    return 0
+
+
+def reembed(argv: Sequence[str]) -> int:
+    """Re-embed a law database: build, versions, compare, activate, rollback, search, delete, gc, restore-index; `build` if the first word is a flag."""
+    from moai.recipes.reembedding.command import main as command
+
+    return command(argv, os.environ)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "prepare": prepare,
+    "plan": plan,
+    "bench": bench,
+    "verify": verify,
+    "repair": repair,
+    "gc": gc,
+    "status": status,
+    "explain": explain,
+    "entity-coref": entity_coref,
+    "reembed": reembed,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,8 +209,6 @@ def flushed(code: int) -> int:
 
 
 if __name__ == "__main__":
-    from moai.lean import without_pandas
-
     without_pandas()
     code = main()
     # What is registered to run at the end runs; taking hundreds of MB of libraries apart piece by piece is left to the kernel.

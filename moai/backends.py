@@ -208,7 +208,7 @@ class Splintr(Fast):
 BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Reference, Fastokens, Gigatoken, Splintr)}
 AUTOMATIC = "fastokens"
 """The one that `auto` tries: in every test so far it was equal or refused, loudly."""
-FORKABLE = ("tokenizers", "fastokens")
+FORKABLE = ("fastokens", "tokenizers")
 """Those that may be loaded before a fork. splintr starts threads as it loads, and hangs in the child."""
 
 

@@ -22,13 +22,15 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moai.errors import ConfigError, Interrupted, MoaiError, PreparationFailed
+from moai.failpoints import failpoint
 from moai.files import write_atomic
+from moai.fsops import names_in, read_regular
 from moai.stopping import Stop, stoppable
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ _POLL_FIRST, _POLL_LONGEST = 0.1, 1.0
 _SAY_SECONDS = 15.0
 _NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "cifs", "smb", "afs", "9p", "virtiofs", "fuse.", "wekafs", "panfs")
 
+_MOST_BYTES = 1 << 20
 _KEYS = {"state", "pid", "start_token", "host", "boot_id", "beat", "progress"}
 
 Report = Callable[[dict[str, Any]], None]
@@ -153,12 +156,22 @@ class Status:
                 error = problem
         raise MoaiError(f"{cache}: no place for the status file, neither there nor in {tempfile.gettempdir()} ({error})")
 
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """For a file that nobody waits for a last word in."""
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+
     def report(self, progress: dict[str, Any]) -> None:
         with self._lock:
             self._content["progress"] = progress
 
     def end(self, state: str, **more: Any) -> None:
         """The last word; the thread stops."""
+        failpoint("status.end", self.path)
         self._ended.set()
         with self._lock:
             self._content.update(state=state, **more)
@@ -267,10 +280,10 @@ class _Watch:
         """Opened anew each time: on network file systems an open asks the server, a stat may not."""
         for path in self.paths:
             try:
-                status = json.loads(path.read_bytes())
+                status = json.loads(read_regular(path, _MOST_BYTES))
             except (OSError, ValueError):
                 with contextlib.suppress(OSError):
-                    os.listdir(path.parent)  # lets an NFS client forget that the name was absent
+                    names_in(path.parent)  # lets an NFS client forget that the name was absent
                 continue
             if isinstance(status, dict) and status.keys() >= _KEYS:
                 return status

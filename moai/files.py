@@ -24,6 +24,7 @@ from typing import Any
 import xxhash
 
 from moai.errors import SourceError, StorageError
+from moai.failpoints import failpoint
 
 _RACY_NS = 2_000_000_000
 _BLOCK_BYTES = 4 << 20
@@ -120,10 +121,15 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 def publish_file(staged: Path, final: Path) -> None:
     """Give a finished, fsynced file its final name. One that is already there has the same content by its name and stays, unless it was damaged since."""
+    failpoint("file.publish", staged)
     try:
         os.link(staged, final)
     except FileExistsError:
-        if digest_file(final) != digest_file(staged):
+        try:
+            same = digest_file(final) == digest_file(staged)
+        except FileNotFoundError:  # `gc` took it away between the two
+            return publish_file(staged, final)
+        if not same:
             os.replace(staged, final)
             return
     except OSError as error:
@@ -131,6 +137,7 @@ def publish_file(staged: Path, final: Path) -> None:
             raise
         os.replace(staged, final)  # a file system without hard links: the bytes under this name are the same ones
         return
+    failpoint("file.published", final)
     staged.unlink()
 
 
@@ -148,6 +155,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 def publish_directory(staged: Path, final: Path) -> bool:
     """Rename without replacement. False when another run was first: its directory stays and ours is removed."""
     sync(staged)
+    failpoint("directory.publish")
     try:
         os.rename(staged, final)
     except OSError as error:
@@ -155,6 +163,7 @@ def publish_directory(staged: Path, final: Path) -> bool:
             raise
         shutil.rmtree(staged)
         return False
+    failpoint("directory.published")
     sync(final.parent)
     return True
 

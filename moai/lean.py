@@ -1,12 +1,17 @@
-"""Leave out a library that is only asked whether it is there.
+"""Leave out what libraries load and nobody here uses. Called before anything else, in processes that are moai's alone.
 
 `pa.array` imports pandas, where there is one, merely to ask whether it was given a Series: an eighth of a second and 40 MB. So
-processes that are moai's alone refuse it, until something comes that needs it. Standard library only: this is called before anything else.
+it is refused, until something comes that needs it. OpenBLAS starts a thread a core as numpy is imported, and each spins for a tenth
+of a second before it sleeps, just when there is most to do.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib import import_module
+
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 class _WithoutPandas:
@@ -24,3 +29,14 @@ def without_pandas() -> None:
 def with_pandas() -> None:
     """Before something that needs it, like `datasets`."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WithoutPandas)]
+
+
+def numpy_without_threads() -> None:
+    """Import numpy now; the environment is as before, for other libraries with an OpenBLAS of their own."""
+    if _BLAS_THREADS in os.environ:
+        return
+    os.environ[_BLAS_THREADS] = "1"
+    try:
+        import_module("numpy")
+    finally:
+        del os.environ[_BLAS_THREADS]

@@ -42,7 +42,7 @@ _MODE_LINES = {
     "balanced": "✅ Moderate RAM ({gb}GB available), using balanced processing",
     "disk": "⚠️ Limited RAM ({gb}GB available), using disk-based processing",
 }
-_UNLIMITED = 2**60
+UNLIMITED = 2**60
 """cgroup v1 writes "no limit" as the largest page-aligned integer; no machine has 2**60 bytes."""
 
 
@@ -260,7 +260,7 @@ def _cpus(root: Path, environ: Mapping[str, str]) -> Setting:
     cores = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     limits = [(affinity, "all cores" if affinity == cores else "affinity")]
-    for version, directory in _cgroups(root, "cpu"):
+    for version, directory in cgroups(root, "cpu"):
         quota = _cpu_quota(directory)
         if quota is not None:
             limits.append((max(1, math.ceil(quota)), version))  # 1.5 CPUs keep two workers busy: the quota is used up, not exceeded
@@ -272,8 +272,8 @@ def _cpus(root: Path, environ: Mapping[str, str]) -> Setting:
 
 def _cpu_quota(directory: Path) -> float | None:
     """CPUs' worth of time in each period: v2 `cpu.max` is "200000 100000" or "max 100000", v1 has a file each and -1."""
-    v1 = f"{_read(directory / 'cpu.cfs_quota_us')} {_read(directory / 'cpu.cfs_period_us')}"
-    for text in (_read(directory / "cpu.max"), v1):
+    v1 = f"{read_text(directory / 'cpu.cfs_quota_us')} {read_text(directory / 'cpu.cfs_period_us')}"
+    for text in (read_text(directory / "cpu.max"), v1):
         match = re.fullmatch(r"\s*([1-9][0-9]*)\s+([1-9][0-9]*)\s*", text)
         if match:
             return int(match[1]) / int(match[2])
@@ -282,30 +282,30 @@ def _cpu_quota(directory: Path) -> float | None:
 
 def _memory(root: Path) -> tuple[Setting, int]:
     """(bytes this process may still take, bytes it may have in all)."""
-    total, available, reason = _host_memory(root)
+    total, available, reason = host_memory(root)
     limits, totals = [(available, reason)], [total]
-    for version, directory in _cgroups(root, "memory"):
+    for version, directory in cgroups(root, "memory"):
         # Above memory.high a group is slowed to a crawl rather than killed: for a plan that is a limit too.
-        maximum = min(_bytes_in(directory / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes"))
-        if maximum >= _UNLIMITED:
+        maximum = min(bytes_in(directory / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes"))
+        if maximum >= UNLIMITED:
             continue
-        used = min(_bytes_in(directory / name) for name in ("memory.current", "memory.usage_in_bytes"))
+        used = min(bytes_in(directory / name) for name in ("memory.current", "memory.usage_in_bytes"))
         # Page cache nobody touches is counted as used, yet it goes as soon as memory is asked for.
-        stat = dict(line.split() for line in _read(directory / "memory.stat").splitlines() if len(line.split()) == 2)
+        stat = dict(line.split() for line in read_text(directory / "memory.stat").splitlines() if len(line.split()) == 2)
         idle = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
-        limits.append((min(maximum, max(0, maximum - (used if used < _UNLIMITED else 0) + idle)), version))
+        limits.append((min(maximum, max(0, maximum - (used if used < UNLIMITED else 0) + idle)), version))
         totals.append(maximum)
     return Setting(*min(limits, key=lambda limit: limit[0])), min(totals)
 
 
-def _bytes_in(path: Path) -> int:
-    text = _read(path).strip()
-    return int(text) if text.isdigit() else _UNLIMITED
+def bytes_in(path: Path) -> int:
+    text = read_text(path).strip()
+    return int(text) if text.isdigit() else UNLIMITED
 
 
-def _host_memory(root: Path) -> tuple[int, int, str]:
+def host_memory(root: Path) -> tuple[int, int, str]:
     """(total, available, reason) of the whole machine."""
-    fields = dict(re.findall(r"^(MemTotal|MemAvailable):\s+([0-9]+) kB", _read(root / "proc/meminfo"), flags=re.MULTILINE))
+    fields = dict(re.findall(r"^(MemTotal|MemAvailable):\s+([0-9]+) kB", read_text(root / "proc/meminfo"), flags=re.MULTILINE))
     if len(fields) == 2:
         return int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024, "MemAvailable"
     try:
@@ -317,17 +317,17 @@ def _host_memory(root: Path) -> tuple[int, int, str]:
     return memory.total, memory.available, "psutil"
 
 
-def _cgroups(root: Path, controller: str) -> list[tuple[str, Path]]:
+def cgroups(root: Path, controller: str) -> list[tuple[str, Path]]:
     """The control groups of this process for `controller`, innermost first: ("cgroup v2", directory).
 
     Limits hold along the whole path, and a pod's parent may be tighter than the container itself. Hybrid systems mount both
     versions; a directory without the controller's files is a group without a limit.
     """
     own: dict[str, str] = {}  # controller -> path; v2 is the empty name
-    for names, path in re.findall(r"^[0-9]+:([^:\n]*):(/.*)$", _read(root / "proc/self/cgroup"), flags=re.MULTILINE):
+    for names, path in re.findall(r"^[0-9]+:([^:\n]*):(/.*)$", read_text(root / "proc/self/cgroup"), flags=re.MULTILINE):
         own.update(dict.fromkeys(names.split(","), path))
     found = []
-    mounts = re.findall(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$", _read(root / "proc/self/mountinfo"), flags=re.MULTILINE)
+    mounts = re.findall(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$", read_text(root / "proc/self/mountinfo"), flags=re.MULTILINE)
     for mount_root, mount_point, kind, options in mounts:
         name = "" if kind == "cgroup2" else controller
         if name not in own or (name and name not in options.split(",")):
@@ -374,7 +374,7 @@ def _positive(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() and int(text) > 0 else None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of a small kernel file, empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")

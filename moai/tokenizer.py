@@ -55,9 +55,7 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
 
     Raises SlowTokenizerError without a tokenizer.json, TokenizerError when it is damaged or names no EOS.
     """
-    if not path:
-        raise TokenizerError("no tokenizer: set --tokenizer_path DIR")
-    file = _find(path)
+    file = find_tokenizer(path)
     tokenizer = load_file(file)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if not vocabulary:
@@ -70,33 +68,16 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
     if need_bos and (bos is None or bos not in vocabulary):
         raise TokenizerError(f"{file.with_name('tokenizer_config.json')}: --add_bos needs a bos_token of the vocabulary, found {bos!r}")
     return TokenizerSpec(
-        path=str(file), digest=hashlib.sha256(file.read_bytes()).hexdigest(), vocab_size=max(vocabulary.values()) + 1,
+        path=str(file), digest=digest_of(file), vocab_size=max(vocabulary.values()) + 1,
         eos_id=vocabulary[eos], eos_token=eos, bos_id=vocabulary[bos] if need_bos and bos else None, bos_token=bos if need_bos else None,
         special_ids=tuple(sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)),
     )  # fmt: skip
 
 
-def load_file(file: Path, digest: str | None = None) -> Any:
-    """The library's tokenizer. Raises TokenizerError when the file is damaged, or is no longer the one with `digest`."""
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(read_file(file, digest).decode("utf-8"))
-    except TokenizerError:
-        raise
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise TokenizerError(f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})") from error
-
-
-def read_file(file: Path, digest: str | None = None) -> bytes:
-    """The bytes of a tokenizer.json. Raises TokenizerError when they are no longer those of `digest`."""
-    data = file.read_bytes()
-    if digest and hashlib.sha256(data).hexdigest() != digest:
-        raise TokenizerError(f"{file}: changed while it was in use; run again")
-    return data
-
-
-def _find(path: str) -> Path:
+def find_tokenizer(path: str) -> Path:
+    """The tokenizer.json that `path` stands for. Raises SlowTokenizerError, TokenizerError."""
+    if not path:
+        raise TokenizerError("no tokenizer: set --tokenizer_path DIR")
     local = Path(path).expanduser()
     if local.is_file() and local.name.endswith(".json"):
         return local.absolute()
@@ -116,6 +97,31 @@ def _find(path: str) -> Path:
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise TokenizerError(f"{path}: no such tokenizer directory (train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR)")
     return _from_hub(path)
+
+
+def load_file(file: Path, digest: str | None = None) -> Any:
+    """The library's tokenizer. Raises TokenizerError when the file is damaged, or is no longer the one with `digest`."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(read_file(file, digest).decode("utf-8"))
+    except TokenizerError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise TokenizerError(f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})") from error
+
+
+def digest_of(file: Path) -> str:
+    """sha256, in hex: the identity of a tokenizer."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def read_file(file: Path, digest: str | None = None) -> bytes:
+    """The bytes of a tokenizer.json. Raises TokenizerError when they are no longer those of `digest`."""
+    data = file.read_bytes()
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise TokenizerError(f"{file}: changed while it was in use; run again")
+    return data
 
 
 def _from_hub(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -79,3 +80,15 @@ def run_moai() -> Callable[..., subprocess.CompletedProcess[str]]:
 def _rows(path: Path) -> list[list[int]]:
     with pa.memory_map(str(path)) as file:
         return [row for batch in pa.ipc.open_stream(file) for row in batch["input_ids"].to_pylist()]
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., None]:
+    """`record("fault", runs, "outcome")`: a row for the table of docs/reliability.md, kept where MOAI_RECORD names a file (tests/reliability.py)."""
+
+    def note(fault: str, runs: int, outcome: str) -> None:
+        if os.environ.get("MOAI_RECORD"):
+            with open(os.environ["MOAI_RECORD"], "a", encoding="utf-8") as file:
+                file.write(json.dumps({"fault": fault, "test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0], "runs": runs, "outcome": outcome}) + "\n")
+
+    return note

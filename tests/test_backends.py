@@ -209,7 +209,7 @@ def expected(shape: Shape) -> Callable[..., tuple[list[str], list[str], Ids, Off
 def run_as_chosen(folder: Path, backend: str, texts: list[str]) -> tuple[str, str, list[list[int]], Counter[str]]:
     """What a preparation does with `texts`: the name of the backend it uses and why, the ids without EOS, the counters."""
     spec = load_tokenizer(str(folder))
-    chosen = choose(DataConfig(tokenizer_backend=backend), spec, [], list)
+    chosen = choose(DataConfig(tokenizer_backend=backend), spec, [], [])
     tally = Tally()
     token = _tally.set(tally)
     try:
@@ -285,7 +285,7 @@ def test_a_probe_finds_a_backend_that_is_wrong(shape: Shape) -> None:
     ):  # fmt: skip
         spec = load_tokenizer(str(shape(name)))
         make(backend, spec, split_special_tokens=False).load()  # it does take this tokenizer, and says nothing
-        chosen = choose(DataConfig(tokenizer_backend=backend), spec, [], list)
+        chosen = choose(DataConfig(tokenizer_backend=backend), spec, [], [])
         assert isinstance(chosen.backend, Reference)
         assert f"{backend} {version(BACKENDS[backend].package)} gave other ids (" in chosen.reason
 

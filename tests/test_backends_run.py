@@ -173,6 +173,13 @@ class Liar(Fastokens):
 @pytest.fixture
 def liar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "fastokens", Liar)
+    monkeypatch.setattr(pretraining, "choose", choose_a_liar)
+
+
+def choose_a_liar(*given: Any) -> choosing.Chosen:
+    """Where workers are forked from, nobody has heard of it yet."""
+    BACKENDS["fastokens"] = Liar
+    return choosing.choose(*given)
 
 
 def sentences(start: int, count_: int) -> list[str]:

@@ -20,10 +20,13 @@ from moai import errors
 from moai.__main__ import COMMANDS
 from moai.__main__ import main as moai_main
 from moai.bench import BenchConfig
+from moai.collect import GcConfig
 from moai.config import parse_size, resolve
 from moai.doctor import DoctorConfig
+from moai.explain import ExplainConfig
 from moai.recipes.options import DataConfig
 from moai.recipes.tokenizer_training import TokenizerConfig
+from moai.status import StatusConfig
 from moai.training.arguments import TrainConfig
 from moai.training.launch import NAMES
 
@@ -167,10 +170,14 @@ def test_every_flag_in_the_text_is_a_flag_of_some_program(document: Path) -> Non
 
 
 def known_flags() -> set[str]:
-    fields = [f for cls in (DataConfig, TrainConfig, BenchConfig, DoctorConfig, TokenizerConfig) for f in dataclasses.fields(cls)]
+    fields = [
+        f
+        for cls in (DataConfig, TrainConfig, BenchConfig, DoctorConfig, TokenizerConfig, GcConfig, StatusConfig, ExplainConfig)
+        for f in dataclasses.fields(cls)
+    ]
     own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
     launchers = {option for action in accelerate_parser()._actions for option in action.option_strings}
-    return own | launchers | {"--config", "--help", "--resume", "--long"}
+    return own | launchers | {"--config", "--help", "--resume", "--long", "--full"}
 
 
 # --- flags, defaults, codes, messages, variables ----------------------------------------------------------------------

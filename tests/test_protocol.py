@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -290,3 +291,24 @@ def test_ranks_come_from_the_launcher_or_are_refused() -> None:
     for wrong in ({"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}):
         with pytest.raises(ConfigError):
             ranks(wrong)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("how", "deadline"), [("a raise", 5.0), ("SIGKILL", 10.0)])
+def test_waiting_ranks_end_within_the_deadline(how: str, deadline: float, tmp_path: Path, long_corpus: Path, record: Callable[..., None]) -> None:
+    """From the moment the preparer is told to stop or is killed until the last of the other ranks has ended."""
+    seconds = []
+    for number in range(20):
+        launch = Launch(tmp_path / str(number), long_corpus)
+        wait_until(lambda: launch.finished_shards() >= 1)  # noqa: B023
+        os.kill(launch.status()["pid"], signal.SIGKILL if how == "SIGKILL" else signal.SIGTERM)
+        started = time.monotonic()
+        codes = launch.end()
+        seconds.append(time.monotonic() - started)
+        assert codes[1:] == [75, 75]
+    record(
+        f"seconds until the waiting ranks ended, after {how} in rank 0",
+        20,
+        f"median {statistics.median(seconds):.2f}, worst {max(seconds):.2f} (deadline {deadline:.0f})",
+    )
+    assert max(seconds) < deadline

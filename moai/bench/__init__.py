@@ -66,7 +66,7 @@ def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str], 
         here = replace(wanted, cache=cache, config=replace(wanted.config, cache_dir=str(cache)))
         executor = _executor(here, chosen)
         inputs = streams(here, cache / "attempts", chosen.batch_bytes.value)
-        backend = choose(here.config, here.tokenizer, distrusted(wanted.cache), lambda: sample(inputs), threads=chosen.threads.value)
+        backend = executor.call(choose, here.config, here.tokenizer, distrusted(wanted.cache), sample(inputs), chosen.threads.value)
         draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
         try:
             done = _run(here, inputs, backend, executor, draw)
@@ -152,7 +152,7 @@ def _executor(wanted: Request, planned: Plan) -> Executor:
     executor = executor_of(wanted, planned)
     if isinstance(executor, Processes):
         executor = replace(executor, shards_per_worker=_FOREVER, modules=(*executor.modules, "moai.bench"))
-        executor.start()
+    executor.start()
     return executor
 
 

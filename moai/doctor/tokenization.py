@@ -53,7 +53,7 @@ def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> lis
         return [Check(name="tokenizer", value=str(error), verdict=FAILED, remedy="install the pinned packages: bash scripts/bootstrap.sh")]
     documents, origin = sample()
     config = DataConfig(tokenizer_path=tokenizer_path)
-    chosen = choose(config, spec, distrusted(Path(config.cache_dir).expanduser()), lambda: documents[:_PROBED])
+    chosen = choose(config, spec, distrusted(Path(config.cache_dir).expanduser()), documents[:_PROBED])
     loaded = Check(name="tokenizer", value=f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}", figures={"vocab_size": spec.vocab_size})
     return [loaded, check_backend(chosen), check_speed(chosen.backend, documents, origin), check_round_trip(chosen.reference, documents)]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.engine.pipeline import RECEIPT_VERSION, Raw, Receipt
+from moai.failpoints import failpoint
 from moai.files import canonical_json, write_atomic
 
 
@@ -44,9 +45,11 @@ class Ledger:
 
     def commit(self, receipt: Receipt) -> None:
         """The act that makes a shard exist: its data is already in place under its final name."""
+        failpoint("receipt.commit", self.shard(receipt.shard_key))
         write_atomic(
             self.cache / "shards" / f"{receipt.shard_key}.json", canonical_json(receipt.as_json()), durable=False
         )  # cut by a crash it is no JSON, and the shard is made again
+        failpoint("receipt.committed", self.shard(receipt.shard_key))
 
     def forget(self, which: Callable[[Receipt], bool]) -> int:
         """Remove the receipts of which that is true; their shards then do not exist. Returns how many there were."""
@@ -70,6 +73,7 @@ class Ledger:
         """Record something found by reading. The caller has made sure that the stamps are not racy."""
         path = self._range(stamp_id)
         path.parent.mkdir(parents=True, exist_ok=True)
+        failpoint("range.remember")
         write_atomic(path, canonical_json(value), durable=False)  # lost in a crash, the range is merely read again
 
     def remember_raw(self, stamp_id: str, raw: Raw) -> None:
@@ -81,6 +85,7 @@ class Ledger:
     def note_transform(self, transform_key: str, identity: Mapping[str, Any]) -> None:
         path = self.cache / "transforms" / f"{transform_key}.json"
         if not path.exists():
+            failpoint("transform.note")
             write_atomic(path, canonical_json(identity), durable=False)
 
     def _range(self, stamp_id: str) -> Path:

@@ -10,8 +10,9 @@ first, because then a hash (GB/s) may save tokenizing (MB/s).
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -24,6 +25,10 @@ from moai.files import digest_json
 RECEIPT_VERSION = 1
 MAX_DETAILS = 20_000
 """Bad records of one shard that are kept with their place; more are only counted, so that a shard of nothing else stays small."""
+DIED, HUNG = "worker_died", "hung"
+"""Reasons that are no property of the record alone: another machine may take it. A shard that leaves out such a record has a key of its own."""
+BEHIND = -1
+"""In place of a number of records: the source has no more, the transforms and the sink finish the shard."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,12 @@ class Sink(Protocol):
     def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt: ...  # atomic, in the worker
 
 
+Order = tuple[int, Shard]
+"""A shard to run, and which of the pipelines it belongs to."""
+Finished = tuple[Order, Receipt, bool]
+"""An order, its receipt, and whether the receipt was found rather than made."""
+
+
 @dataclass(frozen=True)
 class Sealed:
     """What is known of a shard once its last batch has passed."""
@@ -142,12 +153,34 @@ class Pipeline:
     """Hash a range before working on it: worth it once the cache holds anything made by `transform_key`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Care:
+    """How a shard is worked on again after its worker died or hung. The bytes that come out are the same, but for the records left out."""
+
+    parts: int = 1
+    """The source's batches are handed on in so many pieces."""
+    singly: range = range(0)
+    """These records, numbered as the source gives them, each alone: the next death names one."""
+    left_out: tuple[tuple[int, str, str], ...] = ()
+    """(record, reason, detail) of those that killed a worker when they were handed on alone."""
+
+    def pieces(self, first: int, records: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of each piece of a batch whose first record has the number `first`."""
+        alone = [record - first for record in (*self.singly, *(record for record, _, _ in self.left_out))]
+        cuts = {*range(0, records, -(-records // self.parts) or 1), records, *(cut for record in alone for cut in (record, record + 1) if 0 < cut < records)}
+        yield from itertools.pairwise(sorted(cuts))
+
+
+_NO_CARE = Care()
+
+
 @dataclass
 class Tally:
     """Counters and bad records of the shard in work. Its place is a context variable, so that a transform needs no handle on it."""
 
     counts: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[tuple[str, int, int]] = field(default_factory=list)
     on_progress: Callable[[int], None] | None = None
 
 
@@ -179,20 +212,31 @@ def advance(documents: int) -> None:
         tally.on_progress(documents)
 
 
-def shard_key(raw: Raw, transform_key: str) -> str:
-    """Name of a finished shard: what was read and what was done to it."""
-    return digest_json({"raw": raw.digest, "transform": transform_key})[:40]
+def shard_key(raw: Raw, transform_key: str, left_out: Sequence[tuple[str, int, int]] = ()) -> str:
+    """Name of a finished shard: what was read, what was done to it and, where a machine could not take all of it, the (reason, segment,
+    line) of what it left out."""
+    named: dict[str, Any] = {"raw": raw.digest, "transform": transform_key}
+    return digest_json({**named, "left_out": left_out} if left_out else named)[:40]
 
 
-def run_shard(pipeline: Pipeline, shard: Shard, on_progress: Callable[[int], None] | None = None) -> tuple[Receipt, bool]:
-    """One shard from source to sink: its receipt, and whether a finished shard was reused."""
+def run_shard(
+    pipeline: Pipeline,
+    shard: Shard,
+    on_progress: Callable[[int], None] | None = None,
+    on_batch: Callable[[int, int], None] = lambda record, records: None,
+    care: Care = _NO_CARE,
+) -> tuple[Receipt, bool]:
+    """One shard from source to sink: its receipt, and whether a finished shard was reused.
+
+    on_batch  hears (first record, records) of what the transforms work on; 0 records while the source reads, BEHIND once it has no more
+    """
     raw = shard.raw or (pipeline.source.digest(shard) if pipeline.probe else None)
-    if raw and (receipt := pipeline.sink.committed(shard_key(raw, pipeline.transform_key))):
+    if raw and not care.left_out and (receipt := pipeline.sink.committed(shard_key(raw, pipeline.transform_key))):
         return receipt, True
     tally, meter = Tally(on_progress=on_progress), Meter()
     token = _tally.set(tally)
     try:
-        batches = pipeline.source.read(shard, meter)
+        batches = _hand_on(pipeline.source.read(shard, meter), on_batch, care)
         for transform in pipeline.transforms:
             batches = transform(batches)
         return pipeline.sink.write(shard, batches, lambda: _seal(pipeline, meter, tally)), False
@@ -211,7 +255,42 @@ def peek(batches: Iterator[pa.RecordBatch], transforms: tuple[Transform, ...]) -
         _tally.reset(token)
 
 
+def _hand_on(batches: Iterator[pa.RecordBatch], on_batch: Callable[[int, int], None], care: Care) -> Iterator[pa.RecordBatch]:
+    """The source's batches, each announced before the transforms get it, without the records to be left out."""
+    left_out = {record: why for record, *why in care.left_out}
+    first = 0
+    for batch in batches:
+        for start, end in care.pieces(first, batch.num_rows):
+            if first + start in left_out:
+                _leave_out(batch, start, first + start, *left_out[first + start])
+                continue
+            on_batch(first + start, end - start)
+            yield batch if end - start == batch.num_rows else batch.slice(start, end - start)
+            on_batch(first + end, 0)
+        first += batch.num_rows
+    on_batch(first, BEHIND)
+
+
+def _leave_out(batch: pa.RecordBatch, index: int, record: int, reason: str, detail: str) -> None:
+    """Set aside a record that no transform has seen. Where the source names no place, a record's number is its line."""
+    place = {name: batch[name][index].as_py() for name in ("segment", "line", "offset") if name in batch.schema.names}
+    place = {"segment": 0, "line": record, "offset": None, **place}
+    tally = _tally.get()
+    tally.left_out.append((reason, place["segment"], place["line"]))
+    count("read")
+    advance(1)
+    quarantine(reason, detail=detail, sample=_sample(batch.slice(index, 1)), **place)
+
+
+def _sample(row: pa.RecordBatch) -> bytes:
+    try:
+        content = row.drop_columns([name for name in ("problem", "segment", "line", "offset") if name in row.schema.names]).to_pylist()[0]
+    except UnicodeDecodeError:
+        return b""
+    return content["record"] if "record" in content else str(content).encode("utf-8", "replace")
+
+
 def _seal(pipeline: Pipeline, meter: Meter, tally: Tally) -> Sealed:
     raw = meter.raw()
     counts = dict(sorted(tally.counts.items()))
-    return Sealed(shard_key(raw, pipeline.transform_key), pipeline.transform_key, raw, counts, tuple(tally.quarantine))
+    return Sealed(shard_key(raw, pipeline.transform_key, tally.left_out), pipeline.transform_key, raw, counts, tuple(tally.quarantine))

@@ -14,13 +14,14 @@ import threading
 from importlib import import_module
 from typing import Any
 
-from moai.lean import without_pandas
+from moai.lean import numpy_without_threads, without_pandas
 
 WARM = "MOAI_WARM"
 
 
 def warm(wanted: str) -> None:
     without_pandas()
+    numpy_without_threads()
     given = json.loads(wanted)
     # Beside the imports: a tokenizer is built without the interpreter's lock. Its thread has ended before anything is forked.
     calls = [threading.Thread(target=_call, args=call) for call in given["calls"]]

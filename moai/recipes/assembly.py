@@ -24,7 +24,7 @@ from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
-from moai.tokenizer import TokenizerSpec, load_tokenizer
+from moai.tokenizer import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
 from moai.transforms.filters import Length
 from moai.transforms.pack import Pack
 from moai.transforms.text import TextShape, ToText, choose_shape
@@ -32,22 +32,23 @@ from moai.transforms.tokenize import Tokenize
 
 _WORKER_MODULES = (
     "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.sinks.arrow",
+    "moai.recipes.choosing",
 )  # fmt: skip
 """What a worker needs, imported once where workers are forked from."""
+_HANGS_BEFORE_STALL = 4
+"""A worker that hangs is stopped, its shard tried again and the document found, all before the waiting ranks lose patience."""
 _SAMPLE_FILES = 3
 _SAMPLE_TEXT_CHARS = 2000
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is wanted, resolved as far as it goes without reading data: the same for `prepare` and `plan`."""
+class Found:
+    """Where everything is: what can be known in a millisecond."""
 
     config: DataConfig
     cache: Path
-    tokenizer: TokenizerSpec
     inputs: tuple[Input, ...]
-    fields: Mapping[str, Any]
-    key: str
+    tokenizer_file: Path
     stamps_prove: bool
     """No file was so young when it was looked at that a later write could leave its stamp as it is."""
 
@@ -62,6 +63,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Request(Found):
+    """What is wanted, resolved as far as it goes without reading data: the same for `prepare` and `plan`."""
+
+    tokenizer: TokenizerSpec
+    fields: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
 class Stream:
     """One input on its way: its source, how its records make text, and what names its shards."""
 
@@ -72,15 +82,25 @@ class Stream:
     transform_key: str
 
 
-def request(config: DataConfig) -> Request:
-    """Find files and tokenizer; read no data. Raises SourceError, TokenizerError."""
-    tokenizer = load_tokenizer(config.tokenizer_path, eos_token=config.eos_token, need_bos=config.add_bos)
+def find(config: DataConfig) -> Found:
+    """Find files and tokenizer. Raises SourceError, TokenizerError, ConfigError."""
+    tokenizer_file = find_tokenizer(config.tokenizer_path)
     inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
-    stamps_prove = not any(file.stamp.is_racy() for given in inputs for file in given.files)
     cache = Path(config.cache_dir).expanduser().absolute()
     _keep_apart(cache, config.dataset)
-    fields = identity.plan_fields(config, tokenizer, inputs)
-    return Request(config, cache, tokenizer, inputs, fields, identity.plan_key(fields), stamps_prove)
+    return Found(config, cache, inputs, tokenizer_file, not any(file.stamp.is_racy() for given in inputs for file in given.files))
+
+
+def complete(found: Found) -> Request:
+    """Load the tokenizer, which takes a tenth of a second or more. Raises TokenizerError."""
+    tokenizer = load_tokenizer(str(found.tokenizer_file), eos_token=found.config.eos_token, need_bos=found.config.add_bos)
+    fields = identity.plan_fields(found.config, tokenizer, found.inputs)
+    return Request(**vars(found), tokenizer=tokenizer, fields=fields, key=identity.plan_key(fields))
+
+
+def request(config: DataConfig) -> Request:
+    """Find files and load the tokenizer; read no data."""
+    return complete(find(config))
 
 
 def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
@@ -106,19 +126,18 @@ def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> 
     )
 
 
-def executor_of(wanted: Request, planned: Plan) -> Executor:
+def executor_of(found: Found, planned: Plan) -> Executor:
     """This process, or workers that find loaded what they need."""
     if planned.num_proc.value == 0:
         return Serial()
     arguments = {
-        "names": list(FORKABLE),
-        "path": wanted.tokenizer.path,
-        "digest": wanted.tokenizer.digest,
-        "split_special_tokens": wanted.config.split_special_tokens,
+        "path": str(found.tokenizer_file),
+        "digest": digest_of(found.tokenizer_file),
+        "split_special_tokens": found.config.split_special_tokens,
     }
     return Processes(
-        num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=wanted.config.stall_timeout,
-        modules=_WORKER_MODULES, warm=(("moai.backends:warm", arguments),),
+        num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
+        modules=_WORKER_MODULES, warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in FORKABLE),
     )  # fmt: skip
 
 

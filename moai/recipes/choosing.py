@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class Chosen:
         return Chosen(self.reference, self.reference, f"{wrong.name} gave other ids ({wrong.because})", wrong)
 
 
-def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], sample: Callable[[], Sequence[str]], *, threads: int | None = None) -> Chosen:
+def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], sample: Sequence[str], threads: int | None = None) -> Chosen:
     """The backend that was asked for, or the automatic one, if it agrees with the reference on the probes and on a sample of the data.
 
     known    what was wrong before
@@ -77,7 +77,7 @@ def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], samp
         return Chosen(reference, reference, f"{before.name} was wrong before ({before.because})")
     with ThreadPoolExecutor(1) as beside:
         loading = beside.submit(fast.load)  # takes as long as all the rest here, and not the interpreter's lock
-        texts = [*probes(reference.special_tokens()), *sample()]
+        texts = [*probes(reference.special_tokens()), *sample]
         try:
             loading.result()
         except BackendRefused as refusal:

@@ -9,13 +9,16 @@ A plan record under `<cache>/plans/<plan-key>.json` leads from the first to the 
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moai.config import identity
-from moai.files import canonical_json, digest_json, write_atomic
+from moai.files import canonical_json, digest_json, is_plain_name, write_atomic
+from moai.fsops import read_regular
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
 from moai.sources.discover import Input
@@ -24,6 +27,9 @@ from moai.transforms import text
 
 _NEAREST_OF = 200
 _FILES_LISTED = 2000
+_SAME_SIZE = "old time stamp"
+_MOST_BYTES = 1 << 26
+"""Of a plan record: 2,000 paths of the greatest length take an eighth of it."""
 
 
 def plan_fields(config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input]) -> dict[str, Any]:
@@ -60,6 +66,19 @@ def find_plan(cache: Path, key: str) -> dict[str, Any] | None:
     return _read(cache / "plans" / f"{key}.json")
 
 
+def plans(cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every record, by key."""
+    for path in sorted((cache / "plans").glob("[!.]*.json")):
+        record = _read(path)
+        if record is not None:
+            yield path, record
+
+
+def is_new(cache: Path) -> bool:
+    """Nothing was prepared here yet."""
+    return not any((cache / "plans").glob("[!.]*.json"))
+
+
 def note_plan(cache: Path, key: str, fields: Mapping[str, Any], *, directory: str, trusted: bool) -> None:
     """Lead from the plan to its directory. `trusted` is False while a stamp is so young that it proves nothing."""
     write_atomic(cache / "plans" / f"{key}.json", canonical_json({"fields": fields, "directory": directory, "trusted": trusted}))
@@ -67,40 +86,70 @@ def note_plan(cache: Path, key: str, fields: Mapping[str, Any], *, directory: st
 
 def explain_miss(cache: Path, key: str, fields: Mapping[str, Any]) -> str:
     """One line: how this plan differs from the nearest one that was prepared here."""
-    records = sorted((cache / "plans").glob("*.json"), key=lambda path: path.name)[:_NEAREST_OF]
-    best: list[str] | None = None
-    for path in records:
-        record = _read(path)
-        if record is None or path.stem == key:
-            continue
-        differences = compare(record["fields"], fields)
-        if best is None or len(differences) < len(best):
-            best = differences
-    if best is None:
+    near = nearest(cache, fields, without=key)
+    if near is None:
         return "nothing was prepared in this cache yet"
-    return "; ".join(best[:8]) + (f"; and {len(best) - 8} more" if len(best) > 8 else "") if best else "the files' order, repetition or grouping changed"
+    said = compare(near["fields"], fields)
+    return "; ".join(said[:8]) + (f"; and {len(said) - 8} more" if len(said) > 8 else "")
+
+
+def nearest(cache: Path, fields: Mapping[str, Any], *, directory: str | None = None, without: str | None = None) -> dict[str, Any] | None:
+    """The record that differs least, of those that lead to `directory` if one is named."""
+    records = (record for path, record in plans(cache) if path.stem != without and directory in (None, record["directory"]))
+    return min(itertools.islice(records, _NEAREST_OF), key=lambda record: len(differences(record["fields"], fields)), default=None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two plans differ. `group` is its part of the plan's fields; a file's values say what it was and is."""
+
+    group: str
+    name: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        if self.group == "inputs":
+            return "the files' order, repetition or grouping changed"
+        if self.group != "files":
+            return f"{self.name} {self.before} -> {self.after}"
+        if not self.before or not self.after:
+            return f"file {Path(self.name).name} {'added' if self.after else 'gone'}"
+        return f"file {Path(self.name).name} changed ({self.before + ' -> ' if self.before != _SAME_SIZE else ''}{self.after})"
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences between two plans' fields, each as a person would say it."""
-    said = []
+    return [str(difference) for difference in differences(old, new)]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Differences between two plans' fields. That the inputs are others is said where no file says why."""
+    found = []
     for group in ("config", "tokenizer", "format"):
         before, after = old.get(group, {}), new[group]
-        for name in sorted({*before, *after}):
-            if before.get(name) != after.get(name):
-                said.append(f"{name} {_short(before.get(name))} -> {_short(after.get(name))}")
+        names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+        found += [Difference(group, name, _short(before.get(name)), _short(after.get(name))) for name in names]
     before, after = old.get("files", {}), new["files"]
     shared = [path for path in after if path in before]
-    said += [f"file {Path(path).name} changed ({_what_changed(before[path], after[path])})" for path in shared if before[path] != after[path]]
-    said += [f"file {Path(path).name} added" for path in after if path not in before]
-    said += [f"file {Path(path).name} gone" for path in before if path not in after]
-    return said
+    found += [Difference("files", path, *_what_changed(before[path], after[path])) for path in shared if before[path] != after[path]]
+    found += [Difference("files", path, "", "there") for path in after if path not in before]
+    found += [Difference("files", path, "there", "") for path in before if path not in after]
+    if not any(difference.group == "files" for difference in found) and old.get("inputs") != new["inputs"]:
+        found.append(Difference("inputs", "inputs", _short(old.get("inputs")), _short(new["inputs"])))
+    return found
 
 
-def _what_changed(before: Any, after: Any) -> str:
+def stands_for(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether a plan is of the same flags and tokenizer as another, whatever the versions, and covers all of its files, as far as they are listed."""
+    same = old["config"] == new["config"] and all(old["tokenizer"].get(name) == new["tokenizer"].get(name) for name in ("tokenizer_sha256", "eos_id", "bos_id"))
+    return same and "" not in old["files"] and old["files"].keys() <= new["files"].keys()
+
+
+def _what_changed(before: Any, after: Any) -> tuple[str, str]:
     if not isinstance(before, list) or not isinstance(after, list):
-        return "in a large set of files"
-    return f"size {before[0]:,} -> {after[0]:,}" if before[0] != after[0] else "new time stamp, same size"
+        return "a large set", "another"
+    return (f"size {before[0]:,}", f"{after[0]:,}") if before[0] != after[0] else (_SAME_SIZE, "new time stamp, same size")
 
 
 def _short(value: Any) -> str:
@@ -109,7 +158,11 @@ def _short(value: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """A plan record; None where it is absent, or is not one: what it would have saved is then done again."""
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+        record = json.loads(read_regular(path, _MOST_BYTES))
+        groups = [record["fields"][name] for name in ("config", "tokenizer", "format", "files")]
+        whole = all(isinstance(group, dict) for group in groups) and isinstance(record["trusted"], bool) and is_plain_name(record["directory"])
+        return dict(record) if whole else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

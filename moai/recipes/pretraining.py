@@ -6,14 +6,10 @@ dataset = datasets.load_from_disk(str(prepared.path))
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-import shutil
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,24 +19,26 @@ import numpy as np
 
 from moai import resources
 from moai.config import Setting
-from moai.distributed import Ranks, Report, build_once, is_gone, owner, ranks
-from moai.engine.executor import Executor, Processes
+from moai.distributed import FIRST_SIGN_SECONDS, Ranks, Report, build_once, ranks
+from moai.engine.executor import Executor
 from moai.engine.ledger import Ledger
 from moai.engine.progress import Progress
 from moai.engine.run import Done, run
 from moai.errors import BackendDisagrees, SourceError, StorageError
-from moai.files import canonical_json, free_bytes, storage_errors, write_atomic
+from moai.failpoints import failpoint
+from moai.files import free_bytes, storage_errors
 from moai.recipes import identity
-from moai.recipes.assembly import Request, Stream, executor_of, pipeline, request, sample, streams
+from moai.recipes.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
+from moai.recipes.attempts import attempt, locked
 from moai.recipes.choosing import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
 from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
+from moai.recipes.prepared import MANIFEST, Prepared
 from moai.recipes.publish import BadRecords, Part, publish
+from moai.recipes.uses import note_use
 
 logger = logging.getLogger(__name__)
 
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
-_OWNER = "owner.json"
 _ALONE = Ranks()
 _FEW_SHARDS = 4
 """Until workers have started, this process alone, with a tokenizer on all cores, has done about as much (benchmarks/startup.py)."""
@@ -63,7 +61,7 @@ def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: 
 
     result = build_once(prepare_here, ranks=here, cache=cache, scope=config.cache_scope, stall_timeout=config.stall_timeout, environ=environ)
     started = time.monotonic()
-    prepared = Prepared.open(Path(result["path"]), memory_mode=result["memory_mode"])
+    prepared = Prepared.open(Path(result["path"]), memory_mode=result["memory_mode"], patience_seconds=FIRST_SIGN_SECONDS)
     if prepared.content_digest != result["content_digest"]:
         raise SourceError(f"{result['path']}: holds {prepared.content_digest}, rank 0 said {result['content_digest']}; do all ranks see the same --cache_dir?")
     logger.info("[Rank %d] Loaded from disk in %.1fs: %s samples", here.rank, time.monotonic() - started, f"{prepared.content['rows']:,}")
@@ -87,6 +85,14 @@ def _distrusted(wanted: Request, found: Prepared) -> str | None:
     return next((wrong.name for wrong in same if wrong.name in names), None)
 
 
+def _hold(wanted: Request) -> Prepared | None:
+    """A hit that stays: noted as used, and still there after that, so that no `gc` was faster."""
+    found = find_prepared(wanted)
+    if found:
+        note_use(wanted.cache, found.path.name)
+    return found if found and (found.path / MANIFEST).exists() else None
+
+
 def why_missed(wanted: Request) -> str:
     """One line for people: why `find_prepared` found nothing."""
     record = identity.find_plan(wanted.cache, wanted.key)
@@ -106,57 +112,63 @@ def prepare(
     config: DataConfig, *, origins: Mapping[str, str], here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
 ) -> Prepared:
     """Prepare in this process and its workers, or find it prepared."""
-    wanted = request(config.require())
+    files = find(config.require())
+    planned = machine_plan(files, origins, here, environ)
+    executor = executor_of(files, planned)
+    if identity.is_new(files.cache):
+        executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
+    wanted = complete(files)
     logger.info(
         "[Rank %d] Fast tokenizer: %s, %s ids, EOS %s", here.rank, config.tokenizer_path, f"{wanted.tokenizer.vocab_size:,}", wanted.tokenizer.eos_token
     )
-    chosen = machine_plan(wanted, origins, here, environ)
-    if found := find_prepared(wanted):
-        return _hit(found, wanted, chosen.memory_mode.value, here)
+    if found := _hold(wanted):
+        return _hit(found, wanted, planned.memory_mode.value, here)
     with storage_errors(wanted.cache):
         for folder in _FOLDERS:
             (wanted.cache / folder).mkdir(parents=True, exist_ok=True)
-        with _locked(wanted, report):
-            if found := find_prepared(wanted):
-                return _hit(found, wanted, chosen.memory_mode.value, here)
+        with locked(wanted.cache, wanted.key, report):
+            if found := _hold(wanted):
+                return _hit(found, wanted, planned.memory_mode.value, here)
             logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], why_missed(wanted))
-            for line in (*resources.lines(chosen), *chosen.warnings):
+            for line in (*resources.lines(planned), *planned.warnings):
                 logger.info("[Rank %d] %s", here.rank, line)
-            return _work(wanted, chosen, here, report)
+            return _work(wanted, planned, executor, here, report)
 
 
-def _work(wanted: Request, chosen: resources.Plan, here: Ranks, report: Report) -> Prepared:
+def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ranks, report: Report) -> Prepared:
     started = time.monotonic()
     check_space(wanted)
-    executor = executor_of(wanted, chosen)
-    if isinstance(executor, Processes):
-        executor.start()  # what they need loads beside what this process does first
-    with _attempt(wanted) as attempt:
-        inputs = streams(wanted, attempt, chosen.batch_bytes.value)
+    executor.start()
+    with attempt(wanted.cache, wanted.key) as staging:
+        inputs = streams(wanted, staging, planned.batch_bytes.value)
         for stream in inputs:
             logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
         for wrong in distrusted(wanted.cache):  # whoever took that down may have been stopped before it forgot the shards
             forget(wanted.cache, wrong)
-        backend = choose(wanted.config, wanted.tokenizer, distrusted(wanted.cache), lambda: sample(inputs), threads=chosen.threads.value)
+        # Where the workers run it is loaded anyway, so this process need not load it too.
+        backend = executor.call(choose, wanted.config, wanted.tokenizer, distrusted(wanted.cache), sample(inputs), planned.threads.value)
         if backend.wrong:
             _distrust(wanted, backend.wrong, here)
         logger.info("[Rank %d] %s", here.rank, backend)
         try:
-            parts, progress = _run(wanted, inputs, backend, executor, attempt, here, report)
+            parts, progress = _run(wanted, inputs, backend, executor, staging, here, report)
         except BackendDisagrees as error:
             wrong = Wrong(backend.backend.made_by(), str(error))
             _distrust(wanted, wrong, here)
-            parts, progress = _run(wanted, inputs, backend.without(wrong), executor, attempt, here, report)
+            parts, progress = _run(wanted, inputs, backend.without(wrong), executor, staging, here, report)
         logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
         saving = time.monotonic()
         made_how = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": chosen.num_proc.value,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": planned.num_proc.value,
             "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused, "inputs": [os.fsencode(given.spec).decode("utf-8", "backslashreplace") for given in wanted.inputs],
             "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
         }  # fmt: skip
-        path = publish(wanted.cache, attempt, wanted.config, wanted.tokenizer, parts, made_how)
-    identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
-    prepared = Prepared.open(path, memory_mode=chosen.memory_mode.value)
+        path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how)
+        failpoint("plan.note")
+        identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
+        failpoint("plan.noted")
+        note_use(wanted.cache, path.name)  # before the attempt goes: `gc` sees the one or the other
+        prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=FIRST_SIGN_SECONDS)
     seconds = time.monotonic() - started
     logger.info("[Rank %d] Dataset saved in %.1fs", here.rank, time.monotonic() - saving)
     logger.info("[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused", here.rank, f"{prepared.content['documents']:,}", seconds,
@@ -171,7 +183,7 @@ def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
 
 
 def _run(
-    wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, attempt: Path, here: Ranks, report: Report
+    wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, staging: Path, here: Ranks, report: Report
 ) -> tuple[list[Part], Progress]:
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     ledger = Ledger(wanted.cache)
@@ -190,18 +202,18 @@ def _run(
         bad.add(done.receipt.counts)
         report(progress.snapshot())
 
-    results = run([pipeline(wanted, stream, backend, attempt) for stream in inputs], executor, on_documents=on_documents, on_shard=on_shard)
+    results = run([pipeline(wanted, stream, backend, staging) for stream in inputs], executor, on_documents=on_documents, on_shard=on_shard)
     parts = [Part(stream.given, stream.to_text.shape.name, done) for stream, done in zip(inputs, results)]
     bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
     return parts, progress
 
 
-def machine_plan(wanted: Request, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
+def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
     """Workers, threads and bytes. Where moai chooses the workers itself, a few shards are not worth starting any."""
-    config = wanted.config
-    small = config.num_proc is None and wanted.text_bytes <= _FEW_SHARDS * config.shard_bytes
+    config = found.config
+    small = config.num_proc is None and found.text_bytes <= _FEW_SHARDS * config.shard_bytes
     chosen = resources.plan(
-        resources.detect(wanted.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin="the size of the data" if small else origins.get("num_proc", "the caller"),
+        resources.detect(found.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin="the size of the data" if small else origins.get("num_proc", "the caller"),
         local_world_size=here.local_world_size, ranks_wait=True, memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size,
         environ=environ,
     )  # fmt: skip
@@ -224,46 +236,3 @@ def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Pre
     BadRecords(wanted.config.max_bad_ratio, None).check_content(found.content)
     logger.info("[Rank %d] Found prepared (plan %s unchanged, %d shards reused: all): %s", here.rank, wanted.key[:12], len(found.content["shards"]), found.path)
     return Prepared(found.path, found.manifest, memory_mode)
-
-
-@contextlib.contextmanager
-def _locked(wanted: Request, report: Report) -> Iterator[None]:
-    """Keep a second launch of the same plan from doing the same work. Correctness does not depend on it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(wanted.cache / "locks" / f"{wanted.key}.lock", fallback_to_soft=False)
-    waited = 0.0
-    while True:
-        try:
-            lock.acquire(timeout=5.0 if waited else 0.0)
-            break
-        except Timeout:
-            if waited % 60 == 0:
-                logger.info("Another launch prepares the same data (plan %s); waiting for it", wanted.key[:12])
-            waited += 5.0
-            report({"line": f"waiting for another launch that prepares the same data ({waited:.0f} s)", "counter": waited})
-        except (OSError, NotImplementedError) as error:
-            logger.warning("%s: no locks here (%s); going on without one, a second launch would repeat the work", wanted.cache, error)
-            break
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            lock.release()
-
-
-@contextlib.contextmanager
-def _attempt(wanted: Request) -> Iterator[Path]:
-    """A private directory for what is not finished; removed afterwards, with those that dead attempts left on this host."""
-    attempts = wanted.cache / "attempts"
-    for left in attempts.iterdir():
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            if is_gone(json.loads((left / _OWNER).read_bytes())):
-                shutil.rmtree(left)
-    path = attempts / f"{wanted.key[:24]}-{uuid.uuid4().hex}"
-    path.mkdir()
-    try:
-        write_atomic(path / _OWNER, canonical_json(owner()), durable=False)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

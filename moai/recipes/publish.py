@@ -20,10 +20,11 @@ import xxhash
 
 from moai.config import identity
 from moai.engine.ledger import Ledger
-from moai.engine.pipeline import MAX_DETAILS
+from moai.engine.pipeline import DIED, HUNG, MAX_DETAILS
 from moai.engine.progress import Progress
 from moai.engine.run import Done
 from moai.errors import DamagedError, SourceError, TooManyBadRecords
+from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
 from moai.recipes.identity import dataset_key
 from moai.recipes.options import DataConfig
@@ -51,7 +52,12 @@ class Part:
 def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], run: Mapping[str, Any]) -> Path:
     """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its path."""
     # Places of bad records hold names of files, which the shards' keys know nothing of.
-    bad = b"".join(canonical_json(entry) + b"\n" for part in parts for entry in bad_records(cache, part))
+    entries = [entry for part in parts for entry in bad_records(cache, part)]
+    bad = b"".join(canonical_json(entry) + b"\n" for entry in entries)
+    for entry in entries:
+        if entry["reason"] in (DIED, HUNG):
+            logger.warning("%s line %d is left out: its worker %s (%s) when it was alone with it, too. Another machine may take it",
+                           entry["file"], entry["line"], "hung" if entry["reason"] == HUNG else "died", entry["detail"])  # fmt: skip
     keys = [done.receipt.shard_key for part in parts for done in part.done] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else [])
     final = cache / "datasets" / dataset_key(keys)
     if final.exists():
@@ -64,9 +70,11 @@ def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: Tokenizer
         os.rename(final, aside)
     staged = attempt / "dataset"
     staged.mkdir()
+    failpoint("dataset.begin")
     content = _content(cache, staged, config, tokenizer, parts, bad)
     if not content["rows"]:
         raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; nothing to train on")
+    failpoint("dataset.manifest")
     write_manifest(staged, content, run)
     publish_directory(staged, final)
     return final
@@ -193,6 +201,8 @@ class BadRecords:
     def check_content(self, content: Mapping[str, Any]) -> None:
         """The same judgement over something prepared under another --max_bad_ratio."""
         bad, read = content["records"]["quarantined"], content["records"]["read"]
+        if left_out := sum(content["quarantined"].get(reason, 0) for reason in (DIED, HUNG)):
+            logger.warning("It leaves out %d records that killed or hung their workers when it was made; --rehash tries them again", left_out)
         if bad > _FEW and bad > self.max_ratio * read:
             raise TooManyBadRecords(self._say(bad, read, content["quarantined"]))
 

@@ -22,6 +22,7 @@ import xxhash
 from moai import columns
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Sealed, Shard
+from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, publish_file, storage_errors
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ class ArrowShards:
         ledger = Ledger(self.cache)
         try:
             with storage_errors(staged):
+                failpoint("shard.begin")
                 rows, size, digest = self._write_rows(staged, batches)
+                failpoint("shard.written", staged)
                 sealed = seal()
                 bad = self._write_quarantine(sealed, ledger)
                 publish_file(staged, ledger.shard(sealed.shard_key))

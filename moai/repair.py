@@ -1,0 +1,186 @@
+"""Make the damaged and missing files of a prepared directory again, to the same bytes, and nothing else.
+
+    python -m moai repair DIR [--dataset ...] [--tokenizer_path ...]
+
+A shard is a range of the input under the directory's own flags and tokenizer. So the input is looked up as `prepare` did, the
+range is found by its recorded digest, and that range alone is worked on, by the reference tokenizer. A file that was made again
+replaces the damaged one, by one rename, only if its hash is the recorded one. Whatever is killed on the way, and whatever has
+changed since: nothing that is whole is touched, and nothing but the recorded bytes takes the place of what is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moai.distributed import owner
+from moai.engine.ledger import Ledger
+from moai.errors import DamagedError, MoaiError
+from moai.failpoints import failpoint
+from moai.files import canonical_json, digest_file, link_or_copy, storage_errors, sync, write_atomic
+from moai.rebuild import Recipe
+from moai.recipes.attempts import OWNER
+from moai.recipes.identity import dataset_key
+from moai.recipes.prepared import Prepared, read_manifest, write_dataset_files
+
+
+def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str = "") -> Iterator[str]:
+    """Lines about what was made again. What can be is; then the first thing that could not is raised.
+
+    dataset         where the input is now, if not where `prepare` was told
+    tokenizer_path  a copy of the tokenizer, if the directory's own is damaged
+    Raises DamagedError on a damaged manifest, SourceError where the input is not what it was, naming the file.
+    """
+    manifest = read_manifest(directory)
+    directory = directory.resolve()
+    cache = directory.parent.parent if directory.parent.name == "datasets" else None
+    with storage_errors(directory), _staging(directory, cache) as staging:
+        yield from _Repair(directory, manifest, staging, cache, dataset, tokenizer_path).run()
+
+
+@dataclass(frozen=True)
+class _Repair:
+    directory: Path
+    manifest: Mapping[str, Any]
+    staging: Path
+    cache: Path | None
+    """Whose finished shards are looked at: the one that the directory lies in."""
+    dataset: Sequence[str]
+    tokenizer_path: str
+
+    def run(self) -> Iterator[str]:
+        content = self.manifest["content"]
+        shards = [shard for shard in content["shards"] if shard["file"] and not self._is_whole(shard)]
+        files = [file for file in content["files"] if not self._is_whole(file)]
+        if not shards and not files:
+            yield f"nothing to repair: every file of {self.directory} has its recorded hash"
+            return
+        for entry in (entry for entry in files if entry["file"] != "quarantine.jsonl"):
+            self._put(entry, self._small_file(entry["file"]))
+            yield f"repaired     {entry['file']}"
+        for shard in list(shards):
+            if source := self._finished(shard):
+                self._put(shard, source)
+                shards.remove(shard)
+                yield f"repaired     {shard['file']}, linked from the finished shard {shard['shard_key']}"
+        yield from self._rebuild(shards, [entry for entry in files if entry["file"] == "quarantine.jsonl"])
+        Prepared.open(self.directory)
+        yield from self._also_damaged()
+        yield f"whole        {self.directory}"
+
+    def _rebuild(self, shards: Sequence[Mapping[str, Any]], listing: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        if not shards and not listing:
+            return
+        recipe = Recipe(self.directory, self.manifest, self.staging / "cache", self.cache, tuple(self.dataset))
+        failures: list[MoaiError] = []
+        for shard, made in recipe.make(shards):
+            if isinstance(made, MoaiError):
+                failures.append(made)
+                continue
+            self._put(shard, made)
+            self._heal_finished(shard)
+            yield f"repaired     {shard['file']}, {shard['rows']:,} rows made again from {shard['source']}"
+        if failures:
+            raise failures[0]
+        for entry in listing:
+            made = self.staging / "quarantine"
+            made.write_bytes(recipe.quarantine())
+            self._put(entry, made)
+            yield "repaired     quarantine.jsonl"
+
+    def _is_whole(self, entry: Mapping[str, Any]) -> bool:
+        return _holds(self.directory / entry["file"], entry)
+
+    def _put(self, entry: Mapping[str, Any], made: Path) -> None:
+        """Replace a file of the directory by one that holds the recorded bytes. Raises DamagedError if `made` does not."""
+        final = self.directory / entry["file"]
+        if final.is_dir() and not final.is_symlink():
+            raise DamagedError(f"{final}: a directory, not a regular file; remove it and repair again")
+        staged = self.staging / uuid.uuid4().hex
+        link_or_copy(made, staged)
+        failpoint("repair.check", staged)
+        if not _holds(staged, entry):
+            raise DamagedError(
+                f"{final}: made again it has the hash {digest_file(staged)}, the manifest says {entry['xxh3_128']}; left as it is, {self._made_by()}"
+            )
+        sync(staged)
+        failpoint("repair.replace", staged)
+        os.replace(staged, final)
+        sync(self.directory)
+
+    def _made_by(self) -> str:
+        content = self.manifest["content"]
+        versions = f"tokenizers {content['tokenizer'].get('tokenizers')} and {', '.join(map(str, self.manifest['run'].get('tokenizer_backends', [])))}"
+        return f"it was made with {versions}: remove {self.directory} and prepare again"
+
+    def _small_file(self, name: str) -> Path:
+        """state.json and dataset_info.json follow from the manifest; the tokenizer must be given."""
+        content = self.manifest["content"]
+        if name == "tokenizer.json":
+            return self._tokenizer()
+        place = self.staging / "small"
+        if not place.exists():
+            place.mkdir()
+            names = [shard["file"] for shard in content["shards"] if shard["file"]]
+            write_dataset_files(place, names, content["dtype"], dataset_key(shard["shard_key"] for shard in content["shards"]))
+        if not (place / name).exists():
+            raise DamagedError(f"{self.directory / name}: damaged, and nothing tells how to make it again; remove {self.directory} and prepare again")
+        return place / name
+
+    def _tokenizer(self) -> Path:
+        given = Path(self.tokenizer_path).expanduser()
+        given = given / "tokenizer.json" if given.is_dir() else given
+        if not self.tokenizer_path or not given.is_file():
+            raise DamagedError(f"{self.directory / 'tokenizer.json'}: damaged; name the tokenizer that made the ids with --tokenizer_path DIR")
+        return given
+
+    def _finished(self, shard: Mapping[str, Any]) -> Path | None:
+        path = Ledger(self.cache).shard(shard["shard_key"]) if self.cache else None
+        return path if path and _holds(path, shard) else None
+
+    def _heal_finished(self, shard: Mapping[str, Any]) -> None:
+        """The finished shard was the same file as the damaged one, where links work."""
+        path = Ledger(self.cache).shard(shard["shard_key"]) if self.cache else None
+        if path and path.is_file() and not _holds(path, shard):
+            staged = self.staging / uuid.uuid4().hex
+            link_or_copy(self.directory / shard["file"], staged)
+            failpoint("repair.relink", staged)
+            os.replace(staged, path)
+
+    def _also_damaged(self) -> Iterator[str]:
+        """Other directories may hold the file that was damaged, under a link of their own."""
+        for other in sorted(self.cache.glob("datasets/*")) if self.cache else []:
+            with contextlib.suppress(DamagedError):
+                if other != self.directory:
+                    shards = {shard["shard_key"]: shard for shard in read_manifest(other)["content"]["shards"] if shard["file"]}
+                    ours = [shard["shard_key"] for shard in self.manifest["content"]["shards"] if shard["shard_key"] in shards]
+                    if any(not _holds(other / shards[key]["file"], shards[key]) for key in ours):
+                        yield f"damaged too  {other}: shares shards with this one; repair it as well"
+
+
+def _holds(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a regular file of the recorded size and hash is there."""
+    try:
+        found = os.lstat(path)
+        return stat.S_ISREG(found.st_mode) and found.st_size == entry["bytes"] and digest_file(path) == entry["xxh3_128"]
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _staging(directory: Path, cache: Path | None) -> Iterator[Path]:
+    """A private place on the same file system; in a cache an attempt like that of a preparation, which tells `gc` to leave the shards alone."""
+    place = cache / "attempts" / f"repair-{uuid.uuid4().hex}" if cache else directory.with_name(f".{directory.name}.repair-{uuid.uuid4().hex}")
+    place.mkdir(parents=True)
+    try:
+        write_atomic(place / OWNER, canonical_json(owner()), durable=False)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
