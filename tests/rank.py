@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -12,14 +11,6 @@ if __name__ == "__main__":
     from moai.errors import MoaiError
     from moai.recipes.options import DataConfig
     from moai.recipes.pretraining import prepare_or_wait
-
-    if os.environ.get("TEST_NO_LOCKS"):
-        import filelock
-
-        def refuse(*args: object, **kwargs: object) -> None:
-            raise OSError(errno.ENOLCK, "no locks available")
-
-        filelock.FileLock.acquire = refuse  # type: ignore[method-assign]
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     resolved = resolve([DataConfig], sys.argv[1:], os.environ, prog="rank.py")

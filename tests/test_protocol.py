@@ -165,7 +165,8 @@ def test_two_launches_of_one_plan_do_the_work_once(tmp_path: Path, long_corpus: 
 
 def test_two_launches_without_locks_end_with_the_same_directory(tmp_path: Path, long_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both work, one publishes, both hold the same: the lock only saves work."""
-    monkeypatch.setenv("TEST_NO_LOCKS", "1")
+    monkeypatch.setenv("MOAI_TESTING", "1")
+    monkeypatch.setenv("MOAI_WEATHER", "nolocks")
     launches = [Launch(tmp_path / name, long_corpus, "--cache_dir", str(tmp_path / "cache"), world_size=1) for name in ("a", "b")]
     assert [launch.end() for launch in launches] == [[0], [0]]
     said = [launch.said(0) for launch in launches]
