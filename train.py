@@ -16,24 +16,24 @@ from typing import NoReturn
 
 from moai.config import Resolved, resolve
 from moai.distributed import ranks
-from moai.errors import ConfigError, MoaiError
+from moai.errors import ConfigError, Interrupted, MoaiError
 from moai.files import write_atomic
 from moai.recipes.options import DataConfig
+from moai.stopping import stoppable
 from moai.training.arguments import TrainConfig
+from moai.training.group import SHARED
 
 logger = logging.getLogger("moai.train")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
-        run(argv, environ)
+        with stoppable("finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"):
+            run(argv, environ)
     except MoaiError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        say(f"train.py: {'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", error, environ)
         tell_launcher(error, environ)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("train.py: interrupted; finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -41,10 +41,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description="From raw text to a trained model.")
     config, data = resolved[TrainConfig].require(), resolved[DataConfig].require()
     here = ranks(environ)
-    from moai.training.checkpoints import check_place
+    from moai.training.checkpoints import check_place, is_restart
     from moai.training.logs import start_logging
 
-    check_place(config.resume_from_checkpoint, Path(config.output_dir))
+    check_place(config.resume_from_checkpoint, Path(config.output_dir), restarted=is_restart(environ))
     start_logging(Path(config.output_dir), here.rank)
     if here.rank == 0:
         show_settings(resolved, Path(config.output_dir))
@@ -80,6 +80,14 @@ def check_model(config: TrainConfig, data: DataConfig) -> None:
     local = Path(data.tokenizer_path).expanduser().exists()  # one from the Hub is fetched by rank 0 when it prepares, and checked later
     vocab_size = load_tokenizer(data.tokenizer_path, eos_token=data.eos_token, need_bos=data.add_bos).vocab_size if local else None
     check_early(model_config=config.model_config, pretrained_model=config.pretrained_model, vocab_size=vocab_size, seq_len=data.seq_len)
+
+
+def say(line: str, error: MoaiError, environ: Mapping[str, str]) -> None:
+    """On the console, but what all ranks raise together only once."""
+    if SHARED in getattr(error, "__notes__", ()) and ranks(environ).rank:
+        logger.info(line)
+    else:
+        print(line, file=sys.stderr)
 
 
 def tell_launcher(error: MoaiError, environ: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 
 from moai.config import resolve
-from moai.errors import ConfigError
+from moai.errors import ConfigError, StorageError
 from moai.recipes.options import DataConfig
 from moai.training import checkpoints
 from moai.training.arguments import TrainConfig
@@ -159,3 +159,51 @@ def test_other_data_or_another_order_is_refused_with_both_values(output, field, 
     with pytest.raises(ConfigError, match=message):
         choose("auto", output, replace(record_of(output), **{field: value}))
     assert choose("auto", output, replace(record_of(output), world_size=2)) is not None, "another number of ranks alone is no other order"
+
+
+@pytest.mark.parametrize(("environ", "said"), [({}, False), ({"TORCHELASTIC_RESTART_COUNT": "0"}, False), ({"TORCHELASTIC_RESTART_COUNT": "2"}, True)])
+def test_a_restart_is_told_by_the_launcher(environ, said):
+    assert checkpoints.is_restart(environ) is said
+
+
+def test_a_restart_goes_on_from_what_its_run_has_saved(output, finished, caplog):
+    """Whatever the command at the start was: new, auto, or from a checkpoint that has been rotated away since."""
+    for wish in (None, "auto", str(output / "checkpoint-1")):
+        check_place(wish, output, restarted=True)
+        assert choose(wish, output, record_of(output), restarted=True) == output / "checkpoint-4"
+    (output / "checkpoint-4" / "optimizer.pt").unlink()
+    (output / "checkpoint-2" / "optimizer.pt").unlink()
+    named = finished / "checkpoint-2"  # in another directory: what the run began with, and all it has
+    assert choose(str(named), output, Record.load(named), restarted=True) == named
+    assert choose(None, output, Record.load(named), restarted=True) is None
+    assert caplog.text.count("training starts from the beginning") == 1
+
+
+def test_a_checkpoint_that_was_named_leaves_no_newer_one_that_a_restart_could_take(output, finished, caplog):
+    assert choose(str(output / "checkpoint-2"), output, record_of(output)) == output / "checkpoint-2"
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "checkpoint-4.superseded"]
+    assert "checkpoint-4 does not lead to" in caplog.text
+    named = finished / "checkpoint-4"
+    assert choose(str(named), output, Record.load(named)) == named
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2.superseded", "checkpoint-4.superseded"]
+    assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (Exception("Error while serializing: I/O error: File too large (os error 27)"), "File too large"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 151104 vs 150992"), "torch could not write all of it, with [0-9.]+ GB free"),
+    ],
+)
+def test_what_a_full_disk_makes_each_library_say_is_one_error_with_the_way_out(output, error, line):
+    told = rf"checkpoint-4: {line}.*, so it is not complete; free space .* go on from checkpoint-2 by"
+    with pytest.raises(StorageError, match=told) as raised, checkpoints.storing(output / "checkpoint-4"):
+        raise error
+    assert raised.value.exit_code == 74
+
+
+def test_other_errors_while_saving_keep_their_traceback(output):
+    with pytest.raises(RuntimeError, match="a defect"), checkpoints.storing(output / "checkpoint-4"):
+        raise RuntimeError("a defect")

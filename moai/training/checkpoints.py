@@ -2,23 +2,28 @@
 
 A crash while a checkpoint is written leaves a directory that looks like one. `problem` says what it lacks; `choose` takes the
 newest whole one and renames newer broken ones to `checkpoint-N.incomplete`, so that nobody takes them for one again.
+A launcher that starts the ranks anew (`is_restart`) repeats the command of the start, and means: go on from the newest.
 
     choose("auto", Path("outputs/demo"), expected)         # rank 0, before training -> outputs/demo/checkpoint-80
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError
-from moai.files import write_atomic
+from moai.errors import ConfigError, StorageError
+from moai.failpoints import failpoint
+from moai.files import free_bytes, write_atomic
 from moai.training.arguments import AUTO
 
 logger = logging.getLogger(__name__)
@@ -107,8 +112,15 @@ def weights_problem(directory: Path) -> str | None:
     return None
 
 
-def check_place(wish: str | None, output_dir: Path) -> None:
+def is_restart(environ: Mapping[str, str]) -> bool:
+    """torchrun started these ranks because one of those before them died (`--max-restarts`)."""
+    return environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def check_place(wish: str | None, output_dir: Path, *, restarted: bool = False) -> None:
     """Refuse early, before hours of preparation, what `choose` would refuse. Changes nothing. Raises ConfigError."""
+    if restarted:
+        return
     there = numbered(output_dir)
     if wish is None and there:
         raise ConfigError(
@@ -122,21 +134,54 @@ def check_place(wish: str | None, output_dir: Path) -> None:
         raise ConfigError(f"--resume_from_checkpoint {wish}: not a complete checkpoint ({reason}); 'auto' takes the newest complete one of --output_dir")
 
 
-def choose(wish: str | None, output_dir: Path, expected: Record) -> Path | None:
-    """The checkpoint to go on from, or None to start at the beginning. Sets broken ones aside. Raises ConfigError."""
-    check_place(wish, output_dir)
-    if wish is None:
-        return None
-    chosen = _newest_after_cleaning(output_dir) if wish == AUTO else Path(wish)
+def choose(wish: str | None, output_dir: Path, expected: Record, *, restarted: bool = False) -> Path | None:
+    """The checkpoint to go on from, or None to start at the beginning. Sets broken and superseded ones aside. Raises ConfigError."""
+    check_place(wish, output_dir, restarted=restarted)
+    named = None if wish in (None, AUTO) else Path(str(wish))
+    chosen = named
+    if restarted or wish == AUTO:
+        chosen = _newest_after_cleaning(output_dir) or named
+        if chosen is None:
+            logger.warning("%s: no complete checkpoint is left, so training starts from the beginning", output_dir)
     if chosen is not None:
         _check_record(chosen, expected)
+    if named is not None and chosen == named:
+        _set_others_aside(named, output_dir)
     return chosen
 
 
 def rotate(output_dir: Path, keep: int) -> None:
     """Remove all but the `keep` newest. (transformers' own rotation would count `checkpoint-9.incomplete` as the newest of all.)"""
     for path in numbered(output_dir)[keep:]:
+        failpoint("checkpoint.rotate", path)
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def storing(place: Path) -> Iterator[None]:
+    """What a full or forbidden disk raises while `place` is written, in whatever words of whichever library, as StorageError."""
+    try:
+        yield
+    except Exception as error:
+        reason = _unwritten(error, place)
+        if reason is None:
+            raise
+        newest = next((path for path in numbered(place.parent) if path != place and problem(path) is None), None)
+        way = f"go on from {newest.name} by --resume_from_checkpoint auto" if newest else "start again"
+        raise StorageError(f"{place}: {reason}, so it is not complete; free space there (a lower --save_total_limit keeps fewer), then {way}") from error
+
+
+def _unwritten(error: Exception, place: Path) -> str | None:
+    """Why a file could not be written, or None when `error` is of another kind. safetensors and torch have errors of their own."""
+    text = str(error)
+    number = re.search(r"\(os error (\d+)\)", text)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    if number:
+        return os.strerror(int(number[1]))
+    if "inline_container.cc" in text or "PytorchStreamWriter" in text:
+        return f"torch could not write all of it, with {free_bytes(place) / 1e9:.2f} GB free there"
+    return None
 
 
 def _newest_after_cleaning(output_dir: Path) -> Path | None:
@@ -144,11 +189,22 @@ def _newest_after_cleaning(output_dir: Path) -> Path | None:
         reason = problem(path)
         if reason is None:
             return path
-        aside = next(name for number in range(1, 1000) if not (name := path.with_name(f"{path.name}.incomplete{'' if number == 1 else f'-{number}'}")).exists())
-        path.rename(aside)
-        logger.warning("%s is incomplete (%s); renamed to %s", path, reason, aside.name)
-    logger.warning("%s: no complete checkpoint is left, so training starts from the beginning", output_dir)
+        logger.warning("%s is incomplete (%s); renamed to %s", path, reason, _rename(path, "incomplete").name)
     return None
+
+
+def _set_others_aside(named: Path, output_dir: Path) -> None:
+    """Checkpoints of `output_dir` that the run about to begin does not come from: neither a restart nor a later `auto` may take them for its own."""
+    step = json.loads((named / "trainer_state.json").read_bytes())["global_step"]
+    own = named.resolve().parent == output_dir.resolve()
+    for path in numbered(output_dir):
+        if not own or step_of(path) > step:
+            logger.warning("%s does not lead to what %s goes on with; renamed to %s", path, named, _rename(path, "superseded").name)
+
+
+def _rename(path: Path, why: str) -> Path:
+    aside = next(name for number in range(1, 1000) if not (name := path.with_name(f"{path.name}.{why}{'' if number == 1 else f'-{number}'}")).exists())
+    return path.rename(aside)
 
 
 def _check_record(checkpoint: Path, expected: Record) -> None:

@@ -29,13 +29,21 @@ def start_logging(output_dir: Path, rank: int) -> None:
     console.addFilter(admit)
     try:
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(output_dir / "logs" / f"rank{rank}.log", encoding="utf-8")
+        file = _LogFile(output_dir / "logs" / f"rank{rank}.log", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[console, file], force=True)
     logging.getLogger("moai").setLevel(logging.INFO)
     logging.captureWarnings(True)
+
+
+class _LogFile(logging.FileHandler):
+    """On a full disk a line is missing here; logging's own way is a traceback on the console for each of them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 def quiet_libraries() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from moai.errors import ConfigError, DamagedError, MoaiError
-from moai.training import checkpoints
+from moai.distributed import Ranks
+from moai.errors import ConfigError, DamagedError, MoaiError, StorageError
+from moai.failpoints import failpoint
+from moai.training import checkpoints, group
 from moai.training.checkpoints import Record
 from moai.training.data import IGNORE, EpochOrder
+from moai.training.stop import SaveAndStop, Word, obey_own_rank
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -40,9 +44,10 @@ def packed_trainer(**options: Any) -> PackedTrainer:
 class PackedTrainer(Trainer):
     """Trains on packed rows in the order of `order`, counts trained tokens over all ranks, and saves `record` in the `keep` newest checkpoints."""
 
-    def __init__(self, *, order: EpochOrder, record: Record, keep: int, **others: Any) -> None:
+    def __init__(self, *, order: EpochOrder, record: Record, keep: int, here: Ranks, word: Word, **others: Any) -> None:
         self.order = order
         self.record = record
+        self.here = here
         self.clock = Clock(record.tokens_seen)
         super().__init__(**others)
         import torch
@@ -50,6 +55,8 @@ class PackedTrainer(Trainer):
 
         self._own_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.remove_callback(PrinterCallback)
+        # Before the course, which logs a step that is saved.
+        self.add_callback(type("SaveAndStop", (SaveAndStop, TrainerCallback), {})(word, group.Question(here, self.args.device)))
         self.add_callback(type("Course", (_Course, TrainerCallback), {})(order, self.clock, keep))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -83,13 +90,53 @@ class PackedTrainer(Trainer):
                 )
         super().log(logs, start_time)
 
+    def _run_epoch(self, *positional: Any, **named: Any) -> None:
+        """Not when a resumed run has all its steps: transformers looks at their number after a step only."""
+        untyped: Any = super()
+        if self.state.global_step < self.state.max_steps:
+            untyped._run_epoch(*positional, **named)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Raises StorageError in every rank when one cannot write its part, and leaves nothing behind that looks like a checkpoint."""
+        place = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        tokens = self._tokens_seen()  # a collective: none may come after the first file, which may fail in one rank
+
+        def save() -> None:
+            with checkpoints.storing(place):
+                self._write_checkpoint(model, trial, tokens)
+
+        try:
+            group.together(save, self.here)
+        except StorageError:
+            if self.args.should_save:
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def _write_checkpoint(self, model: Any, trial: Any, tokens: int) -> None:
+        self._saved = replace(self.record, tokens_seen=tokens)
+        super()._save_checkpoint(model, trial)
+        failpoint("checkpoint.complete")
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """In a checkpoint, the record comes with the weights: what is written after it is what makes it complete."""
+        if not (_internal_call and output_dir and self.args.should_save):
+            super().save_model(output_dir, _internal_call)
+            return
+        failpoint("checkpoint.model")
         super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir:
-            record = replace(self.record, tokens_seen=self._tokens_seen())
-            if self.args.should_save:
-                record.save(Path(output_dir))
+        failpoint("checkpoint.record")
+        self._saved.save(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            failpoint("checkpoint.optimizer")
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        failpoint("checkpoint.random")
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            failpoint("checkpoint.state")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
@@ -173,7 +220,7 @@ class _Course(TrainerCallback):
 
 
 def start_reader(worker: int, *, then: Callable[[int], None]) -> None:
-    """In a process that reads rows: let it end quietly when its rank is gone, as after Ctrl-C, in the middle of handing over a batch.
+    """In a process that reads rows: it ends with its rank and not before, and quietly, in the middle of handing over a batch too.
 
     multiprocessing's thread for that prints a traceback otherwise, one for every process of every rank.
     """
@@ -182,6 +229,7 @@ def start_reader(worker: int, *, then: Callable[[int], None]) -> None:
         if not isinstance(error, ConnectionError | EOFError):
             sys.__excepthook__(kind, error, trace)
 
+    obey_own_rank()
     sys.excepthook = say
     then(worker)
 

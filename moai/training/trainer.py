@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 
 from moai import resources
 from moai.distributed import Ranks, ranks
-from moai.errors import ConfigError, DamagedError, MoaiError, TokenizerError
+from moai.errors import ConfigError, DamagedError, Interrupted, MoaiError, TokenizerError
+from moai.failpoints import failpoint
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.tokenizer import load_tokenizer
@@ -35,6 +37,7 @@ from moai.training.machine import allow_tf32, choose_device, choose_loader_proce
 from moai.training.model import FLASH
 from moai.training.packed_attention import packed_forward_selfcheck
 from moai.training.rows import PackedRows, read_ahead
+from moai.training.stop import Word
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,13 @@ def train(config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Ma
         ) from error
     except DamagedError as error:  # of a process that reads rows: torch puts its traceback in front
         raise DamagedError(str(error).rpartition(f"{DamagedError.__module__}.{DamagedError.__name__}: ")[2].strip()) from error
+    except RuntimeError as error:
+        if not group.is_broken(error):
+            raise
+        raise MoaiError(
+            f"a rank ended or hung in the middle of training, or cannot be reached; its own last lines say why ({config.output_dir}/logs), "
+            f"and --resume_from_checkpoint auto goes on from the newest checkpoint ({' '.join(str(error).split())[:200]})"
+        ) from error
     group.leave(here)
     return summary
 
@@ -63,15 +73,27 @@ def train(config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Ma
 def _train_and_save(
     config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
 ) -> report.Summary:
-    trainer, resumed_from = _set_up(config, data, prepared, origins, here, environ)
-    trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    word = Word()
+    trainer, resumed_from = _set_up(config, data, prepared, origins, here, environ, word)
+    with word.heard(group.everyone(here)):
+        trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    if word.agreed:
+        raise _stopped(trainer)
     summary = _save(trainer, config, prepared, resumed_from)
     trainer.accelerator.free_memory()
     return summary
 
 
+def _stopped(trainer: PackedTrainer) -> Interrupted:
+    step = trainer.state.global_step
+    checkpoint = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
+    stopped = Interrupted(f"stopped by SIGTERM, with {checkpoint} saved at step {step}; --resume_from_checkpoint auto goes on from it", signal.SIGTERM)
+    stopped.add_note(group.SHARED)
+    return stopped
+
+
 def _set_up(
-    config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
+    config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str], word: Word
 ) -> tuple[PackedTrainer, Path | None]:
     """The trainer, ready for its first step, and the checkpoint to go on from."""
     importlib.import_module("transformers.trainer")  # takes seconds, more on some ranks than on others: so before a collective can time out
@@ -80,12 +102,12 @@ def _set_up(
     arguments = _join(config, origins, here, environ)
     _agree(prepared, rows, digest, data, here)
     order = _order(rows, config, here)
-    record, resumed_from = _resume(prepared, order, config, here)
+    record, resumed_from = _resume(prepared, order, config, here, restarted=checkpoints.is_restart(environ))
     model = _model(config, prepared, tokenizer, arguments)
     collator = _collator(config, prepared, tokenizer, model)
     trainer = packed_trainer(
-        order=order, record=record, keep=config.save_total_limit, model=model, args=arguments, train_dataset=rows, data_collator=collator,
-        processing_class=tokenizer,
+        order=order, record=record, keep=config.save_total_limit, here=here, word=word, model=model, args=arguments, train_dataset=rows,
+        data_collator=collator, processing_class=tokenizer,
     )  # fmt: skip
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigError(
@@ -136,11 +158,11 @@ def _order(rows: PackedRows, config: TrainConfig, here: Ranks) -> EpochOrder:
     return order
 
 
-def _resume(prepared: Prepared, order: EpochOrder, config: TrainConfig, here: Ranks) -> tuple[Record, Path | None]:
+def _resume(prepared: Prepared, order: EpochOrder, config: TrainConfig, here: Ranks, *, restarted: bool) -> tuple[Record, Path | None]:
     """What this run's checkpoints will record, and the one to go on from, which rank 0 chooses for all."""
     digest = prepared.manifest["content_digest"]
     record = Record(content_digest=digest, rows=order.rows, rows_per_step=order.rows_per_step, seed=config.seed, world_size=here.world_size)
-    chosen = group.from_rank_0(lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record), here)
+    chosen = group.from_rank_0(lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record, restarted=restarted), here)
     if chosen is not None:
         logger.info("Resuming from %s", chosen)
         record = replace(record, tokens_seen=Record.load(chosen).tokens_seen)
@@ -190,12 +212,9 @@ def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
 
 
 def _save(trainer: PackedTrainer, config: TrainConfig, prepared: Prepared, resumed_from: Path | None) -> report.Summary:
-    """final_model/ with tokenizer and card, and summary.json; by rank 0, but every rank takes part in the gathering."""
+    """final_model/ with tokenizer and card, and summary.json, written by rank 0."""
     output = Path(config.output_dir)
     staged, final = output / ".final_model", output / "final_model"
-    if trainer.args.should_save:
-        shutil.rmtree(staged, ignore_errors=True)  # what a crash left there
-    trainer.save_model(str(staged))
     total, body = models.count_parameters(trainer.model)
     first, last = report.losses(trainer.state.log_history)
     summary = report.Summary(
@@ -204,10 +223,16 @@ def _save(trainer: PackedTrainer, config: TrainConfig, prepared: Prepared, resum
         tokens_per_second=round(trainer.clock.tokens_per_second, 1), seconds=round(trainer.clock.seconds, 2),
         resumed_from=str(resumed_from) if resumed_from else None, final_model=str(final), output_dir=str(output),
     )  # fmt: skip
+    card = report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__)
     if trainer.args.should_save:
-        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nobody who loads a model needs it
-        (staged / "README.md").write_text(report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        staged.rename(final)
-        summary.save()
+        shutil.rmtree(staged, ignore_errors=True)  # what a crash left there
+    with checkpoints.storing(final):
+        trainer.save_model(str(staged))
+        if trainer.args.should_save:
+            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nobody who loads a model needs it
+            (staged / "README.md").write_text(card, encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            failpoint("final_model.rename", staged)
+            staged.rename(final)
+            summary.save()
     return summary

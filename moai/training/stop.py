@@ -1,0 +1,133 @@
+"""SIGTERM while a model trains: all ranks save at the end of the same step, and end with 143.
+
+A launcher sends it to every rank, a person perhaps to one, and a rank that saved alone would leave the others waiting in a
+collective; so the ranks ask one another at the end of each step whether one was told (`group.Question`). What is said here
+is heard by a thread, because the main one may be waiting inside a collective where Python handles no signal:
+
+    word = Word()
+    packed_trainer(word=word, ...)
+    with word.heard(group.everyone(here)):
+        trainer.train()
+    if word.agreed: ...                       # the checkpoint is there, and training ended early
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from select import select
+from typing import TYPE_CHECKING, Any
+
+from moai.distributed import is_gone
+from moai.failpoints import failpoint
+from moai.training.group import Question
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+else:
+    TrainerCallback = object
+
+PASSED_ON_SECONDS = 2.0
+"""A SIGTERM this soon after the first is the same one: a cluster sends it to every process, and launchers pass on their own."""
+_LOOK_SECONDS = 0.5
+_CODE = 128 + signal.SIGTERM
+
+
+class Word:
+    """Whether this rank was `told` to stop, and whether all `agreed` on the step after which they do."""
+
+    def __init__(self) -> None:
+        self.told = self.agreed = False
+        self._told_at = 0.0
+
+    @contextlib.contextmanager
+    def heard(self, everyone: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Hear SIGTERM in this block; `everyone` are the `distributed.owner`s of all ranks. Only where signals can be handled."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ear, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        mouth_before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._listen, args=(ear, everyone), name="sigterm", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(mouth_before)
+            signal.signal(signal.SIGTERM, before)
+            os.write(mouth, b"\0")
+            thread.join()
+            os.close(ear)
+            os.close(mouth)
+        if self.told and not self.agreed:
+            os.kill(os.getpid(), signal.SIGTERM)  # after the last step: nothing is left to save, and who handles signals now does what it does
+
+    def _listen(self, ear: int, everyone: Sequence[Mapping[str, Any]]) -> None:
+        while True:
+            said = os.read(ear, 64) if select([ear], [], [], _LOOK_SECONDS if self.told else None)[0] else b""
+            if b"\0" in said:
+                return
+            if signal.SIGTERM in said:
+                self._tell()
+            if self.told and not self.agreed:
+                for rank, who in enumerate(everyone):
+                    if is_gone(who):
+                        _end(f"stopped by SIGTERM, and without a last checkpoint: rank {rank} is gone; the newest complete one is kept")
+
+    def _tell(self) -> None:
+        if not self.told:
+            self.told, self._told_at = True, time.monotonic()
+        elif time.monotonic() - self._told_at > PASSED_ON_SECONDS:
+            _end("stopped at once by a second SIGTERM; the newest complete checkpoint is kept")
+
+
+class SaveAndStop(TrainerCallback):
+    """At the end of a step, asks all ranks whether one was told; then all save and stop. After a save there is nothing more to save."""
+
+    def __init__(self, word: Word, question: Question) -> None:
+        self.word, self.question = word, question
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        failpoint("step.end")
+        if self._agree():
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._agree():
+            control.should_training_stop = True
+
+    def _agree(self) -> bool:
+        self.word.agreed = self.word.agreed or self.question.ask(self.word.told)
+        return self.word.agreed
+
+
+def obey_own_rank() -> None:
+    """In a process that reads rows: end by SIGTERM of its own rank only, which may need it for the last step before it saves.
+
+    A launcher signals the whole process group of a rank, a cluster every process; who sent it is known to sigwaitinfo alone.
+    """
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    parent = os.getppid()
+    signal.set_wakeup_fd(-1)  # it would speak in the rank's name
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=wait, name="sigterm", daemon=True).start()
+
+
+def _end(line: str) -> None:
+    """Wherever the main thread is."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+    os._exit(_CODE)
