@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 from abc import ABC, abstractmethod
@@ -108,7 +109,7 @@ class Reference(Backend):
         ids, offsets = self._flat([encoding.ids for encoding in encodings])
         spans = np.empty((len(ids), 2), np.int64)
         for start, end, encoding in zip(offsets, offsets[1:], encodings):
-            spans[start:end] = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+            spans[start:end] = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64, 2 * (end - start)).reshape(-1, 2)
         return ids, offsets, spans
 
     def special_tokens(self) -> list[str]:

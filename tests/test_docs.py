@@ -24,14 +24,21 @@ from moai.collect import GcConfig
 from moai.config import parse_size, resolve
 from moai.doctor import DoctorConfig
 from moai.explain import ExplainConfig
+from moai.monitor.speed import SpeedConfig
+from moai.monitor.state import WatchConfig
+from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.options import DataConfig
+from moai.recipes.reembedding.command import VersionConfig
+from moai.recipes.reembedding.options import ReembedConfig
 from moai.recipes.tokenizer_training import TokenizerConfig
 from moai.status import StatusConfig
 from moai.training.arguments import TrainConfig
 from moai.training.launch import NAMES
+from moai.training.mlm_evaluate import EvaluateConfig
+from moai.training.mlm_finetune import FinetuneConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("architecture.md", "cache.md", "guides.md", "pretraining.md")
+PAGES = ("architecture.md", "cache.md", "entity-coref.md", "guides.md", "pretraining.md", "reembedding.md", "reliability.md")
 PAIRS = [(ROOT / "README.md", ROOT / "README.ko.md"), *((ROOT / "docs" / name, ROOT / "docs" / "ko" / name) for name in PAGES)]
 ENGLISH = [english for english, _ in PAIRS]
 DOCUMENTS = [document for pair in PAIRS for document in pair]
@@ -87,6 +94,22 @@ def check(command: str) -> None:
             resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "-m", "moai", "bench", *flags]:
             resolve([DataConfig, BenchConfig], flags, {}, prog="moai")[DataConfig].require()
+        case ["python", "-m", "moai", "reembed", ("search" | "rollback"), *flags]:
+            resolve([VersionConfig], flags, {}, prog="reembed")
+        case ["python", "-m", "moai", "reembed", *flags] | ["python", "scripts/migrations/re_embed_existing_data_optimized.py", *flags]:
+            resolve([ReembedConfig], flags, {}, prog="reembed")[ReembedConfig].require()
+        case ["python", ("scripts/monitor_re_embedding_progress.py" | "scripts/check_re_embedding_performance.py"), *flags]:
+            resolve([WatchConfig], flags, {}, prog="monitor")
+        case ["python", "scripts/monitor_re_embedding_speed.py", *flags]:
+            resolve([WatchConfig, SpeedConfig], flags, {}, prog="monitor")
+        case ["python", ("scripts/check_system_specs.py" | "scripts/check_pytorch_threads.py") as script]:
+            assert (ROOT / script).is_file()
+        case ["python", "-m", "moai", "entity-coref", *flags] | ["python", "scripts/prepare_entity_coref_v2.py", *flags]:
+            resolve([CorefConfig], flags, {}, prog="entity-coref")
+        case ["python", "scripts/run_entity_coref_finetune.py", *flags]:
+            resolve([FinetuneConfig], flags, {}, prog="finetune")
+        case ["python", "scripts/evaluate_entity_coref.py", *flags]:
+            resolve([EvaluateConfig], flags, {}, prog="evaluate")
         case ["python", "scripts/train_tokenizer.py", *flags]:
             resolve([TokenizerConfig], flags, {}, prog="train_tokenizer")
         case ["python", "verify_optimization.py", *flags]:
@@ -99,8 +122,10 @@ def check(command: str) -> None:
             check_launcher(accelerate_parser(), rest)
         case [("./pretrain.sh" | "./pretrain_cont.sh") as script, *rest]:
             check_wrapper(script, rest)
-        case ["./tests/run.sh"] | ["source", "optimize_env.sh"]:
+        case ["./tests/run.sh"] | ["source", "optimize_env.sh"] | ["python", "tests/reliability.py"]:
             assert (ROOT / words[-1]).is_file()
+        case ["./tests/run.sh", "--long"]:
+            assert "--long)" in read(ROOT / words[0])
         case _:
             pytest.fail(f"no parser for: {command}")
 
@@ -172,12 +197,36 @@ def test_every_flag_in_the_text_is_a_flag_of_some_program(document: Path) -> Non
 def known_flags() -> set[str]:
     fields = [
         f
-        for cls in (DataConfig, TrainConfig, BenchConfig, DoctorConfig, TokenizerConfig, GcConfig, StatusConfig, ExplainConfig)
+        for cls in (
+            DataConfig,
+            TrainConfig,
+            BenchConfig,
+            DoctorConfig,
+            TokenizerConfig,
+            GcConfig,
+            StatusConfig,
+            ExplainConfig,
+            ReembedConfig,
+            VersionConfig,
+            WatchConfig,
+            SpeedConfig,
+            CorefConfig,
+            FinetuneConfig,
+            EvaluateConfig,
+        )
         for f in dataclasses.fields(cls)
     ]
     own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
     launchers = {option for action in accelerate_parser()._actions for option in action.option_strings}
-    return own | launchers | {"--config", "--help", "--resume", "--long", "--full"}
+    return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_test_that_is_named_is_there(document: Path) -> None:
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", prose(document))
+    assert len(named) > 70 or document.name != "reliability.md"
+    for file, test in named:
+        assert f"def {test}" in read(ROOT / "tests" / file), f"{file}::{test}"
 
 
 # --- flags, defaults, codes, messages, variables ----------------------------------------------------------------------

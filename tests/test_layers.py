@@ -9,7 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "config", "files", "resources", "distributed", "tokenizer", "backends", "probes", "columns", "lean", "failpoints", "fsops", "stopping", "database"}
+GROUND = {
+    "errors",
+    "config",
+    "files",
+    "resources",
+    "distributed",
+    "tokenizer",
+    "backends",
+    "probes",
+    "columns",
+    "lean",
+    "failpoints",
+    "fsops",
+    "stopping",
+    "database",
+}
 LAYERS = {**dict.fromkeys(GROUND, 0), "engine": 1, "sources": 2, "transforms": 2, "sinks": 2, "recipes": 3}
 TOP = 4  # training, verify, monitor, inspect, doctor, planning
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "kiwipiepy", "sentence_transformers", "huggingface_hub"}

@@ -112,7 +112,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
         version = manifest["content"]["format_version"]
     except FileNotFoundError as error:
-        raise DamagedError(f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish") from error
+        raise DamagedError(
+            f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish; in a cache, remove it and prepare again"
+        ) from error
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{file}: not readable as a manifest ({type(error).__name__}: {str(error)[:200]}); {again}") from error
     if not same:

@@ -77,7 +77,7 @@ class ArrowShards:
     def _write_rows(self, staged: Path, batches: Iterator[pa.RecordBatch]) -> tuple[int, int, str]:
         schema = arrow_schema(self.dtype)
         with open(staged, "xb") as file:
-            out = _Hashed(file)
+            out = Hashed(file)
             with pa.ipc.new_stream(pa.PythonFile(out, mode="w"), schema) as writer:
                 rows = _write_in_batches(writer, batches, schema, self.writer_batch_size)
             file.flush()
@@ -158,7 +158,7 @@ def _alone(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch(lists, names=batch.schema.names)
 
 
-class _Hashed:
+class Hashed:
     """A file that counts and hashes what is written to it."""
 
     closed = False

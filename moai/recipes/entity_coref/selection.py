@@ -7,6 +7,7 @@ pass here, 24 bytes a candidate, and what is over the cap is thrown out on the w
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,21 +40,20 @@ class Selection:
 
 def select(shards: Sequence[Path], *, cap: int, policy: str, max_samples: int | None = None, prune_at: int = _PRUNE_AT) -> Selection:
     """Read the candidates of `shards`, in order, and pick at most `cap` of each name and `max_samples` in all."""
-    pool, before, sizes = _Pool(cap, prune_at), Counter[int](), []
+    pool, before, ends = _Pool(cap, prune_at), Counter[int](), [0]
     for path in shards:
         entities, ranks = read_candidates(path)
-        begin = sum(sizes)
-        ordinals = np.arange(begin, begin + len(ranks), dtype=np.uint64)
+        ends.append(ends[-1] + len(ranks))
+        ordinals = np.arange(*ends[-2:], dtype=np.uint64)
         pool.add(entities, ordinals if policy == "first" else ranks, ordinals)
         before.update(_counts(entities))
-        sizes.append(len(ranks))
     entities, ranks, ordinals = pool.kept()
     if max_samples is not None and len(ranks) > max_samples:
         best = np.lexsort((ordinals, ranks))[:max_samples]
         entities, ordinals = entities[best], ordinals[best]
-    bits = np.zeros(sum(sizes), bool)
+    bits = np.zeros(ends[-1], bool)
     bits[ordinals.astype(np.int64)] = True
-    return Selection(np.split(bits, np.cumsum(sizes)[:-1]) if sizes else [], dict(before), _counts(entities))
+    return Selection([bits[begin:end] for begin, end in itertools.pairwise(ends)], dict(before), _counts(entities))
 
 
 def read_candidates(path: Path) -> tuple[Numbers, Numbers]:

@@ -1,0 +1,105 @@
+"""Progress lines in the words people grep for (배치, 통과, 누적, 속도), and the same as JSON lines.
+
+    tail -f LOG      grep "배치" LOG | tail -1      grep "통과" LOG | tail -10      tail -f progress.jsonl
+
+A 배치 is a shard. Rates are over the last minute, the time left is by bytes; memory is what a process has beside what it shares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from moai.engine.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_LINE_SECONDS = 10.0
+_LINE_SHARE = 0.05
+_WINDOW_SECONDS = 60.0
+
+
+@dataclass
+class Stage(Progress):
+    """One of the two pipelines. `batches` is about how many shards there are: of a compressed file nobody knows before it was read."""
+
+    name: str = ""
+    batches: int = 0
+    record: Path | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    last_passed: int = 0
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Count a finished shard."""
+        self.counts.update(counts)
+        self.last_passed = counts.get("passed", counts.get("samples", 0))
+
+    @property
+    def passed(self) -> int:
+        return self.counts["passed"] + self.counts["samples"]
+
+    def close(self) -> None:
+        """The last line of the stage, with its average."""
+        seconds = max(time.monotonic() - self.started, 1e-6)
+        logger.info(" → %s개 통과 | 누적: %s개 | 평균 속도: %s docs/s", f"{self.passed:,}", f"{self.passed:,}", f"{self.documents / seconds:,.0f}")
+        self._write()
+
+    def _say(self) -> None:
+        now = time.monotonic()
+        if now - self._said_at < 1.0:
+            return
+        if not self._recent or now - self._recent[-1][0] >= 1.0:
+            self._recent.append((now, self.documents))
+            while now - self._recent[0][0] > _WINDOW_SECONDS:
+                self._recent.popleft()
+        if now - self._said_at >= _LINE_SECONDS or self.share - self._said_share >= _LINE_SHARE:
+            self._said_at, self._said_share = now, self.share
+            logger.info("%s", self._line())
+            self._write()
+
+    def _line(self) -> str:
+        parent, workers = _memory()
+        eta = self.eta_seconds()
+        done = self.counts["read"] + self.counts["samples"]  # of finished shards, as the share is
+        of = f" / {max(self.documents, round(done / self.share)):,} ({self.share:.1%})" if self.share else ""
+        left = f" | 남은 시간: {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else ""
+        return (
+            f"배치 {self.shards}/{max(self.batches, self.shards)}: 처리 중: {self.documents:,}{of} | 통과: {self.last_passed:,} | 누적: {self.passed:,}개"
+            f" | 속도: {self.documents_per_second():,.0f} docs/s | 오류: {self.counts['quarantined']:,}{left} | 메모리: {parent / 1e9:.2f} GB + 워커 {workers / 1e9:.2f} GB"
+        )
+
+    def _write(self) -> None:
+        if self.record is None:
+            return
+        parent, workers = _memory()
+        line: dict[str, Any] = {
+            "time": time.time(), "stage": self.name, "batch": self.shards, "batches": max(self.batches, self.shards), "reused": self.reused,
+            "documents": self.documents, "share": round(self.share, 4), "passed_in_batch": self.last_passed, "passed": self.passed,
+            "documents_per_second": round(self.documents_per_second(), 1), "eta_seconds": self.eta_seconds(), "parent_bytes": parent, "workers_bytes": workers,
+            "counts": dict(sorted(self.counts.items())),
+        }  # fmt: skip
+        with open(self.record, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _memory() -> tuple[int, int]:
+    """(this process, all processes below it), in bytes: proportional shares where the kernel tells, so that what workers share counts once."""
+    here = psutil.Process()
+    return _share(here), sum(map(_share, here.children(recursive=True)))
+
+
+def _share(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error, OSError):
+        with contextlib.suppress(AttributeError):
+            return int(process.memory_full_info().pss)
+        return int(process.memory_info().rss)
+    return 0

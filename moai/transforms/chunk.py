@@ -1,0 +1,326 @@
+"""Cut documents into chunks that an embedding model reads to their end.
+
+    Chunk(strategy="dynamic", tokens=encoder.tokens)     # RecordBatch of documents -> RecordBatches of chunks
+
+A chunk is a span of its document, whose text is the paragraphs joined by a newline: `text == document[start_char:end_char]`. The spans of a pass cover
+every character, none is blank, and none is longer than the strategy's size or the model's token limit; only blanks at a chunk's ends may
+exceed the size, because they are not embedded. Sizes are characters, as the guides give them; the limit is counted in the model's own tokens.
+
+Where the text is cut, best first: statutes at articles (제N조), clauses (①, 제N항), items (1., 가.); paragraphs at their rows and at blank lines; what is
+still too long in windows that overlap, at a line's end, a sentence's end or a blank where there is one in the last part of the window.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+VERSION = 1
+"""Part of every document's content hash: raise it when the same text would be cut otherwise."""
+
+STRATEGIES = ("standard", "dynamic", "hybrid")
+_DOCUMENTS_AT_ONCE = 64
+_PARAGRAPHS_A_CHUNK = 3
+_LATE_PART = 0.6
+"""A window ends at a boundary if there is one behind this share of it."""
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Characters of a chunk. One under `least` takes in its successor where both fit; windows and paragraphs overlap by the share `overlap`."""
+
+    least: int
+    most: int
+    overlap: float
+
+
+DEFAULT = Size(400, 1800, 0.25)
+_BY_TYPE = {"statute_article": Size(300, 1000, 0.15)}
+_PARAGRAPHS = Size(500, 2000, 0.30)
+BY_QUERY = {
+    "law_inquiry": Size(300, 1000, 0.15), "precedent_search": Size(500, 2000, 0.30), "legal_advice": Size(400, 1500, 0.25),
+    "procedure_guide": Size(400, 1500, 0.25), "term_explanation": Size(300, 1200, 0.20), "general": DEFAULT,
+}  # fmt: skip
+HYBRID = (Size(400, 800, 0.20), Size(800, 1500, 0.25), Size(1500, 2500, 0.30))
+
+
+def sizes(strategy: str, source_type: str, query_type: str | None) -> tuple[Size, ...]:
+    """One size a pass over the document."""
+    if strategy == "hybrid":
+        return HYBRID
+    if strategy == "dynamic":
+        return (BY_QUERY[query_type] if query_type else _BY_TYPE.get(source_type, _PARAGRAPHS),)
+    assert strategy == "standard", strategy
+    return (DEFAULT,)
+
+
+def category(characters: int) -> str:
+    return "small" if characters < 800 else "medium" if characters < 1500 else "large"
+
+
+class Tokens(Protocol):
+    """The model's own tokenizer, without truncation."""
+
+    @property
+    def max_tokens(self) -> int:
+        """What the model reads of a text, the tokens counted that it adds at the ends."""
+        ...
+
+    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """(n, 2) for each text: where its tokens begin and end, in characters, without added ones."""
+        ...
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """What the model is given for each text, added tokens included."""
+        ...
+
+
+SCHEMA = pa.schema(
+    [
+        ("source_type", pa.string()), ("source_id", pa.int64()), ("content_hash", pa.string()), ("reason", pa.string()), ("chunk_index", pa.int32()),
+        ("start_char", pa.int32()), ("end_char", pa.int32()), ("overlap_chars", pa.int32()), ("text", pa.string()), ("category", pa.string()),
+        ("group_id", pa.string()), ("truncated", pa.bool_()), ("ids", pa.list_(pa.int32())),
+    ]
+)  # fmt: skip
+"""A row is a chunk; a document without chunks is a row whose `chunk_index` is null and whose `reason` says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Documents in, chunks out. A batch never ends inside a document, nor holds documents of two batches that came in."""
+
+    strategy: str
+    tokens: Tokens
+    embedding_batch_size: int
+    """Chunks in a batch, unless one document has more."""
+    query_type: str | None = None
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            waiting: list[tuple[Any, ...]] = []
+            for start in range(0, batch.num_rows, _DOCUMENTS_AT_ONCE):
+                for rows in self._documents(batch.slice(start, _DOCUMENTS_AT_ONCE).to_pylist()):
+                    if waiting and len(waiting) + len(rows) > self.embedding_batch_size:
+                        yield _batch(waiting, {})
+                        waiting = []
+                    waiting += rows
+            yield _batch(waiting, batch.schema.metadata)
+
+    def _documents(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of each document, all of them tokenized in two calls."""
+        with_text = [document for document in documents if document["reason"] is None]
+        chunked = self._chunked(with_text) if with_text else iter(())  # a tokenizer may have to be loaded first: not for nothing
+        for document in documents:
+            yield next(chunked) if document["reason"] is None else [_without_chunks(document)]
+
+    def _chunked(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
+        texts = ["\n".join(document["paragraphs"]) for document in documents]
+        limit = self.tokens.max_tokens - len(self.tokens.ids([""])[0])
+        cut = [self._passes(document, text, spans, limit) for document, text, spans in zip(documents, texts, self.tokens.spans(texts))]
+        ids = iter(self.tokens.ids([text[start:end].strip() for text, passes in zip(texts, cut) for spans in passes for start, end in spans]))
+        for document, text, passes in zip(documents, texts, cut):
+            pieces = [[piece for span in spans for piece in self._within(text, span, next(ids))] for spans in passes]
+            yield list(self._rows(document, text, pieces))
+
+    def _passes(self, document: dict[str, Any], text: str, spans: npt.NDArray[np.int64], limit: int) -> list[list[Span]]:
+        wanted = sizes(self.strategy, document["source_type"], self.query_type)
+        measured = _Measured(text, spans, limit)
+        if document["source_type"] == "statute_article":
+            return [cut_statute(measured, size) for size in wanted]
+        return [cut_paragraphs(measured, size, document["paragraphs"]) for size in wanted]
+
+    def _within(self, text: str, span: Span, ids: list[int]) -> list[tuple[Span, list[int], bool]]:
+        """The span, or halves of it where it has more tokens by itself than it had inside its document."""
+        if len(ids) <= self.tokens.max_tokens:
+            return [(span, ids, False)]
+        middle = _middle(text, span)
+        if middle is None:
+            return [(span, ids[: self.tokens.max_tokens], True)]
+        halves = [(span[0], middle), (middle, span[1])]
+        return [piece for half, of_half in zip(halves, self.tokens.ids([text[a:b].strip() for a, b in halves])) for piece in self._within(text, half, of_half)]
+
+    def _rows(self, document: dict[str, Any], text: str, passes: list[list[tuple[Span, list[int], bool]]]) -> Iterator[tuple[Any, ...]]:
+        source_type, source_id, content_hash = document["source_type"], document["source_id"], document["content_hash"]
+        group = f"{source_type}_{source_id}_{content_hash[:8]}" if self.strategy == "hybrid" else None
+        index = 0
+        for pieces in passes:
+            before = 0
+            for (start, end), ids, truncated in pieces:
+                overlap = max(0, before - start)
+                yield (source_type, source_id, content_hash, None, index, start, end, overlap, text[start:end], category(end - start), group, truncated, ids)
+                index, before = index + 1, end
+
+
+class _Measured:
+    """A text with its tokens, and how much of both a span holds."""
+
+    def __init__(self, text: str, spans: npt.NDArray[np.int64], limit: int) -> None:
+        self.text, self.limit = text, max(1, limit)
+        self.starts, self.ends = spans[:, 0].tolist(), spans[:, 1].tolist()
+
+    def inner(self, start: int, end: int) -> Span:
+        """The span without the blanks at its ends."""
+        piece = self.text[start:end]
+        return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+
+    def fits(self, start: int, end: int, size: Size) -> bool:
+        start, end = self.inner(start, end)
+        return end - start <= size.most and bisect_left(self.starts, end) - bisect_right(self.ends, start) <= self.limit
+
+    def is_blank(self, start: int, end: int) -> bool:
+        return not self.text[start:end].strip()
+
+    def reach(self, start: int, most: int) -> int:
+        """How far a window may go that begins at `start`, which is no blank: at least one character."""
+        beyond = bisect_right(self.ends, start) + self.limit
+        by_tokens = self.starts[beyond] if beyond < len(self.starts) else len(self.text)
+        return max(start + 1, min(start + most, by_tokens))
+
+
+_ARTICLE = re.compile(r"^[ \t]*제\s*\d+\s*조(?:\s*의\s*\d+)?", re.MULTILINE)
+_CLAUSE = re.compile(r"^[ \t]*(?:[\u2460-\u2473\u3251-\u325f]|제\s*\d+\s*항)", re.MULTILINE)
+_ITEM = re.compile(r"^[ \t]*(?:\d+(?:의\d+)?\.|[가-하]\.)", re.MULTILINE)
+_TEXT = re.compile(r"\S")
+_WORD = re.compile(r"\s\S")
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
+_ENDS = (re.compile(r"\n\s*"), re.compile(r"[.?!。]['\"”’)\]]*\s+"), re.compile(r"\s+"))
+"""Where a window may end, best first: behind a line, a sentence, a word."""
+
+
+def cut_statute(measured: _Measured, size: Size) -> list[Span]:
+    """An article, a clause or an item a chunk, small ones together; text before the first header is a piece like the others."""
+    pieces = _split(measured, (0, len(measured.text)), size, (_ARTICLE, _CLAUSE, _ITEM), first=True)
+    return _fill(measured, pieces, size, most_pieces=1)
+
+
+def cut_paragraphs(measured: _Measured, size: Size, paragraphs: Sequence[str]) -> list[Span]:
+    """One to three paragraphs a chunk, more while it is small; the next chunk begins with the last ones of this."""
+    marks, at = [], 0
+    for paragraph in paragraphs:
+        marks.append(at)
+        marks += [at + match.end() for match in _BLANK_LINE.finditer(paragraph)]
+        at += len(paragraph) + 1
+    return _fill(measured, _pieces(measured, (0, len(measured.text)), marks), size, most_pieces=_PARAGRAPHS_A_CHUNK)
+
+
+def _split(measured: _Measured, span: Span, size: Size, levels: Sequence[re.Pattern[str]], *, first: bool = False) -> list[Span]:
+    """`first`: articles are pieces even where several would fit into one chunk."""
+    if not levels or (not first and measured.fits(*span, size)):
+        return [span]
+    marks = [match.start() for match in levels[0].finditer(measured.text, *span)]
+    return [piece for part in _pieces(measured, span, marks) for piece in _split(measured, part, size, levels[1:])]
+
+
+def _pieces(measured: _Measured, span: Span, marks: Sequence[int]) -> list[Span]:
+    """The span cut at `marks`; a blank piece goes to its predecessor, the first one to its successor."""
+    edges = [span[0], *sorted({mark for mark in marks if span[0] < mark < span[1]}), span[1]]
+    pieces: list[Span] = []
+    start = span[0]
+    for end in edges[1:]:
+        if not measured.is_blank(start, end):
+            pieces.append((start, end))
+            start = end
+        elif pieces:
+            pieces[-1] = (pieces[-1][0], end)
+            start = end
+    return pieces
+
+
+def _fill(measured: _Measured, pieces: Sequence[Span], size: Size, *, most_pieces: int) -> list[Span]:
+    """Neighbours in one chunk while they fit; a piece that does not fit alone is cut into windows."""
+    chunks: list[Span] = []
+    first = 0
+    while first < len(pieces):
+        start, end = pieces[first]
+        if not measured.fits(start, end, size):
+            chunks += _windows(measured, (start, end), size)
+            first += 1
+            continue
+        last = first + 1
+        while last < len(pieces) and (last - first < most_pieces or end - start < size.least) and measured.fits(start, pieces[last][1], size):
+            end = pieces[last][1]
+            last += 1
+        chunks.append((start, end))
+        if last == len(pieces):
+            break
+        # A step back over whole pieces, never over a chunk of one; and the piece that ends this chunk may not begin one that adds nothing.
+        back = max(1, int((last - first) * size.overlap)) if most_pieces > 1 and last - first > 1 else 0
+        while back and not measured.fits(pieces[last - back][0], pieces[last][1], size):
+            back -= 1
+        first = last - back
+    return chunks
+
+
+def _windows(measured: _Measured, span: Span, size: Size) -> list[Span]:
+    chunks: list[Span] = []
+    start, overlap = span[0], int(size.most * size.overlap)
+    while True:
+        end = _window_end(measured, start, span[1], size)
+        if chunks and end <= chunks[-1][1]:  # the overlap and the blanks behind it fill the window: go on without an overlap
+            start = chunks[-1][1]
+            end = _window_end(measured, start, span[1], size)
+        chunks.append((start, end))
+        if end >= span[1]:
+            return chunks
+        begin, content_end = measured.inner(start, end)
+        # With a short token limit a window is shorter than the size: the overlap stays a share of what the window holds.
+        step_back = min(overlap, int((content_end - begin) * size.overlap))
+        start = _word_start(measured.text, max(begin + 1, content_end - step_back), end)
+
+
+def _window_end(measured: _Measured, start: int, stop: int, size: Size) -> int:
+    """Behind the blanks that follow the window's text, so that the rest begins with text or is nothing."""
+    text = measured.text
+    begin = _text_start(text, start, stop)
+    reach = min(stop, measured.reach(begin, size.most))
+    if reach < stop and not text[reach].isspace():
+        earliest = begin + max(1, int((reach - begin) * _LATE_PART))
+        for pattern in _ENDS:
+            if found := [match.end() for match in pattern.finditer(text, earliest, reach)]:
+                reach = found[-1]
+                break
+    return _text_start(text, reach, stop)
+
+
+def _text_start(text: str, start: int, stop: int) -> int:
+    """The first character that is no blank; `stop` where there is none."""
+    match = _TEXT.search(text, start, stop)
+    return match.start() if match else stop
+
+
+def _word_start(text: str, start: int, end: int) -> int:
+    """The next beginning of a word, so that an overlap does not open inside one."""
+    match = _WORD.search(text, start - 1, end)
+    return match.end() - 1 if match else start
+
+
+def _middle(text: str, span: Span) -> int | None:
+    """A cut that leaves text on both sides, at a blank near the middle if there is one; None in a span of one character."""
+    piece = text[span[0] : span[1]]
+    first, last = span[0] + len(piece) - len(piece.lstrip()), span[0] + len(piece.rstrip())
+    if last - first < 2:
+        return None
+    middle = (first + last) // 2
+    near = (last - first) // 4
+    blanks = [match.end() for match in re.compile(r"\s+(?=\S)").finditer(text, middle - near, middle + near)]
+    return min((mark for mark in blanks if first < mark < last), key=lambda mark: abs(mark - middle), default=middle)
+
+
+def _without_chunks(document: dict[str, Any]) -> tuple[Any, ...]:
+    return (document["source_type"], document["source_id"], document["content_hash"], document["reason"], *[None] * (len(SCHEMA) - 4))
+
+
+def _batch(rows: list[tuple[Any, ...]], metadata: dict[bytes, bytes] | None) -> pa.RecordBatch:
+    columns: list[Sequence[Any]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
+    return pa.record_batch(
+        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA.with_metadata(metadata if metadata is not None else {})
+    )

@@ -1,0 +1,104 @@
+"""The cap over the corpus: exact for every name, the same whatever the order, `first` by the input's order, max_samples to the unit."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from moai.recipes.entity_coref.selection import names_of, select
+from moai.transforms.coref_candidates import CANDIDATE, SCHEMA, entity_hash
+
+NAMES = ["서울", "부산", "인천", "독일", "이순신"]
+
+
+def corpus(seed: int = 0, documents: int = 60) -> list[tuple[str, list[tuple[str, int]]]]:
+    """(document, its candidates as (name, rank)); some ranks are equal."""
+    choose = random.Random(seed)
+    return [(f"d{number}", [(choose.choice(NAMES), choose.randrange(90)) for _ in range(choose.randrange(6))]) for number in range(documents)]
+
+
+def write(folder: Path, documents: list[tuple[str, list[tuple[str, int]]]], per_file: int) -> list[Path]:
+    folder.mkdir(parents=True)
+    paths = []
+    for first in range(0, len(documents), per_file):
+        rows = [
+            {"doc_id": name, "text_hash": 0, "source": "s", "input_ids": [1],
+             "candidates": [{**dict.fromkeys(CANDIDATE_NAMES, 0), "entity": entity, "entity_hash": entity_hash(entity), "rank": rank, "span_exact": True} for entity, rank in found]}
+            for name, found in documents[first : first + per_file]
+        ]  # fmt: skip
+        paths.append(folder / f"{first:03d}.arrow")
+        with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    return paths
+
+
+CANDIDATE_NAMES = [CANDIDATE.field(index).name for index in range(CANDIDATE.num_fields)]
+
+
+def picked(documents: list[tuple[str, list[tuple[str, int]]]], bits: list[list[bool]]) -> Counter[tuple[str, str, int]]:
+    flat = [(name, entity, rank) for name, found in documents for entity, rank in found]
+    every = [bit for part in bits for bit in part]
+    assert len(flat) == len(every)
+    return Counter(one for one, bit in zip(flat, every) if bit)
+
+
+@pytest.mark.parametrize("prune_at", [1, 17, 10**6])
+@pytest.mark.parametrize("cap", [1, 3, 1000])
+def test_the_cap_is_exact_and_keeps_the_lowest_ranks(tmp_path: Path, cap: int, prune_at: int) -> None:
+    documents = corpus()
+    chosen = select(write(tmp_path / "a", documents, 7), cap=cap, policy="hash", prune_at=prune_at)
+    ranks: dict[str, list[int]] = {}
+    for _, found in documents:
+        for entity, rank in found:
+            ranks.setdefault(entity, []).append(rank)
+    found = picked(documents, [bits.tolist() for bits in chosen.bits])
+    for entity, every in ranks.items():
+        assert sorted(rank for _, name, rank in found.elements() if name == entity) == sorted(every)[:cap]
+        assert chosen.after[entity_hash(entity)] == min(cap, len(every))
+        assert chosen.before[entity_hash(entity)] == len(every)
+    assert chosen.total == found.total()
+
+
+def test_order_and_files_do_not_matter_to_the_hash_and_do_to_first(tmp_path: Path) -> None:
+    documents = [(name, [(entity, 1000 * index + place) for place, (entity, _) in enumerate(found)]) for index, (name, found) in enumerate(corpus())]  # no ties
+    shuffled = random.Random(1).sample(documents, len(documents))
+    for policy, same in (("hash", True), ("first", False)):
+        results = []
+        for number, (order, per_file) in enumerate(((documents, 7), (shuffled, 11))):
+            chosen = select(write(tmp_path / f"{policy}{number}", order, per_file), cap=4, policy=policy)
+            results.append(picked(order, [bits.tolist() for bits in chosen.bits]))
+        assert results[0].total() == results[1].total() > 0
+        assert (results[0] == results[1]) is same
+
+
+def test_first_is_first(tmp_path: Path) -> None:
+    documents = corpus()
+    chosen = select(write(tmp_path / "a", documents, 7), cap=2, policy="first", prune_at=5)
+    seen: Counter[str] = Counter()
+    expected = []
+    for _, found in documents:
+        for entity, _ in found:
+            seen[entity] += 1
+            expected.append(seen[entity] <= 2)
+    assert [bit for bits in chosen.bits for bit in bits.tolist()] == expected
+
+
+@pytest.mark.parametrize("policy", ["hash", "first"])
+def test_max_samples_is_exact(tmp_path: Path, policy: str) -> None:
+    paths = write(tmp_path / "a", corpus(), 7)
+    every = select(paths, cap=9, policy=policy).total
+    assert every > 20
+    for wanted in (1, 20, every, every + 1):
+        chosen = select(paths, cap=9, policy=policy, max_samples=wanted)
+        assert chosen.total == sum(bits.sum() for bits in chosen.bits) == min(wanted, every)
+
+
+def test_names_come_back_from_their_hashes_and_nothing_gives_nothing(tmp_path: Path) -> None:
+    paths = write(tmp_path / "a", corpus(), 7)
+    assert names_of([entity_hash("서울"), entity_hash("이순신")], paths) == {entity_hash("서울"): "서울", entity_hash("이순신"): "이순신"}
+    assert select([], cap=1, policy="hash").total == 0
+    assert select(write(tmp_path / "b", [("d", [])], 1), cap=1, policy="hash").total == 0

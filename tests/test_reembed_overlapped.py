@@ -1,0 +1,101 @@
+"""The overlapped executor: stages beside each other, bounded, in order, and no thread outlives the loop over it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from moai.engine.overlapped import Seconds, ahead
+
+
+def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:
+    for number in range(count):
+        if seen is not None:
+            seen.append(number)
+        yield number
+
+
+def test_order_is_kept_through_two_stages() -> None:
+    doubled = (2 * number for number in ahead(numbers(500)))
+    assert list(ahead(doubled, depth=3)) == [2 * number for number in range(500)]
+
+
+def test_a_slow_consumer_holds_the_producer_back() -> None:
+    """`depth` wait in the queue, one in the producer's hand; a pool's imap would have pulled all of them."""
+    seen: list[int] = []
+    stage = ahead(numbers(10_000, seen), depth=2)
+    assert next(stage) == 0
+    deadline = time.monotonic() + 10
+    while len(seen) < 4 and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    threading.Event().wait(0.3)  # time in which an unbounded producer would have run away
+    assert len(seen) == 4
+    stage.close()
+
+
+def test_stages_run_beside_each_other() -> None:
+    """The consumer waits inside its turn for the producer's next one: without a second thread that would be for ever."""
+    made = [threading.Event() for _ in range(3)]
+
+    def produce() -> Iterator[int]:
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+
+    for number in ahead(produce()):
+        if number + 1 < len(made):
+            assert made[number + 1].wait(timeout=10)
+
+
+def test_an_error_comes_out_behind_what_was_made_before_it() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("third")
+
+    stage = ahead(ahead(failing()))
+    assert [next(stage), next(stage)] == [1, 2]
+    with pytest.raises(ValueError, match="third"):
+        next(stage)
+
+
+def test_leaving_the_loop_ends_every_thread_and_closes_the_source() -> None:
+    before, closed = threading.active_count(), []
+
+    def endless() -> Iterator[int]:
+        try:
+            yield from range(10**9)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    for number in ahead(number + 1 for number in ahead(endless())):
+        if number > 10:
+            break
+    deadline = time.monotonic() + 10
+    while (threading.active_count() > before or not closed) and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert threading.active_count() == before
+    assert closed == ["ahead"]
+
+
+def test_while_it_waits_it_has_time_for_a_heartbeat() -> None:
+    beaten = threading.Event()
+
+    def slow() -> Iterator[int]:
+        assert beaten.wait(timeout=10)
+        yield 1
+
+    assert list(ahead(slow(), idle=beaten.set, idle_seconds=0.01)) == [1]
+
+
+def test_seconds_of_a_stage_leave_out_the_stages_inside_it() -> None:
+    seconds = Seconds()
+    with seconds.of("outer"):
+        with seconds.of("inner"):
+            threading.Event().wait(0.2)
+        threading.Event().wait(0.01)
+    assert seconds.by_stage["inner"] >= 0.2
+    assert 0.01 <= seconds.by_stage["outer"] < 0.15
