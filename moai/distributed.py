@@ -29,7 +29,7 @@ from typing import Any
 
 from moai.errors import ConfigError, Interrupted, MoaiError, PreparationFailed
 from moai.failpoints import failpoint
-from moai.files import write_atomic
+from moai.files import storage_errors, write_atomic
 from moai.fsops import names_in, read_regular
 from moai.stopping import Stop, stoppable
 
@@ -224,7 +224,8 @@ def _prepare(prepare: Callable[[Report], dict[str, Any]], status: Status, ranks:
         with contextlib.suppress(OSError):  # a full disk: then the end of this process is what the others notice
             status.end("interrupted" if interrupted else "failed", error={"type": kind, "message": str(error), "traceback": tail, "rank": ranks.rank})
         raise
-    status.end("ready", result=result)
+    with storage_errors(status.path):
+        status.end("ready", result=result)
     return result
 
 
