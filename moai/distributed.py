@@ -195,14 +195,24 @@ def status_folders(cache: Path) -> tuple[Path, Path]:
 
 def owner() -> dict[str, Any]:
     """Who this process is, so that another one can tell whether it still runs."""
-    return {"pid": os.getpid(), "start_token": start_token(os.getpid()), "host": socket.gethostname(), "boot_id": _boot_id()}
+    return {
+        "pid": os.getpid(), "start_token": start_token(os.getpid()), "host": socket.gethostname(), "boot_id": _boot_id(), "pid_namespace": pid_namespace(),
+    }  # fmt: skip
 
 
 def is_gone(who: Mapping[str, Any]) -> bool:
     """True when an `owner` ran on this host and runs no more: the same pid with the same start is what counts, and a zombie
-    does not. False also for one on another host, of whom nothing can be known."""
-    here = who["host"] == socket.gethostname()
+    does not. False also for one on another host or in another container, of whom nothing can be known."""
+    here = who["host"] == socket.gethostname() and who.get("pid_namespace", "") == pid_namespace()
     return here and (who["boot_id"] != _boot_id() or who["start_token"] is None or start_token(who["pid"]) != who["start_token"])
+
+
+def pid_namespace() -> str:
+    """A pid means something only within it: containers may share the name of their host."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def start_token(pid: int) -> str | None:

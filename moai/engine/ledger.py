@@ -17,7 +17,7 @@ from typing import Any
 
 from moai.engine.pipeline import RECEIPT_VERSION, Raw, Receipt
 from moai.failpoints import failpoint
-from moai.files import canonical_json, write_atomic
+from moai.files import canonical_json, digest_file, digest_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Ledger:
         if value is None or value.get("version") != RECEIPT_VERSION:
             return None
         receipt = Receipt.from_json(value)
-        if receipt.quarantine_xxh3_128 and not self.quarantine(shard_key).exists():
-            return None
         try:
+            if receipt.quarantine_xxh3_128 and digest_file(self.quarantine(shard_key)) != receipt.quarantine_xxh3_128:
+                return None
             return receipt if self.shard(shard_key).stat().st_size == receipt.bytes else None
         except FileNotFoundError:
             return None
@@ -47,7 +47,7 @@ class Ledger:
         """The act that makes a shard exist: its data is already in place under its final name."""
         failpoint("receipt.commit", self.shard(receipt.shard_key))
         write_atomic(
-            self.cache / "shards" / f"{receipt.shard_key}.json", canonical_json(receipt.as_json()), durable=False
+            self.cache / "shards" / f"{receipt.shard_key}.json", _sealed(receipt.as_json()), durable=False
         )  # cut by a crash it is no JSON, and the shard is made again
         failpoint("receipt.committed", self.shard(receipt.shard_key))
 
@@ -74,7 +74,7 @@ class Ledger:
         path = self._range(stamp_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         failpoint("range.remember")
-        write_atomic(path, canonical_json(value), durable=False)  # lost in a crash, the range is merely read again
+        write_atomic(path, _sealed(value), durable=False)  # lost in a crash, the range is merely read again
 
     def remember_raw(self, stamp_id: str, raw: Raw) -> None:
         self.remember(stamp_id, asdict(raw))
@@ -92,10 +92,15 @@ class Ledger:
         return self.cache / "ranges" / stamp_id[:2] / f"{stamp_id}.json"
 
 
+def _sealed(value: Mapping[str, Any]) -> bytes:
+    """A small JSON object with its own digest: what it says is believed, so no bit of it may change unseen."""
+    return canonical_json({**value, "self_digest": digest_json(value)})
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    """A small JSON object; None where it is absent or was cut by a crash (the work is then done again)."""
+    """What was sealed; None where it is absent, was cut by a crash or changed since (the work is then done again)."""
     try:
         value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return value if value.pop("self_digest") == digest_json(value) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None

@@ -93,7 +93,8 @@ def distrusted(cache: Path) -> list[Wrong]:
     for path in sorted((cache / "distrusted").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads(path.read_bytes())
-            records.append(Wrong(dict(record["made_by"]), str(record["because"])))
+            made_by = {name: str(record["made_by"][name]) for name in ("tokenizer", "version", "tokenizer_sha256")}
+            records.append(Wrong(made_by, str(record["because"])))
     return records
 
 

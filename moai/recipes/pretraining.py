@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
 _ALONE = Ranks()
+_SETTLE_SECONDS = 5.0
+"""A directory that another launch renamed first, just now, may show up so much later."""
 _FEW_SHARDS = 4
 """Until workers have started, this process alone, with a tokenizer on all cores, has done about as much (benchmarks/startup.py)."""
 _DISK_PER_TEXT_BYTE = 1.0
@@ -168,7 +170,7 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
         failpoint("plan.noted")
         note_use(wanted.cache, path.name)  # before the attempt goes: `gc` sees the one or the other
-        prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=FIRST_SIGN_SECONDS)
+        prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=_SETTLE_SECONDS)
     seconds = time.monotonic() - started
     logger.info("[Rank %d] Dataset saved in %.1fs", here.rank, time.monotonic() - saving)
     logger.info("[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused", here.rank, f"{prepared.content['documents']:,}", seconds,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.distributed import is_gone, owner
+from moai.distributed import is_gone, owner, pid_namespace
 from moai.files import canonical_json, write_atomic
 from moai.fsops import read_regular
 
@@ -30,16 +30,20 @@ BEAT_SECONDS = 3600.0
 DEAD_SECONDS = 2 * 24 * 3600.0
 """A record of another host this old has missed 48 beats."""
 _MOST_BYTES = 1 << 16
+_noted: dict[Path, bytes] = {}
+"""What this process has taken down."""
 
 
 def note_use(cache: Path, directory: str) -> None:
     """Take down that this process uses `<cache>/datasets/<directory>`, for as long as it runs. Where nothing can be written, nothing is collected either."""
     path = cache / "uses" / f"{directory}-{uuid.uuid4().hex}.json"
-    content = canonical_json({**owner(), "pid_namespace": _pid_namespace(), "directory": directory})
+    content = canonical_json({**owner(), "directory": directory})
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, content, durable=False)
-        threading.Thread(target=_beat, args=(path, content), name="use", daemon=True).start()
+        if not _noted:
+            threading.Thread(target=_beat, name="uses", daemon=True).start()
+        _noted[path] = content
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def uses(cache: Path) -> Iterator[Use]:
 
 def lives(who: Mapping[str, Any] | None, age_seconds: float) -> bool:
     """Whether the process of an owner record that was written `age_seconds` ago is to be taken for alive."""
-    if who is None or who.get("pid_namespace", _pid_namespace()) != _pid_namespace() or who["host"] != owner()["host"]:
+    if who is None or who.get("pid_namespace", pid_namespace()) != pid_namespace() or who["host"] != owner()["host"]:
         return age_seconds < DEAD_SECONDS
     return not is_gone(who)
 
@@ -78,16 +82,9 @@ def read_owner(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _beat(path: Path, content: bytes) -> None:
+def _beat() -> None:
     while True:
         time.sleep(BEAT_SECONDS)
-        with contextlib.suppress(OSError):
-            write_atomic(path, content, durable=False)
-
-
-def _pid_namespace() -> str:
-    """A pid means something only within it: containers may share the name of their host."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+        for path, content in list(_noted.items()):
+            with contextlib.suppress(OSError):
+                write_atomic(path, content, durable=False)

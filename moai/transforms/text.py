@@ -7,7 +7,9 @@ alone would also match.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ from moai.errors import SourceError
 VERSION = 1
 _SINGLE = ("text", "content", "document", "context", "body", "article")
 _BOM = b"\xef\xbb\xbf"
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_EXPLAINED_LEVELS = 500
+"""Up to here the standard library says why a record is broken. How deep it gets depends on the caller's stack, and a reason must not."""
 
 
 class BadRecord(Exception):
@@ -210,14 +215,18 @@ def _explain(record: bytes, error: orjson.JSONDecodeError) -> Any:
         raise BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}") from None
     if "recursion" in str(error) or "depth" in str(error):
         raise BadRecord("too deep", "more than 1,024 levels")
-    try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise BadRecord("too deep", "nested deeper than any reader takes") from None
-    except ValueError:
-        raise BadRecord("broken JSON", str(error)) from None
+    if _levels(text) <= _EXPLAINED_LEVELS:
+        try:
+            json.loads(text, parse_constant=_refuse_constant)
+        except ValueError:
+            raise BadRecord("broken JSON", str(error)) from None
     # The standard library takes what orjson does not: half of a surrogate pair, numbers beyond a double's range.
     raise BadRecord("lone surrogate" if "surrogate" in str(error) else "broken JSON", str(error))
+
+
+def _levels(text: str) -> int:
+    """How deep brackets nest; those in strings are none."""
+    return max(itertools.accumulate((mark in "[{") - (mark in "]}") for mark in _BRACKETS.findall(text)), default=0)
 
 
 def _refuse_constant(name: str) -> Any:
