@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ import tiny_run
 ROOT = Path(__file__).parent.parent
 STEPS, SAVED = 6, 2
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "transformers.trainer", "datasets", "moai.training.trainer", "train"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_server_of_its_own() -> Iterator[None]:
+    """One that earlier tests started has loaded what preparing needs, and refuses what only training does."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    SERVER.set_forkserver_preload(["torch", "transformers.trainer", "datasets", "moai.training.trainer", "train"])
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def rank_main(argv: list[str], environ: Mapping[str, str], said: Path, file_limit: int | None) -> None:
