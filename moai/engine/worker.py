@@ -27,6 +27,7 @@ from moai.engine.deaths import Death, Try
 from moai.engine.pipeline import Care, Finished, Pipeline, Shard, run_shard
 from moai.errors import MoaiError
 from moai.failpoints import failpoint
+from moai.files import storage_errors
 
 _HEAP_BYTES = 32 << 20
 _NO_MEMORY = 71
@@ -199,8 +200,9 @@ def work(connection: Connection, beacon: Beacon, threads: int) -> None:
 
 def _attempt(pipeline: Pipeline, shard: Shard, beacon: Beacon, care: Care) -> tuple[Any, ...]:
     try:
-        failpoint("worker.shard")
-        return ("done", *run_shard(pipeline, shard, beacon.advance, beacon.work_on, care))
+        with storage_errors(Path(shard.id)):
+            failpoint("worker.shard")
+            return ("done", *run_shard(pipeline, shard, beacon.advance, beacon.work_on, care))
     except MoaiError as error:
         return ("error", error)
     except MemoryError:
