@@ -200,3 +200,17 @@ def test_threads_are_those_this_process_may_use() -> None:
     said = "\n".join(threads.lines(threads.ThreadsConfig(measure=False), machine, {"OMP_NUM_THREADS": "1"}))
     assert "CPUs       2 (affinity)" in said
     assert "OMP_NUM_THREADS=1" in said
+
+
+def test_a_run_of_another_container_is_dead_once_it_is_silent_and_not_before() -> None:
+    """Its host may have the name of this one, and its pid may be anybody's."""
+    from datetime import UTC, datetime, timedelta
+
+    from moai.distributed import owner
+    from moai.sinks.runs import SILENT_SECONDS, _is_dead
+
+    who = {**owner(), "pid_namespace": "pid:[1]"}
+    now = datetime.now(UTC)
+    assert not _is_dead(who, now.isoformat())
+    assert _is_dead(who, (now - timedelta(seconds=SILENT_SECONDS + 5)).isoformat())
+    assert not _is_dead(owner(), (now - timedelta(seconds=SILENT_SECONDS + 5)).isoformat())

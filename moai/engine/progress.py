@@ -80,8 +80,11 @@ class Progress:
             while now - self._recent[0][0] > _WINDOW_SECONDS:
                 self._recent.popleft()
         if now - self._said_at >= _LINE_SECONDS or self.share - self._said_share >= _LINE_SHARE:
-            logger.info("[%s] Preparing: %s", self.label, self.line(self.documents_per_second()))
             self._said_at, self._said_share = now, self.share
+            self._log()
+
+    def _log(self) -> None:
+        logger.info("[%s] Preparing: %s", self.label, self.line(self.documents_per_second()))
 
 
 def _clock(seconds: float) -> str:

@@ -171,4 +171,7 @@ def pace(samples: Sequence[Sample], *, window_seconds: float = WINDOW_SECONDS) -
 
 
 def _is_dead(who: Mapping[str, object], heartbeat: str) -> bool:
-    return is_gone(who) or (who["host"] != owner()["host"] and (datetime.now(UTC) - parse(heartbeat)).total_seconds() > SILENT_SECONDS)
+    """Of a process of this host and pid namespace the kernel knows; any other is dead when it is silent."""
+    here = owner()
+    elsewhere = any(who.get(name, "") != here[name] for name in ("host", "pid_namespace"))
+    return is_gone(who) or (elsewhere and (datetime.now(UTC) - parse(heartbeat)).total_seconds() > SILENT_SECONDS)

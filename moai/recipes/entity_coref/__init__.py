@@ -26,9 +26,10 @@ from moai.engine.pipeline import Pipeline
 from moai.engine.run import Done, run
 from moai.failpoints import failpoint
 from moai.files import storage_errors
+from moai.recipes.assembly import Stream
 from moai.recipes.attempts import attempt, locked
 from moai.recipes.entity_coref import assembly
-from moai.recipes.entity_coref.assembly import Stream, Wanted
+from moai.recipes.entity_coref.assembly import Wanted
 from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.entity_coref.progress import Stage
 from moai.recipes.entity_coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other, total

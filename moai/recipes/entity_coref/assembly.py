@@ -16,13 +16,13 @@ from moai.engine.pipeline import Pipeline
 from moai.engine.run import Done
 from moai.files import canonical_json, digest_json
 from moai.recipes import assembly
+from moai.recipes.assembly import Stream
 from moai.recipes.entity_coref.options import AFTER_CANDIDATES, WHERE_TO_CUT, CorefConfig
 from moai.recipes.entity_coref.selection import Selection
 from moai.recipes.identity import plan_fields
 from moai.recipes.options import DataConfig
 from moai.sinks.tables import TableShards, with_features
 from moai.sources.discover import Input
-from moai.sources.local import LocalSource
 from moai.sources.picked import PickedSource, Picks
 from moai.sources.schema import columns_of
 from moai.transforms import coref_candidates, coref_samples, text
@@ -31,7 +31,6 @@ from moai.transforms.coref_placement import Placement
 from moai.transforms.entities import Repetition
 from moai.transforms.korean import CheapRules, KiwiQuality, kiwi_identity
 from moai.transforms.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
-from moai.transforms.text import ToText
 
 FORMAT_VERSION = 1
 WORKER_MODULES = (
@@ -57,17 +56,6 @@ class Wanted:
     kiwi: Mapping[str, str]
     fields: Mapping[str, Any]
     key: str
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One input on its way: its files, its source, how its records make documents, and what names its shards."""
-
-    given: Input
-    source: LocalSource
-    to_text: ToText
-    identity: Mapping[str, Any]
-    transform_key: str
 
 
 def want(config: CorefConfig) -> Wanted:

@@ -53,18 +53,9 @@ class Stage(Progress):
         logger.info(" → %s개 통과 | 누적: %s개 | 평균 속도: %s docs/s", f"{self.passed:,}", f"{self.passed:,}", f"{self.documents / seconds:,.0f}")
         self._write()
 
-    def _say(self) -> None:
-        now = time.monotonic()
-        if now - self._said_at < 1.0:
-            return
-        if not self._recent or now - self._recent[-1][0] >= 1.0:
-            self._recent.append((now, self.documents))
-            while now - self._recent[0][0] > _WINDOW_SECONDS:
-                self._recent.popleft()
-        if now - self._said_at >= _LINE_SECONDS or self.share - self._said_share >= _LINE_SHARE:
-            self._said_at, self._said_share = now, self.share
-            logger.info("%s", self._line())
-            self._write()
+    def _log(self) -> None:
+        logger.info("%s", self._line())
+        self._write()
 
     def _line(self) -> str:
         parent, workers = _memory()
