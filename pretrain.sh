@@ -10,6 +10,7 @@
 #   NUM_GPUS           ranks on this node (default: all GPUs; without a GPU 2 ranks on the CPU)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several nodes: start this on each with its NODE_RANK
 #   OUTPUT_DIR, CACHE_DIR, MAX_STEPS                 as --output_dir, --cache_dir, --max_steps
+#   ACCELERATE_CONFIG  how the model is divided among the ranks: a file of configs/accelerate/, as fsdp2.yaml
 #   DATASET_NUM_PROC, DATASET_BATCH_SIZE, DATASET_WRITER_BATCH_SIZE     how data is prepared; source optimize_env.sh shows the values
 #   MOAI_TORCH_INDEX, PYTHON                         how .venv is made (scripts/bootstrap.sh --help)
 #

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,26 +40,41 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description="From raw text to a trained model.")
-    config, data = resolved[TrainConfig].require(), resolved[DataConfig].require()
+    config = resolved[TrainConfig].require()
+    data = resolved[DataConfig].of_mode(config.mode).require()
     here = ranks(environ)
-    from moai.training.checkpoints import check_place, is_restart
+    from moai.training.checkpoints import is_restart
     from moai.training.logs import start_logging
+    from moai.training.stages import check_places, stages_of
 
-    check_place(config.resume_from_checkpoint, Path(config.output_dir), restarted=is_restart(environ))
+    settings = stages_of(config, data)
+    check_places(config, [own for own, _ in settings], restarted=is_restart(environ))
     start_logging(Path(config.output_dir), here.rank)
     if here.rank == 0:
         show_settings(resolved, Path(config.output_dir))
     check_model(config, data)
 
-    from moai.recipes.pretraining import prepare_or_wait
+    from moai.recipes.pretraining import prepare_all_or_wait
 
-    prepared = prepare_or_wait(data, origins=resolved.origins, environ=environ)
+    held_out = [evaluation_data(config, data) for _, data in settings]
+    wanted = list(dict.fromkeys([*(data for _, data in settings), *filter(None, held_out)]))
+    prepared = dict(zip(wanted, prepare_all_or_wait(wanted, origins=resolved.origins, environ=environ)))
 
+    from moai.training.stages import Stage
     from moai.training.trainer import train
 
-    summary = train(config, data, prepared, resolved.origins, environ=environ)
-    if here.rank == 0:
-        print("\n".join(summary.lines()), flush=True)
+    run = Path(config.output_dir) if config.sequential else None
+    stages = [Stage(own, data, prepared[data], prepared[aside] if aside else None, run) for (own, data), aside in zip(settings, held_out)]
+    for summary in train(config, stages, resolved.origins, environ=environ):
+        if here.rank == 0:
+            print("\n".join(summary.lines()), flush=True)
+
+
+def evaluation_data(config: TrainConfig, data: DataConfig) -> DataConfig | None:
+    """What to prepare for evaluation beside `data`."""
+    if config.eval_dataset:
+        return replace(data, dataset=config.eval_dataset, dataset_config=None, eval_ratio=0.0)
+    return replace(data, held_out=True) if data.eval_ratio else None
 
 
 def show_settings(resolved: Resolved, output_dir: Path) -> None:

@@ -1,6 +1,6 @@
 """The entity-coref corpus against bare Kiwi on the same documents and cores, and against the guides' own loop: interleaved rounds, medians, ratios.
 
-    python benchmarks/coref.py FILES... --model DIR [--documents 8000] [--rounds 3] [--workers 2] [--no-pronoun-filter] [--min-nnp-ratio X] [--max-nnp-ratio X]
+    python benchmarks/coref.py FILES... --model DIR [--documents 8000] [--rounds 3] [--workers 2] [--without-guides] [--no-pronoun-filter] [--min-nnp-ratio X] [--max-nnp-ratio X]
     python benchmarks/coref.py FILES... --model DIR --memory [--documents 2000]
 
 FILES (JSON lines with `text`, plain or .zst) are repeated until --documents of them have survived the cheap rules, those that have not in between. `kiwi`
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--min-nnp-ratio", type=float, default=0.05)
     parser.add_argument("--max-nnp-ratio", type=float, default=0.20)
     parser.add_argument("--no-pronoun-filter", action="store_true")
+    parser.add_argument("--without-guides", action="store_true", help="leave out what takes the longest")
     parser.add_argument("--memory", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +73,8 @@ def race(given: argparse.Namespace, work: Path) -> None:
         "guides": [sys.executable, str(PEERS / "coref_guides.py"), str(everything), *guides],
         "moai": moai(given, everything, work / "out"),
     }
+    if given.without_guides:
+        del commands["guides"]
     runs: dict[str, list[Measured]] = {name: [] for name in commands}
     content: dict[str, object] = {}
     for _ in range(given.rounds):

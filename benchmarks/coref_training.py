@@ -7,6 +7,8 @@ random  mode text: one mask written into the text in place of the mention, then 
 
 Both begin from the same weights for a seed and see equally many rows. Both are scored on the same held-out documents, in mode span: -log p of the whole
 name (nats; lower is better), and the share of names filled in exactly. The tokenizer is a WordPiece of 8,000 pieces, trained on FILES.
+
+With --work DIR a model that stands there already is not trained again, so that a run may be stopped and gone on with.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def train(given: argparse.Namespace, corpora: dict[str, str], work: Path, maskin
         model_config=str(work / "model.json"), dataset=corpora["span" if masking == "entity" else "text"], masking=masking, max_steps=given.steps,
         batch_size=given.batch_size, gradient_accumulation=1, lr=given.lr, eval_steps=given.steps, output_dir=str(work / "runs"), run_name=f"{masking}-{seed}", seed=seed,
     )  # fmt: skip
-    finetune(config)
+    if not (work / "runs" / config.run_name / "final_results.json").exists():
+        finetune(config)
     return evaluate(EvaluateConfig(checkpoint=str(work / "runs" / config.run_name / "final_model"), dataset=corpora["span"], limit=10**6, per_document=10**6))
 
 
@@ -98,13 +101,15 @@ def corpus(given: argparse.Namespace, flags: list[str], work: Path, mode: str) -
 
 
 def tokenizer(files: list[Path], folder: Path) -> int:
-    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-    trained = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-    trained.train_from_iterator(read(files), vocab_size=8000, show_progress=False)
-    folder.mkdir(exist_ok=True)
-    trained.save(str(folder / "tokenizer.json"))
-    return int(trained.get_vocab_size())
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        trained = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+        trained.train_from_iterator(read(files), vocab_size=8000, show_progress=False)
+        folder.mkdir(exist_ok=True)
+        trained.save(str(path))
+    return int(Tokenizer.from_file(str(path)).get_vocab_size())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Access: batches of 8 and 32 random rows, in this process, through moai, through 
 `datasets` gives them (Python lists) into transformers' collator for language models; interleaved, medians of --rounds. The first batch of all but the
 last must be equal. Opening: the shards, hard-linked until there are --shards of them, out of the page cache, each time in a fresh process. "read" is what
 that process had the disk read, until a second after opening; "cached" is the share of the shards that is in the page cache then.
+Against the step: rows a second of order, rows and collator in the rank itself, and of forward, backward and AdamW of the demo model on the same batches.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ import numpy as np
 
 from moai.recipes.prepared import Prepared, write_dataset_files, write_manifest
 from moai.training.data import PackedCollator
+from moai.training.model import build_model, load_config
+from moai.training.order import Order, Sampler, sources_of
 from moai.training.rows import PackedRows, Row
 
 COLLATOR = PackedCollator(pad_id=0)
@@ -47,9 +51,13 @@ def main() -> int:
     access(given.prepared, given.rows, given.rounds)
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         opening(many_shards(given.prepared, given.shards, Path(folder) / "many"), given.rounds)
-    first, last = alone(epochs, given.prepared, given.epochs)
+    print_against_the_step(given.prepared, given.rows)
+    measured = alone(epochs, given.prepared, given.epochs)
+    first, last = measured[0], measured[-1]
     print(f"\n| memory, MB | of its own | mapped |\n|---|---|---|\n| after epoch 1 | {first[0]:.1f} | {first[1]:.1f} |")
-    print(f"| after epoch {given.epochs} | {last[0]:.1f} | {last[1]:.1f} |\n| growth | {last[0] - first[0]:.1f} | {last[1] - first[1]:.1f} |")
+    for number, (own, mapped) in enumerate(measured[1:], start=2):
+        print(f"| after epoch {number} | {own:.1f} | {mapped:.1f} |")
+    print(f"| growth | {last[0] - first[0]:.1f} | {last[1] - first[1]:.1f} |")
     return 0
 
 
@@ -211,6 +219,54 @@ def resident(path: Path) -> tuple[int, int]:
     return sum(page & 1 for page in seen), len(seen)
 
 
+# -- against the step
+
+
+def print_against_the_step(path: Path, rows: int, *, size: int = 8) -> None:
+    """How many times as fast as the demo model takes rows they come, without any process of their own."""
+    supply, demand, device = rows_per_second(path, rows, size), step_rows_per_second(path, size), device_name()
+    print(f"\n| against the step, {size} rows a batch | rows/s |\n|---|---|\n| order, rows and collator | {supply:,.0f} |")
+    print(f"| a step of the demo model, {device} | {demand:,.1f} |\n| times | {supply / demand:,.0f} |", flush=True)
+
+
+def rows_per_second(path: Path, rows: int, size: int) -> float:
+    """In the order in which training takes them."""
+    load, sampler = moai_batches(path), iter(Sampler(Order(sources_of(Prepared.open(path).content["shards"]), 42)))
+    load(list(islice(sampler, size)))
+    started = time.perf_counter()
+    for _ in range(0, rows, size):
+        load(list(islice(sampler, size)))
+    return rows / (time.perf_counter() - started)
+
+
+def step_rows_per_second(path: Path, size: int, *, steps: int = 5) -> float:
+    """The median of `steps` steps."""
+    import torch
+
+    content, device = Prepared.open(path).content, device_name()
+    config = load_config(str(Path(__file__).parent.parent / "configs" / "model_config_demo.json"), None)
+    config.vocab_size, config.max_position_embeddings = max(config.vocab_size, content["vocab_size"]), content["seq_len"]
+    model = build_model(config, pretrained_model=None, attention="sdpa", special_ids={}, seed=0, device=device).train()
+    optimizer, load, seconds = torch.optim.AdamW(model.parameters()), moai_batches(path), []
+    for number in range(2 + steps):
+        batch = {name: value.to(device) for name, value in load(list(range(number * size % (content["rows"] - size), content["rows"]))[:size]).items()}
+        started = time.perf_counter()
+        model(**batch, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return size / statistics.median(seconds[2:])
+
+
+def device_name() -> str:
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device.type if device else "cpu"
+
+
 # -- memory
 
 
@@ -224,7 +280,7 @@ def epochs(path: Path, count: int) -> list[tuple[float, float]]:
             load(order[at : at + 32])
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         found.append((int(status["RssAnon"].split()[0]) / 1000, int(status["RssFile"].split()[0]) / 1000))
-    return [found[0], found[-1]]
+    return found
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:

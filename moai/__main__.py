@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from moai.errors import MoaiError, StorageError
-from moai.lean import numpy_without_threads, without_pandas
+from moai.lean import numpy_without_threads, with_pandas, without_pandas
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -31,6 +31,12 @@ def prepare(argv: Sequence[str]) -> int:
     print(
         f"tokens       {tokens['text']:,} of text + {tokens['eos'] + tokens.get('bos', 0):,} ends = {tokens['rows']:,} in rows + {tokens.get('dropped', 0):,} dropped"
     )
+    if chat := content.get("chat"):
+        counts = chat["counts"]
+        print(
+            f"learned      {tokens.get('trained', 0):,} tokens of {counts['examples']:,} examples, {counts['turns'] - counts.get('turns_unverified', 0):,} of {counts['turns']:,} turns;"
+            f" left out: {counts.get('too_long', 0):,} too long, {counts.get('untrained', 0):,} with nothing to learn"
+        )
     print(f"rows         {content['rows']:,} of {content['seq_len']}, fill rate {content['fill_rate']:.4f}, {content['dtype']}, {content['packing']}")
     print(f"content      {prepared.content_digest}")
     print(prepared.path)
@@ -95,6 +101,19 @@ def repair(argv: Sequence[str]) -> int:
     return 0
 
 
+def inspect(argv: Sequence[str]) -> int:
+    """Show prepared rows token by token: what is learned, where documents end; --html FILE writes a page."""
+    from moai.inspect import inspect as lines
+
+    parser = argparse.ArgumentParser(prog="python -m moai inspect", description=inspect.__doc__)
+    parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
+    parser.add_argument("--rows", type=int, default=10, metavar="N", help="the first rows that are shown (10)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of text")
+    given = parser.parse_args(list(argv))
+    _print(lines(given.directory, rows=given.rows, html=given.html))
+    return 0
+
+
 def gc(argv: Sequence[str]) -> int:
     """Give space in a cache back: what killed runs left, what nothing leads to; by age and size; never anything in use."""
     from moai.collect import GcConfig, collect
@@ -134,9 +153,41 @@ def explain(argv: Sequence[str]) -> int:
     return 0
 
 
+def evaluate(argv: Sequence[str]) -> int:
+    """Score a saved model on a prepared directory: loss, perplexity and bits per byte of each source; the last line is JSON."""
+    with_pandas()  # torch looks for it
+    from moai.config import resolve
+    from moai.training.score import ScoreConfig, score
+
+    _print(score(resolve([ScoreConfig], argv, os.environ, prog="python -m moai evaluate", description=evaluate.__doc__ or "")[ScoreConfig]))
+    return 0
+
+
+def training(argv: Sequence[str]) -> int:
+    """What a training run logged: the last lines, and training.html written anew; the last line is its path."""
+    from moai.training.page import show
+
+    parser = argparse.ArgumentParser(prog="python -m moai training", description=training.__doc__)
+    parser.add_argument("directory", type=Path, help="the run's --output_dir")
+    _print(show(parser.parse_args(list(argv)).directory))
+    return 0
+
+
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
         print(line, flush=True)
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Let a trained model go on with a text: --model DIR --prompt TEXT; --chat uses its chat template."""
+    with_pandas()  # torch looks for it
+    from moai.config import resolve
+    from moai.training.generate import GenerateConfig
+    from moai.training.generate import generate as write
+
+    resolved = resolve([GenerateConfig], argv, os.environ, prog="python -m moai generate", description=generate.__doc__ or "")
+    write(resolved[GenerateConfig].require(), write=lambda text: print(text, end="", flush=True))
+    return 0
 
 
 def entity_coref(argv: Sequence[str]) -> int:
@@ -163,9 +214,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": bench,
     "verify": verify,
     "repair": repair,
+    "inspect": inspect,
     "gc": gc,
     "status": status,
     "explain": explain,
+    "generate": generate,
+    "evaluate": evaluate,
+    "training": training,
     "entity-coref": entity_coref,
     "reembed": reembed,
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-_TYPES = {np.dtype(name): pa.type_for_alias(name) for name in ("uint16", "uint32", "int32", "int64")}
+_TYPES = {np.dtype(name): pa.type_for_alias(name) for name in ("uint8", "uint16", "uint32", "int32", "int64")}
 
 
 def numbers(values: npt.NDArray[np.integer]) -> pa.Array:
@@ -24,3 +27,12 @@ def lists(offsets: npt.NDArray[np.integer], values: npt.NDArray[np.integer]) -> 
 def binaries(offsets: npt.NDArray[np.int32], data: bytes) -> pa.Array:
     """Row i is data[offsets[i]:offsets[i + 1]]."""
     return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def byte_strings(texts: pa.Array) -> Iterator[memoryview]:
+    """The UTF-8 bytes of each string of a column without nulls."""
+    _, offset_buffer, data = texts.buffers()
+    wide = pa.types.is_large_string(texts.type)
+    offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view = memoryview(data) if data is not None else memoryview(b"")
+    return (view[start:end] for start, end in itertools.pairwise(offsets))

@@ -45,6 +45,7 @@ def option(
     help: str,
     *,
     affects_output: bool = False,
+    keyed_at_default: bool = True,
     env: str | None = None,
     names: Sequence[str] = (),
     choices: Sequence[str] = (),
@@ -53,10 +54,19 @@ def option(
     """A dataclass field that is also a flag, a YAML key and, with `env`, an environment variable.
 
     affects_output  the prepared bytes depend on it, so it belongs to the plan key
+    keyed_at_default  False for a flag younger than prepared directories: left at its default it is in no key, and what lies there is still found
     names           further spellings of the flag and the YAML key, without dashes
     bare            what the flag means when it is given without a value
     """
-    metadata = {"help": help, "affects_output": affects_output, "env": env, "names": tuple(names), "choices": tuple(choices), "bare": bare}
+    metadata = {
+        "help": help,
+        "affects_output": affects_output,
+        "keyed_at_default": keyed_at_default,
+        "env": env,
+        "names": tuple(names),
+        "choices": tuple(choices),
+        "bare": bare,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -134,7 +144,8 @@ def parse_size(text: str) -> int:
 
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
-    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+    keyed = (f for f in dataclasses.fields(instance) if f.metadata.get("affects_output"))
+    return {f.name: getattr(instance, f.name) for f in keyed if f.metadata["keyed_at_default"] or getattr(instance, f.name) != f.default}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,6 +22,7 @@ from moai.recipes.options import DataConfig
 from moai.recipes.publish import Part, bad_records
 from moai.sources.discover import Input, discover
 from moai.tokenizer import TokenizerSpec, load_file, load_tokenizer
+from moai.transforms.template import ChatTemplate
 
 _BATCH_BYTES = 4 << 20
 _FILES_NAMED = 3
@@ -174,7 +175,12 @@ class Recipe:
         for folder in ("shards", "ranges", "transforms"):
             (self.own / folder).mkdir(parents=True, exist_ok=True)
         tokenizer = self._tokenizer
-        return Request(self._config, self.own, self._inputs, Path(tokenizer.path), True, tokenizer, {}, "")
+        return Request(self._config, self.own, self._inputs, Path(tokenizer.path), True, tokenizer, {}, "", self._template)
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        chat = self.manifest["content"].get("chat")
+        return ChatTemplate(**chat["template"]) if chat else None
 
     @cached_property
     def _streams(self) -> list[Stream]:

@@ -28,7 +28,7 @@ from moai.files import canonical_json, digest_file, link_or_copy, storage_errors
 from moai.rebuild import Recipe
 from moai.recipes.attempts import OWNER
 from moai.recipes.identity import dataset_key
-from moai.recipes.prepared import Prepared, read_manifest, write_dataset_files
+from moai.recipes.prepared import Prepared, is_chat, read_manifest, write_dataset_files
 
 
 def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str = "") -> Iterator[str]:
@@ -129,7 +129,7 @@ class _Repair:
         if not place.exists():
             place.mkdir()
             names = [shard["file"] for shard in content["shards"] if shard["file"]]
-            write_dataset_files(place, names, content["dtype"], dataset_key(shard["shard_key"] for shard in content["shards"]))
+            write_dataset_files(place, names, content["dtype"], dataset_key(shard["shard_key"] for shard in content["shards"]), chat=is_chat(self.manifest))
         if not (place / name).exists():
             raise DamagedError(f"{self.directory / name}: damaged, and nothing tells how to make it again; remove {self.directory} and prepare again")
         return place / name

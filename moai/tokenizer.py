@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from moai.errors import SlowTokenizerError, TokenizerError
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _SLOW_FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -60,8 +60,8 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if not vocabulary:
         raise TokenizerError(f"{file}: the vocabulary is empty")
-    eos = eos_token or _named(file, "eos_token")
-    bos = _named(file, "bos_token")
+    eos = eos_token or named_token(file, "eos_token")
+    bos = named_token(file, "bos_token")
     if eos is None or eos not in vocabulary:
         found = "names no eos_token" if eos is None else f"the EOS token {eos!r} is not in the vocabulary"
         raise TokenizerError(f"{file.with_name('tokenizer_config.json')}: {found}; documents need an end, set --eos_token TOKEN (one of the vocabulary)")
@@ -141,7 +141,7 @@ def _from_hub(name: str) -> Path:
     return folder / "tokenizer.json"
 
 
-def _named(file: Path, name: str) -> str | None:
+def named_token(file: Path, name: str) -> str | None:
     """A special token as the configuration beside tokenizer.json names it."""
     for config in ("tokenizer_config.json", "special_tokens_map.json"):
         try:

@@ -94,6 +94,7 @@ class _Totals:
     rows: int = 0
     tokens: int = 0
     highest: int = -1
+    trained: int = 0
     bad_rows: int = 0
     bad_counts: list[str] = field(default_factory=list)
 
@@ -114,17 +115,20 @@ def _rows(path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any],
         totals.bad_counts.append(f"{totals.rows:,} rows in all, the manifest says {content['rows']:,}")
     yield Check("rows", not totals.bad_counts, "; ".join(totals.bad_counts[:5]) or f"{totals.rows:,} rows, fill rate {content['fill_rate']:.4f}")
     if full:
-        pieces = f"{totals.bad_rows} rows whose seq_lengths do not add up to their tokens" if totals.bad_rows else None
+        pieces = f"{totals.bad_rows} rows whose lengths do not add up to their tokens" if totals.bad_rows else None
         yield Check("pieces", not totals.bad_rows, pieces or f"every row's pieces add up, none over {content['seq_len']}")
         yield Check("token range", totals.highest < content["vocab_size"], f"highest id {totals.highest}, vocabulary {content['vocab_size']}")
         yield Check("tokens", some or totals.tokens == content["tokens"], f"{totals.tokens:,}, the manifest says {content['tokens']:,}")
+        if "chat" in content:
+            said = content["token_counts"].get("trained", 0)
+            yield Check("trained", some or totals.trained == said, f"{totals.trained:,} tokens are learned, the manifest says {said:,}")
 
 
 def _add(file: Path, content: dict[str, Any], totals: _Totals, look: Callable[[pa.RecordBatch, dict[str, Any], _Totals], None] | None) -> None:
     """Count one shard. Without `look`, only the headers of its record batches are read."""
     with pa.memory_map(str(file)) as mapped:
         reader = pa.ipc.open_stream(mapped)
-        if reader.schema != arrow_schema(content["dtype"]):
+        if reader.schema != arrow_schema(content["dtype"], chat="chat" in content):
             raise DamagedError(f"its columns are {', '.join(f'{f.name} {f.type}' for f in reader.schema)[:100]}, not those of {content['dtype']} ids")
         for batch in reader:
             batch.validate(full=look is not None)  # no offset is followed before it was compared with its buffer
@@ -142,9 +146,23 @@ def _tokens_of(batch: pa.RecordBatch, content: dict[str, Any], totals: _Totals) 
     offsets = pieces.offsets.to_numpy()
     summed = ends[offsets[1:]] - ends[offsets[:-1]]
     totals.bad_rows += int(((summed != lengths) | (lengths > content["seq_len"]) | (lengths == 0)).sum())
+    if "chat" in content:
+        _trained_of(batch["trained_runs"], lengths, totals)
     flat = ids.flatten()
     totals.highest = max(totals.highest, pc.max(flat).as_py() or 0)
     totals.tokens += len(flat)
+
+
+def _trained_of(runs: pa.Array, lengths: np.ndarray, totals: _Totals) -> None:
+    """Every row's runs add up to its tokens, the first of which is not learned; every second run is."""
+    if runs.null_count or runs.values.null_count:
+        raise DamagedError("nulls among the trained_runs")
+    values, offsets = runs.values.to_numpy().astype(np.int64), runs.offsets.to_numpy()
+    numbers = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+    ends = np.concatenate(([0], np.cumsum(values)))
+    wrong = (ends[offsets[1:]] - ends[offsets[:-1]] != lengths) | (np.diff(offsets) == 0)
+    totals.bad_rows += int(wrong.sum()) + int((values == 0).any())
+    totals.trained += int(values[numbers % 2 == 1].sum())
 
 
 def _conservation(content: dict[str, Any]) -> Check:

@@ -25,9 +25,10 @@ def finished(tmp_path_factory):
     argv = ["--output_dir", str(folder / "out"), "--model_config", str(tiny_run.write_model_config(folder)), "--tokenizer_path", str(tokenizer),
             "--batch_size", "2", "--gradient_accumulation_steps", "1", "--max_steps", "4", "--save_steps", "2", "--warmup_steps", "0"]  # fmt: skip
     resolved = resolve([TrainConfig, DataConfig], argv, {}, prog="test")
+    from moai.training.stages import Stage
     from moai.training.trainer import train
 
-    train(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(prepared), resolved.origins, environ={})
+    train(resolved[TrainConfig], [Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(prepared))], resolved.origins, environ={})
     return folder / "out"
 
 
@@ -48,7 +49,7 @@ def test_a_real_checkpoint_is_complete_and_says_what_it_was_trained_on(output):
     assert newest_complete(output) == output / "checkpoint-4"
     record = record_of(output)
     assert len(record.content_digest) == 64
-    assert (record.rows, record.rows_per_step, record.seed, record.world_size) == (26, 2, 42, 1)
+    assert (record.rows, record.rows_per_step, record.position, record.order["seed"], record.world_size) == (26, 2, 8, 42, 1)
     assert record.tokens_seen > Record.load(output / "checkpoint-2").tokens_seen > 0
 
 
@@ -133,7 +134,7 @@ def test_all_broken_starts_from_the_beginning_and_says_so(output, caplog):
 
 def test_auto_without_any_checkpoint_names_the_way(tmp_path):
     with pytest.raises(ConfigError, match="has no checkpoint; the same command without --resume_from_checkpoint starts the run"):
-        choose("auto", tmp_path, Record(content_digest="", rows=1, rows_per_step=1, seed=1, world_size=1))
+        choose("auto", tmp_path, Record(content_digest="", rows=1, rows_per_step=1, world_size=1, order={"asked": {}}))
 
 
 def test_a_fresh_run_never_mixes_with_an_old_one(output):
@@ -152,13 +153,17 @@ def test_a_named_checkpoint_must_be_whole(output):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("content_digest", "0" * 64, "was trained on data [0-9a-f]{64}, this run has 0{64}"), ("rows_per_step", 3, "its steps are of 2 rows, this run's of 3"),
-     ("seed", 7, "ordered by seed 42, this run's by 7; resume with --seed 42")],
+    [("content_digest", "0" * 64, "was trained on data [0-9a-f]{64}, this run has 0{64}"), ("seed", 7, r"another order than this run's \(seed is 42 there, 7 here\)"),
+     ("window", 3, "window is 0 there, 3 here"), ("version", 2, "version is 1 there, 2 here"), ("mixture", ["a=1"], r"mixture is not set there, \['a=1'\] here")],
 )  # fmt: skip
 def test_other_data_or_another_order_is_refused_with_both_values(output, field, value, message):
+    record = record_of(output)
+    asked = {**record.order["asked"], **({field: value} if field == "mixture" else {})}
+    expected = replace(record, content_digest=value) if field == "content_digest" else replace(record, order={**record.order, field: value, "asked": asked})
     with pytest.raises(ConfigError, match=message):
-        choose("auto", output, replace(record_of(output), **{field: value}))
-    assert choose("auto", output, replace(record_of(output), world_size=2)) is not None, "another number of ranks alone is no other order"
+        choose("auto", output, expected)
+    recut = replace(record, world_size=2, rows_per_step=3)
+    assert choose("auto", output, recut) is not None, "another number of ranks or rows a step is no other order"
 
 
 @pytest.mark.parametrize(("environ", "said"), [({}, False), ({"TORCHELASTIC_RESTART_COUNT": "0"}, False), ({"TORCHELASTIC_RESTART_COUNT": "2"}, True)])

@@ -33,12 +33,25 @@ from moai.recipes.reembedding.options import ReembedConfig
 from moai.recipes.tokenizer_training import TokenizerConfig
 from moai.status import StatusConfig
 from moai.training.arguments import TrainConfig
+from moai.training.generate import GenerateConfig
 from moai.training.launch import NAMES
 from moai.training.mlm_evaluate import EvaluateConfig
 from moai.training.mlm_finetune import FinetuneConfig
+from moai.training.score import ScoreConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("architecture.md", "cache.md", "entity-coref.md", "guides.md", "pretraining.md", "reembedding.md", "reliability.md")
+PAGES = (
+    "architecture.md",
+    "cache.md",
+    "entity-coref.md",
+    "guides.md",
+    "instruction-tuning.md",
+    "pretraining.md",
+    "reembedding.md",
+    "reliability.md",
+    "training.md",
+    "watching-training.md",
+)
 PAIRS = [(ROOT / "README.md", ROOT / "README.ko.md"), *((ROOT / "docs" / name, ROOT / "docs" / "ko" / name) for name in PAGES)]
 ENGLISH = [english for english, _ in PAIRS]
 DOCUMENTS = [document for pair in PAIRS for document in pair]
@@ -89,9 +102,17 @@ def check(command: str) -> None:
     match words:
         case ["python", "-m", "moai", "verify", directory]:
             assert not directory.startswith("-")
+        case ["python", "-m", "moai", "inspect", directory, *_]:
+            assert not directory.startswith("-")
         case ["python", "-m", "moai", ("prepare" | "plan") as which, *flags]:
             assert which in COMMANDS
             resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
+        case ["python", "-m", "moai", "training", directory]:
+            assert not directory.startswith("-")
+        case ["python", "-m", "moai", "evaluate", *flags]:
+            resolve([ScoreConfig], flags, {}, prog="moai")[ScoreConfig].require()
+        case ["python", "-m", "moai", "generate", *flags]:
+            resolve([GenerateConfig], flags, {}, prog="moai")[GenerateConfig].require()
         case ["python", "-m", "moai", "bench", *flags]:
             resolve([DataConfig, BenchConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "-m", "moai", "reembed", ("search" | "rollback"), *flags]:
@@ -213,6 +234,8 @@ def known_flags() -> set[str]:
             CorefConfig,
             FinetuneConfig,
             EvaluateConfig,
+            GenerateConfig,
+            ScoreConfig,
         )
         for f in dataclasses.fields(cls)
     ]

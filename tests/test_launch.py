@@ -38,7 +38,7 @@ def test_shipped_configuration_is_complete_and_names_known_fields(path: Path) ->
     resolved = resolve([DataConfig, TrainConfig], ["--config", str(path)], {}, prog="train.py")  # an unknown name raises
     data, training = resolved[DataConfig].require(), resolved[TrainConfig].require()
     assert set(yaml.safe_load(path.read_text())) <= {name for name, origin in resolved.origins.items() if origin != "default"}
-    assert (training.mode, data.packing) == ("pretrain", "bfd_split")
+    assert (training.mode, data.packing) == (("sft", "bfd") if path.stem.startswith("sft") else ("pretrain", "bfd_split"))
     assert data.cache_dir != training.output_dir
     if training.model_config:
         model = json.loads(Path(training.model_config).read_text())

@@ -20,6 +20,7 @@ GROUND = {
     "probes",
     "columns",
     "lean",
+    "pages",
     "failpoints",
     "fsops",
     "stopping",

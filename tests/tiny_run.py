@@ -6,6 +6,7 @@ python tests/tiny_run.py PREPARED[,PREPARED_OF_RANK_1] TOKENIZER train.py's trai
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,8 +47,8 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_prepared(folder: Path, tokenizer: Path, *, rows: int = 26, seed: int = 0) -> Path:
-    """Rows of two counting documents (5 6 7 8 ...), some with a rest to pad, and the manifest that train() reads."""
+def write_prepared(folder: Path, tokenizer: Path, *, rows: int = 26, seed: int = 0, sources: Sequence[str] = ("counting",) * SHARDS) -> Path:
+    """Rows of two counting documents (5 6 7 8 ...), some with a rest to pad, and the manifest that train() reads. `sources` are those of the shards."""
     import datasets
     import numpy as np
 
@@ -62,12 +63,21 @@ def write_prepared(folder: Path, tokenizer: Path, *, rows: int = 26, seed: int =
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16")), "seq_lengths": datasets.List(datasets.Value("uint32"))})
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder), num_shards=SHARDS)
     in_shard = [rows // SHARDS + (number < rows % SHARDS) for number in range(SHARDS)]
-    shards = [{"file": f"data-{number:05d}-of-{SHARDS:05d}.arrow", "rows": count} for number, count in enumerate(in_shard)]
     tokens = sum(map(len, columns["input_ids"]))
+    ends = np.cumsum([0, *in_shard])
+    shards = [
+        {
+            "file": f"data-{number:05d}-of-{SHARDS:05d}.arrow",
+            "rows": count,
+            "source": sources[number],
+            "tokens": sum(map(len, columns["input_ids"][ends[number] : ends[number + 1]])),
+        }
+        for number, count in enumerate(in_shard)
+    ]
     content = {
-        "dtype": "uint16", "shards": [*shards[:1], {"file": None, "rows": 0}, *shards[1:]], "documents": 2 * rows, "tokens": tokens, "rows": rows, "fill_rate": tokens / rows / SEQ_LEN, "seq_len": SEQ_LEN, "packing": "bfd_split", "vocab_size": 258,
+        "dtype": "uint16", "shards": [*shards[:1], {"file": None, "rows": 0, "source": sources[0], "tokens": 0}, *shards[1:]], "documents": 2 * rows, "tokens": tokens, "rows": rows, "fill_rate": tokens / rows / SEQ_LEN, "seq_len": SEQ_LEN, "packing": "bfd_split", "vocab_size": 258,
         "tokenizer_digest": load_tokenizer(str(tokenizer)).digest, "records": {"quarantined": 3}, "data": digest_json(columns),
-        "sources": [{"name": "counting", "documents": 2 * rows, "tokens": tokens}],
+        "sources": [{"name": name, "documents": 2 * rows, "tokens": tokens} for name in dict.fromkeys(sources)],
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps({"content": content, "content_digest": digest_json(content)}))
     return folder
@@ -79,6 +89,7 @@ def open_prepared(folder: Path, memory_mode: str = "memory") -> Prepared:
 
 def main() -> int:
     from moai.training.logs import start_logging
+    from moai.training.stages import Stage
     from moai.training.trainer import train
 
     folders, rank = sys.argv[1].split(","), int(os.environ.get("RANK", "0"))
@@ -86,7 +97,8 @@ def main() -> int:
     config = resolved[TrainConfig].require()
     start_logging(Path(config.output_dir), rank)
     try:
-        summary = train(config, resolved[DataConfig], open_prepared(Path(folders[min(rank, len(folders) - 1)])), resolved.origins)
+        prepared = open_prepared(Path(folders[min(rank, len(folders) - 1)]))
+        [summary] = train(config, [Stage(config, resolved[DataConfig], prepared)], resolved.origins)
     except MoaiError as error:
         print(f"tiny_run: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -13,8 +13,8 @@ import numpy as np
 from moai.backends import FORKABLE
 from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.ledger import Ledger
-from moai.engine.pipeline import Pipeline, peek
-from moai.errors import ConfigError
+from moai.engine.pipeline import Pipeline, Transform, peek
+from moai.errors import ConfigError, SourceError
 from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
@@ -25,13 +25,16 @@ from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
 from moai.tokenizer import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
-from moai.transforms.filters import Length
+from moai.transforms.chat import Chats
+from moai.transforms.conversation import choose_chat_shape
+from moai.transforms.filters import Length, Split
 from moai.transforms.pack import Pack
+from moai.transforms.template import RENDERER, ChatTemplate, find_template
 from moai.transforms.text import TextShape, ToText, choose_shape
 from moai.transforms.tokenize import Tokenize
 
 _WORKER_MODULES = (
-    "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.sinks.arrow",
+    "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.chat", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.sinks.arrow",
     "moai.recipes.choosing",
 )  # fmt: skip
 """What a worker needs, imported once where workers are forked from."""
@@ -69,6 +72,8 @@ class Request(Found):
     tokenizer: TokenizerSpec
     fields: Mapping[str, Any]
     key: str
+    template: ChatTemplate | None = None
+    """Where records are conversations."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Stream:
     to_text: ToText
     identity: Mapping[str, Any]
     transform_key: str
+    is_chat: bool = False
 
 
 def find(config: DataConfig) -> Found:
@@ -92,10 +98,14 @@ def find(config: DataConfig) -> Found:
 
 
 def complete(found: Found) -> Request:
-    """Load the tokenizer, which takes a tenth of a second or more. Raises TokenizerError."""
-    tokenizer = load_tokenizer(str(found.tokenizer_file), eos_token=found.config.eos_token, need_bos=found.config.add_bos)
-    fields = identity.plan_fields(found.config, tokenizer, found.inputs)
-    return Request(**vars(found), tokenizer=tokenizer, fields=fields, key=identity.plan_key(fields))
+    """Load the tokenizer, which takes a tenth of a second or more, and find its chat template. Raises TokenizerError."""
+    config = found.config
+    tokenizer = load_tokenizer(str(found.tokenizer_file), eos_token=config.eos_token, need_bos=config.add_bos)
+    template = None
+    if config.data_format == "chat":
+        template = find_template(found.tokenizer_file, file=config.chat_template, eos_token=tokenizer.eos_token, date=config.template_date)
+    fields = identity.plan_fields(config, tokenizer, found.inputs, template)
+    return Request(**vars(found), tokenizer=tokenizer, fields=fields, key=identity.plan_key(fields), template=template)
 
 
 def request(config: DataConfig) -> Request:
@@ -109,21 +119,32 @@ def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
 
 
 def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> Pipeline:
-    config = wanted.config
+    config, chat = wanted.config, wanted.template is not None
     dtype = np.dtype(wanted.tokenizer.dtype).name
-    length = Length(min_chars=config.min_chars, max_chars=config.max_chars)
-    tokenize = Tokenize(backend=chosen.backend, reference=chosen.reference, to_text=stream.to_text if length.drops_only_blank else None)
     return Pipeline(
         source=stream.source,
         transforms=(
-            *(() if tokenize.to_text else (stream.to_text, length)),
-            tokenize,
-            Pack(seq_len=config.seq_len, strategy=config.packing, dtype=dtype, split_long=config.long_documents == "split"),
+            *_to_tokens(wanted, stream, chosen),
+            Pack(seq_len=config.seq_len, strategy=config.packing, dtype=dtype, split_long=config.long_documents == "split", chat=chat),
         ),
-        sink=ArrowShards(cache=wanted.cache, staging=staging, dtype=dtype, writer_batch_size=config.writer_batch_size, made_by=chosen.backend.made_by()),
+        sink=ArrowShards(
+            cache=wanted.cache, staging=staging, dtype=dtype, chat=chat, writer_batch_size=config.writer_batch_size, made_by=chosen.backend.made_by()
+        ),
         transform_key=stream.transform_key,
         probe=Ledger(wanted.cache).has_transform(stream.transform_key),
     )
+
+
+def _to_tokens(wanted: Request, stream: Stream, chosen: Chosen) -> tuple[Transform, ...]:
+    config = wanted.config
+    split = (Split(ratio=config.eval_ratio, held_out=config.held_out),) if config.eval_ratio else ()
+    if wanted.template:
+        return (Chats(shape=stream.to_text.shape, template=wanted.template, reference=chosen.reference, seq_len=config.seq_len, truncate=config.long_examples == "truncate",
+                      train_on=config.train_on, split=split[0] if split else None, max_doc_bytes=config.max_doc_bytes),)  # fmt: skip
+    length = Length(min_chars=config.min_chars, max_chars=config.max_chars)
+    at_once = length.drops_only_blank and not config.eval_ratio
+    tokenize = Tokenize(backend=chosen.backend, reference=chosen.reference, to_text=stream.to_text if at_once else None)
+    return (tokenize,) if at_once else (stream.to_text, *split, length, tokenize)
 
 
 def executor_of(found: Found, planned: Plan) -> Executor:
@@ -137,12 +158,15 @@ def executor_of(found: Found, planned: Plan) -> Executor:
     }
     return Processes(
         num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
-        modules=_WORKER_MODULES, warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in FORKABLE),
+        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ())), warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in FORKABLE),
     )  # fmt: skip
 
 
 def sample(streams: Sequence[Stream]) -> list[str]:
-    """Beginnings of documents of every input, SAMPLE_CHARS in all at most."""
+    """Beginnings of documents of every input, SAMPLE_CHARS in all at most; of conversations none, which only the reference encodes."""
+    streams = [stream for stream in streams if not stream.is_chat]
+    if not streams:
+        return []
     texts: list[str] = []
     looks = [(stream, batches) for stream in streams for batches in stream.source.looks(_SAMPLE_FILES)]
     most = max(1, SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(looks))
@@ -160,13 +184,20 @@ def _stream(wanted: Request, given: Input, spool_dir: Path, batch_bytes: int) ->
         max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
     )  # fmt: skip
     shape = None
+    if wanted.template and given.kind == "txt":
+        raise SourceError(f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow")
     if given.kind != "txt":
-        shape = choose_shape(columns_of(source, given), source=given.spec, text_column=config.text_column, template=config.text_template)
+        found = columns_of(source, given)
+        shape = (
+            choose_chat_shape(found, source=given.spec, text_column=config.text_column)
+            if wanted.template
+            else choose_shape(found, source=given.spec, text_column=config.text_column, template=config.text_template)
+        )
         source = replace(source, columns=shape.columns)
-    what = identity.transform_identity(config, wanted.tokenizer, given, shape)
+    what = identity.transform_identity(config, wanted.tokenizer, given, shape, wanted.template)
     key = digest_json(what)[:40]
     to_text = ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, max_doc_bytes=config.max_doc_bytes)
-    return Stream(given, replace(source, transform_key=key), to_text, what, key)
+    return Stream(given, replace(source, transform_key=key), to_text, what, key, is_chat=wanted.template is not None)
 
 
 def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:

@@ -64,6 +64,8 @@ def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], samp
     """
     reference = Reference(spec=spec, split_special_tokens=config.split_special_tokens)
     name = AUTOMATIC if config.tokenizer_backend == "auto" else config.tokenizer_backend
+    if config.data_format == "chat":
+        return Chosen(reference, reference, "the only one that tells where in a conversation a token stands")
     if name == "tokenizers":
         return Chosen(reference, reference, "set")
     if not is_installed(name):

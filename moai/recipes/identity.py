@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
 from moai.sources.discover import Input
 from moai.tokenizer import TokenizerSpec
-from moai.transforms import text
+from moai.transforms import conversation, text
+from moai.transforms.template import ChatTemplate
 
+_SAME_IDS = ("tokenizer_sha256", "eos_id", "bos_id", "chat_template_sha256")
+_DEFAULTS = {field.name: field.default for field in fields(DataConfig) if not field.metadata["keyed_at_default"]}
+"""Of flags that a key leaves out at their default."""
 _NEAREST_OF = 200
 _FILES_LISTED = 2000
 _SAME_SIZE = "old time stamp"
@@ -32,14 +36,14 @@ _MOST_BYTES = 1 << 26
 """Of a plan record: 2,000 paths of the greatest length take an eighth of it."""
 
 
-def plan_fields(config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input]) -> dict[str, Any]:
+def plan_fields(config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input], template: ChatTemplate | None = None) -> dict[str, Any]:
     """All that the plan key is made of. `files` are for explaining a miss; `inputs` says what is read how often, in which order, and what shares shards."""
     inputs_read = [[given.name, given.kind, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     return {
         "config": identity(config),
-        "tokenizer": tokenizer.identity(),
-        "format": {"format_version": FORMAT_VERSION, "text_version": text.VERSION},
+        "tokenizer": tokenizer_identity(tokenizer, template),
+        "format": {"format_version": FORMAT_VERSION, "text_version": text.VERSION, **({"chat_version": conversation.VERSION} if template else {})},
         "inputs": digest_json(inputs_read),
         "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)},
     }
@@ -49,12 +53,20 @@ def plan_key(fields: Mapping[str, Any]) -> str:
     return digest_json(fields)[:40]
 
 
-def transform_identity(config: DataConfig, tokenizer: TokenizerSpec, given: Input, shape: text.TextShape | None) -> dict[str, Any]:
+def tokenizer_identity(tokenizer: TokenizerSpec, template: ChatTemplate | None) -> dict[str, Any]:
+    """What makes ids of texts, and of conversations the template too."""
+    return {**tokenizer.identity(), **(template.identity() if template else {})}
+
+
+def transform_identity(
+    config: DataConfig, tokenizer: TokenizerSpec, given: Input, shape: text.TextShape | None, template: ChatTemplate | None = None
+) -> dict[str, Any]:
     """What a shard's content depends on besides its raw bytes. shard_bytes only says where ranges are cut."""
-    fields = {name: value for name, value in identity(config).items() if name not in ("shard_bytes", "dataset_config", "text_column", "text_template")}
+    flags = {name: value for name, value in identity(config).items() if name not in ("shard_bytes", "dataset_config", "text_column", "text_template")}
     return {
-        "config": fields, "tokenizer": tokenizer.identity(), "format_version": FORMAT_VERSION, "text_version": text.VERSION, "kind": given.kind,
+        "config": flags, "tokenizer": tokenizer_identity(tokenizer, template), "format_version": FORMAT_VERSION, "text_version": text.VERSION, "kind": given.kind,
         "shape": [shape.name, list(shape.columns), shape.template] if shape else "plain text",
+        **({"chat_version": conversation.VERSION} if template else {}),
     }  # fmt: skip
 
 
@@ -127,7 +139,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     """Differences between two plans' fields. That the inputs are others is said where no file says why."""
     found = []
     for group in ("config", "tokenizer", "format"):
-        before, after = old.get(group, {}), new[group]
+        before, after = ({**(_DEFAULTS if group == "config" else {}), **plan.get(group, {})} for plan in (old, new))
         names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
         found += [Difference(group, name, _short(before.get(name)), _short(after.get(name))) for name in names]
     before, after = old.get("files", {}), new["files"]
@@ -142,7 +154,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 
 def stands_for(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     """Whether a plan is of the same flags and tokenizer as another, whatever the versions, and covers all of its files, as far as they are listed."""
-    same = old["config"] == new["config"] and all(old["tokenizer"].get(name) == new["tokenizer"].get(name) for name in ("tokenizer_sha256", "eos_id", "bos_id"))
+    same = old["config"] == new["config"] and all(old["tokenizer"].get(name) == new["tokenizer"].get(name) for name in _SAME_IDS)
     return same and "" not in old["files"] and old["files"].keys() <= new["files"].keys()
 
 

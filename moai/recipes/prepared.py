@@ -12,6 +12,7 @@ the shape of one, names nothing outside, and lists regular files of just these s
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -48,6 +49,10 @@ _SHAPE = {
     "content_digest": str, "run": dict,
 }  # fmt: skip
 """What a reader relies on. In a list every entry has the shape, and under `*` every value of an object; numbers are not negative."""
+_CHAT_SHAPE = {
+    "template": {"source": str, "with_tools": str, "tokens": {"*": str}, "date": (str, type(None))}, "counts": {"examples": int, "turns": int, "*": int},
+}  # fmt: skip
+"""Of `content.chat`, which only conversations have."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class Prepared:
     @property
     def content_digest(self) -> str:
         return str(self.manifest["content_digest"])
+
+    @property
+    def is_chat(self) -> bool:
+        """Rows of conversations, which have `trained_runs`."""
+        return is_chat(self.manifest)
 
     @classmethod
     def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0) -> Prepared:
@@ -121,10 +131,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{file}: its text does not match its own digest; {again}")
     if version != FORMAT_VERSION:
         raise DamagedError(f"{file}: format {str(version)[:40]}, this moai reads {FORMAT_VERSION}; prepare again")
-    if misfit := next(_misfits(manifest, _SHAPE, ""), None):
+    misfits = [_misfits(manifest, _SHAPE, ""), *([_misfits(manifest["content"]["chat"], _CHAT_SHAPE, "content.chat")] if is_chat(manifest) else [])]
+    if misfit := next(itertools.chain.from_iterable(misfits), None):
         raise DamagedError(f"{file}: no manifest that moai wrote: {misfit}; {again}")
     _check_names(file, manifest)
     return dict(manifest)
+
+
+def is_chat(manifest: Mapping[str, Any]) -> bool:
+    return "chat" in manifest["content"]
 
 
 def file_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -140,13 +155,13 @@ def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any
     write_file(path / MANIFEST, _rendered(manifest))
 
 
-def write_dataset_files(path: Path, names: list[str], dtype: str, fingerprint: str) -> None:
+def write_dataset_files(path: Path, names: list[str], dtype: str, fingerprint: str, *, chat: bool = False) -> None:
     """state.json and dataset_info.json, as `datasets` 5 writes them."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint, "_format_columns": None, "_format_kwargs": {},
         "_format_type": None, "_output_all_columns": False, "_split": None,
     }  # fmt: skip
-    info: dict[str, Any] = {"citation": "", "description": "", "features": features(dtype), "homepage": "", "license": ""}
+    info: dict[str, Any] = {"citation": "", "description": "", "features": features(dtype, chat=chat), "homepage": "", "license": ""}
     write_file(path / "state.json", canonical_json(state))
     write_file(path / "dataset_info.json", canonical_json(info))
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from moai import resources
+from moai.backends import Reference
 from moai.config import Setting
 from moai.distributed import FIRST_SIGN_SECONDS, Ranks, Report, build_once, ranks
 from moai.engine.executor import Executor
@@ -35,6 +36,7 @@ from moai.recipes.options import DataConfig
 from moai.recipes.prepared import MANIFEST, Prepared
 from moai.recipes.publish import BadRecords, Part, publish
 from moai.recipes.uses import note_use
+from moai.transforms.chat import check_template
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +55,28 @@ def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: 
 
     Must be called before TrainingArguments, Accelerator or anything else that makes a process group.
     """
+    return prepare_all_or_wait([config], origins=origins, environ=environ)[0]
+
+
+def prepare_all_or_wait(configs: Sequence[DataConfig], *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> list[Prepared]:
+    """The same for all that a launch needs, one behind the other in one cache: a launch prepares once."""
     here = ranks(environ)
-    config = config.require()
-    cache = Path(config.cache_dir).expanduser().absolute()
+    configs = [config.require() for config in configs]
+    cache = Path(configs[0].cache_dir).expanduser().absolute()
 
     def prepare_here(report: Report) -> dict[str, Any]:
-        prepared = prepare(config, origins=origins, here=here, report=report, environ=environ)
-        return {"path": str(prepared.path), "content_digest": prepared.content_digest, "memory_mode": prepared.memory_mode}
+        made = [prepare(config, origins=origins, here=here, report=report, environ=environ) for config in configs]
+        return {"prepared": [{"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode} for one in made]}
 
-    result = build_once(prepare_here, ranks=here, cache=cache, scope=config.cache_scope, stall_timeout=config.stall_timeout, environ=environ)
+    result = build_once(prepare_here, ranks=here, cache=cache, scope=configs[0].cache_scope, stall_timeout=configs[0].stall_timeout, environ=environ)
+    return [_open(Path(one["path"]), one["content_digest"], one["memory_mode"], here) for one in result["prepared"]]
+
+
+def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Prepared:
     started = time.monotonic()
-    prepared = Prepared.open(Path(result["path"]), memory_mode=result["memory_mode"], patience_seconds=FIRST_SIGN_SECONDS)
-    if prepared.content_digest != result["content_digest"]:
-        raise SourceError(f"{result['path']}: holds {prepared.content_digest}, rank 0 said {result['content_digest']}; do all ranks see the same --cache_dir?")
+    prepared = Prepared.open(path, memory_mode=memory_mode, patience_seconds=FIRST_SIGN_SECONDS)
+    if prepared.content_digest != content_digest:
+        raise SourceError(f"{path}: holds {prepared.content_digest}, rank 0 said {content_digest}; do all ranks see the same --cache_dir?")
     logger.info("[Rank %d] Loaded from disk in %.1fs: %s samples", here.rank, time.monotonic() - started, f"{prepared.content['rows']:,}")
     return prepared
 
@@ -142,6 +153,8 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
     check_space(wanted)
     executor.start()
     with attempt(wanted.cache, wanted.key) as staging:
+        if wanted.template:
+            check_chat(wanted, here)
         inputs = streams(wanted, staging, planned.batch_bytes.value)
         for stream in inputs:
             logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
@@ -165,7 +178,7 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
             "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused, "inputs": [os.fsencode(given.spec).decode("utf-8", "backslashreplace") for given in wanted.inputs],
             "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
         }  # fmt: skip
-        path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how)
+        path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how, wanted.template)
         failpoint("plan.note")
         identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
         failpoint("plan.noted")
@@ -220,6 +233,15 @@ def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ:
         environ=environ,
     )  # fmt: skip
     return replace(chosen, num_proc=Setting(0, "a few shards of data: worked on in this process")) if small else chosen
+
+
+def check_chat(wanted: Request, here: Ranks) -> None:
+    """Refuse a template that cannot be learned from before any work. Raises TokenizerError."""
+    assert wanted.template
+    where = wanted.config.chat_template or wanted.config.tokenizer_path
+    tokens = Reference(spec=wanted.tokenizer).special_tokens()
+    if warning := check_template(wanted.template, tuple(token for token in tokens if token.strip()), where):
+        logger.warning("[Rank %d] %s", here.rank, warning)
 
 
 def check_space(wanted: Request) -> None:

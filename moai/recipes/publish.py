@@ -26,11 +26,12 @@ from moai.engine.run import Done
 from moai.errors import DamagedError, SourceError, TooManyBadRecords
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
-from moai.recipes.identity import dataset_key
+from moai.recipes.identity import dataset_key, tokenizer_identity
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.sources.discover import Input
 from moai.tokenizer import TokenizerSpec
+from moai.transforms.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,15 @@ class Part:
     done: list[Done]
 
 
-def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], run: Mapping[str, Any]) -> Path:
+def publish(
+    cache: Path,
+    attempt: Path,
+    config: DataConfig,
+    tokenizer: TokenizerSpec,
+    parts: Sequence[Part],
+    run: Mapping[str, Any],
+    template: ChatTemplate | None = None,
+) -> Path:
     """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its path."""
     # Places of bad records hold names of files, which the shards' keys know nothing of.
     entries = [entry for part in parts for entry in bad_records(cache, part)]
@@ -71,7 +80,7 @@ def publish(cache: Path, attempt: Path, config: DataConfig, tokenizer: Tokenizer
     staged = attempt / "dataset"
     staged.mkdir()
     failpoint("dataset.begin")
-    content = _content(cache, staged, config, tokenizer, parts, bad)
+    content = _content(cache, staged, config, tokenizer, parts, bad, template)
     if not content["rows"]:
         raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; nothing to train on")
     failpoint("dataset.manifest")
@@ -89,13 +98,17 @@ def _holds(final: Path, parts: Sequence[Part]) -> bool:
     return [shard["xxh3_128"] for shard in shards] == [done.receipt.xxh3_128 for part in parts for done in part.done]
 
 
-def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], bad: bytes) -> dict[str, Any]:
+def _content(
+    cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], bad: bytes, template: ChatTemplate | None
+) -> dict[str, Any]:
     """Link and write every file of the directory but the manifest; return what the manifest says of them."""
     counts = _sum(done.receipt.counts for part in parts for done in part.done)
     _check_conservation(counts)
     dtype = np.dtype(tokenizer.dtype).name
     shards = _link_shards(cache, staged, parts)
-    write_dataset_files(staged, [shard["file"] for shard in shards if shard["file"]], dtype, dataset_key(shard["shard_key"] for shard in shards))
+    write_dataset_files(
+        staged, [shard["file"] for shard in shards if shard["file"]], dtype, dataset_key(shard["shard_key"] for shard in shards), chat=template is not None
+    )
     write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
     if bad:
         write_file(staged / "quarantine.jsonl", bad)
@@ -105,13 +118,18 @@ def _content(cache: Path, staged: Path, config: DataConfig, tokenizer: Tokenizer
     rows = counts["rows"]
     return {
         "format_version": FORMAT_VERSION, "recipe": "pretraining", "config": identity(config), "seq_len": config.seq_len, "packing": config.packing,
-        "tokenizer": {**tokenizer.identity(), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
+        "tokenizer": {**tokenizer_identity(tokenizer, template), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size, "dtype": dtype, "rows": rows, "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
         "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
-        "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": _group(counts, "tokens."),
-        "sources": [_source(part) for part in parts], "shards": shards, "files": files,
+        "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": {"eos": 0, **_group(counts, "tokens.")},
+        "sources": [_source(part) for part in parts], "shards": shards, "files": files, **(_chat(template, counts) if template else {}),
     }  # fmt: skip
+
+
+def _chat(template: ChatTemplate, counts: Mapping[str, int]) -> dict[str, Any]:
+    """The template, so that shards can be made again and a model keeps it, and what became of the conversations."""
+    return {"chat": {"template": template.as_json(), "counts": {"examples": 0, "turns": 0, **_group(counts, "chat.")}}}
 
 
 def _link_shards(cache: Path, staged: Path, parts: Sequence[Part]) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ class ArrowShards:
     cache: Path
     staging: Path
     dtype: str
+    chat: bool = False
+    """Rows have `trained_runs`."""
     writer_batch_size: int = 10_000
     made_by: dict[str, str] = field(default_factory=dict)
 
@@ -75,7 +77,7 @@ class ArrowShards:
             staged.unlink(missing_ok=True)
 
     def _write_rows(self, staged: Path, batches: Iterator[pa.RecordBatch]) -> tuple[int, int, str]:
-        schema = arrow_schema(self.dtype)
+        schema = arrow_schema(self.dtype, chat=self.chat)
         with open(staged, "xb") as file:
             out = Hashed(file)
             with pa.ipc.new_stream(pa.PythonFile(out, mode="w"), schema) as writer:
@@ -97,17 +99,19 @@ class ArrowShards:
         return xxhash.xxh3_128_hexdigest(data)
 
 
-def features(dtype: str) -> dict[str, Any]:
+def columns_of(dtype: str, *, chat: bool = False) -> dict[str, str]:
+    """Column -> Arrow's name of the numbers in its lists. `trained_runs` is in conversations only."""
+    return {"input_ids": dtype, "seq_lengths": "uint32"} | ({"trained_runs": "uint32"} if chat else {})
+
+
+def features(dtype: str, *, chat: bool = False) -> dict[str, Any]:
     """The columns as `datasets` writes them down."""
-    return {
-        "input_ids": {"feature": {"dtype": dtype, "_type": "Value"}, "_type": "List"},
-        "seq_lengths": {"feature": {"dtype": "uint32", "_type": "Value"}, "_type": "List"},
-    }
+    return {name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "List"} for name, kind in columns_of(dtype, chat=chat).items()}
 
 
-def arrow_schema(dtype: str) -> pa.Schema:
-    fields = [pa.field("input_ids", pa.list_(pa.type_for_alias(dtype))), pa.field("seq_lengths", pa.list_(pa.uint32()))]
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features(dtype)}})})
+def arrow_schema(dtype: str, *, chat: bool = False) -> pa.Schema:
+    fields = [pa.field(name, pa.list_(pa.type_for_alias(kind))) for name, kind in columns_of(dtype, chat=chat).items()]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features(dtype, chat=chat)}})})
 
 
 def _write_in_batches(writer: Any, batches: Iterator[pa.RecordBatch], schema: pa.Schema, writer_batch_size: int) -> int:

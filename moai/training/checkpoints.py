@@ -32,19 +32,27 @@ RECORD = "moai_data.json"
 SENTINEL = "checkpoint-is-incomplete.txt"
 """transformers puts this file into a checkpoint it writes on SIGTERM, and removes it when done."""
 
+PLAIN, FSDP, DEEPSPEED = "plain data parallelism", "FSDP", "DeepSpeed"
+_OF_FSDP = ("optimizer.bin", "pytorch_model_fsdp.bin")
+"""What accelerate writes of an FSDP run instead of optimizer.pt: the optimizer's state and, beside model.safetensors, the weights once more."""
+_TYPES = {"content_digest": str, "order": dict}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a checkpoint was trained on, saved in it as moai_data.json. A step is a number of rows in an order, so both belong here.
+    """What a checkpoint was trained on, saved in it as moai_data.json: the data, its order, and how far in it.
 
-    tokens_seen  trained tokens of all ranks since the run began
+    order        what decides the order beside the data: its version, seed and window, and the mixture as `asked` for and as resolved to `shares`
+    position     rows of that order that were trained on, over all ranks and since the run began
+    tokens_seen  trained tokens, likewise
     """
 
     content_digest: str
     rows: int
-    rows_per_step: int
-    seed: int
+    order: dict[str, Any]
     world_size: int
+    rows_per_step: int
+    position: int = 0
     tokens_seen: int = 0
 
     def save(self, checkpoint: Path) -> None:
@@ -55,7 +63,7 @@ class Record:
         """Raises OSError, ValueError, KeyError or TypeError when it is absent or not a record."""
         found = json.loads((checkpoint / RECORD).read_bytes())
         values = {field.name: found[field.name] for field in fields(cls)}
-        if any(isinstance(value, bool) or not isinstance(value, str if name == "content_digest" else int) for name, value in values.items()):
+        if any(isinstance(value, bool) or not isinstance(value, _TYPES.get(name, int)) for name, value in values.items()):
             raise ValueError("not a record of moai")
         return cls(**values)
 
@@ -70,6 +78,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def global_step(checkpoint: Path) -> int:
+    """The step it was saved at, whatever it is named."""
+    return int(json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"])
+
+
 def newest_complete(output_dir: Path) -> Path | None:
     return next((path for path in numbered(output_dir) if problem(path) is None), None)
 
@@ -79,20 +92,37 @@ def problem(checkpoint: Path) -> str | None:
     if (checkpoint / SENTINEL).exists():
         return f"{SENTINEL} says that it was being written"
     try:
-        step = json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"]
+        step = global_step(checkpoint)
         record = Record.load(checkpoint)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _why(error, f"trainer_state.json or {RECORD}")
     if re.fullmatch(r"checkpoint-[0-9]+", checkpoint.name) and step != step_of(checkpoint):
         return f"trainer_state.json is of step {step}"
     random_states = ["rng_state.pth"] if record.world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(record.world_size)]
-    for name in ("optimizer.pt", "scheduler.pt", *random_states):
+    for name in (*_optimizer(checkpoint, record.world_size), "scheduler.pt", *random_states):
         try:
             # torch writes a zip archive, whose directory is at the end: a cut file has none. Nothing is unpickled.
             zipfile.ZipFile(checkpoint / name).close()
         except (OSError, zipfile.BadZipFile) as error:
             return _why(error, name)
     return weights_problem(checkpoint)
+
+
+def written_by(checkpoint: Path) -> str:
+    """PLAIN, FSDP or DEEPSPEED: each keeps the optimizer in files of its own."""
+    if (checkpoint / "latest").exists():
+        return DEEPSPEED
+    return FSDP if any((checkpoint / name).exists() for name in _OF_FSDP) else PLAIN
+
+
+def _optimizer(checkpoint: Path, world_size: int) -> list[str]:
+    """The files that hold the optimizer's state; a name that is not there where one is missing."""
+    kind = written_by(checkpoint)
+    if kind != DEEPSPEED:
+        return ["optimizer.pt"] if kind == PLAIN else [*_OF_FSDP]
+    folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    parts = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(world_size)]  # in bfloat16 with a bf16_ in front
+    return [f"{folder.name}/{next((found.name for found in folder.glob(f'*{part}')), part)}" for part in parts]
 
 
 def weights_problem(directory: Path) -> str | None:
@@ -195,7 +225,7 @@ def _newest_after_cleaning(output_dir: Path) -> Path | None:
 
 def _set_others_aside(named: Path, output_dir: Path) -> None:
     """Checkpoints of `output_dir` that the run about to begin does not come from: neither a restart nor a later `auto` may take them for its own."""
-    step = json.loads((named / "trainer_state.json").read_bytes())["global_step"]
+    step = global_step(named)
     own = named.resolve().parent == output_dir.resolve()
     for path in numbered(output_dir):
         if not own or step_of(path) > step:
@@ -208,19 +238,20 @@ def _rename(path: Path, why: str) -> Path:
 
 
 def _check_record(checkpoint: Path, expected: Record) -> None:
-    """The same data in the same order, in steps of the same size: else rows would be skipped or repeated unseen."""
+    """The same data in the same order: else rows would be skipped or repeated unseen. How a step cuts them may be another."""
     found = Record.load(checkpoint)
     if found.content_digest != expected.content_digest:
         raise ConfigError(
             f"{checkpoint}: was trained on data {found.content_digest}, this run has {expected.content_digest}; resume with the same data and data flags, "
             f"or continue on other data with --pretrained_model {checkpoint} and a new --output_dir"
         )
-    if found.rows_per_step != expected.rows_per_step:
-        raise ConfigError(
-            f"{checkpoint}: its steps are of {found.rows_per_step} rows, this run's of {expected.rows_per_step}; keep batch_size x gradient_accumulation_steps x ranks the same"
-        )
-    if found.seed != expected.seed:
-        raise ConfigError(f"{checkpoint}: its rows are ordered by seed {found.seed}, this run's by {expected.seed}; resume with --seed {found.seed}")
+    differing = [
+        f"{name} is {there if there not in ([], None) else 'not set'} there, {here if here not in ([], None) else 'not set'} here"
+        for name, here in {**expected.order, **expected.order["asked"]}.items()
+        if name not in ("asked", "shares") and (there := {**found.order, **found.order.get("asked", {})}.get(name)) != here
+    ]
+    if differing:
+        raise ConfigError(f"{checkpoint}: its rows come in another order than this run's ({'; '.join(differing)}); resume with the same flags")
 
 
 def _safetensors_problem(path: Path) -> str | None:

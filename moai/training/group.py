@@ -24,13 +24,15 @@ _MEET_SECONDS = 1800
 
 
 def join_on_cpu(here: Ranks, *, timeout_seconds: int, environ: Mapping[str, str]) -> None:
-    """Make the gloo group with `--ddp_timeout`, which transformers passes on for accelerators only."""
+    """Make the gloo group with `--ddp_timeout`, which transformers passes on for accelerators only; a later stage finds it made."""
     if here.world_size == 1:
         return
-    from torch.distributed import init_process_group
+    from torch.distributed import init_process_group, is_initialized
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    if is_initialized():
+        return
     logger.info("Meeting %d ranks at %s:%s", here.world_size, environ.get("MASTER_ADDR"), environ.get("MASTER_PORT"))
     store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=_MEET_SECONDS)))
     # The launcher's store outlives ranks that it starts anew, and with it the addresses of those before them.

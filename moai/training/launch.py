@@ -22,7 +22,8 @@ from moai.config import Resolved, Setting, resolve
 from moai.errors import ConfigError, MoaiError
 from moai.recipes.options import DataConfig
 from moai.training.arguments import TrainConfig
-from moai.training.checkpoints import check_place
+from moai.training.sharding import check_launch
+from moai.training.stages import check_places, stages_of
 
 NAMES = ("demo", "2b", "5b")
 EFFECTIVE_BATCH = 384
@@ -53,6 +54,8 @@ class Nodes:
     node_rank: int
     address: str
     port: int
+    accelerate_config: str = ""
+    """An accelerate configuration file: how the model is divided among the ranks. Who they are is said here all the same."""
 
     @property
     def world_size(self) -> int:
@@ -65,14 +68,15 @@ class Nodes:
         gloo); `--cpu` and `--num_processes 2` alone start one process. Everything a default_config.yaml of the user could
         change about the ranks is said here.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 and not self.accelerate_config:
             return [".venv/bin/python"]
+        how = ["--config_file", self.accelerate_config] if self.accelerate_config else ["--multi_gpu"]
         options = {
             "--gpu_ids": "all", "--mixed_precision": "no", "--dynamo_backend": "no", "--rdzv_backend": "static",
             "--num_processes": self.world_size, "--num_machines": self.num_nodes, "--machine_rank": self.node_rank,
             "--main_process_ip": self.address, "--main_process_port": self.port,
         }  # fmt: skip
-        return [".venv/bin/accelerate", "launch", "--multi_gpu", "--same_network", *(str(word) for option in options.items() for word in option)]
+        return [".venv/bin/accelerate", "launch", *how, "--same_network", *(str(word) for option in options.items() for word in option)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -99,10 +103,11 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     chosen = _batch_flags(run, resolved, nodes, environ)
     if nodes.num_gpus.reason == _NO_GPU:
         chosen += ["--use_cpu", "true"]  # what is not CUDA (Apple's MPS) cannot be shared by ranks
-    flags = ["--mode", "pretrain", "--config", run.config, *run.flags, *chosen, *given]
+    flags = ["--mode", resolved[TrainConfig].mode, "--config", run.config, *run.flags, *chosen, *given]
     resolved = _resolve(run.config, [*run.flags, *chosen, *given], environ)
-    resolved[DataConfig].require()
-    check_place(resolved[TrainConfig].require().resume_from_checkpoint, Path(resolved[TrainConfig].output_dir))
+    resolved[DataConfig].of_mode(resolved[TrainConfig].mode).require()
+    training = resolved[TrainConfig].require()
+    check_places(training, [own for own, _ in stages_of(training, resolved[DataConfig])])
     print("\n".join(_summary(run, resolved, nodes)), file=sys.stderr)
     return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join(nodes.launcher())})\nflags=({shlex.join(flags)})"
 
@@ -123,7 +128,7 @@ def _command(argv: Sequence[str]) -> tuple[str, str, list[str]]:
 
 
 def _resolve(config: str, flags: Sequence[str], environ: Mapping[str, str]) -> Resolved:
-    return resolve([DataConfig, TrainConfig], ["--config", config, "--mode", "pretrain", *flags], environ, prog="train.py")
+    return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py")
 
 
 def _first(name: str, variables: Sequence[str]) -> Run:
@@ -133,7 +138,7 @@ def _first(name: str, variables: Sequence[str]) -> Run:
 def _resumed(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
     config = config_path(name)
     output = Path(_resolve(config, [*variables, *given], environ)[TrainConfig].output_dir)
-    if not any(output.glob("checkpoint-*")):
+    if not any((*output.glob("checkpoint-*"), *output.glob("stage_*/checkpoint-*"))):
         raise ConfigError(f"{output}: no checkpoint to resume from; start the run first: ./pretrain.sh {name}")
     return Run(name=name, config=config, flags=(*variables, "--resume_from_checkpoint", "auto"), then=f"./pretrain_cont.sh {name}")
 
@@ -165,7 +170,24 @@ def _nodes(resolved: Resolved, environ: Mapping[str, str]) -> Nodes:
     if num_nodes > 1 and not environ.get("MASTER_ADDR"):
         raise ConfigError(f"NNODES={num_nodes}: name the node with NODE_RANK=0 that all others can reach, MASTER_ADDR=HOST (and the same MASTER_PORT on all)")
     port = _number(environ, "MASTER_PORT", 0, least=1) or (_FIRST_PORT if num_nodes > 1 else free_port())
-    return Nodes(num_gpus=_ranks_here(resolved, environ), num_nodes=num_nodes, node_rank=node_rank, address=address, port=port)
+    config = environ.get("ACCELERATE_CONFIG", "")
+    if config:
+        _check_accelerate(config)
+    return Nodes(num_gpus=_ranks_here(resolved, environ), num_nodes=num_nodes, node_rank=node_rank, address=address, port=port, accelerate_config=config)
+
+
+def _check_accelerate(path: str) -> None:
+    """Raises ConfigError for a file that accelerate would answer with a traceback."""
+    import yaml
+
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"ACCELERATE_CONFIG={path}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}") from error
+    kind = fields.get("distributed_type") if isinstance(fields, dict) else None
+    if kind not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
+        raise ConfigError(f"ACCELERATE_CONFIG={path}: distributed_type {kind} is none of MULTI_GPU, FSDP, DEEPSPEED; configs/accelerate/ has one of each")
+    check_launch({f"ACCELERATE_USE_{kind}": "true"}, on_cpu=False, rank=0)
 
 
 def _ranks_here(resolved: Resolved, environ: Mapping[str, str]) -> Setting:

@@ -9,7 +9,6 @@ import logging
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,14 +20,17 @@ from moai.distributed import Ranks
 from moai.errors import ConfigError, DamagedError, MoaiError, StorageError
 from moai.failpoints import failpoint
 from moai.training import checkpoints, group
-from moai.training.checkpoints import Record
-from moai.training.data import IGNORE, EpochOrder
+from moai.training.course import Clock, Course
+from moai.training.data import IGNORE
+from moai.training.evaluate import Evaluation, log_figures
+from moai.training.order import Sampler
+from moai.training.steps import Plan
 from moai.training.stop import SaveAndStop, Word, obey_own_rank
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer
 else:
-    Trainer = TrainerCallback = object
+    Trainer = object
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +44,13 @@ def packed_trainer(**options: Any) -> PackedTrainer:
 
 
 class PackedTrainer(Trainer):
-    """Trains on packed rows in the order of `order`, counts trained tokens over all ranks, and saves `record` in the `keep` newest checkpoints."""
+    """Trains on packed rows in the order of `plan`, counts trained tokens over all ranks, and saves the plan's record in the `keep` newest checkpoints."""
 
-    def __init__(self, *, order: EpochOrder, record: Record, keep: int, here: Ranks, word: Word, **others: Any) -> None:
-        self.order = order
-        self.record = record
+    def __init__(self, *, plan: Plan, keep: int, here: Ranks, word: Word, evaluation: Evaluation | None = None, **others: Any) -> None:
+        self.plan = plan
+        self.evaluation = evaluation
         self.here = here
-        self.clock = Clock(record.tokens_seen)
+        self.clock = Clock(plan.record.tokens_seen)
         super().__init__(**others)
         import torch
         from transformers import PrinterCallback, TrainerCallback
@@ -57,10 +59,10 @@ class PackedTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Before the course, which logs a step that is saved.
         self.add_callback(type("SaveAndStop", (SaveAndStop, TrainerCallback), {})(word, group.Question(here, self.args.device)))
-        self.add_callback(type("Course", (_Course, TrainerCallback), {})(order, self.clock, keep))
+        self.add_callback(type("Course", (Course, TrainerCallback), {})(plan, self.clock, keep, evaluation))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.order
+        return Sampler(self.plan.order, self.plan.steps.first_position)
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
@@ -70,19 +72,19 @@ class PackedTrainer(Trainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Also counts the targets of this rank, on the device: nothing waits for the number here."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """Also counts the wait for batches, and the targets of this rank, on the device: nothing waits for that number here."""
+        batches, num_items = super().get_batch_samples(self.clock.waiting(epoch_iterator), num_batches, device)
         for batch in batches:
             self._own_tokens += (batch["labels"] != IGNORE).sum().to(self._own_tokens.device)
         return batches, num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens_per_second and tokens_seen to each line of training, for whatever --report_to names too.
+        """Adds tokens_per_second, tokens_seen, data_wait and memory_gb to each line of training, for whatever --report_to names too.
 
         Raises MoaiError in every rank when the loss is no number any more: nothing after it could be used.
         """
         if "loss" in logs:
-            logs |= self.clock.tick(self._tokens_seen())
+            logs |= self.clock.tick(*self._gathered())
             if not math.isfinite(logs["loss"]):
                 raise MoaiError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate or lengthen --warmup_steps, "
@@ -90,16 +92,27 @@ class PackedTrainer(Trainer):
                 )
         super().log(logs, start_time)
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Our own measures on what was held out, where transformers evaluates. A collective."""
+        assert self.evaluation is not None, "the course asks for an evaluation only where there is one"
+        with self.clock.paused():
+            figures = log_figures(self.evaluation(self.model_wrapped, self.here, self.args.device, self.accelerator.autocast))
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
     def _run_epoch(self, *positional: Any, **named: Any) -> None:
         """Not when a resumed run has all its steps: transformers looks at their number after a step only."""
         untyped: Any = super()
         if self.state.global_step < self.state.max_steps:
             untyped._run_epoch(*positional, **named)
+        else:
+            self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Raises StorageError in every rank when one cannot write its part, and leaves nothing behind that looks like a checkpoint."""
         place = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        tokens = self._tokens_seen()  # a collective: none may come after the first file, which may fail in one rank
+        tokens, _ = self._gathered()  # a collective: none may come after the first file, which may fail in one rank
 
         def save() -> None:
             with checkpoints.storing(place):
@@ -113,7 +126,7 @@ class PackedTrainer(Trainer):
             raise
 
     def _write_checkpoint(self, model: Any, trial: Any, tokens: int) -> None:
-        self._saved = replace(self.record, tokens_seen=tokens)
+        self._saved = replace(self.plan.record, position=self.plan.steps.position(self.state.global_step), tokens_seen=tokens)
         super()._save_checkpoint(model, trial)
         failpoint("checkpoint.complete")
 
@@ -127,6 +140,11 @@ class PackedTrainer(Trainer):
         failpoint("checkpoint.record")
         self._saved.save(Path(output_dir))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Of weights that were gathered from shards, tied ones are two tensors, where one is enough."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        super()._save(output_dir, {name: tensor for name, tensor in state_dict.items() if name not in tied} if state_dict else state_dict)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
             failpoint("checkpoint.optimizer")
@@ -139,6 +157,13 @@ class PackedTrainer(Trainer):
             failpoint("checkpoint.state")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Raises ConfigError when it is of another model, or of a run that divided its model and this one does not, or the other way round."""
+        wrote, reads = checkpoints.written_by(Path(resume_from_checkpoint)), checkpoints.FSDP if self.is_fsdp_enabled else checkpoints.PLAIN
+        if wrote != reads:
+            raise ConfigError(
+                f"{resume_from_checkpoint}: its optimizer was saved by {wrote}, this run is one of {reads}; resume as it was launched, "
+                f"or take its weights with a new optimizer: --pretrained_model {resume_from_checkpoint} and a new --output_dir"
+            )
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except RuntimeError as error:  # load_state_dict's, when shapes differ
@@ -156,67 +181,13 @@ class PackedTrainer(Trainer):
                 f"the checkpoint's weights are not this model's: {len(missing)} missing, {len(load_result.unexpected_keys)} unexpected ({names}); resume with the --model_config it was made with"
             )
 
-    def _tokens_seen(self) -> int:
-        """Of all ranks since the run began; a collective."""
-        return self.record.tokens_seen + int(self.accelerator.gather(self._own_tokens).sum())
+    def _gathered(self) -> tuple[int, float]:
+        """Trained tokens of all ranks since the run began, and the longest wait for batches since the line before, in seconds; a collective."""
+        import torch
 
-
-class Clock:
-    """Tokens per second between two log lines and over the run."""
-
-    def __init__(self, tokens: int) -> None:
-        self.first_tokens = self.tokens = tokens
-        self.started = self.at = time.monotonic()
-
-    def start(self) -> None:
-        self.started = self.at = time.monotonic()
-
-    def tick(self, tokens: int) -> dict[str, float]:
-        now = time.monotonic()
-        rate = (tokens - self.tokens) / max(now - self.at, 1e-9)
-        self.tokens, self.at = tokens, now
-        return {"tokens_per_second": round(rate, 1), "tokens_seen": tokens}
-
-    @property
-    def seconds(self) -> float:
-        return self.at - self.started
-
-    @property
-    def tokens_per_second(self) -> float:
-        return (self.tokens - self.first_tokens) / self.seconds if self.seconds > 0 else 0.0
-
-
-class _Course(TrainerCallback):
-    """Sets the epoch of the order, logs the last step and each that is saved, writes the log lines, keeps the newest checkpoints."""
-
-    def __init__(self, order: EpochOrder, clock: Clock, keep: int) -> None:
-        self.order, self.clock, self.keep = order, clock, keep
-        self.first_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.first_step = state.global_step
-        self.clock.start()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # From the step alone, so that a resumed run is in the same epoch: transformers hands the epoch on to some samplers only.
-        self.order.epoch = state.global_step // self.order.steps
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # With the log comes the look at the loss, before weights that are no numbers become the newest checkpoint.
-        if state.global_step >= state.max_steps or control.should_save:
-            control.should_log = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            done = state.global_step - self.first_step
-            left = (time.monotonic() - self.clock.started) / max(done, 1) * (state.max_steps - state.global_step)
-            logger.info("step %d/%d  loss %.4f  lr %.3e  %s tokens/s  %s left", state.global_step, state.max_steps, logs["loss"],
-                        logs.get("learning_rate", math.nan), f"{logs['tokens_per_second']:,.0f}", clock_text(left))  # fmt: skip
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.should_save:
-            logger.info("Saved %s", Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            checkpoints.rotate(Path(args.output_dir), self.keep)
+        waited = torch.tensor(int(self.clock.waited * 1e6), device=self._own_tokens.device)
+        found = self.accelerator.gather(torch.stack([self._own_tokens, waited])).reshape(-1, 2)
+        return self.plan.record.tokens_seen + int(found[:, 0].sum()), int(found[:, 1].max()) / 1e6
 
 
 def start_reader(worker: int, *, then: Callable[[int], None]) -> None:
@@ -232,9 +203,3 @@ def start_reader(worker: int, *, then: Callable[[int], None]) -> None:
     obey_own_rank()
     sys.excepthook = say
     then(worker)
-
-
-def clock_text(seconds: float) -> str:
-    """`3725` -> `1:02:05`, `65` -> `1:05`."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"

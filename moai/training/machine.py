@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,11 +75,12 @@ def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: 
     """transformers' arguments; constructing them joins the process group on accelerators. Raises ConfigError for what they refuse."""
     from transformers import TrainingArguments
 
+    schedule = "cosine_with_min_lr" if config.lr_scheduler_type == "cosine" and config.min_lr_ratio else config.lr_scheduler_type
     try:
         arguments = TrainingArguments(
             output_dir=config.output_dir, num_train_epochs=config.num_epochs, max_steps=config.max_steps, per_device_train_batch_size=config.batch_size,
             gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps, lr_scheduler_type=config.lr_scheduler_type, max_grad_norm=1.0, optim="adamw_torch_fused",
+            warmup_steps=config.warmup_steps, lr_scheduler_type=schedule, max_grad_norm=1.0, optim="adamw_torch_fused",
             bf16=config.bf16, fp16=config.fp16, torch_compile=config.compile, use_cpu=use_cpu, seed=config.seed, ddp_timeout=config.ddp_timeout,
             ddp_find_unused_parameters=False, activation_checkpointing=config.gradient_checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
@@ -86,6 +88,7 @@ def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: 
             disable_tqdm=True, report_to=_reports(config.report_to), run_name=config.run_name,
             save_strategy="steps", save_steps=config.save_steps, save_total_limit=None,  # checkpoints.rotate keeps save_total_limit
             dataloader_num_workers=loader_processes, dataloader_prefetch_factor=4 if loader_processes else None, dataloader_drop_last=True,
+            ignore_data_skip=True,  # the sampler begins where the run is resumed
             dataloader_persistent_workers=loader_processes > 0, dataloader_pin_memory=not use_cpu, remove_unused_columns=False,
         )  # fmt: skip
     except (ValueError, ImportError) as error:
@@ -94,6 +97,22 @@ def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: 
         logger.warning("1 of %d GPUs is used: start through torchrun or accelerate launch to use all", arguments.n_gpu)
         arguments._n_gpu = 1  # else transformers splits each batch among them in one process, slowly
     return arguments
+
+
+def schedule_options(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """What transformers must know of the learning rate's schedule beside the warm-up, in a run of so many steps. Raises ConfigError.
+
+    warmup_stable_decay falls as one minus the square root of the part of the decay that is over: better than a straight line in
+    https://arxiv.org/abs/2405.18392.
+    """
+    if config.lr_scheduler_type == "cosine" and config.min_lr_ratio:
+        return {"min_lr_rate": config.min_lr_ratio}
+    if config.lr_scheduler_type != "warmup_stable_decay":
+        return {}
+    warmup, decay = (int(given) if given >= 1 else math.ceil(given * steps) for given in (config.warmup_steps, config.decay_steps))
+    if warmup + decay > steps:
+        raise ConfigError(f"warmup_steps {warmup} and decay_steps {decay} are more than the {steps} steps of this run: lower one of them")
+    return {"num_decay_steps": decay, "decay_type": "1-sqrt", "min_lr_ratio": config.min_lr_ratio}
 
 
 def _reports(wish: str) -> list[str]:

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moai.config import Setting
 from moai.errors import ConfigError, DamagedError
+from moai.training import vocabulary
 from moai.training.checkpoints import weights_problem
 
 logger = logging.getLogger(__name__)
 
-FLASH = "flash_attention_2"
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _SAME = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_dropout",
          "initializer_range", "use_cache", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
@@ -37,11 +36,23 @@ def load_config(model_config: str | None, pretrained_model: str | None) -> Any:
     return _new_config(str(model_config))
 
 
-def build_model(config: Any, *, pretrained_model: str | None, attention: str, special_ids: Mapping[str, int | None], seed: int, device: str = "cpu") -> Any:
-    """A new model with weights that follow from `seed`, the same on every rank, or a saved one. In 32 bits, without a cache.
+def architecture(config: Any) -> Any:
+    """The class of the causal language model that a configuration describes. Raises ConfigError where there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        raise ConfigError(f"model_type {config.model_type!r} has no causal language model in transformers; name one that has, or leave model_type out")
+    return mapping[type(config)]
+
+
+def build_model(
+    config: Any, *, pretrained_model: str | None, attention: str, special_ids: Mapping[str, int | None], seed: int, ids: int = 0, device: str = "cpu"
+) -> Any:
+    """A new model with weights that follow from `seed`, the same on every rank, or a saved one. In 32 bits, without a cache, on `device`.
 
     special_ids  eos_token_id and so on as the tokenizer has them; they win over the configuration's
-    device       where a new model is made
+    ids          a saved model with fewer gets new rows (training/vocabulary.py)
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
@@ -49,6 +60,8 @@ def build_model(config: Any, *, pretrained_model: str | None, attention: str, sp
     untyped: Any = AutoModelForCausalLM
     if pretrained_model:
         model = _load_saved(Path(pretrained_model), attention)
+        vocabulary.grow(model, ids, seed=seed)
+        model.to(device)
     else:
         set_seed(seed)
         try:
@@ -64,24 +77,14 @@ def build_model(config: Any, *, pretrained_model: str | None, attention: str, sp
 def check_early(*, model_config: str | None, pretrained_model: str | None, vocab_size: int | None, seq_len: int) -> None:
     """What `check_fit` will say, as far as the JSON alone tells it: before the data is prepared, and without torch."""
     fields = _read(str(Path(pretrained_model) / "config.json") if pretrained_model and Path(pretrained_model).is_dir() else str(model_config), pretrained_model)
-    _check(fields.get("vocab_size"), fields.get("max_position_embeddings"), vocab_size or 0, f"the tokenizer's {vocab_size} ids", seq_len)
+    needed = 0 if pretrained_model else vocab_size or 0
+    _check(fields.get("vocab_size"), fields.get("max_position_embeddings"), needed, f"the tokenizer's {vocab_size} ids", seq_len)
 
 
-def choose_attention(flash_attention: bool, *, on_gpu: bool) -> Setting:
-    """flash_attention_2 when wanted and possible, else sdpa; with the reason."""
-    if not flash_attention:
-        return Setting("sdpa", "default")
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    if on_gpu and is_flash_attn_2_available():
-        return Setting(FLASH, "set")
-    return Setting("sdpa", "--flash_attention needs " + ("the package flash-attn, which is not installed" if on_gpu else "a GPU"))
-
-
-def check_fit(config: Any, *, tokenizer_size: int, data_vocab_size: int, seq_len: int) -> None:
-    """Refuse a model that cannot take the ids or positions of the data. Raises ConfigError."""
+def check_fit(config: Any, *, ids: int, seq_len: int, pretrained: bool = False) -> None:
+    """Refuse a model that cannot take the positions of the data, or its ids: a pretrained one grows with them. Raises ConfigError."""
     config = config.get_text_config()
-    needed = max(tokenizer_size, data_vocab_size)
+    needed = 0 if pretrained else ids
     _check(config.vocab_size, getattr(config, "max_position_embeddings", None), needed, f"the {needed} ids of tokenizer and data", seq_len)
 
 

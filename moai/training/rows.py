@@ -37,6 +37,8 @@ class Row(NamedTuple):
 
     input_ids: Ids
     seq_lengths: npt.NDArray[np.uint32]
+    trained_runs: npt.NDArray[np.uint32] | None = None
+    """Of conversations: how many tokens are not learned, then how many are, then not, ..."""
 
     @classmethod
     def of(cls, pieces: Sequence[Sequence[int]]) -> Row:
@@ -53,11 +55,12 @@ class PackedRows:
     """File and number of rows of each shard that has any, in order."""
     dtype: str
     """Arrow's name of the type of the ids."""
+    chat: bool = False
 
     @classmethod
     def of(cls, prepared: Prepared) -> PackedRows:
         content = prepared.manifest["content"]
-        return cls(prepared.path, tuple((shard["file"], shard["rows"]) for shard in content["shards"] if shard["rows"]), content["dtype"])
+        return cls(prepared.path, tuple((shard["file"], shard["rows"]) for shard in content["shards"] if shard["rows"]), content["dtype"], "chat" in content)
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -86,7 +89,7 @@ class PackedRows:
 
     def _open(self, number: int) -> _Shard:
         name, rows = self.shards[number]
-        return _Shard.open(self.path / name, rows, self.dtype)
+        return _Shard.open(self.path / name, rows, arrow_schema(self.dtype, chat=self.chat))
 
 
 def read_ahead(directory: Path) -> int:
@@ -108,12 +111,20 @@ class _Batch(NamedTuple):
     ids: Ids
     piece_offsets: npt.NDArray[np.int32]
     pieces: npt.NDArray[np.uint32]
+    run_offsets: npt.NDArray[np.int32] | None = None
+    runs: npt.NDArray[np.uint32] | None = None
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> _Batch:
         batch.validate()  # that the buffers hold what the header says; no value is looked at
-        ids, pieces = batch["input_ids"], batch["seq_lengths"]
-        return cls(ids.offsets.to_numpy(), ids.values.to_numpy(), pieces.offsets.to_numpy(), pieces.values.to_numpy())
+        return cls(*(buffer.to_numpy() for column in batch.columns for buffer in (column.offsets, column.values)))
+
+    def row(self, at: int) -> Row:
+        ids = self.ids[self.id_offsets[at] : self.id_offsets[at + 1]]
+        pieces = self.pieces[self.piece_offsets[at] : self.piece_offsets[at + 1]]
+        if self.runs is None or self.run_offsets is None:
+            return Row(ids, pieces)
+        return Row(ids, pieces, self.runs[self.run_offsets[at] : self.run_offsets[at + 1]])
 
 
 @dataclass(frozen=True)
@@ -124,11 +135,11 @@ class _Shard:
     batches: list[_Batch]
 
     @classmethod
-    def open(cls, path: Path, rows: int, dtype: str) -> _Shard:
+    def open(cls, path: Path, rows: int, schema: pa.Schema) -> _Shard:
         again = f"remove {path.parent} and prepare again"
         try:
             reader = pa.ipc.open_stream(_map(path))
-            if (found := _columns(reader.schema)) != (wanted := _columns(arrow_schema(dtype))):
+            if (found := _columns(reader.schema)) != (wanted := _columns(schema)):
                 raise DamagedError(f"{path}: its columns are {found}, the manifest says {wanted}; {again}")
             parts = list(reader)
             if (held := sum(part.num_rows for part in parts)) != rows:
@@ -139,8 +150,7 @@ class _Shard:
 
     def row(self, index: int) -> Row:
         number = bisect_right(self.firsts, index) - 1
-        batch, at = self.batches[number], index - self.firsts[number]
-        return Row(batch.ids[batch.id_offsets[at] : batch.id_offsets[at + 1]], batch.pieces[batch.piece_offsets[at] : batch.piece_offsets[at + 1]])
+        return self.batches[number].row(index - self.firsts[number])
 
 
 def _map(path: Path) -> pa.Buffer:

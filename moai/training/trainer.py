@@ -1,6 +1,6 @@
 """From a prepared directory to final_model/: everything that happens after the data is there.
 
-    summary = train(config, data, prepared, origins)        # in every rank, after prepare_or_wait
+    [summary] = train(config, [Stage(config, data, prepared)], origins)        # in every rank, after prepare_or_wait
 
 The order matters: no process group before the data is ready; then the ranks agree on the data, rank 0 chooses the checkpoint,
 and the model proves that it keeps documents apart, all before the first step.
@@ -10,49 +10,59 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 import os
 import shutil
 import signal
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moai import resources
 from moai.distributed import Ranks, ranks
-from moai.errors import ConfigError, DamagedError, Interrupted, MoaiError, TokenizerError
+from moai.errors import DamagedError, Interrupted, MoaiError, TokenizerError
 from moai.failpoints import failpoint
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.tokenizer import load_tokenizer
-from moai.training import checkpoints, group, report
+from moai.training import checkpoints, group, report, sharding, vocabulary
 from moai.training import model as models
 from moai.training.arguments import TrainConfig
-from moai.training.checkpoints import Record
-from moai.training.data import EpochOrder, PackedCollator
+from moai.training.attention import FLASH, choose_attention
+from moai.training.data import PackedCollator
+from moai.training.evaluate import Evaluation, HeldOut
 from moai.training.logs import quiet_libraries
 from moai.training.loop import PackedTrainer, packed_trainer
-from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, training_arguments
-from moai.training.model import FLASH
+from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, schedule_options, training_arguments
 from moai.training.packed_attention import packed_forward_selfcheck
 from moai.training.rows import PackedRows, read_ahead
+from moai.training.stages import FINAL, Stage, left, link
+from moai.training.steps import plan_run
 from moai.training.stop import Word
+from moai.training.token_bytes import TokenBytes
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], *, environ: Mapping[str, str] = os.environ) -> report.Summary:
-    """Train and leave a model. Every rank calls this; all raise the same MoaiError where they must agree."""
+def train(config: TrainConfig, stages: Sequence[Stage], origins: Mapping[str, str], *, environ: Mapping[str, str] = os.environ) -> list[report.Summary]:
+    """Train stage after stage, and leave a model for each. Every rank calls this; all raise the same MoaiError where they must agree."""
     import torch
 
     assert not torch.distributed.is_initialized(), "a process group existed while data was prepared: its timeout would have run"
     quiet_libraries()
     here = ranks(environ)
-    if prepared.memory_mode == "memory" and here.local_rank == 0:
-        logger.info("Reading %.1f GB of rows ahead into memory", read_ahead(prepared.path) / 1e9)
+    summaries = [_train(stage, origins, here, environ) for stage in left(config, stages, restarted=checkpoints.is_restart(environ))]
+    group.leave(here)
+    return summaries
+
+
+def _train(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> report.Summary:
+    import torch
+
+    config = stage.config
+    if stage.prepared.memory_mode == "memory" and here.local_rank == 0:
+        logger.info("Reading %.1f GB of rows ahead into memory", read_ahead(stage.prepared.path) / 1e9)
     try:
-        summary = _train_and_save(config, data, prepared, origins, here, environ)
+        return _train_and_save(stage, origins, here, environ)
     except torch.OutOfMemoryError as error:
         raise MoaiError(
             f"the accelerator's memory is full at batch_size {config.batch_size}: halve --batch_size and double --gradient_accumulation_steps, or set --gradient_checkpointing"
@@ -66,22 +76,20 @@ def train(config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Ma
             f"a rank ended or hung in the middle of training, or cannot be reached; its own last lines say why ({config.output_dir}/logs), "
             f"and --resume_from_checkpoint auto goes on from the newest checkpoint ({' '.join(str(error).split())[:200]})"
         ) from error
-    group.leave(here)
-    return summary
 
 
-def _train_and_save(
-    config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
-) -> report.Summary:
+def _train_and_save(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> report.Summary:
     word = Word()
-    trainer, resumed_from = _set_up(config, data, prepared, origins, here, environ, word)
+    trainer, resumed_from = _set_up(stage, origins, here, environ, word)
     with word.heard(group.everyone(here)):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     if word.agreed:
         raise _stopped(trainer)
-    summary = _save(trainer, config, prepared, resumed_from)
+    summaries: list[report.Summary] = []
+    # All wait for the rank that writes: the next stage begins with what it wrote.
+    group.together(lambda: summaries.append(_save(trainer, stage, resumed_from)), here)
     trainer.accelerator.free_memory()
-    return summary
+    return summaries[0]
 
 
 def _stopped(trainer: PackedTrainer) -> Interrupted:
@@ -92,37 +100,37 @@ def _stopped(trainer: PackedTrainer) -> Interrupted:
     return stopped
 
 
-def _set_up(
-    config: TrainConfig, data: DataConfig, prepared: Prepared, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str], word: Word
-) -> tuple[PackedTrainer, Path | None]:
+def _set_up(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str], word: Word) -> tuple[PackedTrainer, Path | None]:
     """The trainer, ready for its first step, and the checkpoint to go on from."""
+    config, data, prepared = stage.config, stage.data, stage.prepared
     importlib.import_module("transformers.trainer")  # takes seconds, more on some ranks than on others: so before a collective can time out
     tokenizer, digest = load_text_tokenizer(data)
+    if chat := prepared.content.get("chat"):  # the template of the data, which may be another than the tokenizer's own, goes with the model
+        tokenizer.chat_template = chat["template"]["source"]
     rows = PackedRows.of(prepared)
     arguments = _join(config, origins, here, environ)
-    _agree(prepared, rows, digest, data, here)
-    order = _order(rows, config, here)
-    record, resumed_from = _resume(prepared, order, config, here, restarted=checkpoints.is_restart(environ))
+    _agree(stage, digest, here)
+    plan = plan_run(prepared.manifest, config, here, restarted=checkpoints.is_restart(environ))
+    arguments.max_steps = plan.steps.last
+    arguments.lr_scheduler_kwargs = schedule_options(config, plan.steps.last)
     model = _model(config, prepared, tokenizer, arguments)
     collator = _collator(config, prepared, tokenizer, model)
     trainer = packed_trainer(
-        order=order, record=record, keep=config.save_total_limit, here=here, word=word, model=model, args=arguments, train_dataset=rows,
-        data_collator=collator, processing_class=tokenizer,
+        plan=plan, keep=config.save_total_limit, here=here, word=word, model=model, args=arguments, train_dataset=rows,
+        data_collator=collator, processing_class=tokenizer, evaluation=_evaluation(config, stage.held_out, collator, tokenizer),
     )  # fmt: skip
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError(
-            "the launcher asks for FSDP or DeepSpeed, which train.py does not drive yet; use plain data parallelism (torchrun, or accelerate launch --multi_gpu)"
-        )
+    sharding.check(trainer)
     flash = model.config._attn_implementation == FLASH
     packed_forward_selfcheck(trainer.model, collator, autocast=half_precision(config) if flash else None)
     if arguments.device.type == "cuda":
         allow_tf32()  # after the check: it rounds more than the check allows in 32 bits
-    return trainer, resumed_from
+    return trainer, plan.resumed_from
 
 
 def _join(config: TrainConfig, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> Any:
     """transformers' arguments, and with them the process group."""
     use_cpu = choose_device(config, here)
+    sharding.check_launch(environ, on_cpu=use_cpu.value, rank=here.rank)
     cpus = resources.detect(Path(config.output_dir), environ=environ).cpus
     processes = choose_loader_processes(config, origins, cpus, here)
     if use_cpu.value:
@@ -134,65 +142,60 @@ def _join(config: TrainConfig, origins: Mapping[str, str], here: Ranks, environ:
     return arguments
 
 
-def _agree(prepared: Prepared, rows: PackedRows, digest: str, data: DataConfig, here: Ranks) -> None:
+def _agree(stage: Stage, digest: str, here: Ranks) -> None:
     """One set of data for all ranks, made with the tokenizer that will be saved beside the model."""
-    group.agree({"content_digest": prepared.manifest["content_digest"], "rows": len(rows), "tokenizer_digest": digest}, here)
-    made_with = prepared.content["tokenizer_digest"]
+    held_out = stage.held_out.content_digest if stage.held_out else None
+    group.agree({"content_digest": stage.prepared.content_digest, "held_out": held_out, "tokenizer_digest": digest}, here)
+    made_with = stage.prepared.content["tokenizer_digest"]
     if digest != made_with:
         raise TokenizerError(
-            f"{data.tokenizer_path}: its tokenizer.json is {digest[:16]}, the data was made with {made_with[:16]}; it changed meanwhile, start again"
+            f"{stage.data.tokenizer_path}: its tokenizer.json is {digest[:16]}, the data was made with {made_with[:16]}; it changed meanwhile, start again"
         )
-
-
-def _order(rows: PackedRows, config: TrainConfig, here: Ranks) -> EpochOrder:
-    order = EpochOrder(len(rows), config.batch_size * config.gradient_accumulation_steps * here.world_size, config.seed)
-    if not len(order):
-        raise ConfigError(
-            f"the data has {order.rows} rows, one step takes {order.rows_per_step} (batch_size {config.batch_size} x gradient_accumulation_steps "
-            f"{config.gradient_accumulation_steps} x {here.world_size} ranks): lower one of them, shorten --seq_len, or add data"
-        )
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_epochs * order.steps)
-    logger.info("Steps: %s of %d rows each; %s rows give %s steps an epoch", f"{steps:,}", order.rows_per_step, f"{order.rows:,}", f"{order.steps:,}")
-    if config.warmup_steps >= max(1, steps) and here.rank == 0:
-        logger.warning("warmup_steps %d: this run has %d steps, so the learning rate never reaches %g", config.warmup_steps, steps, config.learning_rate)
-    return order
-
-
-def _resume(prepared: Prepared, order: EpochOrder, config: TrainConfig, here: Ranks, *, restarted: bool) -> tuple[Record, Path | None]:
-    """What this run's checkpoints will record, and the one to go on from, which rank 0 chooses for all."""
-    digest = prepared.manifest["content_digest"]
-    record = Record(content_digest=digest, rows=order.rows, rows_per_step=order.rows_per_step, seed=config.seed, world_size=here.world_size)
-    chosen = group.from_rank_0(lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record, restarted=restarted), here)
-    if chosen is not None:
-        logger.info("Resuming from %s", chosen)
-        record = replace(record, tokens_seen=Record.load(chosen).tokens_seen)
-    return record, chosen
 
 
 def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: Any) -> Any:
     content = prepared.content
-    attention = models.choose_attention(config.flash_attention, on_gpu=arguments.device.type == "cuda")
-    model_config = models.load_config(config.model_config, config.pretrained_model)
-    models.check_fit(model_config, tokenizer_size=len(tokenizer), data_vocab_size=content["vocab_size"], seq_len=content["seq_len"])
+    pretrained = config.pretrained_model
+    model_config = models.load_config(config.model_config, pretrained)
+    ids = max(len(tokenizer), content["vocab_size"])
+    models.check_fit(model_config, ids=ids, seq_len=content["seq_len"], pretrained=bool(pretrained))
+    wish = "flash" if config.flash_attention else config.attention
+    on_gpu = arguments.device.type == "cuda"
+    attention = choose_attention(wish, models.architecture(model_config), on_gpu=on_gpu, half=config.bf16 or config.fp16)
+    if pretrained and arguments.process_index == 0:
+        vocabulary.warn_of_moved_ids(Path(pretrained), tokenizer)
     special_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
     model = models.build_model(
         model_config,
-        pretrained_model=config.pretrained_model,
+        pretrained_model=pretrained,
         attention=attention.value,
         special_ids=special_ids,
         seed=config.seed,
+        ids=ids,
         device=str(arguments.device),
     )
     total, body = models.count_parameters(model)
-    logger.info("Model: %s, %s parameters (%s without embeddings), %s attention", type(model).__name__, f"{total:,}", f"{body:,}", attention.value)
-    if config.flash_attention and attention.value != FLASH and arguments.process_index == 0:
-        logger.warning("%s; using sdpa", attention.reason)
+    logger.info("Model: %s, %s parameters (%s without embeddings), %s attention (%s)", type(model).__name__, f"{total:,}", f"{body:,}", attention.value,
+                attention.reason)  # fmt: skip
+    if wish == "flash" and attention.value != FLASH and arguments.process_index == 0:
+        logger.warning("--attention flash: %s; using %s", attention.reason, attention.value)
     return model
 
 
 def _collator(config: TrainConfig, prepared: Prepared, tokenizer: Any, model: Any) -> PackedCollator:
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return PackedCollator(pad_id=pad_id, pad_to=prepared.content["seq_len"] if config.compile else None, flatten=model.config._attn_implementation == FLASH)
+
+
+def _evaluation(config: TrainConfig, prepared: Prepared | None, collator: PackedCollator, tokenizer: Any) -> Evaluation | None:
+    if prepared is None:
+        return None
+    held_out = HeldOut.of(prepared, limit=config.eval_rows)
+    logger.info("Held out: %s", ", ".join(f"{name} {len(rows):,} rows" for name, rows in held_out.sources.items()) or "no row, so nothing is evaluated")
+    if not held_out.sources:
+        return None
+    bytes_of = TokenBytes(tokenizer.backend_tokenizer)
+    return Evaluation(held_out=held_out, collator=collator, bytes_of=bytes_of, batch_size=config.batch_size, every=config.eval_steps)
 
 
 def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
@@ -211,10 +214,10 @@ def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
     return tokenizer, spec.digest
 
 
-def _save(trainer: PackedTrainer, config: TrainConfig, prepared: Prepared, resumed_from: Path | None) -> report.Summary:
+def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> report.Summary:
     """final_model/ with tokenizer and card, and summary.json, written by rank 0."""
-    output = Path(config.output_dir)
-    staged, final = output / ".final_model", output / "final_model"
+    prepared, output = stage.prepared, Path(stage.config.output_dir)
+    staged, final = output / f".{FINAL}", output / FINAL
     total, body = models.count_parameters(trainer.model)
     first, last = report.losses(trainer.state.log_history)
     summary = report.Summary(
@@ -223,7 +226,7 @@ def _save(trainer: PackedTrainer, config: TrainConfig, prepared: Prepared, resum
         tokens_per_second=round(trainer.clock.tokens_per_second, 1), seconds=round(trainer.clock.seconds, 2),
         resumed_from=str(resumed_from) if resumed_from else None, final_model=str(final), output_dir=str(output),
     )  # fmt: skip
-    card = report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__)
+    card = report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__.removeprefix("FSDP"))
     if trainer.args.should_save:
         shutil.rmtree(staged, ignore_errors=True)  # what a crash left there
     with checkpoints.storing(final):
@@ -235,4 +238,5 @@ def _save(trainer: PackedTrainer, config: TrainConfig, prepared: Prepared, resum
             failpoint("final_model.rename", staged)
             staged.rename(final)
             summary.save()
+            link(stage)
     return summary

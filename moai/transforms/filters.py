@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
+from moai import columns
 from moai.engine.pipeline import count
 
 # What Python's str.strip() takes for white space.
@@ -48,6 +50,31 @@ class Length:
         length = pc.utf8_length(trimmed)
         short = pc.and_(pc.less(length, self.min_chars), pc.invert(empty))
         return {"short": short} if self.max_chars is None else {"short": short, "long": pc.greater(length, self.max_chars)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Documents for evaluation, or all but them. The hash of a text decides, so that equal documents are never on both sides."""
+
+    ratio: float
+    """Share of the documents that is held out."""
+    held_out: bool
+    """Whether these are kept, or the others."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            keep = pa.array([self.keeps(text) for text in columns.byte_strings(batch["text"])], pa.bool_())
+            dropped = batch.num_rows - _number(keep)
+            self.count_dropped(dropped)
+            if dropped < batch.num_rows:
+                yield batch.filter(keep) if dropped else batch
+
+    def keeps(self, text: memoryview | bytes) -> bool:
+        return (xxhash.xxh3_64_intdigest(text) < self.ratio * 2**64) == self.held_out
+
+    def count_dropped(self, number: int) -> None:
+        count("filtered", number)
+        count("filtered.not_held_out" if self.held_out else "filtered.held_out", number)
 
 
 def without_blank(texts: list[str]) -> list[str]:

@@ -5,6 +5,9 @@
     bfd_split  the same, but long documents are split first: no token is lost
     none       a document a row; longer ones are truncated (and counted) or split
 
+Of conversations also `trained_runs` (list<uint32>): how many tokens of a row are not learned, then how many are, then not, ... A row of nothing but
+context has one number, `input_ids` and `seq_lengths` are as ever.
+
 Best fit decreasing after Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830). A shard is packed
 by itself, so its rows depend on its documents alone.
 """
@@ -36,9 +39,11 @@ class Pack:
     dtype: str
     split_long: bool = False
     """Without packing: split documents over seq_len instead of truncating them."""
+    chat: bool = False
+    """The batches have `trained` beside `tokens`, and the rows `trained_runs`."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        ids, lengths = _gather(batches, self.dtype)
+        ids, lengths, trained = _gather(batches, self.dtype, chat=self.chat)
         if not len(lengths):
             return
         pieces = STRATEGIES[self.strategy](self, lengths)
@@ -46,7 +51,7 @@ class Pack:
         count("tokens.dropped", len(ids) - kept)
         count("tokens.rows", kept)
         count("rows", pieces.rows)
-        yield from _rows(ids, pieces)
+        yield from _rows(ids, pieces, trained)
 
 
 @dataclass(frozen=True)
@@ -143,31 +148,43 @@ def _split(seq_len: int, lengths: Ints) -> tuple[Ints, Ints]:
     return starts, np.minimum(seq_len, lengths[document] - number * seq_len)
 
 
-def _gather(batches: Iterator[pa.RecordBatch], dtype: str) -> tuple[np.ndarray, Ints]:
-    """All ids of the shard in one array of the final type, and the documents' lengths."""
+def _gather(batches: Iterator[pa.RecordBatch], dtype: str, *, chat: bool) -> tuple[np.ndarray, Ints, np.ndarray | None]:
+    """All ids of the shard in one array of the final type, the documents' lengths and, of conversations, which ids are learned."""
     ids: list[np.ndarray] = []
     lengths: list[Ints] = []
+    trained: list[np.ndarray] = []
     for batch in batches:
         tokens = batch["tokens"]
         ids.append(tokens.values.to_numpy().astype(dtype, copy=False))
         lengths.append(np.diff(tokens.offsets.to_numpy()))
-    return (np.concatenate(ids), np.concatenate(lengths)) if ids else (np.empty(0, dtype), np.empty(0, np.int64))
+        if chat:
+            trained.append(batch["trained"].values.to_numpy())
+    if not ids:
+        return np.empty(0, dtype), np.empty(0, np.int64), None
+    return np.concatenate(ids), np.concatenate(lengths), np.concatenate(trained) if chat else None
 
 
-def _rows(ids: np.ndarray, pieces: Pieces) -> Iterator[pa.RecordBatch]:
-    """`input_ids` and `seq_lengths`, a bounded number of rows at a time."""
+def _rows(ids: np.ndarray, pieces: Pieces, trained: np.ndarray | None) -> Iterator[pa.RecordBatch]:
+    """`input_ids`, `seq_lengths` and, where `trained` is given, `trained_runs`, a bounded number of rows at a time."""
     first_piece = np.searchsorted(pieces.row_of, np.arange(pieces.rows + 1))
     for row in range(0, pieces.rows, ROWS_PER_BATCH):
         bounds = first_piece[row : row + ROWS_PER_BATCH + 1]
         starts, lengths = pieces.starts[bounds[0] : bounds[-1]], pieces.lengths[bounds[0] : bounds[-1]]
         row_ends = np.concatenate(([0], np.cumsum(lengths)))[bounds - bounds[0]]
-        yield pa.record_batch(
-            [
-                columns.lists(row_ends.astype(np.int32), _take(ids, starts, lengths)),
-                columns.lists((bounds - bounds[0]).astype(np.int32), lengths.astype(np.uint32)),
-            ],
-            names=["input_ids", "seq_lengths"],
-        )
+        made = {
+            "input_ids": columns.lists(row_ends.astype(np.int32), _take(ids, starts, lengths)),
+            "seq_lengths": columns.lists((bounds - bounds[0]).astype(np.int32), lengths.astype(np.uint32)),
+        }
+        if trained is not None:
+            made["trained_runs"] = columns.lists(*run_lengths(_take(trained, starts, lengths), row_ends))
+        yield pa.record_batch(list(made.values()), names=list(made))
+
+
+def run_lengths(trained: np.ndarray, row_ends: Ints) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+    """Offsets by row and run lengths of 0s, 1s, 0s, ... `row_ends` begins with 0, and every row begins with a 0: its first token is never learned."""
+    assert not trained[row_ends[:-1]].any()
+    starts = np.union1d(row_ends[:-1], np.flatnonzero(np.diff(trained)) + 1)
+    return np.searchsorted(starts, row_ends).astype(np.int32), np.diff(starts, append=row_ends[-1]).astype(np.uint32)
 
 
 def _take(ids: np.ndarray, starts: Ints, lengths: Ints) -> np.ndarray:

@@ -11,9 +11,9 @@ import itertools
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -23,6 +23,7 @@ from moai.engine.pipeline import advance, count, quarantine
 from moai.errors import SourceError
 
 VERSION = 1
+T = TypeVar("T")
 _SINGLE = ("text", "content", "document", "context", "body", "article")
 _BOM = b"\xef\xbb\xbf"
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
@@ -45,6 +46,7 @@ class TextShape:
     required, optional  columns joined by a blank line, in this order; optional ones may be absent or null
     order               the joining order where optional columns stand between required ones
     turns               (column, key) of a list of turns, like ("messages", "content")
+    lists               required columns that are lists
     template            overrides both: '{title}\\n\\n{body}'
     """
 
@@ -53,11 +55,12 @@ class TextShape:
     optional: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     turns: tuple[str, str] | None = None
+    lists: tuple[str, ...] = ()
     template: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.turns[0],) if self.turns else (self.order or self.required)
+        return (self.turns[0], *self.optional) if self.turns else (self.order or self.required)
 
     @property
     def column(self) -> str:
@@ -81,18 +84,24 @@ def choose_shape(columns: Mapping[str, str], *, source: str, text_column: str | 
     """The first shape that the columns (name -> type, like {"text": "string"}) fit. Raises SourceError listing what was found."""
     if template:
         names = _names_in(template)
-        _need(names, columns, source, f"--text_template {template!r}")
+        need_columns(names, columns, source, f"--text_template {template!r}")
         return TextShape(name=f"template {template!r}", required=names, template=template)
     if text_column:
-        _need((text_column,), columns, source, f"--text_column {text_column}")
+        need_columns((text_column,), columns, source, f"--text_column {text_column}")
         return TextShape(name=f"column {text_column}", required=(text_column,))
-    for shape in _KNOWN:
-        if all(_fits(columns, name, shape) for name in (*shape.required, *((shape.turns[0],) if shape.turns else ()))):
-            present = tuple(name for name in shape.optional if name in columns)
-            return TextShape(name=shape.name, required=shape.required, optional=present, turns=shape.turns,
-                             order=tuple(name for name in shape.order if name in shape.required or name in present))  # fmt: skip
+    if shape := first_fitting(_KNOWN, columns):
+        return shape
     found = ", ".join(columns) or "none"
     raise SourceError(f"{source}: no known shape among its columns ({found}); set --text_column NAME or --text_template '{{a}}\\n\\n{{b}}'")
+
+
+def first_fitting(shapes: Sequence[TextShape], columns: Mapping[str, str]) -> TextShape | None:
+    """The first of `shapes` whose required columns are there, without the optional ones that are not."""
+    for shape in shapes:
+        if all(_fits(columns, name, shape) for name in (*shape.required, *((shape.turns[0],) if shape.turns else ()))):
+            present = tuple(name for name in shape.optional if name in columns)
+            return replace(shape, optional=present, order=tuple(name for name in shape.order if name in shape.required or name in present))
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +126,7 @@ class ToText:
         is_records = "record" in batch.schema.names
         texts = (self._plain_records(batch) if is_records else self._plain_column(batch)) if self.shape.column else None
         if texts is None:
-            texts = list(self._texts_of_records(batch) if is_records else self._texts_of_columns(batch))
+            texts = list(each_record(batch, self._text_of_record, self.max_doc_bytes) if is_records else each_row(batch, self.shape.columns, self._text_of_row))
         else:
             count("read", batch.num_rows)
         advance(batch.num_rows)
@@ -148,34 +157,55 @@ class ToText:
         strings: list[str] = column.to_pylist()
         return strings
 
-    def _texts_of_records(self, batch: pa.RecordBatch) -> Iterator[str]:
-        problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None
-        blank = 0
-        for index, record in enumerate(batch["record"].to_pylist()):
-            problem = problems[index] if problems else None
-            try:
-                if problem:
-                    raise BadRecord(problem, f"over {self.max_doc_bytes} bytes")
-                yield _decode(record) if self.plain else self.shape.render(_parse(record))
-            except BadRecord as bad:
-                if record.strip() or bad.reason == problem:
-                    _set_aside(bad, batch, index, record[: self.max_doc_bytes] if problem else record)
-                else:
-                    blank += 1
-        count("read", batch.num_rows - blank)
+    def _text_of_record(self, record: bytes) -> str:
+        return _decode(record) if self.plain else self.shape.render(parse_object(record))
 
-    def _texts_of_columns(self, batch: pa.RecordBatch) -> Iterator[str]:
-        count("read", batch.num_rows)
-        for index, row in enumerate(_rows(batch.select([name for name in batch.schema.names if name in self.shape.columns]))):
-            try:
-                if isinstance(row, BadRecord):
-                    raise row
-                text = self.shape.render(row)
-                if len(text) > self.max_doc_bytes // 4 and len(text.encode()) > self.max_doc_bytes:
-                    raise BadRecord("too large", f"over {self.max_doc_bytes} bytes")
-                yield text
-            except BadRecord as bad:
-                _set_aside(bad, batch, index, b"" if row is bad else str(row).encode("utf-8", "replace"))
+    def _text_of_row(self, row: Mapping[str, Any]) -> str:
+        text = self.shape.render(row)
+        if len(text) > self.max_doc_bytes // 4 and len(text.encode()) > self.max_doc_bytes:
+            raise BadRecord("too large", f"over {self.max_doc_bytes} bytes")
+        return text
+
+
+def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes: int) -> Iterator[T]:
+    """What `make` gives for each record of a file of lines or values. Where it raises BadRecord the record is quarantined; blank lines are none."""
+    problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None
+    blank = 0
+    for index, record in enumerate(batch["record"].to_pylist()):
+        problem = problems[index] if problems else None
+        try:
+            if problem:
+                raise BadRecord(problem, f"over {max_doc_bytes} bytes")
+            yield make(record)
+        except BadRecord as bad:
+            if record.strip() or bad.reason == problem:
+                _set_aside(bad, batch, index, record[:max_doc_bytes] if problem else record)
+            else:
+                blank += 1
+    count("read", batch.num_rows - blank)
+
+
+def each_row(batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
+    """What `make` gives for each row of a columnar file. Where it raises BadRecord the row is quarantined."""
+    count("read", batch.num_rows)
+    for index, row in enumerate(_rows(batch.select([name for name in batch.schema.names if name in columns]))):
+        try:
+            if isinstance(row, BadRecord):
+                raise row
+            yield make(row)
+        except BadRecord as bad:
+            _set_aside(bad, batch, index, b"" if row is bad else str(row).encode("utf-8", "replace"))
+
+
+def parse_object(record: bytes) -> dict[str, Any]:
+    """A record as a JSON object. Raises BadRecord with the reason."""
+    try:
+        row = orjson.loads(record)
+    except orjson.JSONDecodeError as error:
+        row = _explain(record, error)
+    if not isinstance(row, dict):
+        raise BadRecord("not an object", f"found {type(row).__name__}")
+    return row
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRecord]:
@@ -195,20 +225,10 @@ def _set_aside(bad: BadRecord, batch: pa.RecordBatch, index: int, sample: bytes)
     quarantine(bad.reason, detail=str(bad), sample=sample, **place)
 
 
-def _parse(record: bytes) -> dict[str, Any]:
-    try:
-        row = orjson.loads(record)
-    except orjson.JSONDecodeError as error:
-        row = _explain(record, error)
-    if not isinstance(row, dict):
-        raise BadRecord("not an object", f"found {type(row).__name__}")
-    return row
-
-
 def _explain(record: bytes, error: orjson.JSONDecodeError) -> Any:
     """Why a record is refused. A byte order mark in front of good JSON is not a reason."""
     if record.startswith(_BOM) and not record.startswith(_BOM * 2):
-        return _parse(record.removeprefix(_BOM))
+        return parse_object(record.removeprefix(_BOM))
     try:
         text = record.decode("utf-8")
     except UnicodeDecodeError as bad:
@@ -294,15 +314,16 @@ def _names_in(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name, _, _ in fields))
 
 
-def _need(names: tuple[str, ...], columns: Mapping[str, str], source: str, flag: str) -> None:
+def need_columns(names: tuple[str, ...], columns: Mapping[str, str], source: str, flag: str) -> None:
+    """Raises SourceError where a flag names a column that is not there."""
     missing = [name for name in names if name not in columns]
     if missing or not names:
         raise SourceError(f"{source}: {flag} names {', '.join(map(repr, missing)) or 'no column'}, which is not there (found: {', '.join(columns) or 'none'})")
 
 
 def _fits(columns: Mapping[str, str], name: str, shape: TextShape) -> bool:
-    wanted = "list" if shape.turns and shape.turns[0] == name else "string"
-    return columns.get(name) == wanted
+    is_list = name in shape.lists or bool(shape.turns and shape.turns[0] == name)
+    return columns.get(name) == ("list" if is_list else "string")
 
 
 def _pair(name: str, *required: str, optional: tuple[str, ...] = (), order: tuple[str, ...] = ()) -> TextShape:

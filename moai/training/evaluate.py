@@ -1,0 +1,177 @@
+"""How well a model predicts rows it was not trained on: loss, perplexity and bits per byte, of every source and of all.
+
+    scores = evaluate(model, HeldOut.of(prepared, limit=1000), collator, bytes_of, here)
+    scores["web"].bits_per_byte
+
+    loss           -ln p, the mean over all predicted tokens: every token but the first of each document, as in training
+    perplexity     e to the loss
+    bits_per_byte  the sum of -log2 p over the UTF-8 bytes of the predicted text. It does not depend on how a tokenizer cuts text, so models
+                   with different tokenizers compare. The end of a document is predicted and is no text: its loss counts, and it has no bytes.
+
+Rows are taken in the order in which they lie on disk, in batches that do not depend on the number of ranks, each of one source.
+No random number is drawn, and no process is started.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moai.distributed import Ranks
+from moai.recipes.prepared import Prepared
+from moai.training.rows import PackedRows
+from moai.training.token_bytes import TokenBytes
+
+ALL = "all"
+"""The name under which all sources together are reported."""
+_IGNORE = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Sums over predicted tokens, and what follows from them. `nll` is in nats."""
+
+    rows: int
+    tokens: int
+    text_bytes: int
+    nll: float
+
+    @property
+    def loss(self) -> float:
+        return self.nll / self.tokens if self.tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll / math.log(2) / self.text_bytes if self.text_bytes else math.nan
+
+    def figures(self) -> dict[str, float]:
+        return {"rows": self.rows, "tokens": self.tokens, "text_bytes": self.text_bytes, "nll": self.nll, "loss": self.loss,
+                "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows of a prepared directory to be scored: of each source the first `limit`, by their numbers."""
+
+    rows: PackedRows
+    sources: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, prepared: Prepared, *, limit: int | None = None) -> HeldOut:
+        found: dict[str, list[int]] = {}
+        first = 0
+        for shard in prepared.content["shards"]:
+            numbers = found.setdefault(shard["source"], [])
+            room = shard["rows"] if limit is None else min(shard["rows"], limit - len(numbers))
+            numbers += range(first, first + room)
+            first += shard["rows"]
+        return cls(PackedRows.of(prepared), {name: tuple(numbers) for name, numbers in found.items() if numbers})
+
+    def batches(self, size: int) -> list[tuple[str, tuple[int, ...]]]:
+        return [(name, numbers[at : at + size]) for name, numbers in self.sources.items() for at in range(0, len(numbers), size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated in the middle of training, and how often: every `every` steps, or without it where a checkpoint is saved; always at the end."""
+
+    held_out: HeldOut
+    collator: Callable[..., dict[str, Any]]
+    bytes_of: TokenBytes
+    batch_size: int
+    every: int | None = None
+
+    def __call__(self, model: Any, here: Ranks, device: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, Score]:
+        return evaluate(model, self.held_out, self.collator, self.bytes_of, here, batch_size=self.batch_size, device=device, autocast=autocast)
+
+
+def evaluate(
+    model: Any, held_out: HeldOut, collator: Callable[..., dict[str, Any]], bytes_of: TokenBytes, here: Ranks, *,
+    batch_size: int, device: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Score]:  # fmt: skip
+    """The score of each source, then of all. A collective: every rank calls it with the same rows, and gets the same scores."""
+    import torch
+
+    names = list(held_out.sources)
+    sums = torch.zeros(len(names), 4, dtype=torch.float64)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast():
+            for name, numbers, counts in _share(held_out.batches(batch_size), here):
+                batch = collator(held_out.rows.__getitems__(numbers))
+                nll = _nll(model, {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()})
+                if counts:
+                    predicted = int((batch["labels"] != _IGNORE).sum())
+                    text_bytes = bytes_of(batch["input_ids"].numpy(), batch["labels"].numpy() != _IGNORE)
+                    sums[names.index(name)] += torch.tensor([len(numbers), predicted, text_bytes, nll], dtype=torch.float64)
+    finally:
+        model.train(training)
+    return _scores(names, _total(sums, here, device).numpy())
+
+
+def log_figures(scores: dict[str, Score]) -> dict[str, float]:
+    """As they are logged: `eval_loss`, `eval_bits_per_byte`, and `eval_<source>_...` where there are several sources."""
+    several = len(scores) > 2
+    return {
+        f"eval_{'' if name == ALL else f'{name}_'}{figure}": round(getattr(score, figure), 6)
+        for name, score in scores.items()
+        if several or name == ALL
+        for figure in ("loss", "perplexity", "bits_per_byte")
+    }
+
+
+def lines(scores: dict[str, Score]) -> Iterator[str]:
+    """A table."""
+    width = max(map(len, [*scores, "source"]))
+    yield f"{'source':{width}}  {'rows':>9}  {'tokens':>13}  {'text bytes':>13}  {'loss':>8}  {'perplexity':>10}  {'bits/byte':>9}"
+    for name, score in scores.items():
+        yield (
+            f"{name:{width}}  {score.rows:>9,}  {score.tokens:>13,}  {score.text_bytes:>13,}  {score.loss:>8.4f}  {score.perplexity:>10.4g}  "
+            f"{score.bits_per_byte:>9.4f}"
+        )
+
+
+def _share(batches: list[tuple[str, tuple[int, ...]]], here: Ranks) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Every world_size-th batch, and as many for each rank: the forward of a model in pieces is a collective. What is over does not count."""
+    for at in range(0, len(batches), here.world_size):
+        number = at + here.rank
+        yield *batches[min(number, len(batches) - 1)], number < len(batches)
+
+
+def _nll(model: Any, batch: dict[str, Any]) -> float:
+    """The sum over all targets of a batch. One row after another, so that 32-bit logits of a batch are never held beside those of the model."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits
+    with torch.autocast(logits.device.type, enabled=False):
+        rows = [cross_entropy(row[:-1].float(), targets[1:], ignore_index=_IGNORE, reduction="none").double().sum() for row, targets in zip(logits, labels)]
+    return float(torch.stack(rows).sum())
+
+
+def _total(sums: Any, here: Ranks, device: Any) -> Any:
+    if here.world_size == 1:
+        return sums
+    from torch.distributed import all_reduce
+
+    there = sums.to(device)
+    all_reduce(there)
+    return there.cpu()
+
+
+def _scores(names: list[str], sums: Any) -> dict[str, Score]:
+    def score(row: Any) -> Score:
+        return Score(rows=int(row[0]), tokens=int(row[1]), text_bytes=int(row[2]), nll=float(row[3]))
+
+    return {name: score(row) for name, row in zip(names, sums)} | {ALL: score(np.sum(sums, axis=0))}

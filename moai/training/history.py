@@ -1,0 +1,85 @@
+"""history.jsonl: what a run logged, one JSON object a line, written by rank 0 as it happens.
+
+    {"kind": "start", "step": 0, "steps": 2000, "position": 0, "world_size": 2, "sources": {"web": {"rows": 900, "tokens": 1843200}}, "time": "..."}
+    {"kind": "train", "step": 10, "position": 80, "tokens": 163840, "loss": 8.1, "learning_rate": 3e-05, ..., "consumed": {"web": 80}, "time": "..."}
+    {"kind": "eval", "step": 100, "eval_loss": 5.2, "eval_web_bits_per_byte": 1.9, ..., "time": "..."}
+
+Lines are only ever added, but for one moment: a run that goes on from step N first drops what was logged beyond N, by steps
+that nothing came of. So every step stands here once, however often the run was stopped. Each start is a session.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from moai.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+NAME = "history.jsonl"
+Entry = dict[str, Any]
+
+
+@dataclass
+class History:
+    """The file of one run. A disk that is full costs lines and one warning, not the run."""
+
+    path: Path
+    complained: bool = field(default=False, init=False)
+
+    def begin(self, step: int, before: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> None:
+        """A session that goes on after `step`. `before` is the trainer's own log, for a run that has no file here."""
+        entries = read(self.path) if self.path.exists() else [entry for line in before if (entry := _of_trainer(line))]
+        kept = [entry for entry in entries if entry["step"] <= step] if step else []
+        self._write([*kept, self._stamped({"kind": "start", "step": step, **start})])
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        try:
+            with open(self.path, "ab") as file:
+                file.write(_line(self._stamped(entry)))
+        except OSError as error:
+            self._complain(error)
+
+    def _write(self, entries: Iterable[Entry]) -> None:
+        try:
+            write_atomic(self.path, b"".join(map(_line, entries)))
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self.complained:
+            logger.warning("%s: %s; lines will be missing there, training goes on", self.path, error.strerror)
+        self.complained = True
+
+    def _stamped(self, entry: Mapping[str, Any]) -> Entry:
+        return {**entry, "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
+
+
+def read(path: Path) -> list[Entry]:
+    """All whole lines; the last may have been cut by a crash. Raises OSError."""
+    entries = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("kind"), str):
+            entries.append(entry)
+    return entries
+
+
+def _of_trainer(line: Mapping[str, Any]) -> Entry | None:
+    """An entry of trainer_state.json's log_history as one of ours."""
+    if "loss" in line:
+        return {"kind": "train", **line, "tokens": line.get("tokens_seen")}
+    return {"kind": "eval", **line} if "eval_loss" in line else None
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,99 @@
+"""One run, or with --sequential one run a dataset, each from the weights that the last one left.
+
+    outputs/moai-2b/stage_0/ checkpoint-N final_model/ checkpoint -> final_model        a run like any other
+    outputs/moai-2b/stage_1/ ...
+    outputs/moai-2b/final_model -> stage_1/final_model
+
+Stages that have their final model are not repeated when the run is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moai.errors import ConfigError
+from moai.recipes.options import DataConfig
+from moai.recipes.prepared import Prepared
+from moai.training import checkpoints
+from moai.training.arguments import AUTO, TrainConfig
+
+FINAL = "final_model"
+_GUIDES_NAME = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained on what; `held_out` is what it is evaluated on, `run` the place of the run that this is a stage of."""
+
+    config: TrainConfig
+    data: DataConfig
+    prepared: Prepared
+    held_out: Prepared | None = None
+    run: Path | None = None
+
+
+def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, DataConfig]]:
+    """The settings of every stage of a run that begins, with its place. Raises ConfigError."""
+    if not config.sequential:
+        return [(config, data)]
+    if config.resume_from_checkpoint not in (None, AUTO):
+        raise ConfigError(f"resume_from_checkpoint = {config.resume_from_checkpoint}: with --sequential only auto, which finds the stage and its checkpoint")
+    if config.mixture or config.mixture_stages or config.mixture_epochs:
+        raise ConfigError("sequential and mixture are both set: a stage holds one dataset; choose one (mixture_stages changes weights within one run)")
+    return [
+        (_stage(config, number), replace(data, dataset=(spec,), dataset_config=None if number else data.dataset_config))
+        for number, spec in enumerate(data.dataset)
+    ]
+
+
+def _stage(config: TrainConfig, number: int) -> TrainConfig:
+    run = Path(config.output_dir)
+    staged = replace(config, sequential=False, output_dir=str(run / f"stage_{number}"))
+    if number == 0:
+        return staged
+    return replace(staged, pretrained_model=str(run / f"stage_{number - 1}" / FINAL), model_config=None, warmup_steps=config.stage_warmup_steps)
+
+
+def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarted: bool = False) -> None:
+    """Refuse early, before hours of preparation, a place that holds another run, or none to go on with. Raises ConfigError."""
+    if not config.sequential:
+        checkpoints.check_place(config.resume_from_checkpoint, Path(config.output_dir), restarted=restarted)
+        return
+    begun = [place.output_dir for place in places if _is_done(place) or checkpoints.numbered(Path(place.output_dir))]
+    if restarted or bool(begun) == (config.resume_from_checkpoint == AUTO):
+        return
+    if begun:
+        raise ConfigError(
+            f"--output_dir {config.output_dir}: holds a run already (newest: {Path(begun[-1]).name}); go on with it by --resume_from_checkpoint auto, or name another --output_dir"
+        )
+    raise ConfigError(
+        f"--resume_from_checkpoint auto: {config.output_dir} has no stage with a checkpoint; the same command without it starts the run that makes one"
+    )
+
+
+def left(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = False) -> Iterator[Stage]:
+    """The stages that are still to be trained; the one that was begun goes on from its newest checkpoint."""
+    resuming = restarted or config.resume_from_checkpoint == AUTO
+    for stage in stages:
+        if config.sequential and resuming:
+            if _is_done(stage.config):
+                continue
+            begun = checkpoints.numbered(Path(stage.config.output_dir))
+            stage = replace(stage, config=replace(stage.config, resume_from_checkpoint=AUTO if begun else None))
+        yield stage
+
+
+def link(stage: Stage) -> None:
+    """Give the model of a finished stage its other names: `checkpoint` beside it, and `final_model` of the whole run so far."""
+    if stage.run is None:
+        return
+    place = Path(stage.config.output_dir)
+    for name, target in ((place / _GUIDES_NAME, FINAL), (stage.run / FINAL, f"{place.name}/{FINAL}")):
+        name.unlink(missing_ok=True)
+        name.symlink_to(target, target_is_directory=True)
+
+
+def _is_done(stage: TrainConfig) -> bool:
+    return checkpoints.weights_problem(Path(stage.output_dir) / FINAL) is None

@@ -1,0 +1,174 @@
+"""One run a dataset, each from the weights of the last; and documents held out of training, evaluated by source."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from moai.config import resolve
+from moai.errors import ConfigError, SourceError
+from moai.recipes.options import DataConfig
+from moai.recipes.prepared import Prepared
+from moai.recipes.pretraining import prepare
+from moai.training.arguments import TrainConfig
+from moai.training.rows import PackedRows
+from moai.training.stages import check_places, stages_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def documents(name: str, number: int) -> list[str]:
+    return [f"{name} document {index} says {'abcdefgh'[index % 8] * (5 + index % 11)}" for index in range(number)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    tiny_run.write_tokenizer(folder / "tokenizer")
+    tiny_run.write_model_config(folder)
+    for name in ("first", "second"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(name, 120)))
+    return folder
+
+
+def command(place: Path, out: Path, *more: str) -> list[str]:
+    return [
+        str(ROOT / "train.py"), "--dataset", str(place / "first.jsonl"), str(place / "second.jsonl"), "--tokenizer_path", str(place / "tokenizer"), "--model_config",
+        str(place / "model.json"), "--output_dir", str(out), "--cache_dir", str(place / "cache"), "--seq_len", "48", "--packing", "bfd_split", "--batch_size", "2",
+        "--gradient_accumulation_steps", "1", "--learning_rate", "5e-3", "--warmup_steps", "4", "--stage_warmup_steps", "2", "--logging_steps", "1", "--use_cpu", "true",
+        "--dataloader_num_workers", "0", "--sequential", "--eval_ratio", "0.2", "--num_epochs", "1", "--num_proc", "0", *more,
+    ]  # fmt: skip
+
+
+def start(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
+    return subprocess.run([*launcher, *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    """Two ranks, two stages."""
+    done = start(command(place, place / "out"), ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (place / "stderr").write_text(done.stderr)
+    return place / "out"
+
+
+def prepared_of(file: Path, place: Path, *, held_out: bool, eval_ratio: float = 0.2) -> Prepared:
+    data = DataConfig(
+        dataset=(str(file),),
+        tokenizer_path=str(place / "tokenizer"),
+        cache_dir=str(place / "cache"),
+        seq_len=48,
+        num_proc=0,
+        eval_ratio=eval_ratio,
+        held_out=held_out,
+    )
+    return prepare(data, origins={})
+
+
+def summary(stage: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((stage / "summary.json").read_text())
+    return found
+
+
+def learning_rates(stage: Path) -> list[float]:
+    newest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return [entry["learning_rate"] for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"] if "learning_rate" in entry]
+
+
+def test_a_stage_begins_with_the_weights_of_the_last(run: Path) -> None:
+    first, second = summary(run / "stage_0"), summary(run / "stage_1")
+    assert second["loss_first"] < first["loss_first"] - 0.5  # type: ignore[operator]
+    assert first["content_digest"] != second["content_digest"]
+    assert (run / "stage_1" / "final_model" / "model.safetensors").read_bytes() != (run / "stage_0" / "final_model" / "model.safetensors").read_bytes()
+
+
+def test_each_stage_warms_up_in_its_own_time(run: Path) -> None:
+    assert learning_rates(run / "stage_0").index(5e-3) == 4
+    assert learning_rates(run / "stage_1").index(5e-3) == 2
+
+
+def test_every_model_has_the_names_that_people_look_for(run: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert (run / "stage_0" / "checkpoint").resolve() == (run / "stage_0" / "final_model").resolve()
+    assert (run / "final_model").resolve() == (run / "stage_1" / "final_model").resolve()
+    assert not Path(os.readlink(run / "final_model")).is_absolute(), "the run can be moved"
+    AutoModelForCausalLM.from_pretrained(run / "final_model")
+
+
+def test_held_out_documents_are_evaluated_and_never_trained_on(run: Path, place: Path) -> None:
+    for stage, source in (("stage_0", "first"), ("stage_1", "second")):
+        newest = max((run / stage).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        logged = [entry for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"] if "eval_loss" in entry]
+        assert logged
+        assert logged[-1]["eval_bits_per_byte"] < 8
+        assert source in (run / stage / "history.jsonl").read_text()
+    texts = []
+    for held_out in (False, True):
+        prepared = prepared_of(place / "first.jsonl", place, held_out=held_out)
+        assert prepared.content["records"]["read"] == 120
+        texts.append({bytes(row.input_ids[:-1].astype("uint8")) for row in PackedRows.of(prepared)})
+    trained, held = texts
+    assert len(trained) + len(held) == 120
+    assert not trained & held
+    assert 10 <= len(held) <= 40, "about a fifth"
+
+
+def test_equal_documents_are_on_one_side(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "twice.jsonl").write_text((place / "first.jsonl").read_text() * 3)
+    kept = [prepared_of(tmp_path / "twice.jsonl", place, held_out=held_out).content["documents"] for held_out in (False, True)]
+    assert sum(kept) == 360
+    assert all(number % 3 == 0 for number in kept)
+
+
+def test_nothing_held_out_is_said(place: Path) -> None:
+    with pytest.raises(SourceError, match=r"no document is left .* 120 not_held_out"):
+        prepared_of(place / "first.jsonl", place, eval_ratio=1e-9, held_out=True)
+
+
+def test_finished_stages_are_not_repeated(run: Path, place: Path) -> None:
+    """As a crash in the second stage leaves it."""
+    copy = place / "crashed"
+    shutil.copytree(run, copy, symlinks=True)
+    shutil.rmtree(copy / "stage_1" / "final_model")
+    newest = max((copy / "stage_1").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    before = (copy / "stage_0" / "summary.json").stat().st_mtime_ns
+    refused = start(command(place, copy))
+    assert refused.returncode == 2 or "holds a run already (newest: stage_1)" in refused.stderr
+    done = start(command(place, copy, "--resume_from_checkpoint"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"Resuming from {newest}" in done.stderr
+    assert (copy / "stage_0" / "summary.json").stat().st_mtime_ns == before
+    assert (copy / "final_model" / "model.safetensors").read_bytes() == (run / "final_model" / "model.safetensors").read_bytes()
+
+
+def settings(*flags: str) -> tuple[TrainConfig, DataConfig]:
+    resolved = resolve(
+        [TrainConfig, DataConfig], [*flags, "--output_dir", "out", "--model_config", "m.json", "--dataset", "a", "b", "--tokenizer_path", "t"], {}, prog="test"
+    )
+    return resolved[TrainConfig], resolved[DataConfig]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--sequential --resume_from_checkpoint out/stage_0/checkpoint-3", "with --sequential only auto"), ("--sequential --mixture a=1", "sequential and mixture are both set")],
+)  # fmt: skip
+def test_what_does_not_go_with_stages_is_refused(flags: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        stages_of(*settings(*flags.split()))
+
+
+def test_a_resume_without_a_stage_names_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, data = settings("--sequential", "--resume_from_checkpoint")
+    with pytest.raises(ConfigError, match="has no stage with a checkpoint; the same command without it"):
+        check_places(config, [own for own, _ in stages_of(config, data)])
