@@ -17,8 +17,7 @@ from typing import NoReturn
 
 from moai.config import Resolved, resolve
 from moai.distributed import ranks
-from moai.errors import ConfigError, Interrupted, MoaiError
-from moai.files import write_atomic
+from moai.errors import Interrupted, MoaiError
 from moai.recipes.options import DataConfig
 from moai.stopping import stoppable
 from moai.training.arguments import TrainConfig
@@ -51,7 +50,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     check_places(config, [own for own, _ in settings], restarted=is_restart(environ))
     start_logging(Path(config.output_dir), here.rank)
     if here.rank == 0:
-        show_settings(resolved, Path(config.output_dir))
+        show_settings(resolved)
     check_model(config, data)
 
     from moai.recipes.pretraining import prepare_all_or_wait
@@ -64,7 +63,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     from moai.training.trainer import train
 
     run = Path(config.output_dir) if config.sequential else None
-    stages = [Stage(own, data, prepared[data], prepared[aside] if aside else None, run) for (own, data), aside in zip(settings, held_out)]
+    table = resolved.table()
+    stages = [Stage(own, data, prepared[data], prepared[aside] if aside else None, run, table) for (own, data), aside in zip(settings, held_out)]
     for summary in train(config, stages, resolved.origins, environ=environ):
         if here.rank == 0:
             print("\n".join(summary.lines()), flush=True)
@@ -77,15 +77,11 @@ def evaluation_data(config: TrainConfig, data: DataConfig) -> DataConfig | None:
     return replace(data, held_out=True) if data.eval_ratio else None
 
 
-def show_settings(resolved: Resolved, output_dir: Path) -> None:
-    """Every setting with its value and origin: once in the log, and as settings.json beside the model."""
+def show_settings(resolved: Resolved) -> None:
+    """Every setting with its value and origin."""
     table = resolved.table()
     width = max(map(len, table))
     logger.info("Settings:\n%s", "\n".join(f"  {name:<{width}}  {entry['value']}  ({entry['origin']})" for name, entry in table.items()))
-    try:
-        write_atomic(output_dir / "settings.json", (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
 
 
 def check_model(config: TrainConfig, data: DataConfig) -> None:

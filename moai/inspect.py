@@ -85,8 +85,8 @@ class View:
             f"<h1>{escape(self.prepared.path.name)}</h1><p>{content['documents']:,} documents, {content['tokens']:,} tokens"
             f"{f' ({learned:,} learned)' if learned is not None else ''}, {content['rows']:,} rows of {content['seq_len']} ({escape(content['packing'])}), "
             f"{content['fill_rate']:.1%} filled; {what}.</p>"
-            "<p class=soft><span class=learned>learned</span> &nbsp; context &nbsp; <span class=special>special token</span>; "
-            "a box is a document, which sees no other; ids show under the pointer.</p>"
+            "<p class=soft><span class=learned>learned</span> &nbsp; context &nbsp; <span class=special>special token</span> &nbsp; "
+            "<span class=mixed>a character of which some tokens are learned</span>; a box is a document, which sees no other; ids show under the pointer.</p>"
         )
         return page(
             f"moai inspect {self.prepared.path.name}",
@@ -116,6 +116,8 @@ def inspect(directory: Path, *, rows: int, html: Path | None) -> Iterator[str]:
         return
     if html.is_dir():
         raise StorageError(f"--html {html}: is a directory; name a file")
+    if not html.parent.is_dir():
+        raise StorageError(f"--html {html}: there is no directory {html.parent}; make it, or name another file")
     with storage_errors(html):
         write_atomic(html, view.html(rows).encode())
     yield str(html)

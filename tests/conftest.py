@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -92,3 +93,22 @@ def record() -> Callable[..., None]:
                 file.write(json.dumps({"fault": fault, "test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0], "runs": runs, "outcome": outcome}) + "\n")
 
     return note
+
+
+@pytest.fixture
+def train_py(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[..., str]:
+    """train.py with these words in this process, from the root of the repository; what it logs."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("moai.training.logs.start_logging", lambda output_dir, _: output_dir.mkdir(parents=True, exist_ok=True))  # pytest logs
+    monkeypatch.setattr("moai.training.trainer.quiet_libraries", lambda: None)
+    caplog.set_level(logging.INFO, "moai")
+
+    def run(*words: str) -> str:
+        import train
+
+        caplog.clear()
+        train.run(words, {})
+        return caplog.text
+
+    return run

@@ -20,16 +20,22 @@ from moai.training.checkpoints import Record, check_place, choose, newest_comple
 def finished(tmp_path_factory):
     """A run of 4 steps in this process, with checkpoints 2 and 4."""
     folder = tmp_path_factory.mktemp("run")
-    tokenizer = tiny_run.write_tokenizer(folder / "tokenizer")
-    prepared = tiny_run.write_prepared(folder / "prepared", tokenizer)
-    argv = ["--output_dir", str(folder / "out"), "--model_config", str(tiny_run.write_model_config(folder)), "--tokenizer_path", str(tokenizer),
-            "--batch_size", "2", "--gradient_accumulation_steps", "1", "--max_steps", "4", "--save_steps", "2", "--warmup_steps", "0"]  # fmt: skip
-    resolved = resolve([TrainConfig, DataConfig], argv, {}, prog="test")
+    tiny_run.write_prepared(folder / "prepared", tiny_run.write_tokenizer(folder / "tokenizer"))
+    tiny_run.write_model_config(folder)
+    run(folder)
+    return folder / "out"
+
+
+def run(folder, *more):
     from moai.training.stages import Stage
     from moai.training.trainer import train
 
-    train(resolved[TrainConfig], [Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(prepared))], resolved.origins, environ={})
-    return folder / "out"
+    argv = ["--output_dir", str(folder / "out"), "--model_config", str(folder / "model.json"), "--tokenizer_path", str(folder / "tokenizer"),
+            "--batch_size", "2", "--gradient_accumulation_steps", "1", "--max_steps", "4", "--save_steps", "2", "--warmup_steps", "0", *more]  # fmt: skip
+    resolved = resolve([TrainConfig, DataConfig], argv, {}, prog="test")
+    train(
+        resolved[TrainConfig], [Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(folder / "prepared"))], resolved.origins, environ={}
+    )
 
 
 @pytest.fixture
@@ -135,6 +141,12 @@ def test_all_broken_starts_from_the_beginning_and_says_so(output, caplog):
 def test_auto_without_any_checkpoint_names_the_way(tmp_path):
     with pytest.raises(ConfigError, match="has no checkpoint; the same command without --resume_from_checkpoint starts the run"):
         choose("auto", tmp_path, Record(content_digest="", rows=1, rows_per_step=1, world_size=1, order={"asked": {}}))
+
+
+def test_a_run_that_is_finished_keeps_its_figures(finished):
+    before = (finished / "summary.json").read_bytes()
+    run(finished.parent, "--resume_from_checkpoint")
+    assert (finished / "summary.json").read_bytes() == before
 
 
 def test_a_fresh_run_never_mixes_with_an_old_one(output):

@@ -1,7 +1,12 @@
 """The same few steps computed in other ways: recomputed activations, bfloat16, compiled, eager attention. The losses must be those of the plain run."""
 
+import math
+
+import numpy as np
 import pytest
 from tiny_training import losses, train_here
+
+from moai.training.rows import PackedRows, Row
 
 STEPS = ("--max_steps", "5", "--learning_rate", "1e-2", "--dataloader_num_workers", "0")
 
@@ -24,3 +29,18 @@ def test_losses_are_those_of_the_plain_run(flags, tolerance, plain, tmp_path):
     assert found == pytest.approx(plain, abs=tolerance)
     if "--bf16" in flags:
         assert found != plain, "another number format rounds elsewhere"
+
+
+def test_a_step_without_a_target_leaves_the_weights_numbers(tmp_path, monkeypatch):
+    """Where one row is a step, and it is one token: nothing could predict it, and a mean over nothing would be the end of the model."""
+    whole, seen = PackedRows.__getitem__, []
+
+    def second_is_a_token(rows, index):
+        seen.append(index)
+        row = whole(rows, index)
+        return Row(row.input_ids[:1], np.array([1], np.uint32)) if len(seen) == 2 else row
+
+    monkeypatch.setattr(PackedRows, "__getitem__", second_is_a_token)
+    found = losses(train_here(tmp_path, "--max_steps", "4", "--batch_size", "1", "--dataloader_num_workers", "0"))
+    assert found[1] == 0
+    assert all(math.isfinite(loss) and loss > 1 for loss in [found[0], *found[2:]])

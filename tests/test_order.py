@@ -179,6 +179,7 @@ def test_a_checkpoint_keeps_the_shares_exactly() -> None:
         ({"mixture": ("ko=0", "en=0")}, "every number is 0"),
         ({"mixture": ("kr=1",)}, "mixture names 'kr', which is none of the sources: ko, en, code"),
         ({"epochs": ("kr=1",)}, "mixture_epochs names 'kr'"),
+        ({"mixture": ("ko=1",), "epochs": ("ko=1e-9",)}, "mixture_epochs = ko=1e-09: not one row may be taken"),
         ({"stages": ("0.5:kr=1",)}, "mixture_stages names 'kr'"),
         ({"stages": ("ko=1",)}, "'ko=1' is no number"),
         ({"stages": ("1.5:ko=1",)}, "a share of the run between 0 and 1"),
@@ -189,6 +190,22 @@ def test_a_wrong_mixture_names_the_flag_and_the_way_out(flags: dict[str, object]
     with pytest.raises(ConfigError) as refused:
         wish(**flags).resolve(SOURCES, 100)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("limited", [("ko=1",), ()])
+def test_a_limit_that_leaves_no_row_is_refused(limited: tuple[str, ...]) -> None:
+    epochs = tuple(f"{source.name}=1e-9" for source in SOURCES)
+    with pytest.raises(ConfigError, match="not one row may be taken"):
+        wish(mixture=limited, epochs=epochs).resolve(SOURCES, 100)
+
+
+def test_the_most_uneven_weights_are_still_numbers() -> None:
+    """Powers and quotients that no float holds: the largest weight is left."""
+    for flags in ({"temperature": 1e-4}, {"mixture": ("ko=0.2", "en=0.1"), "temperature": 1e-4}, {"mixture": ("ko=1", "en=1e-320")}):
+        shares = wish(**flags).resolve(SOURCES, 100)
+        assert sum(shares.stages[0][1]) == pytest.approx(1)
+        assert max(shares.stages[0][1]) == pytest.approx(1)
+        Mixture.of(shares, 1).place(np.arange(10))
 
 
 def test_no_flag_is_no_mixture() -> None:

@@ -49,6 +49,7 @@ def test_a_cosine_may_end_above_zero(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [("--min_lr_ratio 0.1 --lr_scheduler_type linear", "linear has none"), ("--min_lr_ratio 1", "below 1"), ("--decay_steps 1.5", "a whole number of steps"),
+     ("--decay_steps 5", "cosine has none"),
      ("--flash_attention --attention eager", "choose one")],
 )  # fmt: skip
 def test_nonsense_is_refused(flags, message):

@@ -23,15 +23,20 @@ import torch
 
 from moai.__main__ import main as moai
 from moai.config import resolve
+from moai.distributed import ranks
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
+from moai.tokenizer import load_file
 from moai.training import plots
 from moai.training.arguments import TrainConfig
 from moai.training.course import Clock, clock_text, mix_text
+from moai.training.data import PackedCollator
+from moai.training.evaluate import HeldOut, evaluate, log_figures
 from moai.training.history import History, read
 from moai.training.order import Order, sources_of
 from moai.training.page import render
 from moai.training.rows import PackedRows
+from moai.training.token_bytes import TokenBytes
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("web", "wiki", "<code>")
@@ -195,6 +200,20 @@ def test_evaluations_come_with_each_checkpoint_and_at_the_end(run: Path) -> None
     assert [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry] == [held_out[0]["eval_loss"]]
 
 
+def test_two_ranks_measure_what_one_measures(run: Path, place: Path) -> None:
+    """Seven batches of three sources, which do not go evenly between two."""
+    from transformers import AutoModelForCausalLM
+
+    held_out = HeldOut.of(tiny_run.open_prepared(place / "held_out"))
+    assert len(held_out.batches(2)) % 2 > 0
+    model = AutoModelForCausalLM.from_pretrained(run / "checkpoint-4")
+    bytes_of = TokenBytes(load_file(place / "tokenizer" / "tokenizer.json"))
+    alone = log_figures(evaluate(model, held_out, PackedCollator(pad_id=0), bytes_of, ranks({}), batch_size=2, device="cpu"))
+    logged = next(entry for entry in read(run / "history.jsonl") if entry["kind"] == "eval" and entry["step"] == 4)
+    assert len(alone) == 3 * 4
+    assert alone == pytest.approx({name: logged[name] for name in alone}, rel=1e-5)
+
+
 def test_evaluation_leaves_training_as_it_was(place: Path, tmp_path: Path) -> None:
     """The same weights with and without, at other steps too."""
     from safetensors.torch import load_file
@@ -322,3 +341,17 @@ def test_the_command_writes_the_page_of_any_run(run: Path, tmp_path: Path, capsy
     assert Page((tmp_path / "training.html").read_text()).figures == 8
     assert moai(["training", str(tmp_path / "absent")]) == 2
     assert "name the --output_dir of a training run" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "staged" / "stage_0")
+    assert moai(["training", str(tmp_path / "staged")]) == 2
+    assert f"name one of {tmp_path / 'staged' / 'stage_0'}" in capsys.readouterr().err
+
+
+def test_a_source_has_one_colour_in_all_plots_and_lists_are_words() -> None:
+    sources = {name: {"rows": 100, "tokens": 100} for name in ("ko", "en")}
+    entries = [
+        {"kind": "start", "step": 0, "sources": sources}, {"kind": "train", "step": 1, "loss": 1.0, "consumed": {"ko": 1, "en": 9}},
+        {"kind": "eval", "step": 1, "eval_ko_bits_per_byte": 1.0, "eval_en_bits_per_byte": 2.0, "eval_bits_per_byte": 1.5},
+    ]  # fmt: skip
+    text = render("run", entries, {"dataset": {"value": ["a", "b"], "origin": "flag"}})
+    assert [re.findall(rf"var\(--(c\d)\)'></i>{name} ", text) for name in ("ko", "en")] == [["c0", "c0"], ["c1", "c1"]]
+    assert "<td>a, b</td>" in text

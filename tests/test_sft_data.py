@@ -19,7 +19,7 @@ from chat_examples import learned, rows_of, turns
 
 from moai.backends import Reference
 from moai.config import identity
-from moai.errors import ConfigError, SourceError, TokenizerError, TooManyBadRecords
+from moai.errors import ConfigError, SourceError, StorageError, TokenizerError, TooManyBadRecords
 from moai.inspect import View
 from moai.inspect import inspect as inspect_lines
 from moai.recipes.options import DataConfig
@@ -153,7 +153,9 @@ BAD: list[tuple[str, Any, str]] = [
     ("tools are a word", {"messages": turns("q", "a"), "tools": "hammer"}, "tools are no list"),
     ("calls are an object", {"messages": [*turns("q"), {"role": "assistant", "tool_calls": {"name": "x"}}]}, "tool calls are no list"),
     ("call is no JSON", {"messages": [*turns("q"), {"from": "function_call", "value": "add(1)"}]}, "tool call is no JSON"),
+    ("half a character", {"messages": turns("q", "a"), "tools": '[{"name": "\\ud83d"}]'}, "lone surrogate"),
     ("too large", {"messages": turns("q" * 5000, "a")}, "too large"),
+    ("too large in UTF-8", {"messages": turns("q" * 3900 + "\u00e4" * 90, "a")}, "too large"),
     ("template refuses", {"messages": turns("refuse me", "a")}, "template refused"),
 ]  # fmt: skip
 
@@ -354,4 +356,6 @@ def test_the_page_shows_every_token_once_and_what_is_learned(prepare_chat: Prepa
     (document,) = next(View.open(prepare(text).path).rows())
     assert [learn for piece in document for learn in piece.learned] == [False, *[True] * (sum(len(piece.ids) for piece in document) - 1)]
     (path,) = inspect_lines(prepare(text).path, rows=3, html=tmp_path / "text.html")
+    with pytest.raises(StorageError, match=r"there is no directory .*; make it"):
+        list(inspect_lines(prepared.path, rows=1, html=tmp_path / "absent" / "page.html"))
     assert "&lt;" in Path(path).read_text()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +75,7 @@ def test_the_wrapper_keeps_the_mode_of_the_file(monkeypatch: pytest.MonkeyPatch)
     assert "flags=(--mode pretrain --config configs/demo.yaml" in plan(["pretrain", "demo"], {"NUM_GPUS": "1"})
 
 
-def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path) -> None:
+def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path, train_py: Callable[..., str]) -> None:
     """One step over all rows at once: its loss is the mean over the assistant's tokens, weighed by nothing else."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -89,14 +87,11 @@ def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path) -> None:
         json.dumps({**tiny_run.MODEL, "model_type": "moai", "vocab_size": 8192, "max_position_embeddings": 512, "eos_token_id": 4, "initializer_range": 0.3})
     )
     chosen = {
-        "config": "configs/sft_demo.yaml", "model_config": model, "output_dir": tmp_path / "out", "cache_dir": tmp_path / "cache", "max_steps": 1, "batch_size": 4,
+        "config": ROOT / "configs/sft_demo.yaml", "model_config": model, "output_dir": tmp_path / "out", "cache_dir": tmp_path / "cache", "max_steps": 1, "batch_size": 4,
         "gradient_accumulation_steps": 2, "learning_rate": 1e-12, "warmup_steps": 0, "use_cpu": "true", "num_proc": 0,
     }  # fmt: skip
     words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(
-        [sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_py(*words)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     prepared = Prepared.open(Path(summary["prepared"]))
     rows = PackedRows.of(prepared)

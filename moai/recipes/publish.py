@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _FEW = 10
 """This many bad records never fail a run, whatever their share."""
+_WAY_OUT = {False: "nothing to train on", True: "nothing is held out: raise --eval_ratio, or leave it away"}
 _LEAST_RECORD_BYTES = 8
 """Nominal bytes that a record takes at least, compressed ones included: how many may still come."""
 
@@ -82,7 +83,7 @@ def publish(
     failpoint("dataset.begin")
     content = _content(cache, staged, config, tokenizer, parts, bad, template)
     if not content["rows"]:
-        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; nothing to train on")
+        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; {_WAY_OUT[config.held_out]}")
     failpoint("dataset.manifest")
     write_manifest(staged, content, run)
     publish_directory(staged, final)

@@ -87,6 +87,8 @@ class TrainConfig:
             raise ConfigError(f"min_lr_ratio = {self.min_lr_ratio}: must be at least 0 and below 1")
         if self.min_lr_ratio and self.lr_scheduler_type not in ("cosine", "warmup_stable_decay"):
             raise ConfigError(f"min_lr_ratio = {self.min_lr_ratio}: lr_scheduler_type {self.lr_scheduler_type} has none; use cosine or warmup_stable_decay")
+        if self.decay_steps != 0.1 and self.lr_scheduler_type != "warmup_stable_decay":
+            raise ConfigError(f"decay_steps = {self.decay_steps:g}: lr_scheduler_type {self.lr_scheduler_type} has none; use warmup_stable_decay")
         if self.flash_attention and self.attention not in ("auto", "flash"):
             raise ConfigError(f"flash_attention and attention = {self.attention} are both set: choose one")
         if self.bf16 and self.fp16:

@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from moai.training import checkpoints
 from moai.training.evaluate import Evaluation
 from moai.training.history import NAME, History
@@ -99,6 +97,7 @@ class Course(TrainerCallback):
         self.page_at = -math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)  # the state of a checkpoint has the --save_steps and --logging_steps of the session before
         self.first_step = state.global_step
         self.clock.start()
         self.history = History(Path(args.output_dir) / NAME)
@@ -161,7 +160,6 @@ class Consumption:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self.firsts = np.array([source.first for source in order.sources])
         self.position: int | None = None
         self.counts: dict[str, int] = {}
 
@@ -169,9 +167,8 @@ class Consumption:
         if self.position is None or self.order.mixture is not None:  # a mixture knows without counting
             self.counts = self.order.consumed(position)
         else:
-            rows = self.order.rows_at(np.arange(self.position, position))
-            new = np.bincount(np.searchsorted(self.firsts, rows, "right") - 1, minlength=len(self.firsts))
-            self.counts = {name: count + int(more) for (name, count), more in zip(self.counts.items(), new)}
+            new = self.order.count(self.position, position)
+            self.counts = {name: count + new[name] for name, count in self.counts.items()}
         self.position = position
         return self.counts
 

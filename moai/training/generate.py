@@ -68,7 +68,7 @@ def generate(config: GenerateConfig, *, write: Callable[[str], Any] = sys.stdout
 
 def load(config: GenerateConfig) -> tuple[Any, Any]:
     """The model, ready to generate, and its tokenizer."""
-    directory = _directory(Path(config.model))
+    directory = saved_model(Path(config.model))
     beside = Path(config.tokenizer_path or directory)
     folder = beside.parent if beside.name == "tokenizer.json" else beside
     if not (folder / "tokenizer.json").is_file():
@@ -160,7 +160,7 @@ def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
     return ids
 
 
-def _directory(path: Path) -> Path:
+def saved_model(path: Path) -> Path:
     """Where the weights are: `path` itself, or in the output_dir of a run its final model, else its newest checkpoint. Raises."""
     if not path.is_dir():
         raise ConfigError(f"--model {path}: no such directory; a finished run leaves one as OUTPUT_DIR/final_model")
@@ -171,5 +171,5 @@ def _directory(path: Path) -> Path:
     if any(directory.glob("pytorch_model_fsdp_*")):
         raise ConfigError(f"{directory}: its weights are in parts, as FSDP writes them with SHARDED_STATE_DICT; join them first: accelerate merge-weights")
     if reason := weights_problem(directory):
-        raise DamagedError(f"--model {directory}: not a saved model in safetensors ({reason})")
+        raise DamagedError(f"--model {directory}: not a saved model in safetensors ({reason}); name a final_model/, a checkpoint, or the output_dir of a run")
     return directory

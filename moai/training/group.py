@@ -155,7 +155,8 @@ def leave(here: Ranks) -> None:
     for a gloo thread that wants the same lock. Every fourth run of two ranks hung there.
     """
     if here.world_size > 1:
-        from torch.distributed import destroy_process_group
+        from torch.distributed import destroy_process_group, is_initialized
 
         gc.collect()
-        destroy_process_group()
+        if is_initialized():  # not where nothing was left to train
+            destroy_process_group()

@@ -183,7 +183,9 @@ def _check_accelerate(path: str) -> None:
     try:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"ACCELERATE_CONFIG={path}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"ACCELERATE_CONFIG={path}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}; configs/accelerate/ has some to choose from"
+        ) from error
     kind = fields.get("distributed_type") if isinstance(fields, dict) else None
     if kind not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
         raise ConfigError(f"ACCELERATE_CONFIG={path}: distributed_type {kind} is none of MULTI_GPU, FSDP, DEEPSPEED; configs/accelerate/ has one of each")

@@ -56,4 +56,6 @@ def quiet_libraries() -> None:
     untyped.enable_propagation()
     untyped.set_verbosity_warning()
     untyped.disable_progress_bar()
+    # Of a run that goes on in steps of another size: moai says itself what changed.
+    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "do not match the ones in the `trainer_state.json`" not in record.getMessage())
     datasets.disable_progress_bars()

@@ -72,8 +72,15 @@ class PackedTrainer(Trainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Also counts the wait for batches, and the targets of this rank, on the device: nothing waits for that number here."""
+        """Also counts the wait for batches, and the targets of this rank, on the device: nothing waits for that number here.
+
+        A step may have no target at all, of one row that is a single token: its loss is the sum of none over one, not over none.
+        """
+        import torch
+
         batches, num_items = super().get_batch_samples(self.clock.waiting(epoch_iterator), num_batches, device)
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.clamp(min=1)
         for batch in batches:
             self._own_tokens += (batch["labels"] != IGNORE).sum().to(self._own_tokens.device)
         return batches, num_items

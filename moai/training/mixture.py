@@ -58,19 +58,27 @@ class Wish:
     def resolve(self, sources: Sequence[Source], planned_rows: int) -> Shares:
         """For these sources. Raises ConfigError where a name is none of theirs, or nothing has a weight."""
         names = [source.name for source in sources]
+        self.check_names(names)
+        stages = tuple((math.floor(at * planned_rows), self._row_weights(weights, sources)) for at, weights in self.stages)
+        limits = tuple(math.floor(self.epochs[source.name] * source.rows) if source.name in self.epochs else None for source in sources)
+        if not any(weights[number] > 0 and limit != 0 for _, weights in stages for number, limit in enumerate(limits)):
+            raise ConfigError(
+                f"mixture_epochs = {' '.join(f'{name}={number:g}' for name, number in self.epochs.items())}: not one row may be taken of a source with a weight; raise a number"
+            )
+        return Shares(names=tuple(names), stages=stages, limits=limits)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raises ConfigError where a flag names what is none of these sources."""
         for flag, given in [("mixture_epochs", self.epochs), *(("mixture" if not at else "mixture_stages", weights) for at, weights in self.stages)]:
             for name in given:
                 if name not in names:
-                    raise ConfigError(f"{flag} names {name!r}, which is none of the sources: {', '.join(names)}")
-        stages = tuple((math.floor(at * planned_rows), self._row_weights(weights, sources)) for at, weights in self.stages)
-        limits = tuple(math.floor(self.epochs[source.name] * source.rows) if source.name in self.epochs else None for source in sources)
-        return Shares(names=tuple(names), stages=stages, limits=limits)
+                    raise ConfigError(f"{flag} names {name!r}, which is none of the sources: {', '.join(names)} (one for each entry of --dataset)")
 
     def _row_weights(self, weights: Mapping[str, float], sources: Sequence[Source]) -> tuple[float, ...]:
         """Shares of rows, which sum to 1. Without weights, the natural ones; a source that is not named gets none."""
         size = {source.name: source.tokens if self.by == "tokens" else source.rows for source in sources}
         wanted = np.array([weights.get(source.name, 0.0) if weights else size[source.name] for source in sources], np.float64)
-        wanted = np.where(wanted > 0, wanted, 0) ** (1 / self.temperature) * (wanted > 0)
+        wanted = (wanted / wanted.max()) ** (1 / self.temperature)  # the largest is 1, so that no power is out of range
         if self.by == "tokens":
             wanted /= np.array([source.tokens / source.rows for source in sources])
         return tuple(float(share) for share in wanted / wanted.sum())
@@ -205,7 +213,8 @@ def _segments(shares: Shares) -> Iterator[Segment]:
 
 def _segment(position: int, taken: tuple[int, ...], weights: np.ndarray, rest: Sequence[int | None], room: int | None) -> Segment:
     """As many blocks as every source's rest and the room allow; or, where they do not allow one, a block as large as they do."""
-    size = int(np.clip(1 << math.ceil(math.log2(_LEAST_ROWS / weights[weights > 0].min())), _LEAST_BLOCK, _MOST_BLOCK))
+    rarest = max(weights[weights > 0].min(), _LEAST_ROWS / _MOST_BLOCK)
+    size = max(_LEAST_BLOCK, 1 << math.ceil(math.log2(_LEAST_ROWS / rarest)))
     counts = _apportion(weights, size)
     fit = [left // count for left, count in zip(rest, counts) if left is not None and count]
     if room is not None:

@@ -76,6 +76,10 @@ def build_model(
 
 def check_early(*, model_config: str | None, pretrained_model: str | None, vocab_size: int | None, seq_len: int) -> None:
     """What `check_fit` will say, as far as the JSON alone tells it: before the data is prepared, and without torch."""
+    if pretrained_model and Path(pretrained_model).is_dir() and not (Path(pretrained_model) / "config.json").exists():
+        raise ConfigError(
+            f"--pretrained_model {pretrained_model}: has no config.json, so it is no saved model; a finished run leaves one as OUTPUT_DIR/final_model"
+        )
     fields = _read(str(Path(pretrained_model) / "config.json") if pretrained_model and Path(pretrained_model).is_dir() else str(model_config), pretrained_model)
     needed = 0 if pretrained_model else vocab_size or 0
     _check(fields.get("vocab_size"), fields.get("max_position_embeddings"), needed, f"the tokenizer's {vocab_size} ids", seq_len)

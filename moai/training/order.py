@@ -101,10 +101,15 @@ class Order:
         if self.mixture is not None:
             return {source.name: taken for source, taken in zip(self.sources, self.mixture.taken(position))}
         epochs, rest = divmod(position, self.rows)
-        counts = epochs * np.array([source.rows for source in self.sources])
+        began = self.count(position - rest, position)
+        return {source.name: epochs * source.rows + began[source.name] for source in self.sources}
+
+    def count(self, start: int, end: int) -> dict[str, int]:
+        """Rows of each source at the positions from `start` to before `end`, looked up one by one."""
         firsts = np.array([source.first for source in self.sources])
-        for start in range(0, rest, CHUNK):
-            rows = self.rows_at(np.arange(start, min(start + CHUNK, rest)) + epochs * self.rows)
+        counts = np.zeros(len(firsts), np.int64)
+        for at in range(start, end, CHUNK):
+            rows = self.rows_at(np.arange(at, min(at + CHUNK, end)))
             counts += np.bincount(np.searchsorted(firsts, rows, "right") - 1, minlength=len(firsts))
         return {source.name: int(count) for source, count in zip(self.sources, counts)}
 

@@ -38,7 +38,9 @@ def show(output_dir: Path) -> Iterator[str]:
         entries = read(output_dir / NAME)
         target = write_page(output_dir)
     except OSError as error:
-        raise ConfigError(f"{output_dir}: {error.strerror} ({NAME} or {PAGE}); name the --output_dir of a training run") from error
+        stages = ", ".join(sorted(str(path.parent) for path in output_dir.glob(f"stage_*/{NAME}")))
+        advice = f"every stage has a page of its own: name one of {stages}" if stages else "name the --output_dir of a training run"
+        raise ConfigError(f"{output_dir}: {error.strerror} ({NAME} or {PAGE}); {advice}") from error
     yield from (f"{name:<10} {text}" for name, text in _facts(entries))
     for entry in [entry for entry in entries if entry["kind"] == "train"][-10:]:
         yield f"  step {entry['step']:>7,}  loss {_number(entry, 'loss')}  lr {_number(entry, 'learning_rate')}  wait {float(entry.get('data_wait') or 0):.1%}"
@@ -111,8 +113,9 @@ def _mix(training: Sequence[Entry], sources: Mapping[str, Mapping[str, int]], ma
     counts = [(entry["step"], _tokens(entry["consumed"], sources)) for entry in training if "consumed" in entry]
     if len(sources) < 2 or not counts:
         return ""
-    order = sorted(sources, key=lambda name: -counts[-1][1][name])
-    named, others = order[:_SOURCES], order[_SOURCES:]
+    largest = set(sorted(sources, key=lambda name: -counts[-1][1][name])[:_SOURCES])
+    named = [name for name in sources if name in largest]  # in the order of the other plots, so that a source has one colour
+    others = [name for name in sources if name not in largest]
     rows = []
     for (_, before), (step, tokens) in zip([(0, dict.fromkeys(sources, 0.0)), *counts], counts):
         gained = {name: max(0.0, tokens[name] - before[name]) for name in sources}
@@ -161,7 +164,7 @@ def _sessions(entries: Sequence[Entry]) -> list[str]:
 def _settings_tables(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     def table(chosen: bool) -> str:
         rows = (
-            f"<tr><td class=name>{escape(name)}</td><td>{escape(str(entry.get('value')))}</td><td class=soft>{escape(str(entry.get('origin')))}</td></tr>"
+            f"<tr><td class=name>{escape(name)}</td><td>{escape(_value(entry.get('value')))}</td><td class=soft>{escape(str(entry.get('origin')))}</td></tr>"
             for name, entry in settings.items()
             if (entry.get("origin") != "default") == chosen
         )
@@ -169,6 +172,10 @@ def _settings_tables(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]
 
     if settings:
         yield f"<h2>Settings</h2>{table(True)}<details><summary>defaults</summary>{table(False)}</details>"
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _settings(output_dir: Path) -> dict[str, dict[str, Any]]:

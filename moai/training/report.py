@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moai.errors import ConfigError
 from moai.files import write_atomic
 
 
@@ -36,11 +37,20 @@ class Summary:
     final_model: str
     output_dir: str
 
+    @classmethod
+    def load(cls, output_dir: Path) -> Summary | None:
+        """Of a run that has ended before; None where there is none, or another version's."""
+        try:
+            return cls(**json.loads((output_dir / "summary.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
     def save(self) -> None:
         write_atomic(Path(self.output_dir) / "summary.json", (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
 
     def lines(self) -> list[str]:
         out = Path(self.output_dir)
+        run = out if (out / "settings.json").is_file() else out.parent  # of a stage: the run around it
         return [
             f"Loss          {_loss(self.loss_first)} -> {_loss(self.loss_last)} in {self.steps:,} steps",
             f"Trained       {self.tokens_seen:,} tokens, {self.tokens_per_second:,.0f} tokens/s, {self.seconds:,.0f} s",
@@ -49,8 +59,16 @@ class Summary:
             f"{self.fill_rate:.1%} filled), {self.quarantined:,} records quarantined",
             f"Prepared data {self.prepared}",
             f"Final model   {self.final_model}",
-            f"Beside it     {out / 'summary.json'}, {out / 'settings.json'}, {out / 'logs'}, checkpoints",
+            f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {run / 'logs'}, checkpoints",
         ]
+
+
+def save_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError where it cannot be written."""
+    try:
+        write_atomic(output_dir / "settings.json", (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
 
 
 def data_figures(content: Mapping[str, Any]) -> dict[str, Any]:

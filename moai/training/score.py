@@ -20,6 +20,8 @@ from moai.recipes.prepared import Prepared
 from moai.tokenizer import load_file
 from moai.training.data import PackedCollator
 from moai.training.evaluate import HeldOut, evaluate, lines
+from moai.training.generate import saved_model
+from moai.training.logs import quiet_libraries
 from moai.training.token_bytes import TokenBytes
 
 
@@ -27,7 +29,7 @@ from moai.training.token_bytes import TokenBytes
 class ScoreConfig:
     """Evaluation: a model and prepared rows."""
 
-    model: str = option("", "directory of a saved model: final_model or a checkpoint")
+    model: str = option("", "a saved model: final_model/, a checkpoint, or the output_dir of a run")
     data: str = option("", "a prepared directory, as `prepare` prints it")
     eval_rows: int | None = option(None, "rows of each source, the first of it; all without it")
     eval_batch_size: int = option(8, "rows at once")
@@ -50,10 +52,11 @@ def score(config: ScoreConfig) -> Iterator[str]:
     import torch
 
     config = config.require()
+    quiet_libraries()
     prepared = Prepared.open(Path(config.data))
     tokenizer = load_file(prepared.path / "tokenizer.json")
     try:
-        model, collator = _model(Path(config.model), prepared, tokenizer)
+        model, collator = _model(saved_model(Path(config.model)), prepared, tokenizer)
     except (ConfigError, DamagedError) as error:
         raise type(error)(str(error).replace("--pretrained_model", "--model")) from error
     device = torch.accelerator.current_accelerator(check_available=True)

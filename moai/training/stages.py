@@ -9,15 +9,21 @@ Stages that have their final model are not repeated when the run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moai.errors import ConfigError
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
-from moai.training import checkpoints
+from moai.training import checkpoints, group
 from moai.training.arguments import AUTO, TrainConfig
+from moai.training.steps import wish_of
+
+logger = logging.getLogger(__name__)
 
 FINAL = "final_model"
 _GUIDES_NAME = "checkpoint"
@@ -25,18 +31,22 @@ _GUIDES_NAME = "checkpoint"
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained on what; `held_out` is what it is evaluated on, `run` the place of the run that this is a stage of."""
+    """What is trained on what; `held_out` is what it is evaluated on, `run` the place of the run that this is a stage of, `settings` what settings.json says."""
 
     config: TrainConfig
     data: DataConfig
     prepared: Prepared
     held_out: Prepared | None = None
     run: Path | None = None
+    settings: Mapping[str, Any] | None = None
 
 
 def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, DataConfig]]:
     """The settings of every stage of a run that begins, with its place. Raises ConfigError."""
+    if config.eval_dataset and data.eval_ratio:
+        raise ConfigError(f"eval_dataset and eval_ratio = {data.eval_ratio} are both set: evaluate on other files, or hold documents out; choose one")
     if not config.sequential:
+        _check_mixture(config, data)
         return [(config, data)]
     if config.resume_from_checkpoint not in (None, AUTO):
         raise ConfigError(f"resume_from_checkpoint = {config.resume_from_checkpoint}: with --sequential only auto, which finds the stage and its checkpoint")
@@ -46,6 +56,15 @@ def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, 
         (_stage(config, number), replace(data, dataset=(spec,), dataset_config=None if number else data.dataset_config))
         for number, spec in enumerate(data.dataset)
     ]
+
+
+def _check_mixture(config: TrainConfig, data: DataConfig) -> None:
+    """Raises ConfigError before hours of preparation, not after them. The names of data from elsewhere are not known yet."""
+    wish, _ = wish_of(config)
+    if wish and all(Path(place).expanduser().exists() for place in (data.tokenizer_path, *data.dataset)):
+        from moai.recipes.assembly import find
+
+        wish.check_names([given.name for given in find(data).inputs])
 
 
 def _stage(config: TrainConfig, number: int) -> TrainConfig:
@@ -79,10 +98,28 @@ def left(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = Fals
     for stage in stages:
         if config.sequential and resuming:
             if _is_done(stage.config):
+                _check_done(stage)
+                logger.info("%s is finished and stays as it is", stage.config.output_dir)
                 continue
             begun = checkpoints.numbered(Path(stage.config.output_dir))
             stage = replace(stage, config=replace(stage.config, resume_from_checkpoint=AUTO if begun else None))
         yield stage
+
+
+def _check_done(stage: Stage) -> None:
+    """Raises ConfigError where a finished stage was trained on other data: the stages behind it would go on from what nobody asked for."""
+    place = Path(stage.config.output_dir)
+    try:
+        digest = json.loads((place / "summary.json").read_bytes())["content_digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing to compare with; the model is whole
+    if digest != stage.prepared.content_digest:
+        refused = ConfigError(
+            f"{place}: was trained on data {digest[:16]}, this run has {stage.prepared.content_digest[:16]} there ({', '.join(stage.data.dataset)}); "
+            "resume with the same --dataset in the same order, or name another --output_dir"
+        )
+        refused.add_note(group.SHARED)
+        raise refused
 
 
 def link(stage: Stage) -> None:

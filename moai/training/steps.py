@@ -53,7 +53,7 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
     """Raises ConfigError where the data does not suffice for a step, or a checkpoint is of another order."""
     sources = sources_of(manifest["content"]["shards"])
     size = config.batch_size * config.gradient_accumulation_steps * here.world_size
-    wish, asked = _wish(config)
+    wish, asked = wish_of(config)
     shares = wish.resolve(sources, _planned_rows(config, sources, size)) if wish else None
     order = _order(config, sources, shares)
     record = Record(
@@ -79,7 +79,7 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
     return Plan(order, steps, record, chosen)
 
 
-def _wish(config: TrainConfig) -> tuple[Wish | None, dict[str, Any]]:
+def wish_of(config: TrainConfig) -> tuple[Wish | None, dict[str, Any]]:
     """What is asked for, and the flags that ask for it as a checkpoint keeps them. Raises ConfigError."""
     flags: dict[str, Any] = {
         "mixture": list(config.mixture), "mixture_stages": list(config.mixture_stages), "mixture_epochs": list(config.mixture_epochs),

@@ -50,7 +50,10 @@ def train(config: TrainConfig, stages: Sequence[Stage], origins: Mapping[str, st
     assert not torch.distributed.is_initialized(), "a process group existed while data was prepared: its timeout would have run"
     quiet_libraries()
     here = ranks(environ)
-    summaries = [_train(stage, origins, here, environ) for stage in left(config, stages, restarted=checkpoints.is_restart(environ))]
+    to_train = list(left(config, stages, restarted=checkpoints.is_restart(environ)))
+    if not to_train:
+        logger.info("All %d stages are finished: %s", len(stages), Path(config.output_dir) / FINAL)
+    summaries = [_train(stage, origins, here, environ) for stage in to_train]
     group.leave(here)
     return summaries
 
@@ -81,6 +84,8 @@ def _train(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mappi
 def _train_and_save(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> report.Summary:
     word = Word()
     trainer, resumed_from = _set_up(stage, origins, here, environ, word)
+    if here.rank == 0 and stage.settings:  # not before: those of a run that is refused are not those of the run that lies there
+        report.save_settings(stage.run or Path(stage.config.output_dir), stage.settings)
     with word.heard(group.everyone(here)):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     if word.agreed:
@@ -220,7 +225,8 @@ def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> re
     staged, final = output / f".{FINAL}", output / FINAL
     total, body = models.count_parameters(trainer.model)
     first, last = report.losses(trainer.state.log_history)
-    summary = report.Summary(
+    nothing_left = trainer.plan.steps.first == trainer.plan.steps.last
+    summary = (report.Summary.load(output) if nothing_left else None) or report.Summary(
         prepared=str(prepared.path), content_digest=prepared.manifest["content_digest"], **report.data_figures(prepared.content), loss_first=first, loss_last=last,
         parameters=total, parameters_without_embeddings=body, steps=trainer.state.global_step, tokens_seen=trainer.clock.tokens,
         tokens_per_second=round(trainer.clock.tokens_per_second, 1), seconds=round(trainer.clock.seconds, 2),
@@ -234,9 +240,9 @@ def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> re
         if trainer.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nobody who loads a model needs it
             (staged / "README.md").write_text(card, encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
-            failpoint("final_model.rename", staged)
-            staged.rename(final)
             summary.save()
             link(stage)
+            shutil.rmtree(final, ignore_errors=True)
+            failpoint("final_model.rename", staged)
+            staged.rename(final)  # last: a stage that has it is not begun again
     return summary

@@ -76,8 +76,8 @@ class Chats:
     def _examples(self, row: Mapping[str, Any]) -> list[Example]:
         conversation = read_conversation(self.shape, row, train_on=self.train_on)
         examples, unverified = split_examples(self.template, conversation, self._enders)
-        if any(len(example.text) > self.max_doc_bytes for example in examples):
-            raise BadRecord("too large", f"over {self.max_doc_bytes} characters once the template is filled in")
+        if any(_utf8_bytes(example.text) > self.max_doc_bytes for example in examples):
+            raise BadRecord("too large", f"over {self.max_doc_bytes} bytes once the template is filled in")
         count("chat.turns", len(conversation.learned))
         count("chat.turns_unverified", unverified)
         return examples
@@ -202,6 +202,14 @@ class _Turns:
         said = after[len(before) :]
         ended = said.rstrip()
         return len(before), len(before) + len(ended if ended.endswith(self.enders) else said)
+
+
+def _utf8_bytes(text: str) -> int:
+    """Raises BadRecord for half a character, as the arguments of a call can spell one in JSON inside JSON."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadRecord("lone surrogate", f"the filled-in template has {error.object[error.start]!a} alone") from None
 
 
 def _marked_turns(marks: Marks, chat: Conversation) -> Marks:

@@ -52,7 +52,7 @@ def choose_chat_shape(columns: Mapping[str, str], *, source: str, text_column: s
     found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
     raise SourceError(
         f"{source}: no conversations among its columns ({found}); known are messages, conversations, instruction/input/output, instruction/context/response, "
-        "prompt/completion, prompt/response, question/answer; a list of turns under another name: --text_column NAME"
+        "prompt/completion, prompt/response, question/answer, input/output; a list of turns under another name: --text_column NAME"
     )
 
 
