@@ -112,18 +112,21 @@ def plan(
     shard_bytes: int,
     batch_size: int,
     environ: Mapping[str, str],
+    worker_extra_bytes: int = 0,
 ) -> Plan:
     """Choose workers, threads and batch bytes. What a person set is never cut, only warned about.
 
     ranks_wait  the other local ranks sleep until the data is there, so the preparer takes all CPUs; else it keeps to its share
+    worker_extra_bytes  what each worker loads for itself beside what `worker_bytes` counts
     """
+    each = worker_bytes(shard_bytes) + worker_extra_bytes
     mode = _mode(machine, memory_mode)
     usable = _usable_cpus(machine, local_world_size, ranks_wait, environ)
     explicit = num_proc is not None and num_proc_origin != "default"
-    workers = Setting(num_proc, f"set by {num_proc_origin}") if explicit else _automatic_workers(machine, usable, mode.value, shard_bytes)
+    workers = Setting(num_proc, f"set by {num_proc_origin}") if explicit else _automatic_workers(machine, usable, mode.value, each)
     threads, warnings = _threads(usable, workers.value, environ)
     if explicit:
-        warnings += _excess(machine, usable, workers, shard_bytes)
+        warnings += _excess(machine, usable, workers, each)
     batch_bytes = Setting(_BATCH_BYTES[mode.value], f"memory mode {mode.value}; {batch_size:,} documents where they are smaller")
     return Plan(machine=machine, num_proc=workers, threads=threads, batch_bytes=batch_bytes, memory_mode=mode, warnings=warnings)
 
@@ -214,8 +217,9 @@ def _slurm_shares(environ: Mapping[str, str]) -> int:
     return next((int(match[0]) for name in names if (match := re.match(r"[1-9][0-9]*", environ.get(name, "")))), 1)
 
 
-def _automatic_workers(machine: Machine, usable: Setting, mode: str, shard_bytes: int) -> Setting:
-    budget, each = machine.memory_bytes.value // _MEMORY_PARTS[mode], worker_bytes(shard_bytes)
+def _automatic_workers(machine: Machine, usable: Setting, mode: str, each: int) -> Setting:
+    """`each` is bytes a worker."""
+    budget = machine.memory_bytes.value // _MEMORY_PARTS[mode]
     affordable = max(1, budget // each)
     if affordable >= usable.value:
         return usable
@@ -236,14 +240,14 @@ def _threads(usable: Setting, workers: int, environ: Mapping[str, str]) -> tuple
     return Setting(max(1, usable.value // max(1, workers)), f"{_count(usable.value, 'CPU')} / {place}"), ignored if text not in ("", "0") else ()
 
 
-def _excess(machine: Machine, usable: Setting, workers: Setting, shard_bytes: int) -> tuple[str, ...]:
+def _excess(machine: Machine, usable: Setting, workers: Setting, each: int) -> tuple[str, ...]:
     found = []
     place = f"num_proc = {workers.value} ({workers.reason})"
     if workers.value > usable.value:
         found.append(f"{place} is more than this preparation may use, {usable.value}: {usable.reason}. Kept; num_proc {usable.value} is as fast and lighter.")
-    need, have = workers.value * worker_bytes(shard_bytes), machine.memory_bytes.value
+    need, have = workers.value * each, machine.memory_bytes.value
     if need > have:
-        fits = max(1, have // _MEMORY_PARTS["memory"] // worker_bytes(shard_bytes))
+        fits = max(1, have // _MEMORY_PARTS["memory"] // each)
         found.append(f"{place} may need {need / GB:.1f} GB of the {have / GB:.1f} GB available ({machine.memory_bytes.reason}). Kept; num_proc {fits} fits.")
     return tuple(found)
 

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from coref_corpus import contents, news, wordpiece, write
 
+from moai.config import Setting
 from moai.recipes import entity_coref
 from moai.recipes.entity_coref.options import CorefConfig
+from moai.resources import GB, Machine
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = 24
@@ -49,7 +52,7 @@ def here(data: tuple[Path, Path], output: Path) -> Path:
 def start(data: tuple[Path, Path], tmp_path: Path) -> Start:
     """`start(workers, failpoint)`: the script in a process of its own, with a failpoint armed if one is named."""
 
-    def popen(workers: int, failpoint: str = "") -> subprocess.Popen[str]:
+    def popen(workers: int, failpoint: str = "", *flags: str) -> subprocess.Popen[str]:
         (tmp_path / "points").mkdir(exist_ok=True)
         command = [
             sys.executable,
@@ -64,7 +67,7 @@ def start(data: tuple[Path, Path], tmp_path: Path) -> Start:
         ]
         environment = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": failpoint}
         return subprocess.Popen(
-            [*map(str, command), "--num-workers", str(workers)],
+            [*map(str, command), *flags, "--num-workers", str(workers)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,6 +100,33 @@ def test_a_killed_worker_costs_no_sample(start: Start, data: tuple[Path, Path], 
     assert (tmp_path / "points" / "coref.document.13").exists()
     assert process.returncode == 0 or "news.jsonl:" in said, said  # either the engine does the shard again, or the run names it and ends
     assert contents(here(data, tmp_path / "out")) == undisturbed
+
+
+def test_spawned_workers_give_the_same_bytes_and_may_be_killed_too(start: Start, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    process = start(2, "coref.document:13=pause", "--start-method", "spawn")
+    waiting = tmp_path / "points" / "coref.document.13"
+    wait_until(lambda: waiting.exists() and waiting.read_text() != "")
+    worker = int(waiting.read_text())
+    assert psutil.Process(worker).ppid() == process.pid  # a forked one is another process's child
+    os.kill(worker, signal.SIGKILL)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    assert f"worker {worker} was killed by SIGKILL at record" in said
+    assert contents(Path(said.splitlines()[-1])) == undisturbed
+
+
+def test_where_a_loaded_process_cannot_be_forked_memory_sizes_the_workers(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(cpus=Setting(16, "all cores"), memory_bytes=Setting(8 * GB, "MemAvailable"), total_memory_bytes=8 * GB, disk_free_bytes=GB, gpus=0)
+    monkeypatch.setattr("moai.resources.detect", lambda *_, **__: machine)
+    config = CorefConfig(input=(str(data[0]),), model=str(data[1]), output_dir=str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert entity_coref.start_method(config).value == "forkserver"
+    forked = entity_coref.machine_plan(config, {"num_workers": "default"}, {}).num_proc
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert entity_coref.start_method(config).value == "spawn"
+    spawned = entity_coref.machine_plan(config, {"num_workers": "default"}, {}).num_proc
+    assert (forked.value, spawned.value) == (6, 2)  # a quarter of 8 GB, by 0.31 and by 0.81 GB
+    assert "0.81 GB a worker" in spawned.reason
 
 
 @pytest.mark.parametrize("who", ["both", pytest.param("run", marks=pytest.mark.long)])

@@ -1,4 +1,4 @@
-"""Executors: who runs `run_shard`. Serial in this process, or forkserver processes under a small supervisor.
+"""Executors: who runs `run_shard`. Serial in this process, or worker processes under a small supervisor.
 
 What one must be able to do is small: `map(pipelines, orders) -> finished`.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +20,8 @@ from moai.engine.pipeline import Finished as Finished
 from moai.engine.pipeline import Order as Order
 from moai.engine.pipeline import Pipeline, run_shard
 from moai.engine.supervisor import Supervisor
-from moai.engine.warm import WARM
+from moai.engine.warm import WARM, without_interrupts
+from moai.engine.worker import Worker
 from moai.errors import WorkerDied
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class Processes:
     """`num_proc` worker processes, each with `threads` threads for its tokenizer."""
 
     num_proc: int
+    method: str = "forkserver"
+    """How they start: forked from a process that has loaded what they need, or by spawn, each loading it for itself."""
     threads: int = 1
     stall_seconds: float = 600.0
     """A worker that gets no batch and no document done in this time is stopped, and its shard worked on as if it had died."""
@@ -67,24 +70,25 @@ class Processes:
     """A worker is replaced after this many shards, so that what its libraries keep cannot grow without end."""
     modules: tuple[str, ...] = ("moai.engine.executor",)
     warm: tuple[tuple[str, dict[str, Any]], ...] = ()
-    """Modules, and "module:function" with its arguments, loaded once where workers are forked from (moai.engine.warm)."""
+    """Modules, and "module:function" with its arguments, loaded once where workers are forked from, or in each (moai.engine.warm)."""
     root: Path = Path("/")
     """Where /proc and /sys are found that say how much memory is left."""
 
     def start(self) -> None:
+        if self.method != "forkserver":
+            return  # there is no process yet that could load anything
         multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.warm"])
-        os.environ[WARM] = json.dumps({"modules": self.modules, "calls": self.warm})
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is for the driver, from the first moment
+        os.environ[WARM] = self._needed
         try:
-            forkserver.ensure_running()
+            with without_interrupts():
+                forkserver.ensure_running()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             del os.environ[WARM]
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """In a process of its own. Raises WorkerDied when that ends without an answer."""
         self.start()
-        context = multiprocessing.get_context("forkserver")
+        context: Any = multiprocessing.get_context(self.method)
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
         process.start()
@@ -100,10 +104,15 @@ class Processes:
 
     def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
         self.start()
+        load = "" if self.method == "forkserver" else self._needed
         yield from Supervisor(
-            pipelines=pipelines, orders=orders, on_documents=on_documents, num_proc=self.num_proc, threads=self.threads,
-            stall_seconds=self.stall_seconds, shards_per_worker=self.shards_per_worker, root=self.root,
+            start=partial(Worker.start, multiprocessing.get_context(self.method), pipelines, self.threads, load), orders=orders, on_documents=on_documents,
+            num_proc=self.num_proc, stall_seconds=self.stall_seconds, shards_per_worker=self.shards_per_worker, root=self.root,
         ).run()  # fmt: skip
+
+    @property
+    def _needed(self) -> str:
+        return json.dumps({"modules": self.modules, "calls": self.warm})
 
 
 def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:

@@ -6,16 +6,14 @@ for a killed one. Here the driver waits on pipes and sentinels together, and one
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from moai.engine.deaths import Death, Deaths, Try
-from moai.engine.pipeline import Finished, Order, Pipeline
+from moai.engine.pipeline import Finished, Order
 from moai.engine.pressure import Room, oom_kills
 from moai.engine.worker import Worker
 from moai.failpoints import failpoint
@@ -29,11 +27,10 @@ _START_SECONDS = 60.0
 class Supervisor:
     """`num_proc` is how many workers there may be at most; where memory runs short, there are fewer."""
 
-    pipelines: Sequence[Pipeline]
+    start: Callable[[], Worker]
     orders: Iterator[Order]
     on_documents: Callable[[int], None]
     num_proc: int
-    threads: int
     stall_seconds: float
     shards_per_worker: int
     root: Path
@@ -46,7 +43,6 @@ class Supervisor:
     exhausted: bool = False
 
     def __post_init__(self) -> None:
-        self.context: Any = multiprocessing.get_context("forkserver")
         self.room = Room(self.num_proc, self.root)
         self.deaths = Deaths()
         self.oom_kills = oom_kills(self.root)
@@ -101,7 +97,7 @@ class Supervisor:
                 left.stop()
             else:
                 worker = left
-        worker = worker or Worker.start(self.context, self.pipelines, self.threads)
+        worker = worker or self.start()
         failpoint("driver.order")
         worker.give(tried)
         self.busy.append(worker)

@@ -1,4 +1,5 @@
 """Loaded in the process that workers are forked from, before the first of them: what each would otherwise load for itself.
+Where workers are spawned, each loads it for itself before its first shard.
 
 `WARM` holds JSON: {"modules": [...], "calls": [["module:function", {arguments}], ...]}. What these functions keep in their modules
 every worker inherits without loading it, and shares the memory. Nothing that keeps threads may be loaded here: a forked child has
@@ -10,7 +11,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -32,6 +36,24 @@ def warm(wanted: str) -> None:
     for call in calls:
         call.join()
     gc.freeze()  # what is here stays: a collection in a child would only copy its pages
+
+
+def begin(wanted: str, name: str, *arguments: Any) -> None:
+    """The first thing in a worker: load what is not there yet ("" for nothing), then call `name`, which is text because what it imports must come after."""
+    if wanted:
+        warm(wanted)
+    module, function = name.split(":")
+    getattr(import_module(module), function)(*arguments)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """What is started within inherits that Ctrl-C is for the driver, from its first moment on."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _call(name: str, arguments: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from moai.engine.deaths import Death, Try
 from moai.engine.pipeline import Care, Finished, Pipeline, Shard, run_shard
+from moai.engine.warm import begin, without_interrupts
 from moai.errors import MoaiError
 from moai.failpoints import failpoint
 from moai.files import storage_errors
@@ -80,11 +81,13 @@ class Worker:
     _measured_at: float = 0.0
 
     @classmethod
-    def start(cls, context: Any, pipelines: Sequence[Pipeline], threads: int) -> Worker:
+    def start(cls, context: Any, pipelines: Sequence[Pipeline], threads: int, load: str) -> Worker:
+        """`context` is multiprocessing's; `load` is what `warm` shall load there first, empty where it is forked from a process that has it."""
         ours, theirs = context.Pipe()
         beacon = Beacon(context.RawArray("q", _WORDS))
-        process = context.Process(target=work, args=(theirs, beacon, threads), daemon=True)
-        process.start()
+        process = context.Process(target=begin, args=(load, "moai.engine.worker:work", theirs, beacon, threads), daemon=True)
+        with without_interrupts():
+            process.start()
         theirs.close()
         failpoint("driver.worker")
         worker = cls(process, ours, beacon)

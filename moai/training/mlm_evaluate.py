@@ -13,9 +13,6 @@ Before a sample is scored its antecedent is asserted to stand unmasked inside th
 from __future__ import annotations
 
 import json
-import logging
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +21,12 @@ from typing import Any
 
 import orjson
 
-from moai.config import option, resolve
-from moai.errors import ConfigError, MoaiError
+from moai.config import option
+from moai.errors import ConfigError
 from moai.files import write_atomic
 from moai.training.mlm import PadBatch, Sample, in_batches, likeliest, span_scores, with_one_mask
 from moai.training.mlm_data import Corpus, check_window
+from moai.training.mlm_entry import run
 from moai.transforms.korean import analyser
 from moai.transforms.mlm_tokens import MlmTokenizer
 
@@ -103,15 +101,7 @@ def is_noun(word: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """A person's mistake is one line and an exit code, never a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        resolved = resolve([EvaluateConfig], argv, os.environ, prog="evaluate_entity_coref.py", description=__doc__ or "")
-        print(json.dumps(evaluate(resolved[EvaluateConfig]), indent=1))
-    except MoaiError as error:
-        print(f"evaluate_entity_coref.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run(EvaluateConfig, evaluate, argv, prog="evaluate_entity_coref.py", description=__doc__ or "")
 
 
 def _samples(corpus: Corpus, config: EvaluateConfig) -> Iterator[Sample]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.config import option, resolve
-from moai.errors import ConfigError, MoaiError
+from moai.config import option
+from moai.errors import ConfigError
 from moai.files import write_atomic
 from moai.training.mlm import PadBatch, RandomMasking, in_batches, span_scores
 from moai.training.mlm_data import Corpus
+from moai.training.mlm_entry import run
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +96,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """A person's mistake is one line and an exit code, never a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        resolved = resolve([FinetuneConfig], argv, os.environ, prog="run_entity_coref_finetune.py", description=__doc__ or "")
-        print(json.dumps(finetune(resolved[FinetuneConfig]), indent=1))
-    except MoaiError as error:
-        print(f"run_entity_coref_finetune.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run(FinetuneConfig, finetune, argv, prog="run_entity_coref_finetune.py", description=__doc__ or "")
 
 
 def _model(config: FinetuneConfig) -> Any:

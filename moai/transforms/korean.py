@@ -130,7 +130,7 @@ def _analyser(model: str) -> Any:
 def _classes() -> npt.NDArray[np.uint8]:
     """One byte for each code point: is it a Hangul syllable, is it special."""
     points = range(0x110000)
-    alphanumeric = np.fromiter((chr(point).isalnum() for point in points), bool, len(points))
+    alphanumeric = np.fromiter(map(str.isalnum, map(chr, points)), bool, len(points))
     classes = np.where(alphanumeric, 0, _SPECIAL).astype(np.uint8)
     classes[[ord(space) for space in " \n\t"]] = 0
     classes[0xAC00:0xD7A4] |= _HANGUL

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -42,11 +44,17 @@ logger = logging.getLogger(__name__)
 _FOLDERS = ("shards", "ranges", "transforms", "attempts", "locks")
 _SHARDS_PER_WORKER = 64
 """A worker is replaced after this many shards, some 25,000 documents: what its libraries keep cannot grow, and the next one costs a fork."""
+_KIWI_BYTES = 500_000_000
+"""What a worker that loads its own Kiwi holds beside the others."""
 
 
 def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
     """Prepare the corpus, or find it prepared. Returns the published directory; raises errors of moai.errors."""
     with stoppable("finished shards are kept, run again to go on from them"):
+        chosen = machine_plan(config, origins, environ)
+        executor = _executor(config, chosen)
+        if not assembly.places(config)[1].exists():
+            executor.start()  # Kiwi loads while the tokenizer and the files are looked at here
         wanted = assembly.want(config)
         if manifest := existing(wanted):
             refuse_other(wanted, manifest)
@@ -58,30 +66,43 @@ def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping
                 (wanted.cache / folder).mkdir(parents=True, exist_ok=True)
             wanted.output.parent.mkdir(parents=True, exist_ok=True)
             with locked(wanted.cache, wanted.key, lambda _: None), attempt(wanted.cache, wanted.key) as staging:
-                return _work(wanted, staging, origins, environ)
+                return _work(wanted, staging, executor, chosen)
 
 
-def machine_plan(wanted: Wanted, origins: Mapping[str, str], environ: Mapping[str, str]) -> resources.Plan:
-    """Workers and bytes. Each worker shares Kiwi with the others, so memory hardly limits them."""
-    config = wanted.config
+def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> resources.Plan:
+    """Workers and bytes. Forked workers share one Kiwi, so memory hardly limits them; of spawned ones each has its own."""
+    extra = _KIWI_BYTES if start_method(config).value == "spawn" else 0
     return resources.plan(
-        resources.detect(wanted.cache, environ=environ), num_proc=config.num_workers, num_proc_origin=origins.get("num_workers", "the caller"),
+        resources.detect(assembly.places(config)[0], environ=environ), num_proc=config.num_workers, num_proc_origin=origins.get("num_workers", "the caller"),
         local_world_size=1, ranks_wait=True, memory_mode="auto", shard_bytes=config.shard_bytes, batch_size=1000, environ=environ,
+        worker_extra_bytes=extra,
     )  # fmt: skip
 
 
-def _work(wanted: Wanted, staging: Path, origins: Mapping[str, str], environ: Mapping[str, str]) -> Path:
-    started = time.monotonic()
-    chosen = machine_plan(wanted, origins, environ)
+def start_method(config: CorefConfig) -> Setting:
+    """Whether a process that has loaded Kiwi can be forked here."""
+    if config.start_method != "auto":
+        return Setting(config.start_method, "set")
+    if sys.platform == "darwin":
+        return Setting("spawn", "macOS: its libraries do not bear to be forked once they are loaded")
+    if "forkserver" not in get_all_start_methods():
+        return Setting("spawn", "no forkserver here")
+    return Setting("forkserver", "one Kiwi for all workers")
+
+
+def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.Plan) -> Path:
+    started, workers = time.monotonic(), chosen.num_proc
     for line in (*resources.lines(chosen), *chosen.warnings):
         logger.info("%s", line)
-    executor, workers = _executor(wanted, chosen)
+    if isinstance(executor, Processes):
+        logger.info("start_method = %s: %s", executor.method, start_method(wanted.config).reason)
     inputs = assembly.streams(wanted, staging, chosen.batch_bytes.value)
     for stream in inputs:
         logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
     record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
     record.unlink(missing_ok=True)
 
+    wanted.tokenizer.reference.load()  # the report needs it; Kiwi is still loading elsewhere
     logger.info("[1/2] 배치 병렬 품질 필터링 (%s 워커)", workers.value)
     stages = [Stage(wanted.request.nominal_bytes, name="candidates", batches=_about(wanted), record=record)]
     parts = _candidates(wanted, inputs, executor, staging, stages[0])
@@ -98,7 +119,7 @@ def _work(wanted: Wanted, staging: Path, origins: Mapping[str, str], environ: Ma
     groups = list(pipeline.source.shards())
     logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)", f"{selection.total:,}", len(groups), f"{wanted.config.token_chunk_size:,}")
     stages.append(Stage(selection.total, name="samples", batches=len(groups), record=record))
-    samples = _run_stage([pipeline], executor, stages[1])[0]
+    samples = _run_stage([pipeline], _without_kiwi(executor), stages[1])[0]
 
     logger.info("배치 병합 중... (links, no second copy)")
     made_how = {
@@ -155,20 +176,18 @@ def _run_stage(pipelines: Sequence[Pipeline], executor: Executor, stage: Stage, 
     return results
 
 
-def _executor(wanted: Wanted, chosen: resources.Plan) -> tuple[Executor, Setting]:
-    """With workers, Kiwi begins to load at once, beside what this process does first."""
-    workers = chosen.num_proc
-    if workers.value and "forkserver" not in get_all_start_methods():
-        workers = Setting(0, "no forkserver here: every worker would load Kiwi for itself, half a gigabyte each")
-        logger.warning("num_workers = 0: %s", workers.reason)
-    if not workers.value:
-        return Serial(), workers
-    executor = Processes(
-        num_proc=workers.value, threads=1, stall_seconds=wanted.config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
-        modules=assembly.WORKER_MODULES, warm=assembly.warm(wanted),
+def _executor(config: CorefConfig, chosen: resources.Plan) -> Executor:
+    if not chosen.num_proc.value:
+        return Serial()
+    return Processes(
+        num_proc=chosen.num_proc.value, method=start_method(config).value, threads=1, stall_seconds=config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
+        modules=assembly.WORKER_MODULES, warm=assembly.warm(config),
     )  # fmt: skip
-    executor.start()
-    return executor, workers
+
+
+def _without_kiwi(executor: Executor) -> Executor:
+    """For the second pipeline: spawned workers shall not load for nothing what forked ones have anyway."""
+    return replace(executor, warm=()) if isinstance(executor, Processes) else executor
 
 
 def _about(wanted: Wanted) -> int:

@@ -25,6 +25,7 @@ from moai.sinks.tables import TableShards, with_features
 from moai.sources.discover import Input
 from moai.sources.picked import PickedSource, Picks
 from moai.sources.schema import columns_of
+from moai.tokenizer import digest_of, find_tokenizer
 from moai.transforms import coref_candidates, coref_samples, text
 from moai.transforms.coref_documents import Documents
 from moai.transforms.coref_placement import Placement
@@ -62,8 +63,7 @@ def want(config: CorefConfig) -> Wanted:
     """Find files and tokenizer; read no data. Raises ConfigError, SourceError, TokenizerError."""
     kiwi = kiwi_identity(config.kiwi_model)
     tokenizer = load_mlm_tokenizer(config.model, config.mask_token)
-    folder = Path(config.output_dir).expanduser().absolute()
-    cache = Path(config.cache_dir).expanduser().absolute() if config.cache_dir else folder / "cache_entity_coref"
+    cache, output = places(config)
     columns = dict(config.inputs)
     data = DataConfig(
         dataset=tuple(columns), tokenizer_path=tokenizer.spec.path, eos_token=tokenizer.mask_token, cache_dir=str(cache), shard_bytes=config.shard_bytes,
@@ -76,7 +76,14 @@ def want(config: CorefConfig) -> Wanted:
         "format": {"entity_coref_version": FORMAT_VERSION, "text_version": text.VERSION, **kiwi},
     }  # fmt: skip
     fields = json.loads(canonical_json(fields))  # as it will be read back, to be compared
-    return Wanted(config, cache, folder / f"entity_coref_v2_{config.seq_len}", tokenizer, request, columns, kiwi, fields, digest_json(fields)[:40])
+    return Wanted(config, cache, output, tokenizer, request, columns, kiwi, fields, digest_json(fields)[:40])
+
+
+def places(config: CorefConfig) -> tuple[Path, Path]:
+    """(where unfinished work lives, where the corpus is published)."""
+    folder = Path(config.output_dir).expanduser().absolute()
+    cache = Path(config.cache_dir).expanduser().absolute() if config.cache_dir else folder / "cache_entity_coref"
+    return cache, folder / f"entity_coref_v2_{config.seq_len}"
 
 
 def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
@@ -128,11 +135,12 @@ def samples(wanted: Wanted, parts: Sequence[Done], selection: Selection, staging
     )
 
 
-def warm(wanted: Wanted) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """What workers shall find loaded: Kiwi, so that its 500 MB are there once, and the tokenizer."""
-    spec = wanted.tokenizer.spec
-    backend = {"names": ["tokenizers"], "path": spec.path, "digest": spec.digest, "split_special_tokens": True}
-    return (("moai.transforms.korean:warm", {"model": wanted.config.kiwi_model}), ("moai.backends:warm", backend))
+def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """What workers shall find loaded: Kiwi, so that its 500 MB are there once, and the tokenizer. Raises ConfigError, TokenizerError where there is none."""
+    kiwi_identity(config.kiwi_model)
+    file = find_tokenizer(config.model)
+    backend = {"names": ["tokenizers"], "path": str(file), "digest": digest_of(file), "split_special_tokens": True}
+    return (("moai.transforms.korean:warm", {"model": config.kiwi_model}), ("moai.backends:warm", backend))
 
 
 def _stream(wanted: Wanted, given: Input, spool_dir: Path, batch_bytes: int) -> Stream:

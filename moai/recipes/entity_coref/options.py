@@ -67,6 +67,10 @@ class CorefConfig:
     max_distance: int = option(2000, "characters from the first mention to the masked one at most", affects_output=True)
     kiwi_model: str = option("cong", "Kiwi's model type", affects_output=True, choices=KIWI_MODELS)
     num_workers: int | None = option(None, "worker processes; 0 works in this process", env="DATASET_NUM_PROC")
+    start_method: str = option(
+        "auto", "how workers start: forked from one process that holds Kiwi, or spawned with one Kiwi each; auto spawns only where a loaded process cannot be forked",
+        env="MOAI_START_METHOD", choices=("auto", "forkserver", "spawn"),
+    )  # fmt: skip
     token_chunk_size: int = option(20_000, "samples in a file of the corpus, about", affects_output=True)
     tokenizer_batch_size: int = option(4096, "documents tokenized in one call at most; a worker has 16 at hand at a time")
     shard_bytes: int = option(1_000_000, "source bytes in a shard, the unit of work and of resume", affects_output=True)

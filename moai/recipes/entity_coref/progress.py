@@ -23,9 +23,8 @@ from moai.engine.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_LINE_SECONDS = 10.0
-_LINE_SHARE = 0.05
-_WINDOW_SECONDS = 60.0
+_MEMORY_SECONDS = 10.0
+"""Between two readings of the memory: the kernel walks every page, some 15 ms for each process that holds Kiwi, on the workers' processors."""
 
 
 @dataclass
@@ -37,6 +36,9 @@ class Stage(Progress):
     record: Path | None = None
     counts: Counter[str] = field(default_factory=Counter)
     last_passed: int = 0
+    memory: tuple[int, int] = (0, 0)
+    """(this process, all processes below it), in bytes."""
+    memory_read: float = float("-inf")
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Count a finished shard."""
@@ -50,15 +52,17 @@ class Stage(Progress):
     def close(self) -> None:
         """The last line of the stage, with its average."""
         seconds = max(time.monotonic() - self.started, 1e-6)
+        self._measure()
         logger.info(" → %s개 통과 | 누적: %s개 | 평균 속도: %s docs/s", f"{self.passed:,}", f"{self.passed:,}", f"{self.documents / seconds:,.0f}")
         self._write()
 
     def _log(self) -> None:
+        self._measure()
         logger.info("%s", self._line())
         self._write()
 
     def _line(self) -> str:
-        parent, workers = _memory()
+        parent, workers = self.memory
         eta = self.eta_seconds()
         done = self.counts["read"] + self.counts["samples"]  # of finished shards, as the share is
         of = f" / {max(self.documents, round(done / self.share)):,} ({self.share:.1%})" if self.share else ""
@@ -68,10 +72,14 @@ class Stage(Progress):
             f" | 속도: {self.documents_per_second():,.0f} docs/s | 오류: {self.counts['quarantined']:,}{left} | 메모리: {parent / 1e9:.2f} GB + 워커 {workers / 1e9:.2f} GB"
         )
 
+    def _measure(self) -> None:
+        if time.monotonic() - self.memory_read >= _MEMORY_SECONDS:
+            self.memory, self.memory_read = _memory(), time.monotonic()
+
     def _write(self) -> None:
         if self.record is None:
             return
-        parent, workers = _memory()
+        parent, workers = self.memory
         line: dict[str, Any] = {
             "time": time.time(), "stage": self.name, "batch": self.shards, "batches": max(self.batches, self.shards), "reused": self.reused,
             "documents": self.documents, "share": round(self.share, 4), "passed_in_batch": self.last_passed, "passed": self.passed,

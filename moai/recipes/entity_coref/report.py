@@ -7,18 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, Protocol
 
+from moai.pages import bars, page
 from moai.transforms.coref_samples import IGNORED
 
 _BARS = 24
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2129; --soft: #69707d; --paper: #fdfdfc; --line: #d9dce1; --bar: #4878a8; --lost: #b9bec7; --antecedent: #bfe3c4; --mask: #ffd9a0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --soft: #9aa1ad; --paper: #17191d; --line: #343840; --bar: #6f9fd0; --lost: #50555f; --antecedent: #23572c; --mask: #74501a; } }
-body { font: 15px/1.6 system-ui, "Noto Sans KR", "Apple SD Gothic Neo", "Malgun Gothic", sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); } small, .soft { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; } td, th { padding: .15rem .5rem .15rem 0; text-align: left; font-weight: normal; } th { color: var(--soft); }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; width: 1%; } td.name { white-space: nowrap; width: 1%; }
-.bar { height: .9rem; background: var(--bar); min-width: 1px; } .lost { background: var(--lost); }
-.columns { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2.5rem; } @media (max-width: 45rem) { .columns { grid-template-columns: 1fr; } }
+:root { --antecedent: #bfe3c4; --mask: #ffd9a0; } @media (prefers-color-scheme: dark) { :root { --antecedent: #23572c; --mask: #74501a; } }
 article { border-left: 3px solid var(--line); padding-left: .9rem; margin: 1.3rem 0; } article p { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 mark { color: inherit; background: var(--antecedent); padding: 0 .15em; border-radius: 3px; } mark.mask { background: var(--mask); font-weight: 600; } .widened { border-bottom: 2px dotted; }
 """
@@ -43,11 +37,7 @@ def render(content: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], dec
         "<div class=columns><div><h2>Names before the cap</h2>", _ranking(entities["top_before"]), "</div><div><h2>Names after the cap</h2>", _ranking(entities["top"]), "</div></div>",
         f"<h2>{len(shown)} samples</h2><p class=soft>The <mark>antecedent</mark> stays, <mark class=mask>this</mark> is masked and asked for; dotted where the mask holds more than the name.</p>", *shown,
     ]  # fmt: skip
-    return (
-        f"<!doctype html><html lang=ko><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{name}</title><style>{_STYLE}</style>\n"
-        + "\n".join(parts)
-        + "\n</html>\n"
-    )
+    return page(name, parts, style=_STYLE, lang="ko")
 
 
 def pieces(sample: Mapping[str, Any], decoder: Decoder) -> tuple[str, str, str, str, str]:
@@ -68,17 +58,23 @@ def pieces(sample: Mapping[str, Any], decoder: Decoder) -> tuple[str, str, str, 
 
 def _sample(number: int, sample: Mapping[str, Any], decoder: Decoder) -> str:
     before, antecedent, between, mask, behind = (escape(text) for text in pieces(sample, decoder))
-    widened = "" if sample["span_exact"] else " widened"
+    style = " class=mask" if sample["span_exact"] else " class='mask widened'"
     return (
         f"<article><small>{number} · {escape(sample['target'])} · {sample['distance']:,} characters · {len(sample['input_ids']):,} tokens · {escape(sample['source'])} "
-        f"{escape(sample['doc_id'])} · {sample['split']}</small><p>{before}<mark>{antecedent}</mark>{between}<mark class='mask{widened}'>{mask}</mark>{behind}</p></article>"
+        f"{escape(sample['doc_id'])} · {sample['split']}</small><p>{before}{_marked(antecedent)}{between}{_marked(mask, style)}{behind}</p></article>"
     )
+
+
+def _marked(text: str, attributes: str = "") -> str:
+    """The blanks that decoding puts before a word stay outside."""
+    word = text.lstrip()
+    return f"{text[: len(text) - len(word)]}<mark{attributes}>{word}</mark>"
 
 
 def _funnel(steps: Sequence[Sequence[Any]]) -> str:
     """Rows of (name, number, what): `lost` at this step, or what is `left`."""
     most = max((number for _, number, _ in steps), default=0)
-    return _table((name, number, number / max(1, most), "lost" if what == "lost" else "") for name, number, what in steps)
+    return bars((name, number, number / max(1, most), "lost" if what == "lost" else "") for name, number, what in steps)
 
 
 def _histogram(counts: Counter[int]) -> str:
@@ -90,17 +86,9 @@ def _histogram(counts: Counter[int]) -> str:
     for value, number in counts.items():
         bins[low + (value - low) // width * width] += number
     most = max(bins.values())
-    return _table((f"{start:,}" if width == 1 else f"{start:,} – {start + width - 1:,}", number, number / most, "") for start, number in sorted(bins.items()))
+    return bars((f"{start:,}" if width == 1 else f"{start:,} – {start + width - 1:,}", number, number / most, "") for start, number in sorted(bins.items()))
 
 
 def _ranking(names: Sequence[Sequence[Any]]) -> str:
     most = max((number for _, number in names), default=1)
-    return _table((name, number, number / most, "") for name, number in names)
-
-
-def _table(rows: Iterable[tuple[str, int, float, str]]) -> str:
-    lines = (
-        f"<tr><td class=name>{escape(name)}</td><td class=number>{number:,}</td><td><div class='bar {style}' style='width:{share:.2%}'></div></td></tr>"
-        for name, number, share, style in rows
-    )
-    return f"<table>{''.join(lines)}</table>"
+    return bars((name, number, number / most, "") for name, number in names)
