@@ -1,7 +1,7 @@
 """Chunks per second of re-embedding against the guides' loop and the best fixed batch, same model, same threads: interleaved rounds, medians, ratios.
 
     python benchmarks/reembed.py DATABASE --model DIR [--chunks 500] [--rounds 3] [--threads 2] [--ways guides fixed:32 moai auto]
-    python benchmarks/reembed.py DATABASE --model DIR --memory [--times 1 10]
+    python benchmarks/reembed.py DATABASE --model DIR --memory [--times 1 10] [flags of the command, as --precision bfloat16]
     python benchmarks/reembed.py --second_run 10000 --model DIR
 
 All ways embed the same chunks: those that moai cuts of the database (strategy dynamic), the first `--chunks` of at least `--least_tokens` tokens, in the order of the
@@ -12,8 +12,10 @@ fixed:N    one `encode` of the whole list with batch size N: 8, 16, 32, 64 and 1
 moai       chunks through moai's Embed: batches of embedding_batch_size, longest first, a token budget a device batch; float32
 auto       the same with the precision that `--precision auto` chooses on its sample; its cosine to float32 is shown
 
-`--memory` re-embeds the database and one with its documents so many times, each in a process of its own, and shows stage times and peak memory.
-`--second_run N` builds a database of N generated documents with the model, and shows how long the second run takes.
+`--memory` re-embeds the database and one with its documents so many times, each in a process of its own, and shows stage times and peak memory. With `--model hashing`
+vectors are hashes and no torch is loaded: what all but the model holds.
+`--second_run N` makes a database of N generated documents with a version that the model might have made (its vectors are hashes), and shows how long the whole
+command takes then, from its start to its end. With DATABASE it is that one, which must have version 5 of this model already.
 """
 
 from __future__ import annotations
@@ -51,13 +53,15 @@ def main() -> None:
     parser.add_argument("--times", nargs="+", type=int, default=[1, 10])
     parser.add_argument("--second_run", type=int)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given, flags = parser.parse_known_args()
+    if flags and not given.memory:
+        parser.error(f"unknown: {' '.join(flags)}")
     if given.one:
         print(json.dumps(one(given)))
     elif given.second_run:
-        second_run(given.second_run, given.model, given.threads)
+        second_run(given)
     elif given.memory:
-        memory(given)
+        memory(given, flags)
     else:
         compare(given)
 
@@ -97,7 +101,13 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def environment(threads: int) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "true",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'tests'}",
+    }
 
 
 def one(given: argparse.Namespace) -> dict[str, object]:
@@ -170,7 +180,7 @@ def document_batches(texts: list[str], documents: list[tuple[str, int]], size: i
     return batches
 
 
-def memory(given: argparse.Namespace) -> None:
+def memory(given: argparse.Namespace, flags: list[str]) -> None:
     from measure import measure
 
     print("| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB |\n|---|---|---|---|---|---|---|---|---|---|")
@@ -180,8 +190,10 @@ def memory(given: argparse.Namespace) -> None:
             shutil.copy(given.database, path)
             path.chmod(0o644)
             grow(path, times)
-            done = measure([sys.executable, str(SCRIPT), "--db", str(path), "--version-id", "5", "--chunking-strategy", "dynamic", "--model", given.model],
-                           environment=environment(given.threads))  # fmt: skip
+            asked = ["--db", str(path), "--version-id", "5", "--chunking-strategy", "dynamic"]
+            hashing = "import sys, tiny_law; sys.exit(tiny_law.main(sys.argv[1:]))"
+            command = [sys.executable, "-c", hashing, *asked] if given.model == "hashing" else [sys.executable, str(SCRIPT), *asked, "--model", given.model]
+            done = measure([*command, *flags], environment=environment(given.threads))
             with sqlite3.connect(path) as db:
                 row = db.execute(
                     "SELECT documents_total, chunks, seconds_read, seconds_chunk, seconds_load, seconds_encode, seconds_wait, seconds_write FROM reembed_runs"
@@ -195,9 +207,10 @@ def memory(given: argparse.Namespace) -> None:
 def grow(path: Path, times: int) -> None:
     """Every document so many times, with new ids and a mark that makes each text its own."""
     with sqlite3.connect(path) as db:
+        (last,) = db.execute("SELECT max(id) FROM statute_articles").fetchone()  # copies get numbers of their own, and are not copied
         for copy in range(1, times):
             db.execute(
-                f"INSERT INTO statute_articles(statute_id, article_no, text) SELECT statute_id, article_no, text || ' {copy}' FROM statute_articles WHERE id <= 100000"
+                f"INSERT INTO statute_articles(statute_id, article_no, text) SELECT statute_id, article_no, text || ' {copy}' FROM statute_articles WHERE id <= {last}"
             )
             for parents, name in (("cases", "case"), ("decisions", "decision"), ("interpretations", "interpretation")):
                 step = 1_000_000 * copy
@@ -208,30 +221,42 @@ def grow(path: Path, times: int) -> None:
     db.close()
 
 
-def second_run(documents: int, model: str, threads: int) -> None:
-    """Generated short documents: what is measured is finding out that nothing is to be done."""
+def second_run(given: argparse.Namespace) -> None:
+    """Short documents: what is measured is finding out that nothing is to be done."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = given.database or generated(Path(folder) / "law.db", given.second_run, given.model)
+        command = [sys.executable, str(SCRIPT), "--db", str(path), "--version-id", "5", "--chunking-strategy", "dynamic", "--model", given.model]
+        seconds = []
+        for _ in range(given.rounds):
+            started = time.perf_counter()
+            said = subprocess.run(command, env=environment(given.threads), capture_output=True, text=True, check=True).stdout
+            seconds.append(time.perf_counter() - started)
+            assert "; 0 encode calls" in said, said
+    print(said + f"whole command: {median(seconds):.2f} s ({', '.join(f'{one:.2f}' for one in seconds)})")
+
+
+def generated(path: Path, documents: int, model: str) -> Path:
     sys.path.insert(0, str(HERE.parent / "tests"))
     import tiny_law
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = tiny_law.make(Path(folder) / "law.db", documents=2)
-        with sqlite3.connect(path) as db:
-            db.executemany(
-                "INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)",
-                [(n, tiny_law.sentence(n % 50, 2000) + f" {n}") for n in range(100, 100 + documents)],
-            )
-        db.close()
-        from moai.recipes.reembedding.build import build
-        from moai.recipes.reembedding.options import ReembedConfig
+    from moai.recipes.reembedding.build import build
+    from moai.recipes.reembedding.options import ReembedConfig
+    from moai.transforms.encoders import SentenceModel
 
-        named = tiny_law.HashingModel()
-        build(ReembedConfig(db=str(path), version_id=5, chunking_strategy="dynamic"), model=named, environ={})
-        started = time.perf_counter()
-        report = build(ReembedConfig(db=str(path), version_id=5, chunking_strategy="dynamic"), model=named, environ={})
-        seconds = time.perf_counter() - started
-        print(
-            f"second run over {report.documents_total:,} documents: {seconds:.2f} s, {report.counts['encode_batches']} encode calls, {10_000 * seconds / report.documents_total:.2f} s per 10,000"
+    tiny_law.make(path, documents=2)
+    with sqlite3.connect(path) as db:
+        db.executemany(
+            "INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)",
+            [(n, tiny_law.sentence(n % 50, 2000) + f" {n}") for n in range(100, 100 + documents)],
         )
+    db.close()
+    found = SentenceModel.find(model, threads=1)
+    build(
+        ReembedConfig(db=str(path), version_id=5, chunking_strategy="dynamic"),
+        model=tiny_law.HashingModel(name=found.name, revision=found.revision),
+        environ={},
+    )
+    return path
 
 
 if __name__ == "__main__":
