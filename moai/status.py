@@ -135,8 +135,10 @@ def _lines(name: str, launch: _Launch) -> Iterator[str]:
     if launch.preparing:
         age = time.monotonic() - launch.beat_since
         yield f"heartbeat    {f'moved {age:.1f} s ago' if launch.moved else f'none in the {age:.1f} s since the first look; one comes every {HEARTBEAT_SECONDS:.0f} s'}"
-    if isinstance(status.get("result"), dict) and "path" in status["result"]:
-        yield f"result       {_plain(status['result']['path'])}"
+    result = status.get("result")
+    for one in result.get("prepared", ()) if isinstance(result, dict) else ():
+        if isinstance(one, dict) and "path" in one:
+            yield f"result       {_plain(one['path'])}"
     if isinstance(status.get("error"), dict):
         yield f"cause        {_plain(status['error'].get('type'))}: {_plain(status['error'].get('message'))}"
 

@@ -237,11 +237,13 @@ def test_sigterm_to_torchrun_saves_the_step_in_all_ranks(place: Place, undisturb
         (tmp_path / "points" / "go").touch()
         said = ended(process)
     words = [line for line in said.splitlines() if line.startswith("train.py:")]
+    step = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert step in (3, 4), "the ranks may go on before the agent has passed the signal on"
     assert words == [
-        f"train.py: interrupted: stopped by SIGTERM, with {tmp_path}/out/checkpoint-3 saved at step 3; --resume_from_checkpoint auto goes on from it"
+        f"train.py: interrupted: stopped by SIGTERM, with {tmp_path}/out/checkpoint-{step} saved at step {step}; --resume_from_checkpoint auto goes on from it"
     ]
     assert said.count("Traceback") == said.count("SignalException: Process") == 1, said  # torchrun's own
-    assert checkpoints(tmp_path / "out") == ["checkpoint-2", "checkpoint-3"]
+    assert checkpoints(tmp_path / "out") == ["checkpoint-2", f"checkpoint-{step}"]
     assert finished(place, tmp_path / "out", 2, "--resume_from_checkpoint") == undisturbed_pair
 
 

@@ -28,7 +28,7 @@ status = distributed.Status.open(Path(sys.argv[1]), sys.argv[2])
 status.report({"line": "42%, 3 shards", "documents_per_second": 1234.5, "eta_seconds": 60.0})
 print("begun", flush=True)
 word = input()
-status.end("ready", result={"path": "there"}) if word == "ready" else status.end("failed", error={"type": "SourceError", "message": "gone\\x1b[2J", "traceback": "", "rank": 0})
+status.end("ready", result={"prepared": [{"path": "there"}]}) if word == "ready" else status.end("failed", error={"type": "SourceError", "message": "gone\\x1b[2J", "traceback": "", "rank": 0})
 """
 
 
