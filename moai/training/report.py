@@ -59,7 +59,7 @@ class Summary:
             f"{self.fill_rate:.1%} filled), {self.quarantined:,} records quarantined",
             f"Prepared data {self.prepared}",
             f"Final model   {self.final_model}",
-            f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {run / 'logs'}, checkpoints",
+            f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {out / 'training.html'}, {run / 'logs'}, checkpoints",
         ]
 
 
