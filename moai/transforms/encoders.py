@@ -179,7 +179,8 @@ def device_of(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-CPU_TOKENS = 4096
+CPU_TOKENS = 1024
+"""A quarter as many as once: what fits a core's cache is encoded faster, by a fifth on two cores (benchmarks/RESULTS.md)."""
 MOST_LANES = 8
 """Each holds the activations of a device batch."""
 GPU_TOKENS = 65_536
