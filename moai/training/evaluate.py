@@ -24,12 +24,12 @@ import numpy as np
 
 from moai.distributed import Ranks
 from moai.recipes.prepared import Prepared
+from moai.training.data import IGNORE
 from moai.training.rows import PackedRows
 from moai.training.token_bytes import TokenBytes
 
 ALL = "all sources"
 """The name under which all sources together are reported."""
-_IGNORE = -100
 _PART = 2048
 """Positions whose logits are 32-bit at once: 1.2 GB for 150,000 ids."""
 
@@ -115,8 +115,8 @@ def evaluate(
                 batch = collator(held_out.rows.__getitems__(numbers))
                 nll = _nll(model, {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()})
                 if counts:
-                    predicted = int((batch["labels"] != _IGNORE).sum())
-                    text_bytes = bytes_of(batch["input_ids"].numpy(), batch["labels"].numpy() != _IGNORE)
+                    predicted = int((batch["labels"] != IGNORE).sum())
+                    text_bytes = bytes_of(batch["input_ids"].numpy(), batch["labels"].numpy() != IGNORE)
                     sums[names.index(name)] += torch.tensor([len(numbers), predicted, text_bytes, nll], dtype=torch.float64)
     finally:
         model.train(training)
@@ -161,7 +161,7 @@ def _nll(model: Any, batch: dict[str, Any]) -> float:
     logits = model(**batch, use_cache=False).logits
     with torch.autocast(logits.device.type, enabled=False):
         parts = [
-            cross_entropy(part.float(), targets, ignore_index=_IGNORE, reduction="none").double().sum()
+            cross_entropy(part.float(), targets, ignore_index=IGNORE, reduction="none").double().sum()
             for row, wanted in zip(logits, labels)
             for part, targets in zip(row[:-1].split(_PART), wanted[1:].split(_PART))
         ]

@@ -180,7 +180,7 @@ def device_of(wanted: str) -> str:
 
 
 CPU_TOKENS = 1024
-"""A quarter as many as once: what fits a core's cache is encoded faster, by a fifth on two cores (benchmarks/RESULTS.md)."""
+"""Measured on two cores: a fifth faster than the best fixed batch, where 4,096 were slower than it (benchmarks/RESULTS.md)."""
 MOST_LANES = 8
 """Each holds the activations of a device batch."""
 GPU_TOKENS = 65_536
