@@ -35,6 +35,8 @@ class Measured:
     cpu_seconds: float
     """User and system time of the command and all its descendants."""
     peak_bytes: int
+    peak_anonymous_bytes: int
+    """Without the pages of mapped files, which the kernel takes back when memory is short."""
     output: str
 
 
@@ -46,7 +48,7 @@ def measure(command: list[str], *, environment: dict[str, str] | None = None, li
         started = time.perf_counter()
         running = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", **(environment or {})})
         try:
-            peak = _watch(running.pid, started + limit_seconds)
+            peak, anonymous = _watch(running.pid, started + limit_seconds)
             seconds = time.perf_counter() - started
             failed = running.wait() and f"failed with {running.returncode}"
         except TimeoutError:
@@ -58,30 +60,35 @@ def measure(command: list[str], *, environment: dict[str, str] | None = None, li
             raise CommandFailed(f"{failed}: {' '.join(command)}\n{err.read().decode(errors='replace')}")
         out.seek(0)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return Measured(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak, out.read().decode(errors="replace"))
+        cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Measured(seconds, cpu_seconds, peak, anonymous, out.read().decode(errors="replace"))
 
 
-def _watch(pid: int, deadline: float) -> int:
-    """The peak, in bytes, once `pid` has ended. Waking on the descriptor makes the end exact, however rarely memory is read."""
-    ended, peak, pause = os.pidfd_open(pid), 0, 0.0
+def _watch(pid: int, deadline: float) -> tuple[int, int]:
+    """The two peaks, in bytes, once `pid` has ended. Waking on the descriptor makes the end exact, however rarely memory is read."""
+    ended, peak, anonymous, pause = os.pidfd_open(pid), 0, 0, 0.0
     try:
         while not select.select([ended], [], [], pause)[0]:
             at = time.perf_counter()
             if at > deadline:
                 raise TimeoutError
-            peak = max(peak, _tree_bytes())
+            now = _tree_bytes()
+            peak, anonymous = max(peak, now[0]), max(anonymous, now[1])
             pause = max(0.05, 49 * (time.perf_counter() - at))
     finally:
         os.close(ended)
-    return peak
+    return peak, anonymous
 
 
-def _tree_bytes() -> int:
-    total = 0
+def _tree_bytes() -> tuple[int, int]:
+    """Proportional set size of all descendants, and the anonymous part of it."""
+    total = {b"Pss": 0, b"Pss_Anon": 0}
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/smaps_rollup", "rb") as lines:
+            for name, _, size in (line.partition(b":") for line in lines):
+                if name in total:
+                    total[name] += int(size.split()[0]) * 1024
+    return total[b"Pss"], total[b"Pss_Anon"]
 
 
 def _end_tree(grace_seconds: float) -> None:

@@ -183,7 +183,7 @@ def document_batches(texts: list[str], documents: list[tuple[str, int]], size: i
 def memory(given: argparse.Namespace, flags: list[str]) -> None:
     from measure import measure
 
-    print("| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB |\n|---|---|---|---|---|---|---|---|---|---|")
+    print("| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB | of it anonymous |\n|---|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for times in given.times:
             path = Path(folder) / f"{times}.db"
@@ -199,7 +199,7 @@ def memory(given: argparse.Namespace, flags: list[str]) -> None:
                     "SELECT documents_total, chunks, seconds_read, seconds_chunk, seconds_load, seconds_encode, seconds_wait, seconds_write FROM reembed_runs"
                 ).fetchone()
             print(
-                f"| {row[0]:,} | {row[1]:,} | {done.seconds:.1f} | {' | '.join(f'{value:.2f}' for value in row[2:])} | {done.peak_bytes / 1e6:.0f} |",
+                f"| {row[0]:,} | {row[1]:,} | {done.seconds:.1f} | {' | '.join(f'{value:.2f}' for value in row[2:])} | {done.peak_bytes / 1e6:.0f} | {done.peak_anonymous_bytes / 1e6:.0f} |",
                 flush=True,
             )
 

@@ -68,17 +68,18 @@ class VersionSink:
     replace_all_versions: bool = False
     on_first_change: Callable[[], None] = lambda: None
     """Called inside the first transaction that changes the version: what was derived from it is stale now."""
-    _waiting: list[_Document] = field(default_factory=list)
+    _waiting: list[pa.RecordBatch] = field(default_factory=list)
+    """As Arrow until their transaction: as rows of Python objects they take several times as much."""
     _encoded: int = 0
     _changed: bool = False
 
     def write(self, batch: pa.RecordBatch) -> None:
         self.run.waiting += int((batch.schema.metadata or {}).get(b"documents", b"0"))
-        documents = list(_documents(batch))
-        self._waiting += documents
+        if batch.num_rows:
+            self._waiting.append(batch)
         if not self._waiting:
             self._note_seen()
-        if any(document.chunks for document in documents):
+        if batch["chunk_index"].null_count < batch.num_rows:
             self._encoded += 1
         if self._encoded >= self.commit_interval:
             self.flush()
@@ -86,7 +87,7 @@ class VersionSink:
     def flush(self) -> None:
         """Commit what waits. Without anything but unchanged documents there is nothing to commit."""
         if self._waiting:
-            self._commit(self._waiting)
+            self._commit()
             self._waiting, self._encoded = [], 0
         self._note_seen()
 
@@ -98,31 +99,33 @@ class VersionSink:
         self.run.add(documents_seen=self.run.waiting)
         self.run.waiting = 0
 
-    def _commit(self, documents: Sequence[_Document]) -> None:
+    def _commit(self) -> None:
         before, waiting = dict(self.run.counts), self.run.waiting
         try:
             self._note_seen()
-            self._write(documents, [chunk for document in documents for chunk in document.chunks])
+            with self.database.transaction("reembed.batch"):
+                if not self._changed:
+                    self.on_first_change()
+                for batch in self._waiting:
+                    self._write(list(_documents(batch)))
+                failpoint("reembed.run_row", self.database.path)
+                self.run.write()
         except BaseException:
             self.run.counts, self.run.waiting = before, waiting  # what was rolled back was not done
             raise
         self._changed = True
+        self.database.run("PRAGMA shrink_memory")  # the page cache serves a transaction; kept, it would grow with the database
 
-    def _write(self, documents: Sequence[_Document], chunks: Sequence[dict[str, Any]]) -> None:
-        database = self.database
-        with database.transaction("reembed.batch"):
-            if not self._changed:
-                self.on_first_change()
-            self._delete(documents)
-            first = self._next_id()
-            database.run_many(f"INSERT INTO text_chunks({_CHUNK_COLUMNS}) VALUES({','.join('?' * 17)})",
-                              _passing("reembed.insert_chunk", (self._chunk_row(first + n, chunk) for n, chunk in enumerate(chunks))))  # fmt: skip
-            database.run_many("INSERT INTO embeddings(chunk_id, model, dim, vector, version_id) VALUES(?,?,?,?,?)",
-                              _passing("reembed.insert_embedding", ((first + n, self.model_name, chunk["dim"], chunk["vector"], self.version_id) for n, chunk in enumerate(chunks))))  # fmt: skip
-            self._receipts(documents)
-            self._count(documents, chunks)
-            failpoint("reembed.run_row", database.path)
-            self.run.write()
+    def _write(self, documents: Sequence[_Document]) -> None:
+        chunks = [chunk for document in documents for chunk in document.chunks]
+        self._delete(documents)
+        first = self._next_id()
+        self.database.run_many(f"INSERT INTO text_chunks({_CHUNK_COLUMNS}) VALUES({','.join('?' * 17)})",
+                               _passing("reembed.insert_chunk", (self._chunk_row(first + n, chunk) for n, chunk in enumerate(chunks))))  # fmt: skip
+        self.database.run_many("INSERT INTO embeddings(chunk_id, model, dim, vector, version_id) VALUES(?,?,?,?,?)",
+                               _passing("reembed.insert_embedding", ((first + n, self.model_name, chunk["dim"], chunk["vector"], self.version_id) for n, chunk in enumerate(chunks))))  # fmt: skip
+        self._receipts(documents)
+        self._count(documents, chunks)
 
     def _delete(self, documents: Sequence[_Document]) -> None:
         which, values = "source_type = ? AND source_id = ?", [document.key for document in documents]

@@ -1,0 +1,54 @@
+"""What a run holds does not grow with the database. In a process of its own, so that nothing else's memory is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_law
+
+PEAK = """
+import sys, threading
+import tiny_law
+from moai.recipes.reembedding.build import build
+from moai.recipes.reembedding.options import ReembedConfig
+
+def anonymous():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+peak, done = 0, threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+build(ReembedConfig(db=sys.argv[1], version_id=5, doc_batch_size=50, embedding_batch_size=64, commit_interval=2), model=tiny_law.HashingModel(), environ={})
+done.set()
+watcher.join()
+print(peak * 1024)
+"""
+
+
+def peak_bytes(path: Path, articles: int) -> int:
+    tiny_law.make(path, documents=1)
+    text = tiny_law.sentence(1, 1600)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executemany("INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)", [(n, f"{text} {n}") for n in range(100, 100 + articles)])
+    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], cwd=tiny_law.ROOT / "tests", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_database(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.db", tmp_path / "large.db"
+    least, most = peak_bytes(small, 300), peak_bytes(large, 3000)
+    grown = large.stat().st_size - small.stat().st_size
+    assert grown > 25e6
+    assert most - least < grown / 4
