@@ -183,7 +183,9 @@ def document_batches(texts: list[str], documents: list[tuple[str, int]], size: i
 def memory(given: argparse.Namespace, flags: list[str]) -> None:
     from measure import measure
 
-    print("| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB | of it anonymous |\n|---|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB | of it anonymous |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for times in given.times:
             path = Path(folder) / f"{times}.db"

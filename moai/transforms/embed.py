@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,16 @@ class Model(Protocol):
         ...
 
 
+Lengths = TypeVar("Lengths", int, npt.NDArray[np.int64])
+PAD_TO = 8
+"""Tokens. Libraries under torch keep a program for every shape of a batch that they met: with any length allowed, these grew to hundreds of MB."""
+
+
+def padded(tokens: Lengths) -> Lengths:
+    """The length that a row of so many tokens has in a device batch."""
+    return -(-tokens // PAD_TO) * PAD_TO
+
+
 class OutOfMemory(Exception):
     """The device cannot hold this batch; a smaller one may fit."""
 
@@ -102,10 +112,11 @@ def encode_all(
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Vectors:
     """(n, dim) in the order of `rows`, encoded longest first: what does not fit into memory shows at once, and neighbours hardly need padding.
+    Lengths that are the same when padded count as equal.
 
     Which rows share a device batch depends on `rows` and the budget, not on how many batches are encoded at a time.
     """
-    lengths = np.array([len(row) for row in rows])
+    lengths = padded(np.array([len(row) for row in rows]))
     vectors = np.empty((len(rows), encoder.dim), np.float32)
     if budget.tokens is None:
         budget.tokens = encoder.batch_tokens
@@ -123,7 +134,7 @@ def encode_all(
             try:
                 vectors[chosen] = future.result()
             except OutOfMemory:
-                budget.halve(len(chosen), int(lengths[chosen[0]]))
+                budget.halve(len(chosen), len(rows[chosen[0]]))
                 vectors[chosen] = encode_all(encoder, [rows[index] for index in chosen], budget, stop=stop)
             on_rows(len(chosen))
 

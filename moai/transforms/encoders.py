@@ -24,7 +24,7 @@ import numpy.typing as npt
 from moai.errors import ConfigError, SourceError, TokenizerError
 from moai.files import digest_file, digest_json
 from moai.lean import with_pandas
-from moai.transforms.embed import OutOfMemory, Vectors
+from moai.transforms.embed import OutOfMemory, Vectors, padded
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ class SentenceEncoder:
 
     def _features(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         longest = max(map(len, rows))
+        longest = min(padded(longest), max(longest, self.tokens.max_tokens))  # the model has no positions beyond its limit
         ids = np.full((len(rows), longest), self.tokens.pad_id, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for place, row in enumerate(rows):
