@@ -6,8 +6,9 @@
 
 A prepared directory is superseded when every plan that led to it can no longer be met, because its files have changed or the
 versions have, and a newer plan of the same flags covers all of its files. One whose raw data is merely gone is kept: nothing
-could make it again. In use is what a process on this host has mapped, what a record of `moai.recipes.uses` says, and, while any
-preparation is at work in the cache, every shard and every directory. How a preparation that begins meanwhile is kept safe: see
+could make it again. Digests, transforms and verdicts go once they serve nothing that stays (`moai.reached`). In use is what a
+process on this host has mapped, what a record of `moai.recipes.uses` says, and, while any preparation is at work in the cache,
+every shard, every directory and every such record. How a preparation that begins meanwhile is kept safe: see
 `moai.retire`. Ages are file times against the time of a file just written there, so that only one clock is asked.
 """
 
@@ -30,6 +31,7 @@ from moai.config import option
 from moai.errors import ConfigError, DamagedError
 from moai.failpoints import failpoint
 from moai.files import stamp, storage_errors
+from moai.reached import Reach, listed, records_in
 from moai.recipes.identity import plans, stands_for
 from moai.recipes.prepared import MANIFEST, read_manifest
 from moai.recipes.uses import lives, read_owner, uses
@@ -39,7 +41,7 @@ _DAY_SECONDS = 24 * 3600.0
 _TEMPORARY_SECONDS = 3600.0
 """A file on its way to its name takes seconds."""
 _BATCH = 64
-"""Shards that are retired together: few enough that a preparation which begins meanwhile is seen soon."""
+"""Shards or records that are retired together: few enough that a preparation which begins meanwhile is seen soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,8 @@ class _Collection:
     now: float
     retirement: Retirement | None
     space: _Space
-    gone: set[str] = field(default_factory=set)
-    """Directories that went, or with --dry_run would have gone."""
+    gone: set[Path] = field(default_factory=set)
+    """What was retired, or with --dry_run would have been."""
 
     def run(self) -> Iterator[str]:
         verb = "would go" if self.config.dry_run else "removed"
@@ -98,9 +100,9 @@ class _Collection:
         if live := self._attempts.live():
             yield f"kept      all shards and prepared directories: {live[0].name} is at work in this cache"
         else:
-            yield from (f"{verb:9} {line}" for line in self._unreached())
-            if self.config.max_bytes is not None:
-                yield from (f"{verb:9} {line}" for line in self._largest(self.config.max_bytes))
+            by_size = [self._largest, self._unneeded] if self.config.max_bytes is not None else []
+            for step in (self._unreached, self._unneeded, *by_size):
+                yield from (f"{verb:9} {line}" for line in step())
             if self.retirement and self.retirement.stopped:
                 yield f"kept      the rest: {self.retirement.stopped}; run again later"
         if self.config.max_bytes is not None and self.space.bytes > self.config.max_bytes:
@@ -110,14 +112,14 @@ class _Collection:
     def _left_behind(self) -> Iterator[str]:
         """What no preparation would ever look for again."""
         yield from self._remove(self._attempts.dead(), "attempts of preparations that were killed")
-        folders = [self.cache / name for name in ("shards", "transforms", "plans", "launches", "uses", "distrusted")] + _listed(self.cache / "ranges")
-        temporary = [path for folder in folders for path in _listed(folder) if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)]
+        folders = [self.cache / name for name in ("shards", "transforms", "plans", "launches", "uses", "distrusted")] + listed(self.cache / "ranges")
+        temporary = [path for folder in folders for path in listed(folder) if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)]
         yield from self._remove([path for path in temporary if self.now - _written_at(path) > _TEMPORARY_SECONDS], "files that were never finished")
         yield from self._remove(
             [p for p in self._json("launches") if self._is_old(p) and not lives(read_owner(p), self.now - _written_at(p))],
             "status files of launches that ended",
         )
-        yield from self._remove([p for p in _listed(self.cache / "quarantine") if self._is_old(p)], "lists of bad records of failed runs")
+        yield from self._remove([p for p in listed(self.cache / "quarantine") if self._is_old(p)], "lists of bad records of failed runs")
         yield from self._remove([use.path for use in uses(self.cache) if not use.is_live(self.now) and self._is_old(use.path)], "records of uses that ended")
         yield from self._remove_free_locks()
 
@@ -131,23 +133,31 @@ class _Collection:
         needed = self._needed()
         shards = [shard for shard in self._shards() if shard.key not in needed and not shard.linked]
         yield from self._retire_shards([shard for shard in shards if self.now - shard.written_at >= self._old_seconds], "that no prepared directory links")
-        asides = [path for path in _listed(self.cache / "shards") if ".corrupt-" in path.name and self._is_old(path)]
+        asides = [path for path in listed(self.cache / "shards") if ".corrupt-" in path.name and self._is_old(path)]
         yield from self._remove(asides, "damaged shards that were set aside")
 
-    def _largest(self, most_bytes: int) -> Iterator[str]:
-        """The longest unused, until the cache takes `most_bytes`: shards that nothing links, then directories with what only they link."""
+    def _unneeded(self) -> Iterator[str]:
+        """Records that serve no shard and no directory any more, and that are old. Retired like those: a preparation may count on what it saw."""
+        keys = [path.stem for path in records_in(self.cache / "shards") if path not in self.gone]
+        reach = Reach.of(self.cache, shards=keys, directories=self._directories(), plans=[record for _, record in plans(self.cache)])
+        for what, paths in reach.useless(self.cache):
+            old = [path for path in paths if path not in self.gone and self._is_old(path)]
+            yield from self._retire([(path,) for path in old], what)
+
+    def _largest(self) -> Iterator[str]:
+        """The longest unused, until the cache takes `max_bytes`: shards that nothing links, then directories with what only they link."""
+        most_bytes = self.config.max_bytes or 0
         needed = self._needed()
         for shard in sorted((s for s in self._shards() if s.key not in needed and not s.linked), key=lambda s: s.written_at):
             if self.space.bytes <= most_bytes:
                 return
             yield from self._retire_shards([shard], "that no prepared directory links")
-        directories = [path for path in _listed(self.cache / "datasets") if path.name not in self.gone]
-        for path in sorted(directories, key=self._used_at):
+        for path in sorted(self._directories(), key=self._used_at):
             if self.space.bytes <= most_bytes:
                 return
             keys = _keys(path)
             yield from self._retire_directory(path, f"unused for {(self.now - self._used_at(path)) / _DAY_SECONDS:.1f} days")
-            if path.name in self.gone:
+            if path in self.gone:
                 freed = keys - self._needed()
                 yield from self._retire_shards([s for s in self._shards() if s.key in freed and not s.linked], "that it alone linked")
 
@@ -163,13 +173,16 @@ class _Collection:
         return self.now - _written_at(path) >= self._old_seconds
 
     def _json(self, folder: str) -> list[Path]:
-        return [path for path in _listed(self.cache / folder) if path.suffix == ".json" and not path.name.startswith(".")]
+        return [path for path in listed(self.cache / folder) if path.suffix == ".json" and not path.name.startswith(".")]
+
+    def _directories(self) -> list[Path]:
+        return [path for path in listed(self.cache / "datasets") if path not in self.gone]
 
     def _shards(self) -> Iterator[_Shard]:
         by_key: dict[str, dict[str, Path]] = {}
-        for path in _listed(self.cache / "shards"):
+        for path in listed(self.cache / "shards"):
             key, _, ending = path.name.partition(".")
-            if key and ending in ("json", "arrow", "bad.jsonl"):
+            if key and ending in ("json", "arrow", "bad.jsonl") and path not in self.gone:
                 by_key.setdefault(key, {})[ending] = path
         for key, found in sorted(by_key.items()):
             paths = tuple(found[ending] for ending in ("json", "arrow", "bad.jsonl") if ending in found)
@@ -177,7 +190,7 @@ class _Collection:
 
     def _needed(self) -> set[str]:
         """Keys of the shards that a directory which stays was made of."""
-        return {key for path in _listed(self.cache / "datasets") if path.name not in self.gone for key in _keys(path)}
+        return {key for path in self._directories() for key in _keys(path)}
 
     def _replaced(self) -> Iterator[tuple[Path, str]]:
         """Directories that were set aside, and those to which only superseded plans lead."""
@@ -185,7 +198,7 @@ class _Collection:
         superseded: dict[str, list[bool]] = {}
         for path, record in records:
             superseded.setdefault(record["directory"], []).append(_is_superseded(path, record, records, self.cache))
-        for path in _listed(self.cache / "datasets"):
+        for path in listed(self.cache / "datasets"):
             if ".wrong-" in path.name:
                 yield path, "made by a tokenizer backend that was wrong"
             elif all(superseded.get(path.name, [False])):
@@ -212,18 +225,24 @@ class _Collection:
         paths = [path, *_tree(path)]
         if self.retirement and not self.retirement.retire([[path]], reclaimed=lambda: self._is_used(path.name)):
             return
-        self.gone.add(path.name)
+        self.gone.add(path)
         yield f"datasets/{path.name}, {why}: {_size(self.space.drop(paths))}"
 
     def _retire_shards(self, shards: Iterable[_Shard], why: str) -> Iterator[str]:
+        yield from self._retire([shard.paths for shard in shards], f"shards {why}")
+
+    def _retire(self, entries: Sequence[Sequence[Path]], what: str) -> Iterator[str]:
+        """As many as go before a preparation begins. Of an entry, the first path is what says that it exists."""
         number = size = 0
-        waiting = list(shards)
-        while batch := waiting[:_BATCH]:
-            if self.retirement and not self.retirement.retire([shard.paths for shard in batch], reclaimed=lambda: False):
+        for start in range(0, len(entries), _BATCH):
+            batch = entries[start : start + _BATCH]
+            if self.retirement and not self.retirement.retire(batch, reclaimed=lambda: False):
                 break
-            number, size, waiting = number + len(batch), size + self.space.drop([path for shard in batch for path in shard.paths]), waiting[_BATCH:]
+            paths = [path for entry in batch for path in entry]
+            self.gone.update(paths)
+            number, size = number + len(batch), size + self.space.drop(paths)
         if number:
-            yield f"{number:,} shards {why}: {_size(size)}"
+            yield f"{number:,} {what}: {_size(size)}"
 
     def _remove(self, paths: Sequence[Path], what: str) -> Iterator[str]:
         """Things that no preparation looks for go at once."""
@@ -240,7 +259,7 @@ class _Collection:
         """A lock is removed while it is held here. Whoever waits for it makes a new one: filelock looks whether what it locked still has its name."""
         with contextlib.ExitStack() as held:
             free = []
-            for path in _listed(self.cache / "locks"):
+            for path in listed(self.cache / "locks"):
                 with contextlib.suppress(OSError, ValueError):
                     held.enter_context(_locked(path))
                     free.append(path)
@@ -321,13 +340,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _tree(path: Path) -> Iterator[Path]:

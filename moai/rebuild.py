@@ -161,7 +161,7 @@ class Recipe:
         specs = list(self.dataset) or [str(spec) for spec in self.manifest["run"].get("inputs", [])]
         found: list[Input] = []
         while specs:
-            inputs = discover(specs[0], self._config.dataset_config if not found else None)
+            inputs = self._look_up(specs[0], sources[len(found) :], self._config.dataset_config if not found else None)
             # A folder of several kinds stands in the manifest once for each of them.
             specs = specs[1 if self.dataset else len(inputs) :]
             found += inputs
@@ -169,6 +169,18 @@ class Recipe:
             now, then = (", ".join(given.spec for given in found), ", ".join(f"{source['name']} ({source['kind']})" for source in sources))
             raise SourceError(f"{now or 'no input'}: not the inputs that {self.directory.name} was made from: {then}; name them with --dataset, in that order")
         return tuple(replace(given, name=source["name"]) for given, source in zip(found, sources))
+
+    def _look_up(self, spec: str, sources: Sequence[Entry], dataset_config: str | None) -> list[Input]:
+        """What `prepare` would read under that name. `sources` are those of the manifest that it may stand for."""
+        if self.dataset:
+            return discover(spec, dataset_config)
+        is_local = not (sources and sources[0].get("origin"))
+        where = str(Path(spec).expanduser().absolute()) if is_local else spec  # a path that is absent is not asked for at the Hub
+        try:
+            return discover(where, dataset_config)
+        except SourceError as error:
+            relative = "" if where == spec else f"run repair in the directory where prepare was given {spec}, or "
+            raise SourceError(f"{error}; {relative}name the input with --dataset, where it is now") from error
 
     @cached_property
     def _request(self) -> Request:

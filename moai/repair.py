@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, storage_errors, sync, write_atomic
 from moai.rebuild import Recipe
 from moai.recipes.attempts import OWNER
+from moai.recipes.entity_coref.options import CorefConfig
+from moai.recipes.formats import ENTITY_COREF
 from moai.recipes.identity import dataset_key
 from moai.recipes.prepared import Prepared, is_chat, read_manifest, write_dataset_files
+from moai.verify_corpus import METADATA, metadata
 
 
 def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str = "") -> Iterator[str]:
@@ -36,10 +40,14 @@ def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str 
 
     dataset         where the input is now, if not where `prepare` was told
     tokenizer_path  a copy of the tokenizer, if the directory's own is damaged
-    Raises DamagedError on a damaged manifest, SourceError where the input is not what it was, naming the file.
+    Raises DamagedError on a damaged manifest, SourceError where the input is not what it was, naming the file. An entity-coref corpus is not made
+    again in pieces: if it is damaged, DamagedError says how its command makes all of it again from what is finished.
     """
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, None)
     directory = directory.resolve()
+    if manifest["content"]["recipe"] == ENTITY_COREF:
+        yield from _corpus(directory, manifest)
+        return
     cache = directory.parent.parent if directory.parent.name == "datasets" else None
     with storage_errors(directory), _staging(directory, cache) as staging:
         yield from _Repair(directory, manifest, staging, cache, dataset, tokenizer_path).run()
@@ -163,6 +171,32 @@ class _Repair:
                     ours = [shard["shard_key"] for shard in self.manifest["content"]["shards"] if shard["shard_key"] in shards]
                     if any(not _holds(other / shards[key]["file"], shards[key]) for key in ours):
                         yield f"damaged too  {other}: shares shards with this one; repair it as well"
+
+
+def _corpus(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Samples depend on a choice over the whole corpus, so that its own command is the only way to them; it reuses the finished shards that are whole."""
+    content, run = manifest["content"], manifest["run"]
+    wrong = [entry["file"] for entry in [*content["shards"], *content["files"]] if not _holds(directory / entry["file"], entry)]
+    wrong += [] if metadata(Prepared(directory, manifest)).ok else [METADATA]
+    if not wrong:
+        yield f"nothing to repair: every file of {directory} has its recorded hash"
+        return
+    read = [name for name in sorted(run["plan"]["files"]) if name.startswith("/")]
+    words = ["python", "-m", "moai", "entity-coref", "--output-dir", str(directory.parent), *_flags_of(content["config"])]
+    raise DamagedError(
+        f"{directory}: damaged or missing: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}; a corpus is not made again in pieces"
+        f"{f' (it was made from {read[0]}' + (', ...)' if read[1:] else ')') if read else ''}: move it away, then run its command with the --input or --sources, --model "
+        f"and --cache-dir of then, finished work is reused: {shlex.join(words)}"
+    )
+
+
+def _flags_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """The options that a corpus depends on, where they are not at their defaults."""
+    for option in (option for option in fields(CorefConfig) if option.name in config):
+        value, usual = config[option.name], option.default
+        if value != (list(usual) if isinstance(usual, tuple) else usual):
+            words = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
+            yield from (f"--{option.name.replace('_', '-')}", *map(str, words))
 
 
 def _holds(path: Path, entry: Mapping[str, Any]) -> bool:

@@ -2,6 +2,8 @@
 
     python -m moai status --cache_dir DIR [LAUNCH] [--watch]
 
+Work that nobody waits for, such as that on an entity-coref corpus, has no status file: then the owner of its attempt is shown.
+
 Whether a preparer still beats is found by looking twice, on this process's own clock: the beat in the file has moved, or it has
 not for so long. Times in files are not asked; only the order in which ended launches are listed goes by them.
 """
@@ -21,6 +23,7 @@ from moai.config import option
 from moai.distributed import HEARTBEAT_SECONDS, is_gone, status_folders
 from moai.errors import ConfigError
 from moai.fsops import read_regular
+from moai.recipes.attempts import OWNER
 
 LOOK_SECONDS = 2.5 * HEARTBEAT_SECONDS
 """How long a first look waits for a beat before it says that there is none."""
@@ -79,26 +82,44 @@ class _Launch:
 
 class _Watch:
     def __init__(self, cache: Path, prefix: str) -> None:
-        self.folders, self.prefix = status_folders(cache), prefix
+        self.cache, self.folders, self.prefix = cache, status_folders(cache), prefix
         self.launches: dict[str, _Launch] = {}
+        self.attempts: set[str] = set()
+        """Names of those that are no launch, but work that nobody waits for."""
         self.ended: dict[str, float] = {}
 
     def look(self) -> None:
-        now = time.monotonic()
         for folder in self.folders:
             for path in _listed(folder):
                 status = _read(path) if path.stem.startswith(self.prefix) else None
                 # Beside the cache lie those of read-only caches, of whom nobody knows which: the ended ones are shown by name.
-                if status is None or (folder != self.folders[0] and not self.prefix and status["state"] != "preparing"):
-                    continue
-                gone = status["state"] == "preparing" and is_gone(status)
-                status = (gone and _read(path)) or status  # its last word may have come between the two looks
-                known = self.launches.setdefault(path.stem, _Launch(status, gone, now))
-                if status["beat"] != known.status["beat"]:
-                    known.beat_since, known.moved = now, True
-                known.status, known.gone = status, gone
-                with contextlib.suppress(OSError):
-                    self.ended[path.stem] = os.lstat(path).st_mtime
+                if status and (folder == self.folders[0] or self.prefix or status["state"] == "preparing"):
+                    self._see(path.stem, path, status)
+        found = {path.parent.name: path for path in _attempts(self.cache) if path.parent.name.startswith(self.prefix)}
+        for name in self.attempts - found.keys():
+            del self.launches[name]  # who ends in good order takes its attempt away
+        self.attempts &= found.keys()
+        for name, path in found.items():
+            status = _read(path)
+            if status and (name in self.attempts or not self._has_launch(status)):
+                self.attempts.add(name)
+                self._see(name, path, status)
+
+    def _see(self, name: str, path: Path, status: dict[str, Any]) -> None:
+        now = time.monotonic()
+        gone = status["state"] == "preparing" and is_gone(status)
+        status = (gone and _read(path)) or status  # its last word may have come between the two looks
+        known = self.launches.setdefault(name, _Launch(status, gone, now))
+        if status["beat"] != known.status["beat"]:
+            known.beat_since, known.moved = now, True
+        known.status, known.gone = status, gone
+        with contextlib.suppress(OSError):
+            self.ended[name] = os.lstat(path).st_mtime
+
+    def _has_launch(self, owner: dict[str, Any]) -> bool:
+        """The process that works in this attempt reports to a launch, under whatever name."""
+        statuses = (_read(path) for folder in self.folders for path in _listed(folder))
+        return any(status and all(status[name] == owner[name] for name in ("pid", "start_token", "host")) for status in statuses)
 
     def preparing(self) -> list[str]:
         return [name for name, launch in self.launches.items() if launch.preparing]
@@ -116,15 +137,15 @@ class _Watch:
         at_work = self.preparing()
         ended = sorted((name for name in self.launches if name not in at_work), key=lambda name: self.ended.get(name, 0.0), reverse=True)
         for name in [*at_work, *ended[:_ENDED_SHOWN]]:
-            yield from _lines(name, self.launches[name])
+            yield f"{'attempt' if name in self.attempts else 'launch '}      {_plain(name)}"
+            yield from _lines(self.launches[name])
         if len(ended) > _ENDED_SHOWN:
             yield f"and {len(ended) - _ENDED_SHOWN} more that ended"
 
 
-def _lines(name: str, launch: _Launch) -> Iterator[str]:
+def _lines(launch: _Launch) -> Iterator[str]:
     status, progress = launch.status, launch.status["progress"]
     dead = status["state"] == "preparing" and launch.gone
-    yield f"launch       {_plain(name)}"
     yield f"state        {'dead: its process ended without a word' if dead else _plain(status['state'])}"
     yield f"preparer     pid {status['pid']} on {_plain(status['host'])}"
     if progress.get("line"):
@@ -146,6 +167,13 @@ def _lines(name: str, launch: _Launch) -> Iterator[str]:
 def _listed(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not path.name.startswith("."))
+    return []
+
+
+def _attempts(cache: Path) -> list[Path]:
+    """Of whoever works in this cache, the file that beats; the folders of `gc` and `repair` have none of that shape."""
+    with contextlib.suppress(OSError):
+        return sorted(path / OWNER for path in (cache / "attempts").iterdir())
     return []
 
 

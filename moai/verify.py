@@ -1,4 +1,4 @@
-"""Check a prepared directory against its manifest.
+"""Check a prepared directory, or an entity-coref corpus, against its manifest.
 
     python -m moai verify DIR            a look: manifest, sizes, unknown files, rows and columns of every shard, a decoded sample
     python -m moai verify DIR --full     every byte: hashes, every token id, every row's pieces; no changed bit passes
@@ -9,8 +9,9 @@ Both exit with 65 if a check fails. What has another hash than the manifest says
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moai import verify_corpus
 from moai.backends import Reference
+from moai.checks import Check, count_rows
 from moai.errors import DamagedError, TokenizerError
 from moai.files import digest_file
+from moai.recipes.formats import ENTITY_COREF, FORMATS
 from moai.recipes.prepared import MANIFEST, Prepared
 from moai.sinks.arrow import arrow_schema
 from moai.tokenizer import load_tokenizer
@@ -28,22 +32,10 @@ from moai.tokenizer import load_tokenizer
 _SAMPLE_TOKENS = 60
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{'ok    ' if self.ok else 'FAILED'} {self.name}: {self.detail}"
-
-
 def verify(path: Path, *, full: bool = True) -> Iterator[Check]:
     """Checks of one directory, as they finish. The first one fails alone when there is no usable manifest."""
     try:
-        prepared = Prepared.open(path)
+        prepared = Prepared.open(path, recipe=None)
     except DamagedError as error:
         yield Check("manifest and sizes", False, str(error))
         return
@@ -55,7 +47,11 @@ def verify(path: Path, *, full: bool = True) -> Iterator[Check]:
         wrong = damaged(prepared)
         yield Check("hashes", not wrong, _said(wrong) if wrong else f"xxh3_128 of {len(shards) + len(content['files'])} files")
     yield _files(path, content, wrong)
-    yield from _rows(path, [shard for shard in shards if shard["file"] not in wrong], content, full=full, some=bool(wrong))
+    whole = [shard for shard in shards if shard["file"] not in wrong]
+    if content["recipe"] == ENTITY_COREF:
+        yield from verify_corpus.checks(prepared, whole, wrong, full=full)
+        return
+    yield from _rows(path, whole, content, full=full, some=bool(wrong))
     yield _conservation(content)
     if "tokenizer.json" not in wrong and shards and shards[0]["file"] not in wrong:
         yield _sample(path, shards[0], content)
@@ -72,7 +68,7 @@ def _said(wrong: Sequence[str]) -> str:
 
 
 def _files(path: Path, content: dict[str, Any], wrong: Sequence[str]) -> Check:
-    listed = {entry["file"] for entry in [*content["shards"], *content["files"]] if entry["file"]} | {MANIFEST}
+    listed = {entry["file"] for entry in [*content["shards"], *content["files"]] if entry["file"]} | {MANIFEST} | FORMATS[content["recipe"]].unlisted
     if unknown := sorted(p.name for p in path.iterdir() if p.name not in listed):
         return Check("files", False, f"unknown files {unknown[:5]}")
     if absent := {"state.json", "dataset_info.json", "tokenizer.json"} - listed:
@@ -91,29 +87,24 @@ def _files(path: Path, content: dict[str, Any], wrong: Sequence[str]) -> Check:
 class _Totals:
     """What was counted over all shards."""
 
-    rows: int = 0
     tokens: int = 0
     highest: int = -1
     trained: int = 0
     bad_rows: int = 0
-    bad_counts: list[str] = field(default_factory=list)
 
 
 def _rows(path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any], *, full: bool, some: bool) -> Iterator[Check]:
     """`some`: not all shards are looked at, so that totals say nothing."""
     totals = _Totals()
-    for shard in shards:
-        before = totals.rows
-        try:
-            _add(path / shard["file"], content, totals, _tokens_of if full else None)
-        except (pa.ArrowException, OSError, ValueError, DamagedError) as error:
-            yield Check("readable", False, f"{shard['file']}: {' '.join(str(error).split())[:160]}")
-            return
-        if totals.rows - before != shard["rows"]:
-            totals.bad_counts.append(f"{shard['file']}: {totals.rows - before} rows, the manifest says {shard['rows']}")
-    if not some and totals.rows != content["rows"]:
-        totals.bad_counts.append(f"{totals.rows:,} rows in all, the manifest says {content['rows']:,}")
-    yield Check("rows", not totals.bad_counts, "; ".join(totals.bad_counts[:5]) or f"{totals.rows:,} rows, fill rate {content['fill_rate']:.4f}")
+    schema = arrow_schema(content["dtype"], chat="chat" in content)
+    try:
+        rows, differing = count_rows(path, shards, schema, partial(_tokens_of, content=content, totals=totals) if full else None)
+    except DamagedError as error:
+        yield Check("readable", False, str(error))
+        return
+    if not some and rows != content["rows"]:
+        differing.append(f"{rows:,} rows in all, the manifest says {content['rows']:,}")
+    yield Check("rows", not differing, "; ".join(differing[:5]) or f"{rows:,} rows, fill rate {content['fill_rate']:.4f}")
     if full:
         pieces = f"{totals.bad_rows} rows whose lengths do not add up to their tokens" if totals.bad_rows else None
         yield Check("pieces", not totals.bad_rows, pieces or f"every row's pieces add up, none over {content['seq_len']}")
@@ -122,19 +113,6 @@ def _rows(path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any],
         if "chat" in content:
             said = content["token_counts"].get("trained", 0)
             yield Check("trained", some or totals.trained == said, f"{totals.trained:,} tokens are learned, the manifest says {said:,}")
-
-
-def _add(file: Path, content: dict[str, Any], totals: _Totals, look: Callable[[pa.RecordBatch, dict[str, Any], _Totals], None] | None) -> None:
-    """Count one shard. Without `look`, only the headers of its record batches are read."""
-    with pa.memory_map(str(file)) as mapped:
-        reader = pa.ipc.open_stream(mapped)
-        if reader.schema != arrow_schema(content["dtype"], chat="chat" in content):
-            raise DamagedError(f"its columns are {', '.join(f'{f.name} {f.type}' for f in reader.schema)[:100]}, not those of {content['dtype']} ids")
-        for batch in reader:
-            batch.validate(full=look is not None)  # no offset is followed before it was compared with its buffer
-            totals.rows += batch.num_rows
-            if look:
-                look(batch, content, totals)
 
 
 def _tokens_of(batch: pa.RecordBatch, content: dict[str, Any], totals: _Totals) -> None:

@@ -12,39 +12,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import zstandard
+from disturbed_cache import CONFIGS, INPUT, TOKENIZER, VARIANTS, Input, Records, Reference, armed, input_bytes, places_passed, prepare, reference
 from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from moai import failpoints, files
 from moai.collect import GcConfig, collect
-from moai.errors import ConfigError, DamagedError, MoaiError, SourceError, StorageError
+from moai.errors import ConfigError, DamagedError, MoaiError, StorageError
 from moai.recipes import pretraining
-from moai.recipes.options import DataConfig
 from moai.recipes.prepared import MANIFEST, Prepared
 from moai.repair import repair
 from moai.verify import verify
 
-TOKENIZER = str(Path(__file__).parent.parent / "tokenizers" / "demo")
-CONFIGS: dict[str, dict[str, Any]] = {
-    "A": {"seq_len": 64, "packing": "bfd_split"},
-    "B": {"seq_len": 40, "packing": "wrapped"},
-    "C": {"seq_len": 64, "packing": "none", "min_chars": 60},
-}
-INPUT = ("a.jsonl", "b.jsonl", "c.jsonl.zst", "d.json")
-VARIANTS = ("whole", "another letter", "a line more", "a bad line", "absent")
 AREAS = ("datasets/*/*", "datasets/*/manifest.json", "shards/*.arrow", "shards/*.json", "shards/*.bad.jsonl", "ranges/*/*", "plans/*", "**/*")
 """Where damage is done, each as likely as the others; the last is all of it."""
 FOLDERS = ("datasets", "datasets/*", "shards", "ranges", "plans", "transforms", "**/*")
@@ -52,77 +40,6 @@ FOLDERS = ("datasets", "datasets/*", "shards", "ranges", "plans", "transforms", 
 End = tuple[int, str] | None
 ENDS: st.SearchStrategy[End] = st.none() | st.tuples(st.integers(0, 199), st.sampled_from(["raise", "enospc"]))
 """Where a command is ended by an error: the number of a failpoint that it passes, and the error."""
-
-Input = tuple[str, ...]
-"""Of every file of INPUT, its variant."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What an undisturbed preparation gives: the directory's name, every file but the manifest, and the manifest's content."""
-
-    name: str
-    files: dict[str, bytes]
-    content: dict[str, Any]
-
-
-def input_bytes(name: str, variant: str) -> bytes | None:
-    if variant == "absent":
-        return None
-    texts = [f"{name} {number}: the quick brown fox and 그리고 문서 {number * 7919}" + " again" * (number % 5) for number in range(14)]
-    if variant == "another letter":
-        texts[9] = texts[9].replace("quick", "quiet")
-    if variant == "a line more":
-        texts.append("the line that came later")
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    if variant == "a bad line":
-        lines.insert(5, '{"text": 5}')
-    data = ("[" + ",\n".join(lines) + "]\n" if name.endswith(".json") else "\n".join(lines) + "\n").encode()
-    return zstandard.compress(data) if name.endswith(".zst") else data
-
-
-def config(root: Path, name: str) -> DataConfig:
-    given = {"tokenizer_path": TOKENIZER, "tokenizer_backend": "tokenizers", "shard_bytes": 1000, "num_proc": 0, "max_bad_ratio": 1.0, **CONFIGS[name]}
-    return DataConfig(dataset=(str(root / "data"),), cache_dir=str(root / "cache"), **given)
-
-
-def prepare(root: Path, name: str) -> Prepared:
-    return pretraining.prepare(config(root, name), origins={"num_proc": "flag"})
-
-
-_references: dict[tuple[Input, str], Reference | None] = {}
-
-
-def reference(state: Input, name: str) -> Reference | None:
-    """None where there is nothing to prepare."""
-    if (state, name) not in _references:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            (root / "data").mkdir()
-            for file, variant in zip(INPUT, state):
-                if (data := input_bytes(file, variant)) is not None:
-                    (root / "data" / file).write_bytes(data)
-            try:
-                made = prepare(root, name)
-            except SourceError:
-                _references[state, name] = None
-            else:
-                _references[state, name] = Reference(made.path.name, contents(made.path), made.content)
-    return _references[state, name]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name != MANIFEST}
-
-
-@contextlib.contextmanager
-def armed(place: tuple[str, int], action: str) -> Iterator[None]:
-    with tempfile.TemporaryDirectory() as folder:
-        failpoints._armed = failpoints.Armed(Path(folder), place, action)
-        try:
-            yield
-        finally:
-            failpoints._armed = None
 
 
 class Cache(RuleBasedStateMachine):
@@ -235,8 +152,13 @@ class Cache(RuleBasedStateMachine):
     @precondition(lambda self: self.cache.exists())
     @rule(max_bytes=st.none() | st.integers(0, 2_000_000), end=ENDS)
     def gc(self, max_bytes: int | None, end: End) -> None:
+        """Wherever it ends, no record is lost that serves a shard which stays; where it does not end early, no other is left."""
+        before, said = Records.remembered(self.cache), ["kept      all: ended by an error"]
         with self._ended("gc", end):
-            self._gc(max_bytes)
+            said = self._gc(max_bytes)
+        needed, left = Records.of_shards(self.cache), Records.remembered(self.cache)
+        assert before.within(needed) == left.within(needed)
+        assert any(line.startswith("kept") for line in said) or left == left.within(needed)
 
     @rule()
     def verify(self) -> None:
@@ -315,14 +237,16 @@ class Cache(RuleBasedStateMachine):
         self.current = None
         self._prepare(self.last, heed=False)
 
-    def _gc(self, max_bytes: int | None) -> None:
+    def _gc(self, max_bytes: int | None) -> list[str]:
+        said = ["kept      all: there is no cache"]
         before = {directory.name for directory in self._published()}
         with contextlib.ExitStack() as stack:
             if not (self.cache / "shards").exists() and not (self.cache / "datasets").exists():
                 stack.enter_context(pytest.raises(ConfigError, match="holds no cache"))
-            list(collect(GcConfig(cache_dir=str(self.cache), older_than=0.0, max_bytes=max_bytes)))
+            said = list(collect(GcConfig(cache_dir=str(self.cache), older_than=0.0, max_bytes=max_bytes)))
         if max_bytes is None and self.current in before:
             assert (self.cache / "datasets" / str(self.current)).exists(), "in no way superseded"
+        return said
 
     def _repair(self, number: int) -> None:
         published = self._published()
@@ -437,41 +361,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., type[Cache]]:
         return Cache
 
     return run
-
-
-def places_passed() -> dict[str, list[tuple[str, int]]]:
-    """Of each command, every failpoint and occurrence that it passes."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "data").mkdir()
-        for file in INPUT:
-            (root / "data" / file).write_bytes(input_bytes(file, "a bad line") or b"")
-        return {name: list(_passed(act, root / name)) for name, act in COMMANDS.items()}
-
-
-def _passed(command: Callable[[Path], object], seen: Path) -> Iterator[tuple[str, int]]:
-    seen.mkdir()
-    failpoints._armed = failpoints.Armed(seen)
-    try:
-        command(seen.parent)
-    finally:
-        failpoints._armed = None
-    yield from sorted((path.stem, int(path.suffix[1:])) for path in seen.iterdir())
-
-
-def _repair_all(root: Path) -> None:
-    [made] = (root / "cache" / "datasets").iterdir()
-    for path in made.glob("data-*"):
-        os.truncate(path, 10)
-    list(repair(made))
-
-
-def _collect_all(root: Path) -> None:
-    shutil.rmtree(root / "cache" / "datasets")
-    list(collect(GcConfig(cache_dir=str(root / "cache"), older_than=0.0)))
-
-
-COMMANDS: dict[str, Callable[[Path], object]] = {"prepare": lambda root: prepare(root, "A"), "repair": _repair_all, "gc": _collect_all}
 
 
 def test_a_cache_gives_what_is_right_or_an_error_whatever_befalls_it(machine: Callable[..., type[Cache]]) -> None:

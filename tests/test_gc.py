@@ -7,29 +7,21 @@ import json
 import mmap
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from collecting import PrepareIt, a_dead_owner, age, changed, ended, gc, tree, write
 
-from moai.collect import GcConfig, collect, mapped
+from moai.collect import mapped
 from moai.distributed import owner
 from moai.errors import ConfigError
 from moai.files import canonical_json
 from moai.recipes.prepared import Prepared
 from moai.recipes.uses import DEAD_SECONDS, lives, note_use, uses
-from moai.retire import Retirement
 from moai.verify import verify
-
-PrepareIt = Callable[..., Prepared]
-
-LINES = [json.dumps({"text": f"document {number} " + f"words {number * 7919} " * 20}) for number in range(40)]
-DAY = 24 * 3600
 
 
 @pytest.fixture
@@ -39,47 +31,17 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(LINES) + "\n")
-    return path
+    return write(tmp_path / "a.jsonl")
 
 
 @pytest.fixture
 def prepare(cache: Path, prepare: PrepareIt) -> PrepareIt:
-    """As if by a process that has ended: this one would be taken to use what it prepared as long as the tests run."""
-
-    def once(*dataset: Path | str, **flags: Any) -> Prepared:
-        prepared = prepare(*dataset, **flags)
-        shutil.rmtree(cache / "uses", ignore_errors=True)
-        return prepared
-
-    return once
+    return ended(prepare, cache)
 
 
 @pytest.fixture
 def run(cache: Path, source: Path, prepare: PrepareIt) -> Callable[[], Prepared]:
     return lambda: prepare(source, shard_bytes=4000)
-
-
-def changed(source: Path) -> None:
-    source.write_text("\n".join([*LINES[:-1], json.dumps({"text": "another end"})]) + "\n")
-
-
-def gc(cache: Path, **flags: Any) -> list[str]:
-    return list(collect(GcConfig(cache_dir=str(cache), **{"older_than": 0.0, **flags})))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def a_dead_owner(**changes: Any) -> bytes:
-    return canonical_json({**owner(), "pid": 1, "start_token": "no process began then", **changes})
-
-
-def age(path: Path, days: float) -> None:
-    for place in [path, *path.rglob("*")]:
-        os.utime(place, (time.time() - days * DAY,) * 2)
 
 
 def test_a_cache_of_nothing_but_what_is_needed_stays_as_it_is(cache: Path, run: Callable[[], Prepared]) -> None:
@@ -289,117 +251,3 @@ def test_a_place_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no cache of moai"):
         gc(tmp_path)
     assert (tmp_path / "shards.txt").exists()
-
-
-# --- beside a preparation, and killed ---------------------------------------------------------------------------------
-
-
-def run_gc(cache: Path, marks: Path, wanted: str) -> subprocess.Popen[str]:
-    marks.mkdir(exist_ok=True)
-    env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(marks), "MOAI_FAILPOINT": wanted}
-    return subprocess.Popen([sys.executable, "-m", "moai", "gc", "--cache_dir", str(cache), "--older_than", "0"], env=env, stdout=subprocess.PIPE, text=True)
-
-
-PLACES = ["gc.receipts:1", "gc.receipts:2", "gc.receipts:3", "gc.data:1", "gc.delete:1", "gc.delete:2"]
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_killed_anywhere_it_leaves_a_cache_that_prepares_and_verifies(
-    tmp_path: Path, cache: Path, superseded: Prepared, run: Callable[[], Prepared], place: str
-) -> None:
-    (cache / "shards" / "bb.json").write_bytes(b"{}")  # more to retire
-    killed = run_gc(cache, tmp_path / "marks", f"{place}=kill")
-    killed.communicate(timeout=150)
-    assert killed.returncode == -signal.SIGKILL
-    assert all(path.with_suffix(".arrow").exists() for path in (cache / "shards").glob("[!b]*.json"))  # no receipt without its data
-    assert not superseded.path.exists() or all(check.ok for check in verify(superseded.path))
-    now = run()
-    assert all(check.ok for check in verify(now.path))
-    gc(cache)
-    assert list((cache / "attempts").iterdir()) == []
-    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {shard["shard_key"] for shard in now.content["shards"]}
-
-
-def paused(process: subprocess.Popen[str], mark: Path) -> None:
-    while not mark.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("place", ["gc.receipts:1", "gc.data:1", "gc.data:3"])
-def test_a_preparation_that_begins_meanwhile_gets_everything_back(tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str) -> None:
-    """Its attempt is seen once the shards lie aside: all are put back, and what it links is whole."""
-    whole = run()
-    shutil.rmtree(whole.path)
-    before = tree(cache / "shards")
-    process = run_gc(cache, tmp_path / "marks", f"{place}=pause")
-    paused(process, tmp_path / "marks" / place.replace(":", "."))
-    attempt = cache / "attempts" / "begun"
-    attempt.mkdir()
-    (attempt / "owner.json").write_bytes(canonical_json(owner()))
-    (tmp_path / "marks" / "go").touch()
-    out, _ = process.communicate(timeout=150)
-    assert "kept      the rest: begun is at work in this cache; run again later" in out
-    assert tree(cache / "shards") == before
-    assert bool(list((tmp_path / "marks").glob("gc.data.*"))) == place.startswith("gc.data")  # no more is moved than was when it was seen
-    shutil.rmtree(attempt)
-    assert run().manifest["run"]["shards_made"] == 0
-
-
-@pytest.mark.parametrize("place", ["gc.receipts:1", "gc.data:1", "gc.data:3", "gc.delete:1"])
-def test_a_whole_preparation_in_the_midst_of_it_ends_with_the_same_bytes(tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str) -> None:
-    """It finds less than there was, makes that again, and publishes; what it published is not touched."""
-    first = run()
-    whole = {path.name: path.read_bytes() for path in first.path.glob("data-*")}
-    shutil.rmtree(first.path)
-    process = run_gc(cache, tmp_path / "marks", f"{place}=pause")
-    paused(process, tmp_path / "marks" / place.replace(":", "."))
-    meanwhile = run()
-    (tmp_path / "marks" / "go").touch()
-    process.communicate(timeout=150)
-    assert process.returncode == 0
-    assert {path.name: path.read_bytes() for path in meanwhile.path.glob("data-*")} == whole
-    assert all(check.ok for check in verify(meanwhile.path))
-    finished = {path.name for path in (cache / "shards").iterdir()}
-    assert {f"{shard['shard_key']}.{ending}" for shard in meanwhile.content["shards"] for ending in ("json", "arrow")} == finished
-    assert run().path == meanwhile.path
-    gc(cache)
-    assert all(check.ok for check in verify(meanwhile.path))
-
-
-def test_a_directory_that_is_used_again_meanwhile_is_put_back(tmp_path: Path, cache: Path, superseded: Prepared) -> None:
-    process = run_gc(cache, tmp_path / "marks", "gc.receipts:1=pause")
-    paused(process, tmp_path / "marks" / "gc.receipts.1")
-    (cache / "uses").mkdir()
-    (cache / "uses" / f"{superseded.path.name}-1.json").write_bytes(canonical_json(owner()))
-    (tmp_path / "marks" / "go").touch()
-    process.communicate(timeout=150)
-    assert all(check.ok for check in verify(superseded.path))
-
-
-@pytest.fixture
-def retirement(cache: Path, run: Callable[[], Prepared]) -> Iterator[Retirement]:
-    run()
-    with Retirement.open(cache) as opened:
-        yield opened
-
-
-def test_two_at_once_leave_the_shards_to_neither(cache: Path, retirement: Retirement) -> None:
-    shutil.rmtree(cache / "datasets")
-    assert f"kept      all shards and prepared directories: {retirement.place.name} is at work in this cache" in gc(cache)
-    assert list((cache / "shards").iterdir())
-    assert retirement.stopped == ""
-
-
-def test_what_raises_in_the_midst_puts_everything_back(cache: Path, run: Callable[[], Prepared]) -> None:
-    run()
-    before = tree(cache / "shards")
-    entries = [sorted(cache.glob(f"shards/{path.stem}.*"), reverse=True) for path in (cache / "shards").glob("*.json")]
-
-    def fails() -> bool:
-        assert tree(cache / "shards") == {}
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), Retirement.open(cache) as opened:
-        opened.retire(entries, reclaimed=fails)
-    assert tree(cache / "shards") == before

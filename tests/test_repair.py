@@ -18,8 +18,11 @@ import pytest
 import zstandard
 
 from moai.errors import DamagedError, SourceError
-from moai.recipes.prepared import MANIFEST, Prepared
+from moai.files import canonical_json
+from moai.recipes.prepared import MANIFEST, Prepared, write_manifest
+from moai.recipes.publish import whereabouts
 from moai.repair import repair
+from moai.sources.discover import Input
 from moai.verify import verify
 
 PrepareIt = Callable[..., Prepared]
@@ -112,6 +115,62 @@ def test_a_directory_carried_away_is_repaired_from_input_that_was_moved(tmp_path
     list(repair(carried))
     assert contents(carried) == whole
     assert [path.name for path in tmp_path.iterdir() if "repair" in path.name] == []
+
+
+def test_input_that_was_named_relatively_is_found_from_any_directory(tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was prepared does not depend on where it lay: the same name, and the same bytes but for `run`."""
+    made = []
+    for place in (tmp_path / "here", tmp_path / "there"):
+        (place / "data").mkdir(parents=True)
+        lines(place / "data" / "a.jsonl")
+        monkeypatch.chdir(place)
+        made.append(prepare("data", shard_bytes=4000, cache_dir=str(place / "cache")))
+    first, second = made
+    assert first.path.name == second.path.name
+    assert first.content_digest == second.content_digest
+    whole = contents(first.path)
+    assert {**whole, MANIFEST: b""} == {**contents(second.path), MANIFEST: b""}
+    monkeypatch.chdir(tmp_path)
+    flip(data_files(first.path)[0])
+    list(repair(first.path))
+    assert contents(first.path) == whole
+    assert all(place.encode() not in canonical_json(first.content) for place in ("here", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "dataset", "where"),
+    [
+        ("data/a.jsonl", "", "{}/data/a.jsonl"),
+        ("data/*.jsonl", "", "{}/data/*.jsonl"),
+        ("data:ko@train", "data", "{}/data:ko@train"),
+        ("my/data:ko", "my/data", "my/data:ko"),
+    ],
+)
+def test_only_what_lies_here_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, dataset: str, where: str) -> None:
+    """The last one is of the Hub, since there is no such folder."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = Input(spec, "a", "lines", (), {"dataset": dataset} if dataset else {})
+    assert whereabouts(given) == where.format(tmp_path)
+
+
+def test_a_manifest_that_knows_only_a_relative_name_says_from_where_to_repair(tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier versions wrote it. The name could be one of the Hub's, which is not asked."""
+    (tmp_path / "my" / "data").mkdir(parents=True)
+    lines(tmp_path / "my" / "data" / "a.jsonl")
+    prepared = prepare(tmp_path / "my" / "data", shard_bytes=4000)
+    (prepared.path / MANIFEST).unlink()
+    write_manifest(prepared.path, prepared.content, {**prepared.manifest["run"], "inputs": ["my/data"]})
+    whole = contents(prepared.path)
+    flip(data_files(prepared.path)[0])
+    monkeypatch.chdir(tmp_path / "my")
+    with pytest.raises(
+        SourceError, match=r"my/my/data: no such file.*run repair in the directory where prepare was given my/data, or name the input with --dataset"
+    ):
+        list(repair(prepared.path))
+    monkeypatch.chdir(tmp_path)
+    list(repair(prepared.path))
+    assert contents(prepared.path) == whole
 
 
 def test_a_range_that_other_files_have_pushed_along_is_found(tmp_path: Path, prepare: PrepareIt) -> None:

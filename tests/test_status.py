@@ -15,6 +15,7 @@ import pytest
 
 from moai import distributed
 from moai.errors import ConfigError
+from moai.files import canonical_json
 from moai.status import StatusConfig, show
 
 RunIt = Callable[..., subprocess.CompletedProcess[str]]
@@ -152,3 +153,49 @@ def test_a_real_preparation_is_seen_at_work_and_at_its_end(tmp_path: Path, token
     lines = look(tmp_path / "cache")
     assert line(lines, "state") == "ready"
     assert line(lines, "result").startswith(str(tmp_path / "cache" / "datasets"))
+
+
+ATTEMPT = """
+import sys
+from pathlib import Path
+from moai import distributed
+from moai.recipes.attempts import attempt
+distributed.HEARTBEAT_SECONDS = 0.2
+launch = distributed.Status.open(Path(sys.argv[1]), sys.argv[2]) if sys.argv[2:] else None
+with attempt(Path(sys.argv[1]), "a" * 40):
+    print("begun", flush=True)
+    input()
+launch and launch.end("ready")
+"""
+
+
+def test_work_that_is_no_launch_is_shown_by_its_attempt_as_long_as_it_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moai.status.HEARTBEAT_SECONDS", 0.2)
+    (tmp_path / "attempts" / "gc-1").mkdir(parents=True)
+    (tmp_path / "attempts" / "gc-1" / "owner.json").write_bytes(canonical_json(distributed.owner()))
+    process = subprocess.Popen([sys.executable, "-c", ATTEMPT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    lines = look(tmp_path)
+    assert line(lines, "attempt").startswith("a" * 24)
+    assert line(lines, "state") == "preparing"
+    assert line(lines, "preparer").startswith(f"pid {process.pid} on ")
+    assert line(lines, "heartbeat").startswith("moved 0.")
+    watching = show(StatusConfig(cache_dir=str(tmp_path), watch=True))
+    assert next(watching).startswith("attempt")
+    process.communicate("\n", timeout=150)
+    assert "no launch has left a status file" in list(watching)[-1]
+
+
+def test_an_attempt_is_not_shown_beside_its_launch_and_a_killed_one_is_dead(tmp_path: Path) -> None:
+    (tmp_path / "attempts").mkdir()
+    for words in ([str(tmp_path), "one"], [str(tmp_path)]):
+        process = subprocess.Popen([sys.executable, "-c", ATTEMPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+        process.communicate()
+        lines = look(tmp_path)
+        assert [text for text in lines if text.startswith("launch")] == ["launch       one"]
+        assert len([text for text in lines if text.startswith("attempt")]) == (len(words) == 1)
+        assert all("dead: its process ended without a word" in text for text in lines if text.startswith("state"))

@@ -12,13 +12,12 @@ the shape of one, names nothing outside, and lists regular files of just these s
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,33 +25,16 @@ from typing import Any
 from moai.errors import DamagedError
 from moai.files import canonical_json, digest_json, is_plain_name
 from moai.fsops import kind_of, look_at, read_regular
+from moai.recipes.formats import FORMATS, PRETRAINING, misfits
 from moai.sinks.arrow import features
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = FORMATS[PRETRAINING].version
 MANIFEST = "manifest.json"
 
 
 _POLL_SECONDS = 0.1
 _MOST_BYTES = 1 << 28
 """A manifest takes some 350 bytes a shard: this is hundreds of thousands of them. A file beyond is none, and is not read into memory."""
-_SHARD = {
-    "file": (str, type(None)), "rows": int, "bytes": int, "xxh3_128": str, "shard_key": str, "source": str, "documents": int, "tokens": int, "raw_digest": str,
-}  # fmt: skip
-_SHAPE = {
-    "content": {
-        "format_version": int, "recipe": str, "config": dict, "seq_len": int, "packing": str, "dtype": frozenset({"uint16", "uint32"}), "vocab_size": int,
-        "tokenizer": {"tokenizer_sha256": str, "eos_id": int, "bos_id": (int, type(None)), "eos_token": str}, "tokenizer_digest": str,
-        "rows": int, "tokens": int, "fill_rate": float, "documents": int, "records": {"read": int, "kept": int, "filtered": int, "quarantined": int},
-        "filtered": {"*": int}, "quarantined": {"*": int}, "token_counts": {"text": int, "eos": int, "rows": int, "*": int},
-        "sources": [{"name": str, "kind": str, "shards": int}], "shards": [_SHARD], "files": [{"file": str, "bytes": int, "xxh3_128": str}],
-    },
-    "content_digest": str, "run": dict,
-}  # fmt: skip
-"""What a reader relies on. In a list every entry has the shape, and under `*` every value of an object; numbers are not negative."""
-_CHAT_SHAPE = {
-    "template": {"source": str, "with_tools": str, "tokens": {"*": str}, "date": (str, type(None))}, "counts": {"examples": int, "turns": int, "*": int},
-}  # fmt: skip
-"""Of `content.chat`, which only conversations have."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +59,24 @@ class Prepared:
         return is_chat(self.manifest)
 
     @classmethod
-    def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0) -> Prepared:
+    def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0, recipe: str | None = PRETRAINING) -> Prepared:
         """Raises DamagedError, naming file and difference, unless the manifest is whole and every file has its size.
 
+        recipe  what the directory must be; None for any that moai makes
         A directory that another process has just published may show up late on a shared file system: so long its absence is not believed.
         """
         deadline = time.monotonic() + patience_seconds
         while True:
             try:
-                return cls._open(path, memory_mode)
+                return cls._open(path, memory_mode, recipe)
             except DamagedError as error:
                 if not isinstance(error.__cause__, FileNotFoundError) or time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_SECONDS)
 
     @classmethod
-    def _open(cls, path: Path, memory_mode: str) -> Prepared:
-        manifest = read_manifest(path)
+    def _open(cls, path: Path, memory_mode: str, recipe: str | None) -> Prepared:
+        manifest = read_manifest(path, recipe)
         again = f"remove {path} and prepare again, or mend it: python -m moai repair {path}"
         for name, size in file_sizes(manifest).items():
             try:
@@ -107,8 +90,11 @@ class Prepared:
         return cls(path, manifest, memory_mode)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a prepared directory. Raises DamagedError if it is absent, cut, changed in any bit, of another shape, or names odd files."""
+def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any]:
+    """The manifest of a prepared directory; with None, of any recipe.
+
+    Raises DamagedError if it is absent, cut, changed in any bit, of another recipe or shape, or names odd files.
+    """
     file = path / MANIFEST
     again = f"remove {path} and prepare again: finished shards are reused"
     try:
@@ -120,7 +106,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             and said == digest_json(manifest)
             and manifest["content_digest"] == digest_json(manifest["content"])
         )
-        version = manifest["content"]["format_version"]
+        version, made_by = manifest["content"]["format_version"], str(manifest["content"].get("recipe"))
     except FileNotFoundError as error:
         raise DamagedError(
             f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish; in a cache, remove it and prepare again"
@@ -129,10 +115,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{file}: not readable as a manifest ({type(error).__name__}: {str(error)[:200]}); {again}") from error
     if not same:
         raise DamagedError(f"{file}: its text does not match its own digest; {again}")
-    if version != FORMAT_VERSION:
-        raise DamagedError(f"{file}: format {str(version)[:40]}, this moai reads {FORMAT_VERSION}; prepare again")
-    misfits = [_misfits(manifest, _SHAPE, ""), *([_misfits(manifest["content"]["chat"], _CHAT_SHAPE, "content.chat")] if is_chat(manifest) else [])]
-    if misfit := next(itertools.chain.from_iterable(misfits), None):
+    if made_by not in FORMATS:
+        raise DamagedError(f"{file}: recipe {made_by[:40]!r}, which is none of this moai's ({', '.join(FORMATS)}); prepare again")
+    if recipe not in (made_by, None):
+        raise DamagedError(f"{path}: was made by {FORMATS[made_by].command}; what is needed here is made by {FORMATS[str(recipe)].command}")
+    if version != FORMATS[made_by].version:
+        raise DamagedError(f"{file}: format {str(version)[:40]}, this moai reads {FORMATS[made_by].version}; prepare again")
+    if misfit := next(misfits(manifest, made_by), None):
         raise DamagedError(f"{file}: no manifest that moai wrote: {misfit}; {again}")
     _check_names(file, manifest)
     return dict(manifest)
@@ -191,32 +180,3 @@ def _check_names(file: Path, manifest: Mapping[str, Any]) -> None:
         raise DamagedError(f"{file}: lists {name} more than once")
     if any((shard["file"] is None) != (shard["rows"] == 0) for shard in content["shards"]):
         raise DamagedError(f"{file}: a shard has rows and no file, or a file and no rows")
-
-
-def _misfits(value: Any, shape: Any, place: str) -> Iterator[str]:
-    """Where `value` is not as `shape` says, in words."""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            yield f"{place or 'the top'} is no object"
-            return
-        for name, inner in shape.items():
-            if name == "*":
-                for key, entry in value.items():
-                    yield from _misfits(entry, inner, f"{place}.{key[:40]}")
-            elif name not in value:
-                yield f"{place}.{name} is absent".lstrip(".")
-            else:
-                yield from _misfits(value[name], inner, f"{place}.{name}".lstrip("."))
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            yield f"{place} is no list"
-            return
-        for index, entry in enumerate(value):
-            yield from _misfits(entry, shape[0], f"{place}[{index}]")
-    elif isinstance(shape, frozenset):
-        if not isinstance(value, str) or value not in shape:
-            yield f"{place} is {str(value)[:40]!r}"
-    elif isinstance(value, bool) or not isinstance(value, shape):
-        yield f"{place} is {str(value)[:40]!r}"
-    elif isinstance(value, int | float) and value < 0:
-        yield f"{place} is {value}"

@@ -175,7 +175,7 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         saving = time.monotonic()
         made_how = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": planned.num_proc.value,
-            "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused, "inputs": [os.fsencode(given.spec).decode("utf-8", "backslashreplace") for given in wanted.inputs],
+            "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused,
             "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
         }  # fmt: skip
         path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how, wanted.template)

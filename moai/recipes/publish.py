@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 _FEW = 10
 """This many bad records never fail a run, whatever their share."""
-_WAY_OUT = {False: "nothing to train on", True: "nothing is held out: raise --eval_ratio, or leave it away"}
+_WAYS_OUT = {
+    "too_long": "raise --seq_len, or cut them by --long_examples truncate",
+    "untrained": 'only what the assistant says is learned: give the conversations answers, not all of them with "weight": 0 or "train": false',
+}
 _LEAST_RECORD_BYTES = 8
 """Nominal bytes that a record takes at least, compressed ones included: how many may still come."""
 
@@ -83,11 +86,18 @@ def publish(
     failpoint("dataset.begin")
     content = _content(cache, staged, config, tokenizer, parts, bad, template)
     if not content["rows"]:
-        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; {_WAY_OUT[config.held_out]}")
+        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; {_way_out(config, content)}")
     failpoint("dataset.manifest")
-    write_manifest(staged, content, run)
+    write_manifest(staged, content, {**run, "inputs": [whereabouts(part.given) for part in parts]})
     publish_directory(staged, final)
     return final
+
+
+def whereabouts(given: Input) -> str:
+    """What a person named, so that it is found from any directory; the name of a Hub dataset stays. It stands in `run` only: no key knows where data lies."""
+    is_local = not given.origin or Path(given.origin["dataset"]).expanduser().exists()
+    where = str(Path(given.spec).expanduser().absolute()) if is_local else given.spec
+    return os.fsencode(where).decode("utf-8", "backslashreplace")
 
 
 def _holds(final: Path, parts: Sequence[Part]) -> bool:
@@ -245,6 +255,12 @@ def _sum(many: Iterator[dict[str, int]]) -> Counter[str]:
 
 def _group(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
     return {name.removeprefix(prefix): number for name, number in sorted(counts.items()) if name.startswith(prefix)}
+
+
+def _way_out(config: DataConfig, content: Mapping[str, Any]) -> str:
+    if config.held_out:
+        return "nothing is held out: raise --eval_ratio, or leave it away"
+    return "; ".join(["nothing to train on", *(way for reason, way in _WAYS_OUT.items() if content["filtered"].get(reason))])
 
 
 def _losses(content: Mapping[str, Any]) -> str:

@@ -32,10 +32,10 @@ from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, digest_json, link_or_copy, publish_directory
 from moai.recipes.entity_coref import report, statistics
 from moai.recipes.entity_coref.assembly import Wanted
-from moai.recipes.entity_coref.manifest import FORMAT_VERSION, read_manifest, write_manifest
+from moai.recipes.entity_coref.manifest import FORMAT_VERSION, read_manifest
 from moai.recipes.entity_coref.selection import Selection, names_of
 from moai.recipes.identity import compare, dataset_key
-from moai.recipes.prepared import write_file
+from moai.recipes.prepared import write_file, write_manifest
 from moai.recipes.publish import Part, bad_records
 from moai.sinks.tables import features
 from moai.transforms.coref_placement import SKIPS
@@ -95,7 +95,7 @@ def publish(wanted: Wanted, attempt: Path, corpus: Corpus, run: Mapping[str, Any
     staged = attempt / "corpus"
     staged.mkdir()
     content = _content(wanted, staged, corpus, bad)
-    write_file(staged / "metadata.json", json.dumps(_metadata(content, run), indent=1, ensure_ascii=False).encode())
+    write_file(staged / "metadata.json", json.dumps(metadata(content, run), indent=1, ensure_ascii=False).encode())
     write_manifest(staged, content, {**run, "plan_key": wanted.key, "plan": {**wanted.fields, "columns": None}})
     failpoint("coref.publish", staged)
     if wanted.output.exists():
@@ -217,7 +217,8 @@ def _source(part: Part) -> dict[str, Any]:
             "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
 
 
-def _metadata(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+def metadata(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """What metadata.json says, in the form of the prior program; all of it follows from the manifest."""
     return {
         "dataset_type": "entity_coreference_v2", "version": "2.0", "num_samples": content["rows"], "seq_len": content["seq_len"], "created_at": run["created"],
         "source_datasets": [source["name"] for source in content["sources"]], "num_unique_entities": content["entities"]["unique"],
