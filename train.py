@@ -98,8 +98,11 @@ def say(line: str, error: MoaiError, environ: Mapping[str, str]) -> None:
     """On the console, but what all ranks raise together only once."""
     if SHARED in getattr(error, "__notes__", ()) and ranks(environ).rank:
         logger.info(line)
-    else:
+        return
+    try:
         print(line, file=sys.stderr)
+    except OSError:  # a terminal that was closed
+        logger.info(line)
 
 
 def tell_launcher(error: MoaiError, environ: Mapping[str, str]) -> None:

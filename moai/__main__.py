@@ -239,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[words[0]](words[1:])
     except MoaiError as error:
-        print(f"python -m moai {words[0]}: error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            print(f"python -m moai {words[0]}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"python -m moai {words[0]}: stopped; finished shards are kept, run again to go on from them", file=sys.stderr)

@@ -107,7 +107,7 @@ def build_once(
 
     `prepare` gets a function to report progress with: a dict whose "line" is shown by the waiting ranks. It runs in rank 0,
     or in local rank 0 of every node when the cache is the node's own.
-    Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on SIGINT and SIGTERM.
+    Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on SIGINT, SIGTERM and SIGHUP.
     """
     shared = cache_scope(cache, scope) == "shared" or ranks.nodes == 1
     launch = launch_id(ranks, shared=shared, environ=environ)

@@ -15,7 +15,7 @@ moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it ha
     ├── DamagedError           a prepared directory that differs from its manifest
     ├── WorkerDied             a worker process ended without a receipt
     ├── PreparationFailed      what a waiting rank raises, with the preparer's cause
-    └── Interrupted            SIGINT or SIGTERM; committed work is kept
+    └── Interrupted            SIGINT, SIGTERM or SIGHUP; committed work is kept
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class PreparationFailed(MoaiError):
 
 
 class Interrupted(MoaiError):
-    """`signum` decides the exit code: 130 for SIGINT, 143 for SIGTERM."""
+    """`signum` decides the exit code: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

@@ -31,9 +31,10 @@ def page(title: str, parts: Iterable[str], *, style: str = "", lang: str = "en")
 
 
 def bars(rows: Iterable[tuple[str, int, float, str]]) -> str:
-    """A table of (name, number, length of the bar from 0 to 1, its class)."""
-    lines = (
-        f"<tr><td class=name>{escape(name)}</td><td class=number>{number:,}</td><td><div class='bar {style}' style='width:{share:.2%}'></div></td></tr>"
-        for name, number, share, style in rows
-    )
+    """A table of (name, number, length of the bar from 0 to 1, its class). Nothing has no bar, a little has the thinnest."""
+    lines = (f"<tr><td class=name>{escape(name)}</td><td class=number>{number:,}</td><td>{_bar(share, style)}</td></tr>" for name, number, share, style in rows)
     return f"<table>{''.join(lines)}</table>"
+
+
+def _bar(share: float, style: str) -> str:
+    return f"<div class='bar {style}' style='width:{share:.2%}'></div>" if share else ""

@@ -25,6 +25,8 @@ from moai.tokenizer import load_tokenizer
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell: what is ignored here would be ignored in every child, and no Ctrl-C could be tried.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # likewise by nohup; what is handled here is not ignored there, and the tests go on without a terminal
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 ROOT = Path(__file__).parent.parent

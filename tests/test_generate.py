@@ -1,11 +1,16 @@
 """python -m moai generate: what the model would say, from a model that has learned to count, and one line for what cannot be opened."""
 
 import io
+import json
+import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_training import train_here
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from moai.__main__ import main
 from moai.config import resolve
@@ -70,6 +75,94 @@ def test_a_letter_is_written_when_all_its_bytes_are_there(run):
         stream.put(torch.tensor([number]))
     stream.end()
     assert [piece for piece in pieces if piece] == ["가", "a", "\n"]
+
+
+TEXTS = (
+    "서울은 대한민국의 수도이다. 뷁 힣 쀍, 한자 漢字도 있다.", "👩‍👩‍👧‍👦🏳️‍🌈 👍🏽 e\u0301 𝒳𠮷", "def f(x):\n    return {'a': [1, 2]}\n\n\n# 끝  ", "  앞과 뒤에 공백  ",
+    "it 's said , don 't . \ufffd\ufffd 가", "", "한글 " * 300 + "뷁" * 300,
+)  # fmt: skip
+
+
+def trained(model, decoder, **before):
+    """A tokenizer of 400 ids or so, which spells in bytes, pieces or letters what it has no token for."""
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoder
+    for name, part in before.items():
+        setattr(tokenizer, name, part)
+    kind = {"BPE": trainers.BpeTrainer, "WordPiece": trainers.WordPieceTrainer, "Unigram": trainers.UnigramTrainer}[type(model).__name__]
+    more = {"unk_token": "<unk>"} if type(model) is models.Unigram else {}
+    more |= {"end_of_word_suffix": "</w>"} if isinstance(decoder, decoders.BPEDecoder) else {}
+    if type(tokenizer.pre_tokenizer).__name__ == "ByteLevel":
+        more["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(TEXTS[2:5], kind(vocab_size=420, show_progress=False, special_tokens=["<unk>", "<s>"], **more))
+    if getattr(model, "byte_fallback", False):
+        tokenizer = Tokenizer.from_str(json.dumps(with_bytes(json.loads(tokenizer.to_str()))))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+
+
+def with_bytes(described):
+    """A letter that training has not seen is spelt in these."""
+    vocabulary = described["model"]["vocab"]
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    return described
+
+
+MADE = {
+    "shipped": lambda: PreTrainedTokenizerFast.from_pretrained(Path(__file__).parent.parent / "tokenizers" / "demo"),
+    "bytes": lambda: trained(models.BPE(), decoders.ByteLevel(), pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "byte fallback": lambda: trained(
+        models.BPE(byte_fallback=True, unk_token="<unk>"),
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
+        normalizer=normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+    ),
+    "word pieces": lambda: trained(models.WordPiece(unk_token="<unk>"), decoders.WordPiece(), pre_tokenizer=pre_tokenizers.BertPreTokenizer()),
+    "unigram": lambda: trained(models.Unigram(), decoders.Metaspace(), pre_tokenizer=pre_tokenizers.Metaspace()),
+    "ends of words": lambda: trained(
+        models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"), decoders.BPEDecoder(), pre_tokenizer=pre_tokenizers.WhitespaceSplit()
+    ),
+}
+
+
+class Counting:
+    """A tokenizer that remembers the most ids it was asked to decode at once."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.most = tokenizer, 0
+
+    def decode(self, ids, **how):
+        self.most = max(self.most, len(ids))
+        return self.tokenizer.decode(ids, **how)
+
+
+def streamed(tokenizer, ids):
+    """The pieces written for `ids`, and the most ids decoded at once."""
+    pieces, counting = [], Counting(tokenizer)
+    stream = Stream(counting, pieces.append)
+    stream.put(torch.tensor([[1, 2]]))  # the prompt
+    for number in ids:
+        stream.put(torch.tensor([number]))
+    stream.end()
+    return pieces, counting.most
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_what_is_written_piece_by_piece_is_what_all_tokens_say_together(made):
+    """With special tokens strewn in, which are not shown, and a model's nonsense at the end. A token costs the same however many came before."""
+    tokenizer, draw = MADE[made](), random.Random(7)
+    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        for number in special:
+            ids.insert(draw.randint(0, len(ids)), number)
+        pieces, most = streamed(tokenizer, ids)
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) + "\n"
+        assert not [piece for piece in pieces if "\ufffd" in piece and "\ufffd" not in text]
+        assert most <= 64
+    nonsense = [draw.randrange(len(tokenizer)) for _ in range(2000)]
+    assert streamed(tokenizer, nonsense)[1] <= 64
+    endless = [*tokenizer("가", add_special_tokens=False)["input_ids"][:1] * 500, *special * 500]
+    assert streamed(tokenizer, endless)[1] <= 64
 
 
 def test_what_cannot_be_opened_is_one_line(run, tmp_path, capsys):

@@ -5,6 +5,7 @@ Ranks are real processes that run train.py's `main`, forked from a server that h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -189,7 +190,7 @@ def checkpoints(output: Path) -> list[str]:
 
 PLACES = {
     "step.end:3": 2, "checkpoint.model:2": 2, "checkpoint.record:2": 2, "checkpoint.optimizer:2": 2, "checkpoint.random:2": 2, "checkpoint.state:2": 2,
-    "checkpoint.complete:2": 4, "checkpoint.rotate:1": 6, "final_model.rename:1": 6,
+    "checkpoint.complete:2": 4, "checkpoint.rotate:1": 6, "final_model.rename:1": 6, "final_model.placed:1": 6,
 }  # fmt: skip
 SAMPLE = ("checkpoint.state:2", "final_model.rename:1")
 
@@ -213,6 +214,17 @@ def test_every_place_where_saving_can_be_killed_is_tested_above(place: Place, un
     assert launch.wait() == [0]
     passed = {path.name.rpartition(".")[0] for path in (launch.folder / "points").iterdir()}
     assert {name for name in passed if name.startswith(("checkpoint.", "final_model.", "step."))} == {at.partition(":")[0] for at in PLACES}
+
+
+def test_a_kill_of_a_run_that_went_on_for_longer_leaves_the_model_it_had(place: Place, undisturbed: Course, tmp_path: Path) -> None:
+    finished(place, tmp_path / "out", 1)
+    model = tmp_path / "out" / "final_model" / "model.safetensors"
+    longer = ("--resume_from_checkpoint", "--max_steps", STEPS + 2)
+    killed = place.launch(tmp_path / "out", *longer, failpoint="final_model.rename:1=kill")
+    assert killed.wait() == [-signal.SIGKILL]
+    assert model.read_bytes() == undisturbed.weights
+    assert place.launch(tmp_path / "out", *longer).wait() == [0]
+    assert model.read_bytes() != undisturbed.weights
 
 
 def test_torchrun_that_restarts_its_ranks_goes_on_from_the_newest_complete_checkpoint(place: Place, undisturbed_pair: Course, tmp_path: Path) -> None:
@@ -247,16 +259,57 @@ def test_sigterm_to_torchrun_saves_the_step_in_all_ranks(place: Place, undisturb
     assert finished(place, tmp_path / "out", 2, "--resume_from_checkpoint") == undisturbed_pair
 
 
-@pytest.mark.parametrize("at", ["step.end:3", "checkpoint.model:1"])
-def test_a_rank_told_alone_takes_all_others_along(place: Place, undisturbed: Course, tmp_path: Path, at: str) -> None:
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def drained(terminal: int) -> bool:
+    """What was written is read, since nobody can write to a full terminal."""
+    with contextlib.suppress(OSError):  # no more there, or the other side is closed
+        while os.read(terminal, 1 << 16):
+            pass
+    return True
+
+
+@pytest.mark.parametrize("launcher", [("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), ()], ids=["torchrun", "python"])
+def test_a_terminal_that_is_closed_saves_the_step(
+    place: Place, undisturbed: Course, undisturbed_pair: Course, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    """A real one, hung up: nothing that is said afterwards can be written anywhere, and the readers of rows hear the signal, too."""
+    (tmp_path / "points").mkdir()
+    ours, theirs = os.openpty()
+    ranks = 2 if launcher else 1
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *place.flags(tmp_path / "out", ranks, "--dataloader_num_workers", 1)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", **armed(tmp_path / "points", f"step.end:{3 * ranks}=pause")}
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, *command], env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        wait_for(tmp_path / "points" / f"step.end.{3 * ranks}", lambda: drained(ours) and process.poll() is None)
+        os.close(ours)
+        (tmp_path / "points" / "go").touch()
+    assert process.returncode == (1 if launcher else 129)
+    step = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert step in (3, 4)
+    log = (tmp_path / "out" / "logs" / "rank0.log").read_text()
+    assert f"stopped by SIGHUP, with {tmp_path}/out/checkpoint-{step} saved at step {step}" in log
+    assert finished(place, tmp_path / "out", ranks, "--resume_from_checkpoint").steps == (undisturbed_pair if launcher else undisturbed).steps
+
+
+@pytest.mark.parametrize(("at", "by"), [("step.end:3", signal.SIGTERM), ("checkpoint.model:1", signal.SIGHUP)])
+def test_a_rank_told_alone_takes_all_others_along(place: Place, undisturbed: Course, tmp_path: Path, at: str, by: signal.Signals) -> None:
     launch = place.launch(tmp_path / "out", ranks=2, failpoint=f"{at}=pause")
     told = launch.paused(at.replace(":", "."))
-    os.kill(launch.processes[told].pid, signal.SIGTERM)
-    os.kill(launch.processes[told].pid, signal.SIGTERM)  # by the launcher, for the same reason
+    os.kill(launch.processes[told].pid, by)
+    os.kill(launch.processes[told].pid, by)  # by the launcher, for the same reason
     launch.go()
-    assert launch.wait() == [143, 143], launch.said()
+    assert launch.wait() == [128 + by, 128 + by], launch.said()
     assert launch.words() == [
-        f"train.py: interrupted: stopped by SIGTERM, with {tmp_path}/out/checkpoint-2 saved at step 2; --resume_from_checkpoint auto goes on from it"
+        f"train.py: interrupted: stopped by {by.name}, with {tmp_path}/out/checkpoint-2 saved at step 2; --resume_from_checkpoint auto goes on from it"
     ]
     assert launch.words(1) == []
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]

@@ -284,7 +284,7 @@ def run_prepare(dataset: Path, cache: Path, *flags: str, **more: Any) -> subproc
     return subprocess.run(prepare_command(dataset, cache, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_run_goes_on_from_its_finished_shards(corpus: Path, tmp_path: Path, stop: signal.Signals) -> None:
     reference = make(corpus, tmp_path / "reference", shard_bytes=SHARD_BYTES)
     cache = tmp_path / "cache"

@@ -305,6 +305,23 @@ def test_a_signal_to_the_wrapper_ends_every_rank(checkout: Path, stop: signal.Si
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_nohup_reaches_the_launcher_and_every_rank(checkout: Path) -> None:
+    """The mask of ignored signals is the kernel's; torch's agent takes SIGHUP from under nohup unless it is told not to."""
+    command = ["sh", "-c", "trap '' HUP; exec ./pretrain.sh"]
+    process = subprocess.Popen(command, cwd=checkout, env=environment(checkout, CUDA_VISIBLE_DEVICES="", UNTIL_KILLED="1"),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        while len(ranks(checkout)) < 2:
+            assert process.poll() is None, "ended before its ranks began"
+            time.sleep(0.05)
+        for pid in (process.pid, *(rank["pid"] for rank in ranks(checkout))):
+            ignored = int(re.findall(r"SigIgn:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16)
+            assert ignored & 1 << signal.SIGHUP - 1
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
 def test_continued_pretraining_takes_old_weights_and_next_data(checkout: Path) -> None:
     without = wrapper(checkout, "pretrain_cont.sh")
     assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)

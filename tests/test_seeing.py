@@ -24,6 +24,7 @@ import torch
 from moai.__main__ import main as moai
 from moai.config import resolve
 from moai.distributed import ranks
+from moai.pages import bars
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.tokenizer import load_file
@@ -326,6 +327,11 @@ def test_shares_stack_to_the_top() -> None:
     low, high = re.findall(r"<polygon points='([^']*)'", svg)
     assert low == "50.0,190.0 550.0,190.0 550.0,53.5 50.0,144.5"
     assert high.endswith("550.0,8.0 50.0,8.0")
+
+
+def test_nothing_has_no_bar_and_a_little_has_one() -> None:
+    none, little = bars([("none", 0, 0.0, ""), ("little", 1, 1e-9, "")]).split("</tr>")[:2]
+    assert ("class='bar" in none, "class='bar" in little) == (False, True)
 
 
 def test_a_run_that_has_just_begun_has_a_page() -> None:

@@ -1,6 +1,7 @@
 """FSDP2 on real ranks, its checkpoints and its model; and the shipped accelerate configurations, read as accelerate reads them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, output, how, *more, ranks=2, accumulation=2, code=0):
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", ranks, "--main_process_port", launch.free_port(), ROOT / "tests/sharded_run.py",
+def run(place, output, how, *more, ranks=2, accumulation=2, code=0, before=()):
+    command = [*before, sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", ranks, "--main_process_port", launch.free_port(), ROOT / "tests/sharded_run.py",
                place / "prepared", place / "tokenizer", "--model_config", place / "model.json", "--output_dir", output, *FLAGS,
                "--gradient_accumulation_steps", accumulation, *more]  # fmt: skip
     done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
@@ -78,6 +79,18 @@ def test_fsdp2_goes_on_where_it_was(place, sharded):
     assert losses(place / "resumed") == pytest.approx(losses(sharded), abs=1e-5)
     assert len(losses(sharded)) == 6
     assert sorted(path.name for path in (place / "resumed").glob("checkpoint-*")) == ["checkpoint-6"]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_at_once(place, sharded, tmp_path):
+    """A small real one. While it wrote, rank 0 alone would fail, with the other waiting for it in a gather."""
+    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$0" && exec "$@"', tmp_path]
+    if subprocess.run([*small, "true"], check=False).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    written = sum(path.stat().st_size for path in (sharded / "checkpoint-3").iterdir())
+    text = run(place, tmp_path, FSDP2, before=small, code=1)
+    needed, free = map(float, re.findall(rf"{tmp_path}/checkpoint-3: it takes (\S+) GB, and (\S+) GB are free, so it is not complete; free space", text)[0])
+    assert 0.7 * written < needed * 1e9 < written
+    assert free < 0.0004
 
 
 @pytest.mark.long

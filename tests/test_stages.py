@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import tiny_run
 
+from moai import failpoints
 from moai.config import resolve
 from moai.distributed import Ranks
-from moai.errors import ConfigError, SourceError
+from moai.errors import ConfigError, SourceError, StorageError
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.recipes.pretraining import prepare
@@ -112,6 +113,11 @@ def test_every_model_has_the_names_that_people_look_for(run: Path, place: Path) 
     AutoModelForCausalLM.from_pretrained(run / "final_model")
 
 
+def test_the_page_and_the_card_of_a_stage_name_its_run(run: Path) -> None:
+    assert "<title>out, stage_1: training</title>" in (run / "stage_1" / "training.html").read_text()
+    assert (run / "final_model" / "README.md").read_text().startswith("# out, stage_1\n")
+
+
 def test_held_out_documents_are_evaluated_and_never_trained_on(run: Path, place: Path) -> None:
     for stage, source in (("stage_0", "first"), ("stage_1", "second")):
         newest = max((run / stage).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -143,36 +149,34 @@ def test_nothing_held_out_is_said(place: Path) -> None:
 
 
 def test_finished_stages_are_not_repeated(run: Path, place: Path, train_py: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash in the second stage, a second one just before its model is in its place, and then nothing is left to do."""
+    """A crash in the second stage, one just before its model is in its place and one just after it, and then nothing is left to do."""
     copy = place / "crashed"
     shutil.copytree(run, copy, symlinks=True)
     shutil.rmtree(copy / "stage_1" / "final_model")
     (copy / "final_model").unlink()
     (copy / "final_model").symlink_to("stage_0/final_model")
-    newest = max((copy / "stage_1").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     before = (copy / "stage_0" / "summary.json").stat().st_mtime_ns
     with pytest.raises(ConfigError, match=r"holds a run already \(newest: stage_1\)"):
         train_py(*command(place, copy)[1:])
     resume = command(place, copy, "--resume_from_checkpoint")[1:]
-    with monkeypatch.context() as crash:
-        crash.setattr(Path, "rename", crash_at("final_model", Path.rename))
-        with pytest.raises(KeyboardInterrupt):
-            train_py(*resume)
-    assert os.readlink(copy / "final_model") == "stage_1/final_model", "a model that is in its place has its other names"
-    assert f"Resuming from {newest}" in train_py(*resume)
+    for at, is_there in (("final_model.rename", False), ("final_model.placed", True)):
+        with monkeypatch.context() as crash:
+            crash.setattr(failpoints, "_armed", failpoints.Armed(crash_folder(place, at), (at, 1), "raise"))
+            with pytest.raises(StorageError, match=f"failpoint {at}, so it is not complete"):
+                train_py(*resume)
+        assert os.readlink(copy / "final_model") == "stage_0/final_model", "the model before keeps its name until there is another"
+        assert (copy / "stage_1" / "final_model").exists() == is_there
+        assert (copy / "final_model" / "model.safetensors").exists()
+    assert f"All 2 stages are finished: {copy / 'final_model'}" in train_py(*resume)
+    assert os.readlink(copy / "final_model") == "stage_1/final_model", "a model that is in its place gets its other names"
     assert (copy / "stage_0" / "summary.json").stat().st_mtime_ns == before
     assert (copy / "final_model" / "model.safetensors").read_bytes() == (run / "final_model" / "model.safetensors").read_bytes()
-    assert f"All 2 stages are finished: {copy / 'final_model'}" in train_py(*resume)
     group.leave(Ranks(world_size=2))  # as its ranks do: no group was made
 
 
-def crash_at(name: str, rename: Callable[..., Path]) -> Callable[..., Path]:
-    def crashing(path: Path, target: Path) -> Path:
-        if target.name == name:
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    return crashing
+def crash_folder(place: Path, at: str) -> Path:
+    (place / at).mkdir()
+    return place / at
 
 
 def test_a_finished_stage_of_other_data_is_refused(run: Path, place: Path, train_py: Callable[..., str]) -> None:

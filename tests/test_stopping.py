@@ -16,19 +16,20 @@ from moai.stopping import stoppable
 TIDYING = """
 import os, signal, sys
 from moai.stopping import stoppable
+first, second = (signal.Signals[name] for name in sys.argv[1:])
 try:
     with stoppable("all is kept"):
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), first)
         finally:
-            os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+            os.kill(os.getpid(), second)
             print("tidied up", flush=True)
 except Exception as error:
     sys.exit(f"{error} {error.exit_code}")
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_error_that_names_it(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=f"stopped by {signum.name}; all is kept") as stopped, stoppable("all is kept"):
@@ -38,11 +39,20 @@ def test_a_signal_is_an_error_that_names_it(signum: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "code", "printed", "said"), [("SIGTERM", 1, "tidied up\n", "stopped by SIGINT; all is kept 130\n"), ("SIGINT", 130, "", "")]
-)
-def test_tidying_up_is_ended_by_the_same_signal_only(second: str, code: int, printed: str, said: str) -> None:
-    ran = subprocess.run([sys.executable, "-c", TIDYING, second], capture_output=True, text=True, timeout=60)
+    ("first", "second", "code", "printed", "said"),
+    [("SIGINT", "SIGTERM", 1, "tidied up\n", "stopped by SIGINT; all is kept 130\n"), ("SIGINT", "SIGINT", 130, "", ""),
+     ("SIGHUP", "SIGHUP", 1, "tidied up\n", "stopped by SIGHUP; all is kept 129\n")],
+)  # fmt: skip
+def test_tidying_up_is_ended_by_the_same_signal_only(first: str, second: str, code: int, printed: str, said: str) -> None:
+    """Not by a second SIGHUP: the terminal sends one to the group, and the shell in it another to its children."""
+    ran = subprocess.run([sys.executable, "-c", TIDYING, first, second], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, printed, said)
+
+
+def test_a_process_that_was_started_to_outlive_its_terminal_does() -> None:
+    script = "trap '' HUP; exec \"$@\""
+    ran = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", TIDYING, "SIGHUP", "SIGHUP"], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "tidied up\n", "")
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:

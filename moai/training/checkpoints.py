@@ -10,6 +10,7 @@ A launcher that starts the ranks anew (`is_restart`) repeats the command of the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -187,6 +188,14 @@ def rotate(output_dir: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def check_room(place: Path, needed_bytes: int) -> None:
+    """Raises OSError where a checkpoint surely cannot fit, before anything of it is written. What a quota leaves is not seen here."""
+    status = os.statvfs(place.parent)
+    free = status.f_frsize * (status.f_bfree if os.geteuid() == 0 else status.f_bavail)
+    if status.f_blocks and free < needed_bytes:
+        raise OSError(errno.ENOSPC, f"it takes {needed_bytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free", str(place))
+
+
 @contextlib.contextmanager
 def storing(place: Path) -> Iterator[None]:
     """What a full or forbidden disk raises while `place` is written, in whatever words of whichever library, as StorageError."""
@@ -206,7 +215,7 @@ def _unwritten(error: Exception, place: Path) -> str | None:
     text = str(error)
     number = re.search(r"\(os error (\d+)\)", text)
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
+        return error.strerror or os.strerror(error.errno)
     if number:
         return os.strerror(int(number[1]))
     if "inline_container.cc" in text or "PytorchStreamWriter" in text:

@@ -22,6 +22,8 @@ from moai.training.checkpoints import newest_complete, weights_problem
 logger = logging.getLogger(__name__)
 
 STDIN = "-"
+_LONGEST_WAIT = 32
+"""Tokens that may wait for a whole letter, which takes four; more are no text, and are shown as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,32 +98,39 @@ def load(config: GenerateConfig) -> tuple[Any, Any]:
 
 
 class Stream:
-    """What transformers hands every new token to: writes the text so far, but for a letter whose bytes are not all there."""
+    """What transformers hands every new token to: writes what it adds to the text, once it is whole letters.
+
+    A token is decoded behind those before it, since many decoders drop a space at the beginning, but not behind all of them: each time
+    those that made the piece `shown` last, and those `waiting` since. So a token costs the same however long the text is.
+    """
 
     def __init__(self, tokenizer: Any, write: Callable[[str], Any]) -> None:
         self.tokenizer, self.write = tokenizer, write
-        self.ids: list[int] = []
-        self.written = 0
-        """Letters."""
+        self.tokens = 0
+        self.shown: list[int] = []
+        self.waiting: list[int] = []
         self._prompt_is_next = True
 
     def put(self, ids: Any) -> None:
         if self._prompt_is_next:
             self._prompt_is_next = False
             return
-        self.ids += ids.flatten().tolist()
-        self._tell(self._text().rstrip("\ufffd"))
+        for token in ids.flatten().tolist():
+            self.tokens += 1
+            self.waiting.append(token)
+            text = self._new_text()
+            if len(self.waiting) >= _LONGEST_WAIT or (text and not text.endswith("\ufffd")):
+                self.write(text)
+                self.shown, self.waiting = self.waiting if text else self.shown, []
 
     def end(self) -> None:
-        self._tell(self._text())
-        self.write("\n")
+        self.write(self._new_text() + "\n")
 
-    def _text(self) -> str:
-        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _new_text(self) -> str:
+        return self._decoded(self.shown + self.waiting)[len(self._decoded(self.shown)) :]
 
-    def _tell(self, text: str) -> None:
-        self.write(text[self.written :])
-        self.written = max(self.written, len(text))
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig, write: Callable[[str], Any]) -> None:
@@ -143,7 +152,7 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig
     model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=room, use_cache=True, streamer=stream,
                    pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id, **drawing)  # fmt: skip
     seconds = time.monotonic() - started
-    logger.info("%d tokens after %d, %.1f tokens/s", len(stream.ids), len(ids), len(stream.ids) / max(seconds, 1e-9))
+    logger.info("%d tokens after %d, %.1f tokens/s", stream.tokens, len(ids), stream.tokens / max(seconds, 1e-9))
 
 
 def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:

@@ -113,7 +113,8 @@ def is_broken(error: RuntimeError) -> bool:
 
 
 class Question:
-    """Does any rank say yes? Asked at every step, so the price is one all-reduced number that nobody waits for.
+    """The largest number that a rank says, 0 while all are silent. Asked at every step, so the price is one all-reduced number
+    that nobody waits for.
 
     On an accelerator the answer is that to the question before, since this one is only queued there: reading it at once would
     let the device run dry at the end of each step. On the CPU it is the answer to this one.
@@ -130,19 +131,19 @@ class Question:
         self._answer = self._said if on_cpu else torch.zeros(1, dtype=torch.int32, pin_memory=True)
         self._copied = None if on_cpu else torch.Event(device)
 
-    def ask(self, yes: bool) -> bool:
+    def ask(self, number: int) -> int:
         """A collective. The same answer in every rank."""
         if self.alone:
-            return yes
+            return number
         from torch.distributed import ReduceOp, all_reduce
 
         if self._copied is not None:
             self._copied.synchronize()  # of the step before: the device is past it
-        before = bool(self._answer)
-        self._said.fill_(yes)
+        before = int(self._answer)
+        self._said.fill_(number)
         all_reduce(self._said, ReduceOp.MAX)
         if self._copied is None:
-            return bool(self._answer)
+            return int(self._answer)
         self._answer.copy_(self._said, non_blocking=True)
         self._copied.record()
         return before

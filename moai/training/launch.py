@@ -21,6 +21,7 @@ from moai import resources
 from moai.config import Resolved, Setting, resolve
 from moai.errors import ConfigError, MoaiError
 from moai.recipes.options import DataConfig
+from moai.stopping import hangup_is_ignored
 from moai.training.arguments import TrainConfig
 from moai.training.sharding import check_launch
 from moai.training.stages import check_places, stages_of
@@ -109,7 +110,12 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     training = resolved[TrainConfig].require()
     check_places(training, [own for own, _ in stages_of(training, resolved[DataConfig])])
     print("\n".join(_summary(run, resolved, nodes)), file=sys.stderr)
-    return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join(nodes.launcher())})\nflags=({shlex.join(flags)})"
+    return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join([*_outliving(), *nodes.launcher()])})\nflags=({shlex.join(flags)})"
+
+
+def _outliving() -> list[str]:
+    """Under nohup: torch's agent would take SIGHUP all the same, and end the ranks by it."""
+    return ["env", "PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT"] if hangup_is_ignored() else []
 
 
 def config_path(name: str) -> str:

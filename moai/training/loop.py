@@ -120,6 +120,7 @@ class PackedTrainer(Trainer):
         """Raises StorageError in every rank when one cannot write its part, and leaves nothing behind that looks like a checkpoint."""
         place = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         tokens, _ = self._gathered()  # a collective: none may come after the first file, which may fail in one rank
+        group.together(partial(self._check_room, place), self.here)  # FSDP's own gathers do come after it
 
         def save() -> None:
             with checkpoints.storing(place):
@@ -131,6 +132,15 @@ class PackedTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(place, ignore_errors=True)
             raise
+
+    def _check_room(self, place: Path) -> None:
+        """Of a model that FSDP divides, whole weights are written twice; DeepSpeed's ranks each write their own."""
+        if self.args.should_save and not self.is_deepspeed_enabled:
+            untyped: Any = self
+            moments = [value for state in untyped.optimizer.state.values() for value in state.values() if hasattr(value, "element_size")]
+            weights = list(untyped.model.parameters()) * (2 if self.is_fsdp_enabled else 1)
+            with checkpoints.storing(place):
+                checkpoints.check_room(place, sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *moments]))
 
     def _write_checkpoint(self, model: Any, trial: Any, tokens: int) -> None:
         self._saved = replace(self.plan.record, position=self.plan.steps.position(self.state.global_step), tokens_seen=tokens)

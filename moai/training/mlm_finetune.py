@@ -16,6 +16,7 @@ from typing import Any
 from moai.config import option
 from moai.errors import ConfigError
 from moai.files import write_atomic
+from moai.training.final import FINAL, put, staging
 from moai.training.mlm import PadBatch, RandomMasking, in_batches, span_scores
 from moai.training.mlm_data import Corpus
 from moai.training.mlm_entry import run
@@ -84,8 +85,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     trainer.remove_callback(PrinterCallback)  # standard output is for the results
     logger.info("%s samples, %s held out, %s parameters", f"{len(train):,}", f"{len(held_out):,}", f"{model.num_parameters():,}")
     trainer.train(resume_from_checkpoint=config.resume or None)
-    trainer.save_model(str(output / "final_model"))
-    write_atomic(output / "final_model" / "tokenizer.json", Path(corpus.tokenizer.spec.path).read_bytes())
+    if trainer.args.should_save:
+        staged = staging(output / FINAL)
+        trainer.save_model(str(staged))
+        write_atomic(staged / "tokenizer.json", Path(corpus.tokenizer.spec.path).read_bytes())
+        put(staged, output / FINAL)
     history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     results = {"masking": config.masking, "steps": trainer.state.global_step, "eval_loss": trainer.evaluate()["eval_loss"]}
     if corpus.labelled:

@@ -18,6 +18,7 @@ from moai.pages import bars, page
 from moai.training import plots
 from moai.training.history import NAME, Entry, read
 from moai.training.plots import Curve
+from moai.training.report import run_of, title_of
 
 PAGE = "training.html"
 _STYLE = plots.STYLE + ".columns figure { min-width: 0; } details { margin: .6rem 0; } td { vertical-align: top; overflow-wrap: anywhere; }"
@@ -28,7 +29,7 @@ _SOURCES = 7
 def write_page(output_dir: Path) -> Path:
     """Raises OSError where the run has no history, or nothing can be written."""
     target = output_dir / PAGE
-    write_atomic(target, render(output_dir.absolute().name, read(output_dir / NAME), _settings(output_dir)).encode(), durable=False)
+    write_atomic(target, render(title_of(output_dir), read(output_dir / NAME), _settings(output_dir)).encode(), durable=False)
     return target
 
 
@@ -180,9 +181,8 @@ def _value(value: Any) -> str:
 
 def _settings(output_dir: Path) -> dict[str, dict[str, Any]]:
     """What train.py left, of the last session; nothing where it did not run. A stage has those of the run around it."""
-    place = output_dir if (output_dir / "settings.json").is_file() else output_dir.absolute().parent
     try:
-        found = json.loads((place / "settings.json").read_bytes())
+        found = json.loads((run_of(output_dir) / "settings.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return {name: entry for name, entry in found.items() if isinstance(entry, dict)} if isinstance(found, dict) else {}

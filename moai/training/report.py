@@ -50,7 +50,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         out = Path(self.output_dir)
-        run = out if (out / "settings.json").is_file() else out.parent  # of a stage: the run around it
+        run = run_of(out)
         return [
             f"Loss          {_loss(self.loss_first)} -> {_loss(self.loss_last)} in {self.steps:,} steps",
             f"Trained       {self.tokens_seen:,} tokens, {self.tokens_per_second:,.0f} tokens/s, {self.seconds:,.0f} s",
@@ -61,6 +61,18 @@ class Summary:
             f"Final model   {self.final_model}",
             f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {out / 'training.html'}, {run / 'logs'}, checkpoints",
         ]
+
+
+def run_of(output_dir: Path) -> Path:
+    """The run that a directory is a stage of, which has the settings; else the directory itself."""
+    around = output_dir.parent if output_dir.name else output_dir.absolute().parent
+    return around if not (output_dir / "settings.json").is_file() and (around / "settings.json").is_file() else output_dir
+
+
+def title_of(output_dir: Path) -> str:
+    """`moai-2b`, or of a stage `moai-2b, stage_1`."""
+    run, name = run_of(output_dir), output_dir.absolute().name
+    return name if run == output_dir else f"{run.absolute().name}, {name}"
 
 
 def save_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
@@ -89,7 +101,7 @@ def model_card(summary: Summary, *, content: Mapping[str, Any], architecture: st
     """README.md of final_model/, from the manifest. Language and licence are the user's to state: nobody else knows them."""
     sources = "\n".join(f"| {source['name']} | {source['documents']:,} | {source['tokens']:,} |" for source in content.get("sources", ()))
     table = f"\n| source | documents | tokens |\n|---|---:|---:|\n{sources}\n" if sources else ""
-    return f"""# {Path(summary.output_dir).name}
+    return f"""# {title_of(Path(summary.output_dir))}
 
 A causal language model ({architecture}, {summary.parameters:,} parameters, {summary.parameters_without_embeddings:,} without embeddings), trained with moai.
 

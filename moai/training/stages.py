@@ -21,11 +21,11 @@ from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.training import checkpoints, group
 from moai.training.arguments import AUTO, TrainConfig
+from moai.training.final import FINAL, point
 from moai.training.steps import wish_of
 
 logger = logging.getLogger(__name__)
 
-FINAL = "final_model"
 _GUIDES_NAME = "checkpoint"
 
 
@@ -76,7 +76,8 @@ def _stage(config: TrainConfig, number: int) -> TrainConfig:
 
 
 def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarted: bool = False) -> None:
-    """Refuse early, before hours of preparation, a place that holds another run, or none to go on with. Raises ConfigError."""
+    """Refuse early, before hours of preparation, a place that holds another run or its model, or none to go on with. Raises ConfigError."""
+    _check_model(config, restarted=restarted)
     if not config.sequential:
         checkpoints.check_place(config.resume_from_checkpoint, Path(config.output_dir), restarted=restarted)
         return
@@ -90,6 +91,13 @@ def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarte
     raise ConfigError(
         f"--resume_from_checkpoint auto: {config.output_dir} has no stage with a checkpoint; the same command without it starts the run that makes one"
     )
+
+
+def _check_model(config: TrainConfig, *, restarted: bool) -> None:
+    run = Path(config.output_dir)
+    begins = not restarted and config.resume_from_checkpoint != AUTO and not checkpoints.numbered(run)
+    if begins and not (run / FINAL).is_symlink() and checkpoints.weights_problem(run / FINAL) is None:  # a link is a stage's
+        raise ConfigError(f"--output_dir {run}: holds a {FINAL} already, and no checkpoint to go on from; move it away, or name another --output_dir")
 
 
 def left(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = False) -> Iterator[Stage]:
@@ -128,8 +136,7 @@ def link(stage: Stage) -> None:
         return
     place = Path(stage.config.output_dir)
     for name, target in ((place / _GUIDES_NAME, FINAL), (stage.run / FINAL, f"{place.name}/{FINAL}")):
-        name.unlink(missing_ok=True)
-        name.symlink_to(target, target_is_directory=True)
+        point(name, target)
 
 
 def _is_done(stage: TrainConfig) -> bool:

@@ -1,4 +1,4 @@
-"""SIGTERM while a model trains: all ranks save at the end of the same step, and end with 143.
+"""SIGTERM, or SIGHUP of a closed terminal, while a model trains: all ranks save at the end of the same step, and end with 143 or 129.
 
 A launcher sends it to every rank, a person perhaps to one, and a rank that saved alone would leave the others waiting in a
 collective; so the ranks ask one another at the end of each step whether one was told (`group.Question`). What is said here
@@ -8,7 +8,7 @@ is heard by a thread, because the main one may be waiting inside a collective wh
     packed_trainer(word=word, ...)
     with word.heard(group.everyone(here)):
         trainer.train()
-    if word.agreed: ...                       # the checkpoint is there, and training ended early
+    if word.agreed: ...                       # on a signal: the checkpoint is there, and training ended early
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from moai.distributed import is_gone
 from moai.failpoints import failpoint
+from moai.stopping import by_others
 from moai.training.group import Question
 
 if TYPE_CHECKING:
@@ -34,57 +35,58 @@ else:
 PASSED_ON_SECONDS = 2.0
 """A SIGTERM this soon after the first is the same one: a cluster sends it to every process, and launchers pass on their own."""
 _LOOK_SECONDS = 0.5
-_CODE = 128 + signal.SIGTERM
 
 
 class Word:
-    """Whether this rank was `told` to stop, and whether all `agreed` on the step after which they do."""
+    """The signal by which this rank was `told` to stop, and the one on which all `agreed` to after a step; 0 while there is none."""
 
     def __init__(self) -> None:
-        self.told = self.agreed = False
+        self.told = self.agreed = 0
         self._told_at = 0.0
 
     @contextlib.contextmanager
     def heard(self, everyone: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-        """Hear SIGTERM in this block; `everyone` are the `distributed.owner`s of all ranks. Only where signals can be handled."""
+        """Hear those signals in this block; `everyone` are the `distributed.owner`s of all ranks. Only where signals can be handled."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         ear, mouth = os.pipe()
         os.set_blocking(mouth, False)
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        before = {number: signal.signal(number, lambda *_: None) for number in by_others()}
         mouth_before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._listen, args=(ear, everyone), name="sigterm", daemon=True)
+        thread = threading.Thread(target=self._listen, args=(ear, set(before), everyone), name="signals", daemon=True)
         thread.start()
         try:
             yield
         finally:
             signal.set_wakeup_fd(mouth_before)
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             os.write(mouth, b"\0")
             thread.join()
             os.close(ear)
             os.close(mouth)
         if self.told and not self.agreed:
-            os.kill(os.getpid(), signal.SIGTERM)  # after the last step: nothing is left to save, and who handles signals now does what it does
+            os.kill(os.getpid(), self.told)  # after the last step: nothing is left to save, and who handles signals now does what it does
 
-    def _listen(self, ear: int, everyone: Sequence[Mapping[str, Any]]) -> None:
+    def _listen(self, ear: int, signals: set[signal.Signals], everyone: Sequence[Mapping[str, Any]]) -> None:
         while True:
             said = os.read(ear, 64) if select([ear], [], [], _LOOK_SECONDS if self.told else None)[0] else b""
             if b"\0" in said:
                 return
-            if signal.SIGTERM in said:
-                self._tell()
+            for number in signals & set(said):
+                self._tell(number)
             if self.told and not self.agreed:
                 for rank, who in enumerate(everyone):
                     if is_gone(who):
-                        _end(f"stopped by SIGTERM, and without a last checkpoint: rank {rank} is gone; the newest complete one is kept")
+                        name = signal.Signals(self.told).name
+                        _end(f"stopped by {name}, and without a last checkpoint: rank {rank} is gone; the newest complete one is kept", self.told)
 
-    def _tell(self) -> None:
-        if not self.told:
-            self.told, self._told_at = True, time.monotonic()
-        elif time.monotonic() - self._told_at > PASSED_ON_SECONDS:
-            _end("stopped at once by a second SIGTERM; the newest complete checkpoint is kept")
+    def _tell(self, number: int) -> None:
+        if number > self.told:  # SIGTERM is a new word after SIGHUP, and not the other way round
+            self.told, self._told_at = number, time.monotonic()
+        elif number == signal.SIGTERM and time.monotonic() - self._told_at > PASSED_ON_SECONDS:
+            _end("stopped at once by a second SIGTERM; the newest complete checkpoint is kept", number)
 
 
 class SaveAndStop(TrainerCallback):
@@ -104,7 +106,7 @@ class SaveAndStop(TrainerCallback):
 
     def _agree(self) -> bool:
         self.word.agreed = self.word.agreed or self.question.ask(self.word.told)
-        return self.word.agreed
+        return self.word.agreed > 0
 
 
 def obey_own_rank() -> None:
@@ -121,13 +123,14 @@ def obey_own_rank() -> None:
     parent = os.getppid()
     signal.set_wakeup_fd(-1)  # it would speak in the rank's name
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=wait, name="sigterm", daemon=True).start()
 
 
-def _end(line: str) -> None:
+def _end(line: str, number: int) -> None:
     """Wherever the main thread is."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
-    os._exit(_CODE)
+    os._exit(128 + number)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 from moai import resources
 from moai.distributed import Ranks, ranks
 from moai.errors import DamagedError, Interrupted, MoaiError, TokenizerError
-from moai.failpoints import failpoint
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.tokenizer import load_tokenizer
@@ -30,12 +28,13 @@ from moai.training.arguments import TrainConfig
 from moai.training.attention import FLASH, choose_attention
 from moai.training.data import PackedCollator
 from moai.training.evaluate import Evaluation, HeldOut
+from moai.training.final import FINAL, put, staging
 from moai.training.logs import quiet_libraries
 from moai.training.loop import PackedTrainer, packed_trainer
 from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, schedule_options, training_arguments
 from moai.training.packed_attention import packed_forward_selfcheck
 from moai.training.rows import PackedRows, read_ahead
-from moai.training.stages import FINAL, Stage, left, link
+from moai.training.stages import Stage, left, link
 from moai.training.steps import plan_run
 from moai.training.stop import Word
 from moai.training.token_bytes import TokenBytes
@@ -51,6 +50,10 @@ def train(config: TrainConfig, stages: Sequence[Stage], origins: Mapping[str, st
     quiet_libraries()
     here = ranks(environ)
     to_train = list(left(config, stages, restarted=checkpoints.is_restart(environ)))
+    to_come = {stage.config.output_dir for stage in to_train}
+    finished = [stage for stage in stages if stage.config.output_dir not in to_come]
+    if finished and here.rank == 0:
+        link(finished[-1])  # it has its model, and a kill may have come before the other names
     if not to_train:
         logger.info("All %d stages are finished: %s", len(stages), Path(config.output_dir) / FINAL)
     summaries = [_train(stage, origins, here, environ) for stage in to_train]
@@ -89,7 +92,7 @@ def _train_and_save(stage: Stage, origins: Mapping[str, str], here: Ranks, envir
     with word.heard(group.everyone(here)):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     if word.agreed:
-        raise _stopped(trainer)
+        raise _stopped(trainer, signal.Signals(word.agreed))
     summaries: list[report.Summary] = []
     # All wait for the rank that writes: the next stage begins with what it wrote.
     group.together(lambda: summaries.append(_save(trainer, stage, resumed_from)), here)
@@ -97,10 +100,10 @@ def _train_and_save(stage: Stage, origins: Mapping[str, str], here: Ranks, envir
     return summaries[0]
 
 
-def _stopped(trainer: PackedTrainer) -> Interrupted:
+def _stopped(trainer: PackedTrainer, by: signal.Signals) -> Interrupted:
     step = trainer.state.global_step
     checkpoint = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
-    stopped = Interrupted(f"stopped by SIGTERM, with {checkpoint} saved at step {step}; --resume_from_checkpoint auto goes on from it", signal.SIGTERM)
+    stopped = Interrupted(f"stopped by {by.name}, with {checkpoint} saved at step {step}; --resume_from_checkpoint auto goes on from it", by)
     stopped.add_note(group.SHARED)
     return stopped
 
@@ -222,7 +225,7 @@ def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
 def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> report.Summary:
     """final_model/ with tokenizer and card, and summary.json, written by rank 0."""
     prepared, output = stage.prepared, Path(stage.config.output_dir)
-    staged, final = output / f".{FINAL}", output / FINAL
+    final = output / FINAL
     total, body = models.count_parameters(trainer.model)
     first, last = report.losses(trainer.state.log_history)
     nothing_left = trainer.plan.steps.first == trainer.plan.steps.last
@@ -233,16 +236,13 @@ def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> re
         resumed_from=str(resumed_from) if resumed_from else None, final_model=str(final), output_dir=str(output),
     )  # fmt: skip
     card = report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__.removeprefix("FSDP"))
-    if trainer.args.should_save:
-        shutil.rmtree(staged, ignore_errors=True)  # what a crash left there
     with checkpoints.storing(final):
+        staged = staging(final, writes=trainer.args.should_save)
         trainer.save_model(str(staged))
         if trainer.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nobody who loads a model needs it
             (staged / "README.md").write_text(card, encoding="utf-8")
             summary.save()
+            put(staged, final)  # a stage that has it is not begun again
             link(stage)
-            shutil.rmtree(final, ignore_errors=True)
-            failpoint("final_model.rename", staged)
-            staged.rename(final)  # last: a stage that has it is not begun again
     return summary
