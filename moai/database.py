@@ -38,6 +38,7 @@ _ADVICE: dict[int, tuple[type[MoaiError], str]] = {
     11: (DamagedError, "the database is damaged: run `PRAGMA integrity_check` on it and restore a backup"),
     13: (StorageError, "the disk is full: free space there; what was committed is kept, run again to go on"),
     14: (SourceError, "cannot be opened as a database: check that the path is right and that its directory may be written"),
+    19: (DamagedError, "a rule of the database itself refuses a row: look at its triggers, unique indexes and foreign keys; what was committed before is kept"),
     26: (SourceError, "is not an SQLite database: name one with --db"),
 }
 
@@ -66,7 +67,7 @@ class Database:
     def open(cls, path: Path, *, writable: bool = False) -> Database:
         """An existing file. A reader never writes, not even a journal."""
         if not path.is_file():
-            raise SourceError(f"{path}: there is no such database file; name one with --db")
+            raise SourceError(f"{path}: {'is a directory' if path.is_dir() else 'there is no such database file'}; name a database file with --db")
         with _plain(path):
             if apsw:
                 flags = apsw.SQLITE_OPEN_READWRITE if writable else apsw.SQLITE_OPEN_READONLY
@@ -116,9 +117,9 @@ class Database:
     def transaction(self, place: str) -> Iterator[None]:
         """All or nothing. `place` names the failpoints around its commit."""
         failpoint(f"{place}.begin", self.path)
-        with _plain(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
         try:
+            with _plain(self.path):
+                self._connection.execute("BEGIN IMMEDIATE")  # inside the try: a signal right behind it may not leave it open
             yield
             failpoint(f"{place}.commit", self.path)
             with _plain(self.path):

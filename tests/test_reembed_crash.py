@@ -62,7 +62,7 @@ def check_kill(undisturbed: tuple[Path, Path, dict[str, int]], folder: Path, at:
 
 
 FEW = (
-    "reembed.backup_rename:1", "reembed.drop_index:1", "reembed.register.commit:1", "reembed.delete_chunks:3", "reembed.insert_chunk:20",
+    "reembed.backup_rename:1", "reembed.drop_index:1", "reembed.register.commit:1", "reembed.insert_chunk:20",
     "reembed.insert_embedding:9", "reembed.receipt:12", "reembed.batch.commit:2", "reembed.batch.committed:1", "reembed.set_active:1",
 )  # fmt: skip
 
@@ -84,12 +84,15 @@ def test_a_kill_at_any_place_loses_nothing(undisturbed: tuple[Path, Path, dict[s
         check_kill(undisturbed, folder, at)
 
 
-def test_an_edited_document_keeps_its_old_embeddings_until_the_new_ones_are_there(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", ["reembed.delete_embeddings:2", "reembed.delete_chunks:1", "reembed.delete_chunks:2", "reembed.insert_embedding:1"])
+def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there(
+    undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path, at: str
+) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[1], db)
     before = tiny_law.content(db, 5)
-    tiny_law.change(db, "UPDATE case_paragraphs SET text = text || ? WHERE case_id = 2 AND para_index = 1", (tiny_law.sentence(77, 300),))
-    assert run(db, points=tmp_path / "points", at="reembed.insert_embedding:1=kill").returncode == -signal.SIGKILL
+    tiny_law.change(db, "UPDATE case_paragraphs SET text = text || ? WHERE case_id IN (1, 2) AND para_index = 1", (tiny_law.sentence(77, 300),))
+    assert run(db, points=tmp_path / "points", at=f"{at}=kill").returncode == -signal.SIGKILL
     assert tiny_law.content(db, 5) == before
     assert run(db).returncode == 0
     assert tiny_law.content(db, 5) != before
@@ -148,7 +151,7 @@ def test_a_stop_keeps_what_is_committed_and_names_the_signal(undisturbed: tuple[
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + sent, error
     assert "Traceback" not in error
-    assert tiny_law.rows(db, "SELECT state FROM reembed_runs") == [("interrupted",)]
+    assert tiny_law.rows(db, "SELECT state, message FROM reembed_runs") == [("interrupted", f"stopped by {sent.name}; kept")]
     assert run(db).returncode == 0
     assert tiny_law.content(db, 5) == tiny_law.content(undisturbed[1], 5)
 
@@ -176,3 +179,4 @@ def test_sqlite_itself_finds_the_undisturbed_result_whole(undisturbed: tuple[Pat
     db.close()
     assert sum(count for name, count in undisturbed[2].items() if name.startswith("reembed.")) > 200
     assert undisturbed[2]["reembed.batch.begin"] >= 4
+    assert "reembed.delete_embeddings" not in undisturbed[2]  # new documents have none: without an index each would search all of them

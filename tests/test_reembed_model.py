@@ -14,7 +14,7 @@ import pytest
 import tiny_law
 
 from moai.database import Database
-from moai.errors import ConfigError, MoaiError, SourceError
+from moai.errors import ConfigError, DamagedError, MoaiError, SourceError
 from moai.recipes.reembedding import search, versions
 from moai.recipes.reembedding.build import build
 from moai.recipes.reembedding.options import ReembedConfig
@@ -123,6 +123,32 @@ def test_search_by_index_and_by_brute_force_agree_and_a_rollback_stands(embedded
         main(["search", "--db", str(law), "--chunking-strategy", "dynamic", "--query", "x"], {})
 
 
+def test_another_versions_index_is_found_out_and_a_long_question_is_cut(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("faiss")
+    from moai.recipes.reembedding.command import main
+
+    law = tmp_path / "law.db"
+    shutil.copy(embedded, law)
+    shutil.copy(search.index_path(embedded, 5), search.index_path(law, 5))
+    main(["search", "--db", str(law), "--version-id", "5", "--query", "국민의 자유 " * 2000, "--device", "cpu"], {})
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert "the model reads 256" in caplog.text
+    tiny_law.change(law, "UPDATE text_chunks SET embedding_version_id = NULL WHERE embedding_version_id = 5")
+    with pytest.raises(DamagedError, match=r"is none of version 5: this is another version's index; delete that file"):
+        main(["search", "--db", str(law), "--version-id", "5", "--query", "국민의 자유", "--device", "cpu"], {})
+
+
+def test_a_directory_with_half_a_model_is_one_line(law: Path, minilm: str, tmp_path: Path) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(minilm, folder)
+    weights = next(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SourceError, match=r"could not be loaded .*check that its directory is whole"):
+        reembed(law, str(folder))
+
+
 def test_bfloat16_stays_close_to_float32(embedded: Path, minilm: str) -> None:
     encoder = SentenceModel.find(minilm).open("bfloat16")
     texts = [str(row[0]).strip() for row in tiny_law.rows(embedded, "SELECT text FROM text_chunks WHERE embedding_version_id = 5 ORDER BY id")]
@@ -147,6 +173,20 @@ def test_batches_by_length_give_the_vectors_of_single_rows(minilm: str) -> None:
     together = encode_all(encoder, rows, TokenBudget(2000))
     alone = np.concatenate([encoder.encode([row]) for row in rows])
     assert np.abs(together - alone).max() < 1e-5
+
+
+def test_a_question_has_the_prompt_of_questions_and_a_document_that_of_documents(minilm: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from moai.recipes.reembedding.command import query_vector
+
+    model = SentenceTransformer(minilm, device="cpu", prompts={"query": "query: ", "document": "passage: "})
+    model.save(str(tmp_path / "prompts"))
+    ours = SentenceModel.find(str(tmp_path / "prompts"))
+    assert np.abs(query_vector(ours, "국민의 자유")[0] - model.encode_query("국민의 자유", normalize_embeddings=True)).max() < 1e-5
+    encoder = ours.open("float32")
+    document = encode_all(encoder, encoder.tokens.ids(["국민의 자유"]), TokenBudget())[0]
+    assert np.abs(document - model.encode_document("국민의 자유", normalize_embeddings=True)).max() < 1e-5
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(minilm: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import tiny_law
 from moai.config import Setting
 from moai.database import Database
 from moai.distributed import owner
-from moai.errors import ConfigError
+from moai.errors import ConfigError, StorageError
 from moai.monitor import performance, progress, specs, speed, threads
 from moai.monitor.state import State, WatchConfig, is_paused, look
 from moai.recipes.reembedding.build import build
@@ -156,6 +157,19 @@ def test_the_scripts_run_as_the_guide_writes_them_and_write_nothing(law: Path) -
         db.run("DELETE FROM reembed_runs")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_of_a_terminal_ends_full_and_on_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, terminal = tiny_law.make(tmp_path / "law.db"), Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    build(ReembedConfig(db=str(path), version_id=5), model=tiny_law.HashingModel(), environ={})
+    assert terminal.getvalue().rpartition("\r")[2].startswith(f"[{'#' * 30}] 100%, 26 of 26 documents")
+    assert terminal.getvalue().endswith("\033[K\n")
+
+
 def test_ctrl_c_ends_the_speed_monitor_with_a_summary(law: Path) -> None:
     running(law)
     process = subprocess.Popen(
@@ -171,6 +185,31 @@ def test_ctrl_c_ends_the_speed_monitor_with_a_summary(law: Path) -> None:
     assert first[:2] == datetime.now(UTC).strftime("%H") or datetime.now(UTC).minute == 0
     assert "watched 0:00:00" in rest
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["--interval", "nan"], ["--interval", "inf"], ["--interval", "0"], ["--lines", "0"], ["--window", "nan"], ["--window", "-5"], ["--version-id", str(2**70)]])  # fmt: skip
+def test_intervals_and_windows_that_no_clock_has(law: Path, flags: list[str]) -> None:
+    with pytest.raises(ConfigError, match=flags[0].removeprefix("--").replace("-", "_") + " = "):
+        speed.main(["--db", str(law), *flags], {})
+
+
+def test_the_summary_is_said_also_where_the_database_goes_away(law: Path) -> None:
+    state = replace(look(WatchConfig(db=str(law))), is_running=True)
+    looks = iter([state])
+
+    def once() -> State:
+        for found in looks:
+            return found
+        raise StorageError("gone")
+
+    said: list[str] = []
+    with pytest.raises(StorageError):
+        speed.follow(once, said.append, interval=60, pause=lambda _: None)
+    assert said[-1].startswith("watched 0:00:00")
+
+
+def test_of_a_version_that_another_program_made_it_says_where_to_look(law: Path) -> None:
+    assert "moai reembed versions says what is in version 1" in "\n".join(progress.lines(look(WatchConfig(db=str(law), version_id=1))))
 
 
 def test_a_database_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def lines(state: State) -> Iterator[str]:
 
 def _run(state: State) -> str:
     if not state.run:
-        return "none"
+        return f"none of moai; python -m moai reembed versions says what is in version {state.version_id}"
     said = f"{state.run['id']} {'paused' if is_paused(state) else 'running' if state.is_running else 'died' if state.run['state'] == 'running' else state.run['state']}"
     said += f", started {state.run['started_at']}, heartbeat {state.run['heartbeat_at']}"
     if state.is_running and state.pace:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from moai.config import option, resolve
 from moai.errors import ConfigError
 from moai.monitor.state import State, WatchConfig, clock, is_paused, look
+from moai.recipes.reembedding.options import bounded
+
+_LONGEST = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,9 @@ class SpeedConfig:
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     resolved = resolve([WatchConfig, SpeedConfig], argv, environ, prog="monitor_re_embedding_speed.py", description=__doc__ or "")
     watch, speed = resolved[WatchConfig], resolved[SpeedConfig]
-    if speed.interval <= 0:
-        raise ConfigError(f"interval = {speed.interval}: above 0")
+    if not 0 < speed.interval <= _LONGEST:
+        raise ConfigError(f"interval = {speed.interval}: above 0, at most {_LONGEST:,} seconds")
+    bounded("lines", speed.lines)
     follow(lambda: look(watch), lambda line: print(line, flush=True), interval=speed.interval, lines=speed.lines)
     return 0
 
@@ -45,7 +49,8 @@ def follow(
             last, said = now, said + 1
     except KeyboardInterrupt:
         say("")
-    say(summary(first, last, watched))
+    finally:  # also where the database cannot be read any more
+        say(summary(first, last, watched))
 
 
 def summary(first: State, last: State, seconds: float) -> str:

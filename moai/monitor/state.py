@@ -12,6 +12,7 @@ from moai.config import option
 from moai.database import Database
 from moai.errors import ConfigError, StorageError
 from moai.recipes.reembedding import versions
+from moai.recipes.reembedding.options import bounded
 from moai.sinks.runs import PAUSE_SECONDS, Pace, Sample, pace, parse, refuse_while_running
 from moai.sources.sqlite import KINDS, check_tables, count_documents
 
@@ -73,6 +74,9 @@ class State:
 
 def look(config: WatchConfig) -> State:
     """Raises SourceError for what is no law database, ConfigError where nothing was re-embedded in it yet."""
+    bounded("version_id", config.version_id)
+    if not config.window > 0:
+        raise ConfigError(f"window = {config.window}: above 0")
     with Database.open(Path(config.db)) as database:
         check_tables(database)
         if not database.columns("reembed_runs"):

@@ -2,7 +2,7 @@
 
     sink = VersionSink(database=writer, run=run, version_id=5, ...)
     for batch in ahead(...):
-        sink.write(batch)        # every `commit_interval` encoded batches: delete, insert, receipts, commit
+        sink.write(batch)        # every `commit_interval` batches that change something: delete, insert, receipts, commit
     sink.flush()
 
 What was encoded before the transaction begins is all it needs, so it lasts milliseconds, and at no moment is a document without the embeddings it
@@ -66,12 +66,10 @@ class VersionSink:
     commit_interval: int
     gone: str
     replace_all_versions: bool = False
-    on_first_change: Callable[[], None] = lambda: None
-    """Called inside the first transaction that changes the version: what was derived from it is stale now."""
+    on_change: Callable[[], None] = lambda: None
+    """Called inside every transaction that changes the version: what was derived from it is stale now."""
     _waiting: list[pa.RecordBatch] = field(default_factory=list)
     """As Arrow until their transaction: as rows of Python objects they take several times as much."""
-    _encoded: int = 0
-    _changed: bool = False
 
     def write(self, batch: pa.RecordBatch) -> None:
         self.run.waiting += int((batch.schema.metadata or {}).get(b"documents", b"0"))
@@ -79,16 +77,14 @@ class VersionSink:
             self._waiting.append(batch)
         if not self._waiting:
             self._note_seen()
-        if batch["chunk_index"].null_count < batch.num_rows:
-            self._encoded += 1
-        if self._encoded >= self.commit_interval:
+        if len(self._waiting) >= self.commit_interval:  # batches without a chunk too: a million deleted documents may not wait in memory
             self.flush()
 
     def flush(self) -> None:
         """Commit what waits. Without anything but unchanged documents there is nothing to commit."""
         if self._waiting:
             self._commit()
-            self._waiting, self._encoded = [], 0
+            self._waiting = []
         self._note_seen()
 
     def beat(self) -> None:
@@ -104,8 +100,7 @@ class VersionSink:
         try:
             self._note_seen()
             with self.database.transaction("reembed.batch"):
-                if not self._changed:
-                    self.on_first_change()
+                self.on_change()
                 for batch in self._waiting:
                     self._write(list(_documents(batch)))
                 failpoint("reembed.run_row", self.database.path)
@@ -113,7 +108,6 @@ class VersionSink:
         except BaseException:
             self.run.counts, self.run.waiting = before, waiting  # what was rolled back was not done
             raise
-        self._changed = True
         self.database.run("PRAGMA shrink_memory")  # the page cache serves a transaction; kept, it would grow with the database
 
     def _write(self, documents: Sequence[_Document]) -> None:
@@ -133,11 +127,13 @@ class VersionSink:
         if not self.replace_all_versions:
             which += " AND embedding_version_id = ?"
             keys = [(*key, self.version_id) for key in values]
+        # Looked for first: without an index on chunk_id each of these would search all embeddings, also for a document that is new.
+        old = [key for key in keys if self.database.row(f"SELECT 1 FROM text_chunks WHERE {which} LIMIT 1", key)]
         # By document, never "type IN (...) AND id IN (...)": that also meets one document's type with another one's id.
         self.database.run_many(
-            f"DELETE FROM embeddings WHERE chunk_id IN (SELECT id FROM text_chunks WHERE {which})", _passing("reembed.delete_embeddings", keys)
+            f"DELETE FROM embeddings WHERE chunk_id IN (SELECT id FROM text_chunks WHERE {which})", _passing("reembed.delete_embeddings", old)
         )
-        self.database.run_many(f"DELETE FROM text_chunks WHERE {which}", _passing("reembed.delete_chunks", keys))
+        self.database.run_many(f"DELETE FROM text_chunks WHERE {which}", _passing("reembed.delete_chunks", old))
         if self.replace_all_versions:
             self.database.run_many("DELETE FROM reembed_receipts WHERE source_type = ? AND source_id = ?", _passing("reembed.delete_receipts", keys))
 

@@ -4,8 +4,8 @@
         batch               # RecordBatch: source_type, source_id, paragraphs, content_hash, reason
 
 A page is a range of ids, so where it is cut depends on the table alone, not on what is embedded already. Of a page only those documents come
-out whose content hash differs from the one in the receipt; a document that is gone from its table comes out with the reason GONE. Nothing
-but a page is ever in memory: ids by keyset, texts and receipts by range, each in a statement that ends.
+out whose content hash differs from the one in the receipt; documents that are gone from their table come out in batches of their own, with the reason
+GONE. Nothing but a page is ever in memory: ids and receipts by keyset, texts by range, each in a statement that ends.
 
 The document of a statute is an article's row; of the other three types it is the parent, its paragraphs in the order of `para_index`.
 """
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 )
 """`reason` is set where the document gets no chunk; `paragraphs` is null then."""
 
-_BEFORE_ALL = -(2**63)
+_BEFORE_ALL, _AFTER_ALL = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Kind:
 
     def count_sql(self) -> str:
         listed = f"SELECT {self.key} FROM {self.texts}"
-        return f"SELECT count(*) FROM ({f'SELECT id FROM {self.parents} UNION ' if self.parents else ''}{listed})"
+        # In order, so that both sides are merged: an older SQLite keeps all ids in a temporary table otherwise.
+        return f"SELECT count(*) FROM ({f'SELECT id FROM {self.parents} UNION ' if self.parents else ''}{listed} ORDER BY 1)"
 
     def text_sql(self) -> str:
         # As bytes: SQLite keeps in a TEXT column whatever was put there, valid UTF-8 or not.
@@ -81,7 +82,7 @@ def check_tables(database: Database) -> None:
     """Raises SourceError naming what is missing and what would have to be there."""
     needed = {table: columns for kind in KINDS.values() for table, columns in kind.tables().items()}
     needed |= {"text_chunks": ("id", "source_type", "source_id", "chunk_index", "text"), "embeddings": ("id", "chunk_id", "model", "dim", "vector")}
-    needed |= {"embedding_versions": ("id", "version_name", "chunking_strategy", "model_name", "is_active", "metadata")}
+    needed |= {"embedding_versions": ("id", "version_name", "chunking_strategy", "model_name", "description", "created_at", "is_active", "metadata")}
     found = {table: database.columns(table) for table in needed}
     missing = [table for table, columns in found.items() if not columns]
     if missing:
@@ -136,33 +137,52 @@ class LawDocuments:
     def _pages(self, database: Database, source_type: str, codec: str) -> Iterator[pa.RecordBatch]:
         kind, last = KINDS[source_type], _BEFORE_ALL
         while ids := [row[0] for row in database.rows(kind.page_sql(), (last, self.doc_batch_size))]:
-            known = self._receipts(database, source_type, last, ids[-1])
+            here = set(ids)
+            known: dict[int, str] = {}
+            for receipts in self._receipts(database, source_type, last, ids[-1]):
+                known |= {source_id: digest for source_id, digest in receipts if source_id in here}
+                yield from _gone(source_type, [receipt for receipt in receipts if receipt[0] not in here])
             texts = _by_document(database.rows(kind.text_sql(), (ids[0], ids[-1])))
             yield self._changed(source_type, ids, texts, known, codec)
             last = ids[-1]
-        left_over = self._receipts(database, source_type, last, 2**63 - 1)
-        if left_over:
-            yield self._changed(source_type, [], {}, left_over, codec)
+        for receipts in self._receipts(database, source_type, last, _AFTER_ALL):
+            yield from _gone(source_type, receipts)
 
-    def _receipts(self, database: Database, source_type: str, after: int, last: int) -> dict[int, str]:
+    def _receipts(self, database: Database, source_type: str, after: int, last: int) -> Iterator[list[Row]]:
+        """A page at a time: between two documents that are there, any number may be gone."""
         if not database.columns("reembed_receipts"):
-            return {}
-        sql = "SELECT source_id, content_hash FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id > ? AND source_id <= ?"
-        return dict(database.rows(sql, (self.version_id, source_type, after, last)))
+            return
+        sql = (
+            "SELECT source_id, content_hash FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id > ? AND source_id <= ? "
+            "ORDER BY source_id LIMIT ?"
+        )
+        while rows := database.rows(sql, (self.version_id, source_type, after, last, self.doc_batch_size)):
+            yield rows
+            after = rows[-1][0]
+            if len(rows) < self.doc_batch_size:
+                return
 
     def _changed(self, source_type: str, ids: Sequence[int], texts: dict[int, list[bytes]], known: dict[int, str], codec: str) -> pa.RecordBatch:
         rows = []
         for source_id in ids:
             data = texts.get(source_id, [])
             digest = content_hash(self.content_key, data)
-            if known.pop(source_id, None) != digest:
+            if known.get(source_id) != digest:
                 paragraphs = [paragraph.decode(codec, "replace") for paragraph in data]
                 reason = _skip_reason(paragraphs)
                 rows.append((source_type, source_id, None if reason else paragraphs, digest, reason))
-        rows += [(source_type, source_id, None, digest, GONE) for source_id, digest in known.items()]
-        columns: list[Sequence[object]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)]
-        return _looked_at(pa.record_batch(arrays, schema=SCHEMA), len(ids))
+        return _batch(rows, len(ids))
+
+
+def _gone(source_type: str, receipts: Sequence[Row]) -> Iterator[pa.RecordBatch]:
+    if receipts:
+        yield _batch([(source_type, source_id, None, digest, GONE) for source_id, digest in receipts], 0)
+
+
+def _batch(rows: Sequence[tuple[object, ...]], documents: int) -> pa.RecordBatch:
+    columns: list[Sequence[object]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)]
+    return _looked_at(pa.record_batch(arrays, schema=SCHEMA), documents)
 
 
 def _looked_at(batch: pa.RecordBatch, documents: int) -> pa.RecordBatch:

@@ -157,7 +157,8 @@ class TokenizerTokens:
         self._tokenizer = copy.deepcopy(fast)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._prompt = _document_prompt(model)
+        self._prompt = _prompt(model, "document", "passage", "corpus")
+        self._question = _prompt(model, "query")
         self.max_tokens = _limit(model)
         pad = getattr(model.tokenizer, "pad_token_id", None)
         self.pad_id = 0 if pad is None else int(pad)
@@ -169,6 +170,10 @@ class TokenizerTokens:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([self._prompt + text for text in texts], add_special_tokens=True)]
+
+    def question_ids(self, text: str) -> list[int]:
+        """Of a question: with the prompt that the model's authors put before those."""
+        return list(self._tokenizer.encode(self._question + text, add_special_tokens=True).ids)
 
 
 def device_of(wanted: str) -> str:
@@ -196,10 +201,10 @@ def _limit(model: Any) -> int:
     return int(min(limit, positions) if positions and positions > 0 else limit)
 
 
-def _document_prompt(model: Any) -> str:
-    """As `SentenceTransformer.encode_document` chooses it."""
+def _prompt(model: Any, *names: str) -> str:
+    """As `SentenceTransformer.encode_document` and `encode_query` choose it, but that an empty prompt does not hide the next name's."""
     prompts = model.prompts or {}
-    for name in ("document", "passage", "corpus"):
+    for name in names:
         if prompts.get(name):
             return str(prompts[name])
     return str(prompts.get(model.default_prompt_name, "") if model.default_prompt_name else "")

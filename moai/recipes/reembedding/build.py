@@ -21,14 +21,14 @@ from moai import resources
 from moai.config import Setting
 from moai.database import Database, sqlite_version, wal_reset_bug
 from moai.engine.overlapped import Seconds, ahead
-from moai.errors import ConfigError, MoaiError, StorageError
+from moai.errors import ConfigError, MoaiError, SourceError, StorageError
 from moai.files import digest_json
 from moai.recipes.reembedding import schema, search, versions
 from moai.recipes.reembedding.loading import LoadedWhenNeeded, sample_rows
 from moai.recipes.reembedding.options import ReembedConfig, cuda_bytes, embedding_batch_size, pragmas
 from moai.recipes.reembedding.progress import Progress
 from moai.recipes.reembedding.versions import Version
-from moai.sinks.runs import Run
+from moai.sinks.runs import Run, refuse_while_running
 from moai.sinks.sqlite import VersionSink
 from moai.sources.sqlite import GONE, KINDS, LawDocuments, check_tables, count_documents
 from moai.stopping import Stop
@@ -60,16 +60,22 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
     with Database.open(path, writable=True) as writer:
         check_tables(writer)
         asked = _ask(config, writer, model, environ)
+        total = sum(_totals(config, writer).values())
+        if not config.replace_all_versions:
+            schema.old_index(writer)  # one that cannot be migrated is refused before anything is written
+        refuse_while_running(writer)
         _warn_of_sqlite(sqlite_version())
         schema.tune(writer, pragmas(asked.machine.memory_bytes.value))
-        backup = schema.migrate(writer, backup=config.backup, indexes=not config.skip_index_optimization, keep_index=config.replace_all_versions)
+        schema.create_tables(writer)
         version = asked.version or versions.register(writer, config.version_id, config.chunking_strategy, asked.model.name)
-        total = sum(count_documents(writer, config.source_types).values())
+        # From here on other runs are refused: two would write to one backup.
         run = Run.begin(writer, version_id=version.id, documents_total=total, settings=_settings(config, asked))
         try:
+            old_index = None if config.replace_all_versions else schema.old_index(writer)
+            backup = schema.migrate(writer, old_index, backup=config.backup, indexes=not config.skip_index_optimization)
             report = _work(config, asked, version, writer, run, total)
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}" if isinstance(error, MoaiError) else type(error).__name__
+            said = str(error) if isinstance(error, Stop) else f"{type(error).__name__}: {error}" if isinstance(error, MoaiError) else type(error).__name__
             with contextlib.suppress(MoaiError):  # what went wrong first is what to say
                 run.end("interrupted" if isinstance(error, Stop) else "failed", said)
             raise
@@ -84,18 +90,18 @@ def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[
         check_tables(reader)
         asked = _ask(config, reader, model, environ)
         version_id = asked.version.id if asked.version else config.version_id
-        totals = count_documents(reader, config.source_types)
-        backup = schema.needs_migration(reader) and not config.replace_all_versions
-    found = {name: {"changed": 0, "without chunks": 0} for name in config.source_types}
+        totals = _totals(config, reader)
+        migrated = not config.replace_all_versions and schema.old_index(reader) is not None
+    found = {name: {"changed": 0, "without chunks": 0, GONE: 0} for name in config.source_types}
     for batch in _source(config, asked, version_id or 0).read():
         for source_type, reason in zip(batch["source_type"].to_pylist(), batch["reason"].to_pylist()):
-            found[source_type]["without chunks" if reason else "changed"] += 1
+            found[source_type][GONE if reason == GONE else "without chunks" if reason else "changed"] += 1
     name = f"version {version_id}" if version_id else "a new version"
     return [
         f"{name}: {'there' if asked.version else 'would be registered'}, strategy {config.chunking_strategy}, model {asked.model.name}, revision {asked.model.revision[:12]}",
-        *(f"{source_type:25} {totals[source_type]:>9,} documents, {counts['changed']:>9,} to embed, {counts['without chunks']:>9,} to record without chunks"
+        *(f"{source_type:25} {totals[source_type]:>9,} documents, {counts['changed']:>9,} to embed, {counts['without chunks']:>9,} to record without chunks, {counts[GONE]:,} gone"
           for source_type, counts in found.items()),
-        *(["the unique index of text_chunks would be migrated, after a backup" if config.backup else "the unique index of text_chunks would be migrated"] if backup else []),
+        *(["the unique index of text_chunks would be migrated, after a backup" if config.backup else "the unique index of text_chunks would be migrated"] if migrated else []),
         *(f"{name} = {setting.value}: {setting.reason}" for name, setting in asked.settings.items()),
     ]  # fmt: skip
 
@@ -114,6 +120,14 @@ class _Asked:
     vector_dtype: str
     machine: resources.Machine
     settings: Mapping[str, Setting] = field(default_factory=dict)
+
+
+def _totals(config: ReembedConfig, database: Database) -> dict[str, int]:
+    """Documents by source type. Raises SourceError where there are none: they are not taken for deleted, and nothing would be a complete version."""
+    totals = count_documents(database, config.source_types)
+    if not any(totals.values()):
+        raise SourceError(f"{database.path}: no documents of {', '.join(config.source_types)}: fill the tables first, or name another file with --db")
+    return totals
 
 
 def _ask(config: ReembedConfig, database: Database, model: Model | None, environ: Mapping[str, str]) -> _Asked:
@@ -182,6 +196,8 @@ def _check_fits(asked: _Asked, version: Version, database: Database) -> None:
 
 
 def _dim(database: Database, version_id: int) -> int | None:
+    if "embedding_version_id" not in database.columns("text_chunks"):  # a database before the program's own migrations; a dry run adds nothing
+        return None
     value = database.value("SELECT dim FROM embeddings JOIN text_chunks ON text_chunks.id = chunk_id WHERE embedding_version_id = ? LIMIT 1", (version_id,))
     return None if value is None else int(value)
 
@@ -218,6 +234,8 @@ def _source(config: ReembedConfig, asked: _Asked, version_id: int) -> LawDocumen
 
 def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Database, run: Run, total: int) -> Report:
     source, seconds = _source(config, asked, version.id), Seconds()
+    if lost := versions.forget_lost(writer, version.id):
+        logger.warning("%s documents of version %d had lost chunks or embeddings to another program: they are embedded again", f"{lost:,}", version.id)
     same = asked.made.get("content_key") == asked.content_key
     lazy = LoadedWhenNeeded(
         model=asked.model, precision=asked.precision, min_cosine=config.min_cosine, seconds=seconds, sample=lambda tokens: sample_rows(source, cut, tokens),
@@ -231,7 +249,7 @@ def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Databa
     sink = VersionSink(
         database=writer, run=run, version_id=version.id, strategy=config.chunking_strategy, query_type=config.query_type, model_name=asked.model.name,
         commit_interval=config.commit_interval, gone=GONE, replace_all_versions=config.replace_all_versions,
-        on_first_change=lambda: _note_making(config, asked, version, writer, lazy),
+        on_change=lambda: _note_making(config, asked, version, writer, lazy),
     )  # fmt: skip
     progress = Progress(total=total, run=run)
     chunks = ahead(seconds.waiting("chunk", cut(seconds.waiting("read", source.read()))))
@@ -245,6 +263,7 @@ def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Databa
         for batch in encoded:
             with seconds.of("write"):
                 sink.write(batch)
+                sink.beat()
             progress.say()
         with seconds.of("write"):
             sink.flush()
@@ -255,6 +274,8 @@ def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Databa
             with contextlib.suppress(MoaiError):
                 sink.flush()
         raise
+    finally:
+        progress.end()
     if config.is_whole:
         _finish(config, version.id, writer)
     now = versions.get(writer, version.id)
@@ -264,7 +285,7 @@ def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Databa
 
 
 def _note_making(config: ReembedConfig, asked: _Asked, version: Version, writer: Database, lazy: LoadedWhenNeeded) -> None:
-    """In the transaction that first changes the version: how it is made, that it is not whole, and that an index of it is stale."""
+    """In each transaction that changes the version: how it is made, that it is not whole, and that an index of it is stale."""
     versions.note(
         writer, version.id, **{**lazy.chosen, "min_cosine": lazy.chosen.get("min_cosine") or asked.made.get("min_cosine")}, model=asked.model.name,
         revision=asked.model.revision, query_type=config.query_type, content_key=asked.content_key, backend=asked.backend, vector_dtype=asked.vector_dtype,
@@ -285,8 +306,7 @@ def _finish(config: ReembedConfig, version_id: int, writer: Database) -> None:
     """
     made = versions.get(writer, version_id).made
     noted: dict[str, Any] = {} if made.get("complete") else {"complete": True}
-    indexed = (made.get("faiss") or {}).get("kind") == config.faiss and search.index_path(writer.path, version_id).is_file()
-    if config.faiss and not indexed:
+    if config.faiss and not search.is_indexed(writer.path, version_id, made.get("faiss") or {}, config.faiss):
         noted["faiss"] = search.build_index(writer, version_id, config.faiss)
     if config.activate and not made.get("activated"):
         before = versions.activate(writer, version_id, activated=True, **noted)

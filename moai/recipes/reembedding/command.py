@@ -7,6 +7,7 @@ reembed search --query TEXT    the best chunks of the active version
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -16,17 +17,21 @@ from pathlib import Path
 
 from moai.config import option, resolve
 from moai.database import Database
-from moai.errors import ConfigError, MoaiError
+from moai.errors import ConfigError, DamagedError, MoaiError
 from moai.lean import without_pandas
 from moai.recipes.reembedding import schema, search, versions
 from moai.recipes.reembedding.build import Report, build, plan
-from moai.recipes.reembedding.options import ReembedConfig
+from moai.recipes.reembedding.loading import opened
+from moai.recipes.reembedding.options import ReembedConfig, bounded, known_device
 from moai.sinks.runs import refuse_while_running
 from moai.sources.sqlite import check_tables
 from moai.stopping import stoppable
-from moai.transforms.embed import Model, TokenBudget, encode_all
-from moai.transforms.encoders import SentenceModel
+from moai.transforms.embed import TokenBudget, encode_all
+from moai.transforms.encoders import SentenceEncoder, SentenceModel
 
+logger = logging.getLogger(__name__)
+
+_MOST_PROBLEMS = 20
 KEPT = "what was committed is kept, run again to go on from it"
 
 
@@ -43,6 +48,14 @@ class VersionConfig:
     keep: int = option(1, "inactive versions of each strategy that gc keeps, the newest")
     model: str | None = option(None, "where the version's model is now, if it has moved", env="EMBEDDING_MODEL")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+
+    def require(self) -> VersionConfig:
+        """Raises ConfigError for what no program could do."""
+        for name in ("version_id", "other", "top"):
+            bounded(name, getattr(self, name))
+        bounded("keep", self.keep, least=0)
+        known_device(self.device)
+        return self
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: str = "python -m moai reembed") -> int:
@@ -134,7 +147,7 @@ def _compare(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
 def _activate(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
     """Make a complete version its strategy's active one (--version-id N)."""
     config = _resolved(flags, environ, prog, _activate)
-    with _open(config, writable=True) as database:
+    with _open(config, writable=True) as database:  # also while a run builds another version
         version = versions.get(database, _needed(config.version_id, "version_id"))
         if version.made and not version.is_complete:
             raise ConfigError(f"version {version.id} is not complete: run the build over all documents first")
@@ -168,8 +181,11 @@ def _gc(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
     """Delete inactive versions that moai made, but the newest of each strategy (--keep N)."""
     config = _resolved(flags, environ, prog, _gc)
     with _open(config, writable=True) as database:
-        for version in versions.garbage(database, config.keep):
+        found = versions.garbage(database, config.keep)
+        for version in found:
             _delete_one(database, version.id)
+    if not found:
+        print(f"nothing to delete: no strategy has more than {config.keep} inactive versions that moai made")
     return 0
 
 
@@ -201,44 +217,68 @@ def _search(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
             else search.brute_force(database, version.id, vectors, k=config.top)
         )
         for score, chunk_id in found[0]:
-            source_type, source_id, start, end, text = database.rows(
-                "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ?", (chunk_id,)
-            )[0]
+            row = database.row(
+                "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ? AND embedding_version_id = ?", (chunk_id, version.id)
+            )
+            if row is None:
+                raise DamagedError(
+                    f"{search.index_path(database.path, version.id)}: chunk {chunk_id} is none of version {version.id}: "
+                    f"this is another version's index; delete that file and build it again with --faiss {made['faiss']['kind']}"
+                )
+            source_type, source_id, start, end, text = row
             print(f"{score:.4f}  {source_type} {source_id} [{start}:{end}]  {' '.join(text.split())[:100]}")
     return 0
 
 
-def query_vector(model: Model, query: str) -> search.Vectors:
-    encoder = model.open("float32")
-    return encode_all(encoder, encoder.tokens.ids([query]), TokenBudget())
+def query_vector(model: SentenceModel, query: str) -> search.Vectors:
+    encoder = opened(model, "float32")
+    assert isinstance(encoder, SentenceEncoder)
+    ids, limit = encoder.tokens.question_ids(query), encoder.tokens.max_tokens
+    if len(ids) > limit:
+        logger.warning("The question has %s tokens, the model reads %s: what is behind them is not searched for", f"{len(ids):,}", f"{limit:,}")
+    return encode_all(encoder, [ids[:limit]], TokenBudget())
+
+
+def _check(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+    """Read the whole file and see that every document has the chunks and embeddings that it should have."""
+    with _open(_resolved(flags, environ, prog, _check)) as database:
+        found = list(itertools.islice(versions.problems(database), _MOST_PROBLEMS))
+        if found:
+            print("\n".join(found))
+            raise DamagedError(
+                f"{database.path}: {'at least ' * (len(found) == _MOST_PROBLEMS)}{len(found)} problems, named above; for a damaged file restore a backup"
+            )
+        print(f"{database.path}: whole; {len(versions.listing(database))} versions have what their receipts say")
+    return 0
 
 
 def _restore_index(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
     """Put the original unique index back, where one version is left."""
     with _open(_resolved(flags, environ, prog, _restore_index), writable=True) as database:
+        refuse_while_running(database)
         print(schema.restore_index(database))
     return 0
 
 
 ACTIONS: dict[str, Callable[[list[str], Mapping[str, str], str], int]] = {
     "build": _build, "versions": _versions, "compare": _compare, "activate": _activate, "rollback": _rollback, "search": _search, "delete": _delete, "gc": _gc,
-    "restore-index": _restore_index,
+    "check": _check, "restore-index": _restore_index,
 }  # fmt: skip
 
 
 def _resolved(flags: list[str], environ: Mapping[str, str], prog: str, action: Callable[..., int]) -> VersionConfig:
-    return resolve([VersionConfig], flags, environ, prog=prog, description=action.__doc__ or "", others=[ReembedConfig])[VersionConfig]
+    return resolve([VersionConfig], flags, environ, prog=prog, description=action.__doc__ or "", others=[ReembedConfig])[VersionConfig].require()
 
 
 def _open(config: VersionConfig, *, writable: bool = False) -> Database:
     database = Database.open(Path(config.db), writable=writable)
     try:
         check_tables(database)
+        if "embedding_version_id" not in database.columns("text_chunks"):
+            raise ConfigError(f"{config.db}: its chunks know no versions yet: build one first with python -m moai reembed --db {config.db}")
         if writable:
             database.run("PRAGMA foreign_keys = ON")
-            refuse_while_running(database)
-            with database.transaction("reembed.tables"):
-                schema.create_tables(database)
+            schema.create_tables(database)
     except BaseException:
         database.close()
         raise

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moai.engine.overlapped import Seconds
-from moai.errors import ConfigError
+from moai.errors import ConfigError, MoaiError, SourceError
 from moai.sources.sqlite import LawDocuments
 from moai.transforms.chunk import Chunk, Tokens
 from moai.transforms.embed import Encoder, Model, TokenBudget, Vectors, encode_all
@@ -88,8 +88,8 @@ class LoadedWhenNeeded:
 
     def _open(self) -> tuple[Encoder, str, float | None]:
         if self.precision != "auto":
-            return self.model.open(self.precision), self.precision, None
-        exact = self.model.open("float32")
+            return opened(self.model, self.precision), self.precision, None
+        exact = opened(self.model, "float32")
         rows = self.sample(exact.tokens)
         if not rows:
             return exact, "float32", None
@@ -110,10 +110,24 @@ class LoadedWhenNeeded:
 
     def _candidate(self, precision: str) -> Encoder | None:
         try:
-            return self.model.open(precision)
+            return opened(self.model, precision)
         except ConfigError as error:
             logger.info("precision auto: no %s here: %s", precision, error)
             return None
+
+
+def opened(model: Model, precision: str) -> Encoder:
+    """Raises SourceError for whatever the libraries say of files that are no model, or of a device that is not there."""
+    try:
+        return model.open(precision)
+    except MoaiError:
+        raise
+    except Exception as error:
+        logger.debug("%s could not be loaded", model.name, exc_info=True)
+        said = str(error).strip().partition("\n")[0]
+        raise SourceError(
+            f"{model.name}: this model could not be loaded ({type(error).__name__}: {said}); check that its directory is whole, and that --device is there"
+        ) from error
 
 
 @dataclass(frozen=True)

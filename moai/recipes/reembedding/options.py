@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,12 +53,9 @@ class ReembedConfig:
 
     def require(self) -> ReembedConfig:
         """Raises ConfigError for what no program could do."""
-        for name in ("doc_batch_size", "embedding_batch_size", "commit_interval", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value}: at least 1")
-        if self.version_id is not None and self.version_id < 1:
-            raise ConfigError(f"version_id = {self.version_id}: at least 1")
+        for name in ("version_id", "doc_batch_size", "embedding_batch_size", "commit_interval", "limit"):
+            bounded(name, getattr(self, name))
+        known_device(self.device)
         for name in self.source_type:
             if name not in KINDS:
                 raise ConfigError(f"source_type = {name!r}: choose from {', '.join(KINDS)}")
@@ -75,6 +73,17 @@ class ReembedConfig:
     @property
     def is_whole(self) -> bool:
         return self.limit is None and self.source_types == tuple(KINDS)
+
+
+def bounded(name: str, value: int | None, *, least: int = 1) -> None:
+    """Raises ConfigError for a number that SQLite could not hold either."""
+    if value is not None and not least <= value < 2**63:
+        raise ConfigError(f"{name} = {value}: at least {least}" + (", below 2**63" if value > 0 else ""))
+
+
+def known_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device = {device!r}: choose from auto, cpu, cuda, cuda:N")
 
 
 def embedding_batch_size(memory_bytes: int, *, cuda_bytes: int | None) -> Setting:

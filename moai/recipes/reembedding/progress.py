@@ -28,6 +28,7 @@ class Progress:
     _samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     _said_at: float = field(default_factory=time.monotonic)
     _said_share: float = 0.0
+    _has_bar: bool = False
 
     def __post_init__(self) -> None:
         self._samples.append(Sample(datetime.now(UTC), 0, 0))
@@ -38,15 +39,18 @@ class Progress:
         self._samples.append(Sample(datetime.now(UTC), done, live["chunks_encoded"]))
         share, now = min(1.0, done / self.total) if self.total else 1.0, time.monotonic()
         if sys.stderr.isatty():
-            if now - self._said_at >= _BAR_SECONDS:
-                sys.stderr.write(
-                    f"\r[{'#' * int(share * _BAR_WIDTH):{_BAR_WIDTH}}] {self._line(done, live['chunks_encoded'])}\033[K" + ("\n" if share == 1 else "")
-                )
+            if now - self._said_at >= _BAR_SECONDS or share == 1:
+                sys.stderr.write(f"\r[{'#' * int(share * _BAR_WIDTH):{_BAR_WIDTH}}] {self._line(done, live['chunks_encoded'])}\033[K")
                 sys.stderr.flush()
-                self._said_at = now
+                self._said_at, self._has_bar = now, True
         elif now - self._said_at >= _LINE_SECONDS or share - self._said_share >= _LINE_SHARE:
             logger.info("Re-embedding: %s", self._line(done, live["chunks_encoded"]))
             self._said_at, self._said_share = now, share
+
+    def end(self) -> None:
+        """What is said next, a summary or an error, begins on a line of its own."""
+        if self._has_bar:
+            sys.stderr.write("\n")
 
     def _line(self, done: int, chunks: int) -> str:
         share = done / self.total if self.total else 1.0

@@ -1,7 +1,7 @@
 """What moai adds to a law database, and the one thing it changes: the unique index of text_chunks takes in the version.
 
-    migrate(database, backup=True, indexes=True)      # backup first, then one transaction; nothing where it is done already
-    restore_index(database)                           # the way back
+    migrate(database, old_index(database), backup=True, indexes=True)      # backup first, then one transaction; nothing where it is done already
+    restore_index(database)                                                # the way back
 
 Before: UNIQUE(source_type, source_id, chunk_index), so that a document has chunks of one version only. After: with embedding_version_id.
 Every statement here can be run twice.
@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 OLD_KEY = ("source_type", "source_id", "chunk_index")
 NEW_KEY = ("source_type", "source_id", "embedding_version_id", "chunk_index")
-OLD_INDEX, NEW_INDEX = "ux_text_chunks", "ux_text_chunks_version"
+_USUAL_INDEX = "ux_text_chunks"
+_WITH_VERSION = "_version"
+"""What the new unique index has behind the name of the old one, so that the way back finds that name."""
 _ADDED_COLUMNS = {
     "text_chunks": {
         "level": "TEXT", "start_char": "INTEGER", "end_char": "INTEGER", "overlap_chars": "INTEGER", "token_count": "INTEGER", "meta": "TEXT",
@@ -55,17 +57,19 @@ def tune(database: Database, values: Mapping[str, int]) -> None:
         database.run(f"PRAGMA {name} = {value}")
 
 
-def migrate(database: Database, *, backup: bool, indexes: bool, keep_index: bool = False) -> Path | None:
-    """Make the tables and take the version into the unique index; the backup's path if one was made.
-
-    keep_index  leave the unique index alone (--replace-all-versions)
-    """
-    old = None if keep_index else _unique_index(database, OLD_KEY)
+def old_index(database: Database) -> str | None:
+    """The unique index that has to be migrated; None where it is done. Raises ConfigError where it cannot be."""
+    old = _unique_index(database, OLD_KEY)
     if old is not None and old.startswith("sqlite_autoindex"):
         raise ConfigError(
             f"{database.path}: UNIQUE(source_type, source_id, chunk_index) is part of the table text_chunks itself, so two versions cannot stand beside each other; "
             "rebuild the table without it, or use --replace-all-versions, which keeps one version"
         )
+    return old
+
+
+def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool) -> Path | None:
+    """Add what is missing and take the version into the unique index `old`, if there is one; the backup's path if one was made."""
     copy = _back_up(database) if old is not None and backup else None
     with database.transaction("reembed.migrate"):
         for table, columns in _ADDED_COLUMNS.items():
@@ -73,28 +77,24 @@ def migrate(database: Database, *, backup: bool, indexes: bool, keep_index: bool
             for column in columns:
                 if column not in present:
                     database.run(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
-        create_tables(database)
         for sql in _INDEXES if indexes else ():
             database.run(sql)
         if old is not None:
             failpoint("reembed.drop_index", database.path)
             database.run(f'DROP INDEX "{old}"')
             failpoint("reembed.create_index", database.path)
-            database.run(f"CREATE UNIQUE INDEX IF NOT EXISTS {NEW_INDEX} ON text_chunks({', '.join(NEW_KEY)})")
+            database.run(f'CREATE UNIQUE INDEX "{old}{_WITH_VERSION}" ON text_chunks({", ".join(NEW_KEY)})')
     if old is not None:
         logger.info("The unique index of text_chunks now includes the version, so that versions stand side by side; way back: restore-index")
     return copy
 
 
 def create_tables(database: Database) -> None:
-    """Those of moai that are not there, in the caller's transaction."""
-    for sql in (*sqlite.TABLES, *runs.TABLES, ACTIVATIONS):
-        failpoint("reembed.create", database.path)
-        database.run(sql)
-
-
-def needs_migration(database: Database) -> bool:
-    return _unique_index(database, OLD_KEY) is not None
+    """Those of moai that are not there."""
+    with database.transaction("reembed.tables"):
+        for sql in (*sqlite.TABLES, *runs.TABLES, ACTIVATIONS):
+            failpoint("reembed.create", database.path)
+            database.run(sql)
 
 
 def restore_index(database: Database) -> str:
@@ -103,14 +103,16 @@ def restore_index(database: Database) -> str:
         return "The unique index is the original one already"
     clashing = database.value(f"SELECT count(*) FROM (SELECT 1 FROM text_chunks GROUP BY {', '.join(OLD_KEY)} HAVING count(*) > 1)")
     if clashing:
-        versions = [str(row[0]) for row in database.rows("SELECT DISTINCT embedding_version_id FROM text_chunks ORDER BY 1")]
+        versions = [str(row[0] or "no version") for row in database.rows("SELECT DISTINCT embedding_version_id FROM text_chunks ORDER BY 1")]
         raise ConfigError(
             f"{database.path}: {clashing:,} chunks stand in more than one version ({', '.join(versions)}); "
             "delete all versions but one first (reembed delete --version-id N), or restore the backup"
         )
+    new = _unique_index(database, NEW_KEY)
     with database.transaction("reembed.restore"):
-        database.run(f"DROP INDEX IF EXISTS {NEW_INDEX}")
-        database.run(f"CREATE UNIQUE INDEX {OLD_INDEX} ON text_chunks({', '.join(OLD_KEY)})")
+        if new:
+            database.run(f'DROP INDEX "{new}"')
+        database.run(f'CREATE UNIQUE INDEX "{(new or _USUAL_INDEX).removesuffix(_WITH_VERSION)}" ON text_chunks({", ".join(OLD_KEY)})')
     return "The unique index is the original one again"
 
 

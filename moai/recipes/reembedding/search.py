@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moai.database import Database
+from moai.database import Database, Row
 from moai.errors import ConfigError, DamagedError, SourceError, StorageError
 from moai.failpoints import failpoint
 from moai.files import sync
@@ -37,14 +37,15 @@ _FACTORY = {"flat": "IDMap2,Flat", "hnsw": "IDMap2,HNSW32"}
 
 def pages(database: Database, version_id: int) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
     """(chunk ids, vectors of length 1) in the order of the ids."""
-    last = 0
+    last, dim = 0, None
     sql = (
         "SELECT text_chunks.id, dim, vector FROM text_chunks JOIN embeddings ON chunk_id = text_chunks.id "
         "WHERE embedding_version_id = ? AND text_chunks.id > ? ORDER BY text_chunks.id LIMIT ?"
     )
     while rows := database.rows(sql, (version_id, last, _PAGE)):
         last = rows[-1][0]
-        vectors = np.stack([_vector(row[2], row[1], database.path, row[0]) for row in rows])
+        dim = dim or rows[0][1]
+        vectors = np.stack([_vector(row, dim, database.path) for row in rows])
         yield np.array([row[0] for row in rows], np.int64), vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -95,18 +96,30 @@ def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any
             f"{staged}: the index could not be written ({error}); free space there. The version is kept: run again to index and activate it"
         ) from error
     logger.info("FAISS index (%s): %s vectors, recall %.3f against brute force: %s", kind, f"{index.ntotal:,}", recall, final)
-    return {"kind": kind, "vectors": int(index.ntotal), "recall": round(recall, 4)}
+    return {"kind": kind, "vectors": int(index.ntotal), "recall": round(recall, 4), "bytes": final.stat().st_size}
+
+
+def is_indexed(database: Path, version_id: int, noted: dict[str, Any], kind: str) -> bool:
+    """Whether the file is there, of this kind, and as long as it was when it was written."""
+    path = index_path(database, version_id)
+    return noted.get("kind") == kind and path.is_file() and path.stat().st_size == noted.get("bytes")
 
 
 def search_index(database: Path, version_id: int, noted: dict[str, Any], queries: Vectors, *, k: int = _TOP) -> list[Found]:
-    """Raises DamagedError where the file is not the index that was noted."""
+    """Raises DamagedError where the file is not the index that was noted, ConfigError where the queries are of another model."""
     path = index_path(database, version_id)
+    way_out = f"delete that file and build it again with --faiss {noted['kind']}"
     if not path.is_file():
-        raise DamagedError(f"{path}: the version's index is gone; build it again with --faiss")
-    index = _faiss().read_index(str(path))
+        raise DamagedError(f"{path}: the version's index is gone; {way_out}")
+    try:
+        index = _faiss().read_index(str(path))
+    except RuntimeError as error:
+        raise DamagedError(f"{path}: not a whole FAISS index; {way_out}") from error
     if int(index.ntotal) != noted["vectors"]:
-        raise DamagedError(f"{path}: {index.ntotal} vectors where the version notes {noted['vectors']}; build it again with --faiss")
-    scores, ids = index.search(np.ascontiguousarray(queries), k)
+        raise DamagedError(f"{path}: {index.ntotal} vectors where the version notes {noted['vectors']}; {way_out}")
+    if index.d != queries.shape[1]:
+        raise ConfigError(f"{path} holds vectors of {index.d} dimensions, the query has {queries.shape[1]}: use the version's own model, or {way_out}")
+    scores, ids = index.search(np.ascontiguousarray(queries), min(k, index.ntotal))
     return [[(float(score), int(chunk_id)) for score, chunk_id in zip(*row) if chunk_id >= 0] for row in zip(scores, ids)]
 
 
@@ -135,9 +148,15 @@ def _sample(database: Database, version_id: int) -> Vectors:
     return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True), np.float32)
 
 
-def _vector(data: bytes, dim: int, path: Path, chunk_id: int) -> Vectors:
-    if len(data) not in (2 * dim, 4 * dim):
-        raise DamagedError(f"{path}: the vector of chunk {chunk_id} has {len(data)} bytes for {dim} dimensions")
+def _vector(row: Row, dim: int, path: Path) -> Vectors:
+    """`dim` is that of the version's first vector."""
+    chunk_id, own, data = row
+    if not isinstance(data, bytes) or own != dim or len(data) not in (2 * dim, 4 * dim):
+        size = len(data) if isinstance(data, bytes) else "no"
+        raise DamagedError(
+            f"{path}: the vector of chunk {chunk_id} has {size} bytes and notes {own} dimensions, its version has {dim}: "
+            "delete its row of embeddings and run the build again, which embeds that document anew"
+        )
     return np.frombuffer(data, "<f4" if len(data) == 4 * dim else "<f2").astype(np.float32)
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from moai.database import Database
 from moai.errors import ConfigError
 from moai.failpoints import failpoint
-from moai.sinks.runs import now
+from moai.sinks.runs import now, refuse_while_running
 
 logger = logging.getLogger(__name__)
 
 _DELETE_AT_ONCE = 2000
+_DELETED = 0
+"""Stands for a version that is deleted since, whose number may be given again; no version has it."""
 _COLUMNS = "id, version_name, chunking_strategy, model_name, coalesce(is_active, 0), metadata, created_at"
 
 
@@ -101,9 +104,9 @@ def note(database: Database, version_id: int, **changes: Any) -> None:
 
 def activate(database: Database, version_id: int, **noted: Any) -> Version | None:
     """Make it its strategy's active version, in one transaction with `noted`; the one that was active before, if another was."""
-    version = get(database, version_id)
-    before = active(database, version.strategy)
     with database.transaction("reembed.activate"):
+        version = get(database, version_id)
+        before = active(database, version.strategy)
         if noted:
             note(database, version_id, **noted)
         if before is None or before.id != version_id:
@@ -117,19 +120,61 @@ def activate(database: Database, version_id: int, **noted: Any) -> Version | Non
 
 
 def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
-    """Undo the strategy's last activation: (the version that was active, the one that is now or None). Raises ConfigError without one."""
-    row = database.row("SELECT id, version_id, previous_id FROM reembed_activations WHERE strategy = ? ORDER BY id DESC LIMIT 1", (strategy,))
-    if row is None:
-        raise ConfigError(f"nothing to roll back: moai has activated no version of strategy {strategy} (name another with --chunking-strategy)")
-    activation, version_id, previous = row
-    if previous is not None and find(database, previous) is None:
-        raise ConfigError(f"version {previous}, which was active before version {version_id}, is deleted; activate another one instead")
+    """Undo the strategy's last activation: (the version that was active, the one that is now or None). Raises ConfigError where there is no way back."""
     with database.transaction("reembed.roll_back"):
+        row = database.row("SELECT id, version_id, previous_id FROM reembed_activations WHERE strategy = ? ORDER BY id DESC LIMIT 1", (strategy,))
+        if row is None:
+            raise ConfigError(f"nothing to roll back: moai has activated no version of strategy {strategy} (name another with --chunking-strategy)")
+        activation, version_id, previous = row
+        if previous == _DELETED:
+            raise ConfigError(f"the version that was active before version {version_id} is deleted: activate another one instead")
+        if previous is not None and not _chunks(database, previous):
+            raise ConfigError(f"version {previous}, which was active before version {version_id}, holds no chunks any more: activate another one instead")
         database.run("UPDATE embedding_versions SET is_active = 0 WHERE chunking_strategy = ?", (strategy,))
         if previous is not None:
             database.run("UPDATE embedding_versions SET is_active = 1 WHERE id = ?", (previous,))
         database.run("DELETE FROM reembed_activations WHERE id = ?", (activation,))
     return version_id, previous
+
+
+def _chunks(database: Database, version_id: int) -> bool:
+    return database.row("SELECT 1 FROM text_chunks WHERE embedding_version_id = ? LIMIT 1", (version_id,)) is not None
+
+
+_LOST = (
+    "FROM reembed_receipts WHERE version_id = ?1 AND chunks <> (SELECT count(*) FROM text_chunks c JOIN embeddings ON chunk_id = c.id "
+    "WHERE c.source_type = reembed_receipts.source_type AND c.source_id = reembed_receipts.source_id AND c.embedding_version_id = ?1)"
+)
+
+
+def problems(database: Database) -> Iterator[str]:
+    """What is wrong with the file, or with the versions in it, in words; every page of the file is read."""
+    for (found,) in database.rows("PRAGMA integrity_check"):
+        if found != "ok":
+            yield str(found)
+    for table in ("text_chunks", "embeddings"):
+        for _, row, parent, _ in database.rows(f"PRAGMA foreign_key_check({table})"):
+            yield f"{table} {row} belongs to a row of {parent} that is not there"
+    for version in listing(database):
+        if version.made and (lost := int(database.value(f"SELECT count(*) {_LOST}", (version.id,)))):
+            yield f"version {version.id}: {lost:,} documents have lost chunks or embeddings; run its build again"
+
+
+def forget_lost(database: Database, version_id: int) -> int:
+    """Drop the receipts of documents whose chunks or embeddings another program has taken away; how many. They are embedded again then."""
+    counts = database.rows(
+        "SELECT coalesce(sum(chunks), 0) FROM reembed_receipts WHERE version_id = ?1 UNION SELECT count(*) FROM text_chunks WHERE embedding_version_id = ?1 "
+        "UNION SELECT count(*) FROM embeddings WHERE version_id = ?1",
+        (version_id,),
+    )
+    if len(counts) == 1:
+        return 0
+    with database.transaction("reembed.forget_lost"):
+        database.run(f"DELETE {_LOST}", (version_id,))
+        lost = database.changes()
+        if lost:
+            note(database, version_id, complete=False, faiss=None)
+    return lost
 
 
 def statistics(database: Database, version_id: int) -> dict[str, Any]:
@@ -161,29 +206,28 @@ def only_in(database: Database, version_id: int, other_id: int) -> int:
 
 
 def delete(database: Database, version_id: int) -> int:
-    """Delete a version with its chunks and embeddings, a piece at a time; the number of chunks. Raises ConfigError for an active one."""
-    version = get(database, version_id)
-    if version.is_active:
-        raise ConfigError(f"version {version_id} is active: activate another one or roll back first")
-    with database.transaction("reembed.delete_begin"):
-        note(database, version_id, complete=False)
-        database.run("DELETE FROM reembed_receipts WHERE version_id = ?", (version_id,))
+    """Delete a version with its chunks and embeddings, a piece at a time; the number of chunks.
+
+    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again: a run that began between two of them, and
+    perhaps ended, finds no receipts of what is deleted and makes the version whole.
+    """
     deleted = 0
     while True:
-        with database.transaction("reembed.delete_some"):
-            ids = [
-                row[0] for row in database.rows("SELECT id FROM text_chunks WHERE embedding_version_id = ? ORDER BY id LIMIT ?", (version_id, _DELETE_AT_ONCE))
-            ]
-            database.run_many("DELETE FROM embeddings WHERE chunk_id = ?", [(chunk_id,) for chunk_id in ids])
-            database.run_many("DELETE FROM text_chunks WHERE id = ?", [(chunk_id,) for chunk_id in ids])
+        with database.transaction("reembed.delete"):
+            refuse_while_running(database)
+            if get(database, version_id).is_active:
+                raise ConfigError(f"version {version_id} is active: activate another one or roll back first")
+            note(database, version_id, complete=False)
+            database.run("DELETE FROM reembed_receipts WHERE version_id = ?", (version_id,))
+            ids = database.rows("SELECT id FROM text_chunks WHERE embedding_version_id = ? ORDER BY id LIMIT ?", (version_id, _DELETE_AT_ONCE))
+            database.run_many("DELETE FROM embeddings WHERE chunk_id = ?", ids)
+            database.run_many("DELETE FROM text_chunks WHERE id = ?", ids)
+            if not ids:
+                database.run("UPDATE reembed_activations SET previous_id = ? WHERE previous_id = ?", (_DELETED, version_id))
+                database.run("DELETE FROM reembed_activations WHERE version_id = ?", (version_id,))
+                database.run("DELETE FROM embedding_versions WHERE id = ?", (version_id,))
+                return deleted
         deleted += len(ids)
-        if not ids:
-            break
-    with database.transaction("reembed.delete_end"):
-        database.run("UPDATE reembed_activations SET previous_id = NULL WHERE previous_id = ?", (version_id,))
-        database.run("DELETE FROM reembed_activations WHERE version_id = ?", (version_id,))
-        database.run("DELETE FROM embedding_versions WHERE id = ?", (version_id,))
-    return deleted
 
 
 def garbage(database: Database, keep: int) -> list[Version]:
@@ -191,6 +235,7 @@ def garbage(database: Database, keep: int) -> list[Version]:
     found = []
     for strategy in sorted({version.strategy for version in listing(database)}):
         inactive = [version for version in listing(database) if version.strategy == strategy and not version.is_active and version.made]
+        inactive.sort(key=lambda version: (version.created_at, version.id))  # numbers are given by hand
         found += inactive[: len(inactive) - keep] if keep else inactive
     return found
 
