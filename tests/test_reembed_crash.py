@@ -25,11 +25,12 @@ def run(db: Path, *flags: str, points: Path | None = None, at: str = "", calls: 
     return subprocess.run([sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db), *flags], env=env, capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, int]]:
-    """(database before, database after, how often each place was passed)."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    before, after, points = tiny_law.make(folder / "before.db"), folder / "after.db", folder / "points"
+Undisturbed = tuple[Path, Path, dict[str, int]]
+"""(database before, database after, how often each place was passed)."""
+
+
+def without_kill(before: Path, folder: Path) -> Undisturbed:
+    after, points = folder / "after.db", folder / "points"
     shutil.copy(before, after)
     done = run(after, points=points)
     assert done.returncode == 0, done.stderr
@@ -39,7 +40,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, d
     return before, after, {**timeless, "reembed.sample": timeless["reembed.run_row"]}
 
 
-def check_kill(undisturbed: tuple[Path, Path, dict[str, int]], folder: Path, at: str) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A version built from nothing."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return without_kill(tiny_law.make(folder / "before.db"), folder)
+
+
+@pytest.fixture(scope="module")
+def edited(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The same version brought up to date after documents were edited: old chunks are deleted."""
+    folder = tmp_path_factory.mktemp("edited")
+    before = folder / "before.db"
+    shutil.copy(undisturbed[1], before)
+    tiny_law.change(before, "UPDATE case_paragraphs SET text = text || ? WHERE para_index = 1", (tiny_law.sentence(77, 300),))
+    tiny_law.change(before, "DELETE FROM statute_articles WHERE id = 2")
+    return without_kill(before, folder)
+
+
+def check_kill(undisturbed: Undisturbed, folder: Path, at: str) -> None:
     before, after, _ = undisturbed
     db = folder / "law.db"
     shutil.copy(before, db)
@@ -68,26 +87,28 @@ FEW = (
 
 
 @pytest.mark.parametrize("at", FEW)
-def test_a_kill_between_two_statements_loses_nothing(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path, at: str) -> None:
+def test_a_kill_between_two_statements_loses_nothing(undisturbed: Undisturbed, tmp_path: Path, at: str) -> None:
     check_kill(undisturbed, tmp_path, at)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_kill_at_any_place_loses_nothing(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["undisturbed", "edited"])
+def test_a_kill_at_any_place_loses_nothing(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Every place, at its first and last occurrence and at some between."""
-    places = [f"{name}:{n}" for name, count in sorted(undisturbed[2].items()) for n in sorted({1, 2, count // 3, count // 2, count}) if 1 <= n <= count]
+    found: Undisturbed = request.getfixturevalue(which)
+    places = [f"{name}:{n}" for name, count in sorted(found[2].items()) for n in sorted({1, 2, count // 3, count // 2, count}) if 1 <= n <= count]
     assert len(places) >= 40
+    assert which == "undisturbed" or {"reembed.delete_embeddings", "reembed.delete_chunks", "reembed.forget"} <= found[2].keys()
     for number, at in enumerate(places):
         folder = tmp_path / str(number)
         folder.mkdir()
-        check_kill(undisturbed, folder, at)
+        check_kill(found, folder, at)
+    print(f"{len(places)} places")
 
 
 @pytest.mark.parametrize("at", ["reembed.delete_embeddings:2", "reembed.delete_chunks:1", "reembed.delete_chunks:2", "reembed.insert_embedding:1"])
-def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there(
-    undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path, at: str
-) -> None:
+def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there(undisturbed: Undisturbed, tmp_path: Path, at: str) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[1], db)
     before = tiny_law.content(db, 5)
@@ -98,7 +119,7 @@ def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there
     assert tiny_law.content(db, 5) != before
 
 
-def test_a_crash_encodes_again_at_most_what_was_not_committed(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path) -> None:
+def test_a_crash_encodes_again_at_most_what_was_not_committed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[0], db)
     assert run(db, points=tmp_path / "points", at="reembed.batch.committed:2=kill").returncode == -signal.SIGKILL
@@ -111,7 +132,7 @@ def test_a_crash_encodes_again_at_most_what_was_not_committed(undisturbed: tuple
 
 
 @pytest.mark.parametrize("action", ["enospc", "raise"])
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path, action: str) -> None:
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(undisturbed: Undisturbed, tmp_path: Path, action: str) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[0], db)
     failed = run(db, points=tmp_path / "points", at=f"reembed.batch.commit:2={action}")
@@ -139,7 +160,7 @@ def test_a_real_file_size_limit_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_keeps_what_is_committed_and_names_the_signal(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_stop_keeps_what_is_committed_and_names_the_signal(undisturbed: Undisturbed, tmp_path: Path, sent: signal.Signals) -> None:
     db, points = tmp_path / "law.db", tmp_path / "points"
     shutil.copy(undisturbed[0], db)
     points.mkdir()
@@ -156,7 +177,7 @@ def test_a_stop_keeps_what_is_committed_and_names_the_signal(undisturbed: tuple[
     assert tiny_law.content(db, 5) == tiny_law.content(undisturbed[1], 5)
 
 
-def test_a_second_writer_is_told_who_the_first_is(undisturbed: tuple[Path, Path, dict[str, int]], tmp_path: Path) -> None:
+def test_a_second_writer_is_told_who_the_first_is(undisturbed: Undisturbed, tmp_path: Path) -> None:
     db, points = tmp_path / "law.db", tmp_path / "points"
     shutil.copy(undisturbed[0], db)
     points.mkdir()
@@ -172,7 +193,7 @@ def test_a_second_writer_is_told_who_the_first_is(undisturbed: tuple[Path, Path,
     assert tiny_law.content(db, 5) == tiny_law.content(undisturbed[1], 5)
 
 
-def test_sqlite_itself_finds_the_undisturbed_result_whole(undisturbed: tuple[Path, Path, dict[str, int]]) -> None:
+def test_sqlite_itself_finds_the_undisturbed_result_whole(undisturbed: Undisturbed) -> None:
     after = undisturbed[1]
     with sqlite3.connect(after) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
