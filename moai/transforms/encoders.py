@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +67,7 @@ class SentenceEncoder:
     """A loaded model. Raises TokenizerError where its tokenizer gives no offsets, ConfigError where the backend is not installed."""
 
     def __init__(self, model: SentenceModel, precision: str) -> None:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _SHAPES)
         with_pandas()  # what sentence_transformers imports asks for it
         import torch
         from sentence_transformers import SentenceTransformer
@@ -185,6 +187,8 @@ def device_of(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+_SHAPES = "16"
+"""Programs that oneDNN keeps, one for each shape of an operation. By default 1,024 of some MB: the last batch of every call has another number of rows."""
 CPU_TOKENS = 1024
 """Measured on two cores: a fifth faster than the best fixed batch, where 4,096 were slower than it (benchmarks/RESULTS.md)."""
 MOST_LANES = 8
