@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from moai.engine.schema import arrow_schema
 from moai.recipes.prepared import Prepared, write_dataset_files, write_manifest
 from moai.training.data import PackedCollator
 from moai.training.model import build_model, load_config
@@ -71,11 +72,12 @@ def access(path: Path, rows: int, rounds: int) -> None:
         "datasets, torch format, moai's collator": torch_batches(path),
         "datasets, Python lists, transformers' collator": list_batches(path),
     }
-    content = Prepared.open(path).content
-    megabytes = content["tokens"] / content["rows"] * np.dtype(content["dtype"]).itemsize / 1e6
+    prepared = Prepared.open(path)
+    content = prepared.content
+    megabytes = content["tokens"] / content["rows"] * np.dtype(prepared.columns[0].type).itemsize / 1e6
     order = np.random.default_rng(0).integers(0, content["rows"], rows).tolist()
     check_equal([load(order[:8]) for load in list(ways.values())[:3]])
-    print(f"{content['rows']:,} rows of up to {content['seq_len']:,} {content['dtype']}, {len(content['shards'])} shards\n")
+    print(f"{content['rows']:,} rows of up to {content['seq_len']:,} {prepared.columns[0].type}, {len(content['shards'])} shards\n")
     print("| rows a batch | way | rows/s | MB/s of ids | ms a batch | time against moai's |\n|---|---|---|---|---|---|")
     for size in (8, 32):
         seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -142,7 +144,8 @@ def check_equal(batches: list[dict[str, Any]]) -> None:
 def many_shards(path: Path, count: int, target: Path) -> Path:
     """A prepared directory whose shards are those of another, over and over."""
     target.mkdir()
-    content = Prepared.open(path).content
+    prepared = Prepared.open(path)
+    content = prepared.content
     shards, links = [shard for shard in content["shards"] if shard["file"]], []
     for number in range(count):
         shard = shards[number % len(shards)]
@@ -152,7 +155,7 @@ def many_shards(path: Path, count: int, target: Path) -> Path:
         else:
             os.link(target / links[number - len(shards)]["file"], target / name)
         links.append({**shard, "file": name})
-    write_dataset_files(target, [link["file"] for link in links], content["dtype"], "0" * 32)
+    write_dataset_files(target, [link["file"] for link in links], arrow_schema(prepared.columns), "0" * 32)
     write_manifest(target, {**content, "shards": links, "files": [], "rows": sum(link["rows"] for link in links)}, {})
     return target
 

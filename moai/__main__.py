@@ -37,7 +37,7 @@ def prepare(argv: Sequence[str]) -> int:
             f"learned      {tokens.get('trained', 0):,} tokens of {counts['examples']:,} examples, {counts['turns'] - counts.get('turns_unverified', 0):,} of {counts['turns']:,} turns;"
             f" left out: {counts.get('too_long', 0):,} too long, {counts.get('untrained', 0):,} with nothing to learn"
         )
-    print(f"rows         {content['rows']:,} of {content['seq_len']}, fill rate {content['fill_rate']:.4f}, {content['dtype']}, {content['packing']}")
+    print(f"rows         {content['rows']:,} of {content['seq_len']}, fill rate {content['fill_rate']:.4f}, {prepared.columns[0].type}, {content['packing']}")
     print(f"content      {prepared.content_digest}")
     print(prepared.path)
     return 0

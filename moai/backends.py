@@ -65,6 +65,10 @@ class Backend(ABC):
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template tokens are added."""
 
+    def identity(self) -> dict[str, Any]:
+        """What of it changes ids: not which library, since all are held equal."""
+        return {**self.spec.identity(), "split_special_tokens": self.split_special_tokens}
+
     def made_by(self) -> dict[str, str]:
         """For receipts: which backend, in which version, for which tokenizer.json."""
         return {"tokenizer": self.name, "version": version(self.package), "tokenizer_sha256": self.spec.digest[:16]}

@@ -182,10 +182,10 @@ class _Collection:
         by_key: dict[str, dict[str, Path]] = {}
         for path in listed(self.cache / "shards"):
             key, _, ending = path.name.partition(".")
-            if key and ending in ("json", "arrow", "bad.jsonl") and path not in self.gone:
+            if key and ending in ("json", "arrow", "bad.jsonl", "documents") and path not in self.gone:
                 by_key.setdefault(key, {})[ending] = path
         for key, found in sorted(by_key.items()):
-            paths = tuple(found[ending] for ending in ("json", "arrow", "bad.jsonl") if ending in found)
+            paths = tuple(found[ending] for ending in ("json", "arrow", "bad.jsonl", "documents") if ending in found)
             yield _Shard(key, paths, max(map(_written_at, paths)), any(self.space.names(path) > 1 for path in paths))
 
     def _needed(self) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-_TYPES = {np.dtype(name): pa.type_for_alias(name) for name in ("uint8", "uint16", "uint32", "int32", "int64")}
+_TYPES = {np.dtype(name): pa.type_for_alias(name) for name in ("uint8", "uint16", "uint32", "uint64", "int32", "int64")}
 
 
 def numbers(values: npt.NDArray[np.integer]) -> pa.Array:

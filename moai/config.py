@@ -21,7 +21,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -45,7 +45,8 @@ def option(
     help: str,
     *,
     affects_output: bool = False,
-    keyed_at_default: bool = True,
+    only: str | None = None,
+    parse: Callable[..., Any] | None = None,
     env: str | None = None,
     names: Sequence[str] = (),
     choices: Sequence[str] = (),
@@ -54,14 +55,16 @@ def option(
     """A dataclass field that is also a flag, a YAML key and, with `env`, an environment variable.
 
     affects_output  the prepared bytes depend on it, so it belongs to the plan key
-    keyed_at_default  False for a flag younger than prepared directories: left at its default it is in no key, and what lies there is still found
+    only            the one value of `data_format` that it has a meaning for
+    parse           makes the value of what was written: `parse(written, place=..., folder=...)`, the place for errors, the folder of the YAML or None
     names           further spellings of the flag and the YAML key, without dashes
     bare            what the flag means when it is given without a value
     """
     metadata = {
         "help": help,
         "affects_output": affects_output,
-        "keyed_at_default": keyed_at_default,
+        "only": only,
+        "parse": parse,
         "env": env,
         "names": tuple(names),
         "choices": tuple(choices),
@@ -108,13 +111,14 @@ def resolve(
     origins = dict.fromkeys(fields, "default")
     config_path = flags.pop("config", None)
     for name, value in _read_file(config_path, fields, others).items() if config_path else ():
-        values[name], origins[name] = _coerce(value, hints[name], name, f"{config_path}: {name}"), f"file {config_path}"
+        place = f"{config_path}: {name}"
+        values[name], origins[name] = _read(value, fields[name], hints[name], place, Path(str(config_path)).absolute().parent), f"file {config_path}"
     for name, f in fields.items():
         variable = f.metadata["env"]
         if variable and environ.get(variable, "") != "":
-            values[name], origins[name] = _coerce(environ[variable], hints[name], name, variable), f"environment {variable}"
+            values[name], origins[name] = _read(environ[variable], f, hints[name], variable), f"environment {variable}"
     for name, value in flags.items():
-        values[name], origins[name] = _coerce(value, hints[name], name, f"--{name}"), "flag"
+        values[name], origins[name] = _read(value, fields[name], hints[name], f"--{name}"), "flag"
     for name, f in fields.items():
         _check_choice(values[name], f, origins[name])
     instances = {cls: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in classes}
@@ -144,8 +148,7 @@ def parse_size(text: str) -> int:
 
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
-    keyed = (f for f in dataclasses.fields(instance) if f.metadata.get("affects_output"))
-    return {f.name: getattr(instance, f.name) for f in keyed if f.metadata["keyed_at_default"] or getattr(instance, f.name) != f.default}
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,7 +156,7 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
             known = [s for action in self._actions for s in action.option_strings]
-            message += _did_you_mean(unknown[1].split("=")[0], known)
+            message += did_you_mean(unknown[1].split("=")[0], known)
         self.exit(2, f"{self.prog}: error: {message} (--help lists every flag)\n")
 
 
@@ -196,10 +199,15 @@ def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]], others: 
         if name is None and str(key).replace("-", "_") in passed_over:
             continue
         if name is None:
-            raise ConfigError(f"--config {path}: unknown name {key!r}{_did_you_mean(str(key), spellings)}")
+            raise ConfigError(f"--config {path}: unknown name {key!r}{did_you_mean(str(key), spellings)}")
         if value is not None:
             values[name] = value
     return values
+
+
+def _read(value: Any, f: dataclasses.Field[Any], hint: Any, place: str, folder: Path | None = None) -> Any:
+    parse = f.metadata["parse"]
+    return parse(value, place=place, folder=folder) if parse else _coerce(value, hint, f.name, place)
 
 
 def _coerce(value: Any, hint: Any, name: str, place: str) -> Any:
@@ -250,6 +258,7 @@ def _is_tuple(base: Any) -> bool:
     return typing.get_origin(base) is tuple
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean length?`, or nothing where no word is near."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -13,6 +13,7 @@ moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it ha
     │   └── BackendDisagrees   one that gave other ids than the reference; the recipe falls back
     ├── StorageError           disk full, read-only, no permission
     ├── DamagedError           a prepared directory that differs from its manifest
+    ├── PartFailed             a filter, map or signal that raised, or gave something else than it must
     ├── WorkerDied             a worker process ended without a receipt
     ├── PreparationFailed      what a waiting rank raises, with the preparer's cause
     └── Interrupted            SIGINT, SIGTERM or SIGHUP; committed work is kept
@@ -61,6 +62,10 @@ class StorageError(MoaiError, OSError):
 
 class DamagedError(MoaiError):
     exit_code = 65
+
+
+class PartFailed(MoaiError):
+    exit_code = 70
 
 
 class WorkerDied(MoaiError):

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from moai.backends import Reference
+from moai.engine.schema import TRAINED
 from moai.errors import ConfigError, StorageError
 from moai.files import storage_errors, write_atomic
 from moai.pages import page
@@ -45,7 +46,12 @@ class Piece:
     is_special: bool
 
 
-Document = list[Piece]
+@dataclass(frozen=True)
+class Document:
+    """A piece of a document as it stands in a row, and what travels beside it."""
+
+    pieces: list[Piece]
+    beside: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class View:
                 with pa.memory_map(str(self.prepared.path / shard["file"])) as file:
                     for batch in pa.ipc.open_stream(file):
                         for row in range(batch.num_rows):
-                            yield list(self._documents({name: batch[name][row].values.to_numpy() for name in batch.schema.names}))
+                            yield list(self._documents({name: batch[name][row] for name in batch.schema.names}))
 
     def lines(self, rows: int) -> Iterator[str]:
         """As text: a learned stretch stands between « and »."""
@@ -79,7 +85,7 @@ class View:
 
     def html(self, rows: int) -> str:
         content = self.prepared.content
-        what = "what the assistant says is learned" if self.prepared.is_chat else "every token is learned but the first of a document"
+        what = "what the assistant says is learned" if TRAINED in self.prepared.columns else "every token is learned but the first of a document"
         learned = content["token_counts"].get("trained")
         head = (
             f"<h1>{escape(self.prepared.path.name)}</h1><p>{content['documents']:,} documents, {content['tokens']:,} tokens"
@@ -95,14 +101,17 @@ class View:
         )
 
     def _documents(self, row: dict[str, Any]) -> Iterator[Document]:
-        learned = np.ones(len(row["input_ids"]), bool)
-        if "trained_runs" in row:
-            runs = row["trained_runs"]
+        ids = row["input_ids"].values.to_numpy()
+        learned = np.ones(len(ids), bool)
+        if TRAINED.name in row:
+            runs = row[TRAINED.name].values.to_numpy()
             learned = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        beside = {column.name: row[column.name].as_py() for column in self.prepared.beside if column.per == "piece"}
         start = 0
-        for length in row["seq_lengths"].tolist():
+        for number, length in enumerate(row["seq_lengths"].values.to_pylist()):
             learned[start] = False  # nothing stands before it that could predict it
-            yield list(pieces(self.reference, row["input_ids"][start : start + length].tolist(), learned[start : start + length].tolist()))
+            found = list(pieces(self.reference, ids[start : start + length].tolist(), learned[start : start + length].tolist()))
+            yield Document(found, {name: values[number] for name, values in beside.items()})
             start += length
 
 
@@ -145,14 +154,14 @@ def _piece(reference: Reference, ids: Sequence[int], learned: Sequence[bool], ba
 
 
 def _figures(documents: Sequence[Document]) -> str:
-    tokens = sum(len(piece.ids) for document in documents for piece in document)
-    learned = sum(sum(piece.learned) for document in documents for piece in document)
+    tokens = sum(len(piece.ids) for document in documents for piece in document.pieces)
+    learned = sum(sum(piece.learned) for document in documents for piece in document.pieces)
     return f"{len(documents)} documents, {tokens} tokens, {learned} learned"
 
 
 def _as_text(document: Document) -> str:
-    text, inside = "", False
-    for piece in document:
+    text, inside = "".join(f"[{name} = {value}] " for name, value in document.beside.items()), False
+    for piece in document.pieces:
         if any(piece.learned) != inside:
             text, inside = text + ("»" if inside else "«"), not inside
         text += piece.text
@@ -160,8 +169,12 @@ def _as_text(document: Document) -> str:
 
 
 def _row(number: int, documents: Sequence[Document]) -> str:
-    boxes = "".join(f"<div class=document>{''.join(map(_span, document))}</div>" for document in documents)
+    boxes = "".join(f"<div class=document>{_beside(document)}{''.join(map(_span, document.pieces))}</div>" for document in documents)
     return f"<div class=row><h2>Row {number} <small>{_figures(documents)}</small></h2>{boxes}</div>"
+
+
+def _beside(document: Document) -> str:
+    return f"<p class=soft>{escape(', '.join(f'{name} = {value}' for name, value in document.beside.items()))}</p>" if document.beside else ""
 
 
 def _span(piece: Piece) -> str:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from moai.recipes.assembly import Request, Stream, pipeline, streams
 from moai.recipes.choosing import Chosen
 from moai.recipes.identity import plans
 from moai.recipes.options import DataConfig
-from moai.recipes.publish import Part, bad_records
+from moai.recipes.publish import Processed, bad_records
 from moai.sources.discover import Input, discover
 from moai.tokenizer import TokenizerSpec, load_file, load_tokenizer
+from moai.transforms.named import parse_parts
 from moai.transforms.template import ChatTemplate
 
 _BATCH_BYTES = 4 << 20
@@ -62,7 +64,7 @@ class Recipe:
                 if raw.digest != entry["raw_digest"]:
                     raise self._changed(entry, shard)
                 done.append(Done(0, shard, self._finished(entry) or self._run(stream, shard)[0], False))
-            parts.append(Part(stream.given, stream.to_text.shape.name, done))
+            parts.append(Processed(stream, done))
         return b"".join(canonical_json(entry) + b"\n" for part in parts for entry in bad_records(self.own, part))
 
     def _make(self, stream: Stream, wanted: Mapping[int, Entry]) -> Iterator[tuple[Entry, Path]]:
@@ -115,8 +117,8 @@ class Recipe:
         if now != entry["shard_key"]:
             then = self.manifest["content"]["tokenizer"].get("tokenizers")
             raise DamagedError(
-                f"{self.directory / entry['file']}: cannot be made again here: it was made with tokenizers {then}, is made with {stream.identity['tokenizer']['tokenizers']}, "
-                f"or it leaves out records that its worker died of; remove {self.directory} and prepare again"
+                f"{self.directory / entry['file']}: cannot be made again here: it was made with tokenizers {then}, this is {version('tokenizers')}, by other versions of "
+                f"its parts, or it leaves out records that its worker died of; remove {self.directory} and prepare again"
             )
 
     def _changed(self, entry: Entry, shard: Shard | None) -> SourceError:
@@ -142,7 +144,8 @@ class Recipe:
         try:
             if unknown := content["config"].keys() - known:
                 raise ConfigError(f"unknown flags {sorted(unknown)}")
-            return DataConfig(**content["config"], num_proc=0)
+            transforms = parse_parts(self.manifest["run"].get("transforms", []), place=f"{self.directory}: transforms")
+            return DataConfig(**content["config"], transforms=transforms, num_proc=0)
         except (TypeError, ConfigError) as error:
             raise DamagedError(f"{self.directory}: its flags are none that this moai takes ({error}); remove it and prepare again") from error
 

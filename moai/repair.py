@@ -23,6 +23,7 @@ from typing import Any
 
 from moai.distributed import owner
 from moai.engine.ledger import Ledger
+from moai.engine.schema import arrow_schema, columns_from_json
 from moai.errors import DamagedError, MoaiError
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, storage_errors, sync, write_atomic
@@ -31,7 +32,7 @@ from moai.recipes.attempts import OWNER
 from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.formats import ENTITY_COREF
 from moai.recipes.identity import dataset_key
-from moai.recipes.prepared import Prepared, is_chat, read_manifest, write_dataset_files
+from moai.recipes.prepared import Prepared, listed_files, read_manifest, write_dataset_files
 from moai.verify_corpus import METADATA, metadata
 
 
@@ -65,7 +66,7 @@ class _Repair:
 
     def run(self) -> Iterator[str]:
         content = self.manifest["content"]
-        shards = [shard for shard in content["shards"] if shard["file"] and not self._is_whole(shard)]
+        shards = [shard for shard in content["shards"] if not all(self._is_whole(part) for part in _parts(shard))]
         files = [file for file in content["files"] if not self._is_whole(file)]
         if not shards and not files:
             yield f"nothing to repair: every file of {self.directory} has its recorded hash"
@@ -74,10 +75,9 @@ class _Repair:
             self._put(entry, self._small_file(entry["file"]))
             yield f"repaired     {entry['file']}"
         for shard in list(shards):
-            if source := self._finished(shard):
-                self._put(shard, source)
+            if self._finished(shard):
+                yield f"repaired     {self._put_shard(shard, self.cache)}, linked from the finished shard {shard['shard_key']}"
                 shards.remove(shard)
-                yield f"repaired     {shard['file']}, linked from the finished shard {shard['shard_key']}"
         yield from self._rebuild(shards, [entry for entry in files if entry["file"] == "quarantine.jsonl"])
         Prepared.open(self.directory)
         yield from self._also_damaged()
@@ -92,9 +92,9 @@ class _Repair:
             if isinstance(made, MoaiError):
                 failures.append(made)
                 continue
-            self._put(shard, made)
+            names = self._put_shard(shard, recipe.own)
             self._heal_finished(shard)
-            yield f"repaired     {shard['file']}, {shard['rows']:,} rows made again from {shard['source']}"
+            yield f"repaired     {names}, {shard['rows']:,} rows made again from {shard['source']}"
         if failures:
             raise failures[0]
         for entry in listing:
@@ -123,6 +123,13 @@ class _Repair:
         os.replace(staged, final)
         sync(self.directory)
 
+    def _put_shard(self, shard: Mapping[str, Any], cache: Path | None) -> str:
+        """Replace what is damaged of a shard by the finished one of `cache`. Returns the names of the files."""
+        damaged = [(part, path) for part, path in zip(_parts(shard), _finished_files(shard, cache)) if not self._is_whole(part)]
+        for part, path in damaged:
+            self._put(part, path)
+        return ", ".join(part["file"] for part, _ in damaged)
+
     def _made_by(self) -> str:
         content = self.manifest["content"]
         versions = f"tokenizers {content['tokenizer'].get('tokenizers')} and {', '.join(map(str, self.manifest['run'].get('tokenizer_backends', [])))}"
@@ -137,7 +144,8 @@ class _Repair:
         if not place.exists():
             place.mkdir()
             names = [shard["file"] for shard in content["shards"] if shard["file"]]
-            write_dataset_files(place, names, content["dtype"], dataset_key(shard["shard_key"] for shard in content["shards"]), chat=is_chat(self.manifest))
+            schema = arrow_schema(columns_from_json(content["columns"]))
+            write_dataset_files(place, names, schema, dataset_key(shard["shard_key"] for shard in content["shards"]))
         if not (place / name).exists():
             raise DamagedError(f"{self.directory / name}: damaged, and nothing tells how to make it again; remove {self.directory} and prepare again")
         return place / name
@@ -149,18 +157,18 @@ class _Repair:
             raise DamagedError(f"{self.directory / 'tokenizer.json'}: damaged; name the tokenizer that made the ids with --tokenizer_path DIR")
         return given
 
-    def _finished(self, shard: Mapping[str, Any]) -> Path | None:
-        path = Ledger(self.cache).shard(shard["shard_key"]) if self.cache else None
-        return path if path and _holds(path, shard) else None
+    def _finished(self, shard: Mapping[str, Any]) -> bool:
+        """Whether the cache holds the finished shard, whole."""
+        return bool(self.cache) and all(_holds(path, part) for part, path in zip(_parts(shard), _finished_files(shard, self.cache)))
 
     def _heal_finished(self, shard: Mapping[str, Any]) -> None:
         """The finished shard was the same file as the damaged one, where links work."""
-        path = Ledger(self.cache).shard(shard["shard_key"]) if self.cache else None
-        if path and path.is_file() and not _holds(path, shard):
-            staged = self.staging / uuid.uuid4().hex
-            link_or_copy(self.directory / shard["file"], staged)
-            failpoint("repair.relink", staged)
-            os.replace(staged, path)
+        for part, path in zip(_parts(shard), _finished_files(shard, self.cache)) if self.cache else ():
+            if path.is_file() and not _holds(path, part):
+                staged = self.staging / uuid.uuid4().hex
+                link_or_copy(self.directory / part["file"], staged)
+                failpoint("repair.relink", staged)
+                os.replace(staged, path)
 
     def _also_damaged(self) -> Iterator[str]:
         """Other directories may hold the file that was damaged, under a link of their own."""
@@ -169,14 +177,25 @@ class _Repair:
                 if other != self.directory:
                     shards = {shard["shard_key"]: shard for shard in read_manifest(other)["content"]["shards"] if shard["file"]}
                     ours = [shard["shard_key"] for shard in self.manifest["content"]["shards"] if shard["shard_key"] in shards]
-                    if any(not _holds(other / shards[key]["file"], shards[key]) for key in ours):
+                    if any(not _holds(other / part["file"], part) for key in ours for part in _parts(shards[key])):
                         yield f"damaged too  {other}: shares shards with this one; repair it as well"
+
+
+def _parts(shard: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files of a shard: its rows, if it has any, and what became of its documents."""
+    return [*([shard] if shard["file"] else []), shard["documents_file"]]
+
+
+def _finished_files(shard: Mapping[str, Any], cache: Path | None) -> list[Path]:
+    assert cache
+    ledger = Ledger(cache)
+    return [*([ledger.shard(shard["shard_key"])] if shard["file"] else []), ledger.documents(shard["shard_key"])]
 
 
 def _corpus(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Samples depend on a choice over the whole corpus, so that its own command is the only way to them; it reuses the finished shards that are whole."""
     content, run = manifest["content"], manifest["run"]
-    wrong = [entry["file"] for entry in [*content["shards"], *content["files"]] if not _holds(directory / entry["file"], entry)]
+    wrong = [entry["file"] for entry in listed_files(content) if not _holds(directory / entry["file"], entry)]
     wrong += [] if metadata(Prepared(directory, manifest)).ok else [METADATA]
     if not wrong:
         yield f"nothing to repair: every file of {directory} has its recorded hash"

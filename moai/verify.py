@@ -22,11 +22,12 @@ import pyarrow.compute as pc
 from moai import verify_corpus
 from moai.backends import Reference
 from moai.checks import Check, count_rows
+from moai.engine.documents import schema as documents_schema
+from moai.engine.schema import TRAINED, Column, arrow_schema, columns_from_json
 from moai.errors import DamagedError, TokenizerError
 from moai.files import digest_file
 from moai.recipes.formats import ENTITY_COREF, FORMATS
-from moai.recipes.prepared import MANIFEST, Prepared
-from moai.sinks.arrow import arrow_schema
+from moai.recipes.prepared import MANIFEST, Prepared, listed_files
 from moai.tokenizer import load_tokenizer
 
 _SAMPLE_TOKENS = 60
@@ -45,13 +46,15 @@ def verify(path: Path, *, full: bool = True) -> Iterator[Check]:
     wrong: list[str] = []
     if full:
         wrong = damaged(prepared)
-        yield Check("hashes", not wrong, _said(wrong) if wrong else f"xxh3_128 of {len(shards) + len(content['files'])} files")
+        yield Check("hashes", not wrong, _said(wrong) if wrong else f"xxh3_128 of {len(listed_files(content))} files")
     yield _files(path, content, wrong)
     whole = [shard for shard in shards if shard["file"] not in wrong]
     if content["recipe"] == ENTITY_COREF:
         yield from verify_corpus.checks(prepared, whole, wrong, full=full)
         return
     yield from _rows(path, whole, content, full=full, some=bool(wrong))
+    if full:
+        yield _documents(path, content, wrong)
     yield _conservation(content)
     if "tokenizer.json" not in wrong and shards and shards[0]["file"] not in wrong:
         yield _sample(path, shards[0], content)
@@ -59,8 +62,7 @@ def verify(path: Path, *, full: bool = True) -> Iterator[Check]:
 
 def damaged(prepared: Prepared) -> list[str]:
     """The files of an opened directory whose bytes are not those of its manifest, in its order."""
-    entries = [*(shard for shard in prepared.content["shards"] if shard["file"]), *prepared.content["files"]]
-    return [entry["file"] for entry in entries if digest_file(prepared.path / entry["file"]) != entry["xxh3_128"]]
+    return [entry["file"] for entry in listed_files(prepared.content) if digest_file(prepared.path / entry["file"]) != entry["xxh3_128"]]
 
 
 def _said(wrong: Sequence[str]) -> str:
@@ -68,7 +70,7 @@ def _said(wrong: Sequence[str]) -> str:
 
 
 def _files(path: Path, content: dict[str, Any], wrong: Sequence[str]) -> Check:
-    listed = {entry["file"] for entry in [*content["shards"], *content["files"]] if entry["file"]} | {MANIFEST} | FORMATS[content["recipe"]].unlisted
+    listed = {entry["file"] for entry in listed_files(content)} | {MANIFEST} | FORMATS[content["recipe"]].unlisted
     if unknown := sorted(p.name for p in path.iterdir() if p.name not in listed):
         return Check("files", False, f"unknown files {unknown[:5]}")
     if absent := {"state.json", "dataset_info.json", "tokenizer.json"} - listed:
@@ -96,9 +98,10 @@ class _Totals:
 def _rows(path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any], *, full: bool, some: bool) -> Iterator[Check]:
     """`some`: not all shards are looked at, so that totals say nothing."""
     totals = _Totals()
-    schema = arrow_schema(content["dtype"], chat="chat" in content)
+    columns = columns_from_json(content["columns"])
+    schema = arrow_schema(columns)
     try:
-        rows, differing = count_rows(path, shards, schema, partial(_tokens_of, content=content, totals=totals) if full else None)
+        rows, differing = count_rows(path, shards, schema, partial(_look_at, content=content, columns=columns, totals=totals) if full else None)
     except DamagedError as error:
         yield Check("readable", False, str(error))
         return
@@ -110,12 +113,12 @@ def _rows(path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any],
         yield Check("pieces", not totals.bad_rows, pieces or f"every row's pieces add up, none over {content['seq_len']}")
         yield Check("token range", totals.highest < content["vocab_size"], f"highest id {totals.highest}, vocabulary {content['vocab_size']}")
         yield Check("tokens", some or totals.tokens == content["tokens"], f"{totals.tokens:,}, the manifest says {content['tokens']:,}")
-        if "chat" in content:
+        if TRAINED in columns:
             said = content["token_counts"].get("trained", 0)
             yield Check("trained", some or totals.trained == said, f"{totals.trained:,} tokens are learned, the manifest says {said:,}")
 
 
-def _tokens_of(batch: pa.RecordBatch, content: dict[str, Any], totals: _Totals) -> None:
+def _look_at(batch: pa.RecordBatch, content: dict[str, Any], columns: Sequence[Column], totals: _Totals) -> None:
     ids, pieces = batch["input_ids"], batch["seq_lengths"]
     if ids.null_count or pieces.null_count or ids.values.null_count or pieces.values.null_count:
         raise DamagedError("nulls among the rows")
@@ -124,11 +127,36 @@ def _tokens_of(batch: pa.RecordBatch, content: dict[str, Any], totals: _Totals) 
     offsets = pieces.offsets.to_numpy()
     summed = ends[offsets[1:]] - ends[offsets[:-1]]
     totals.bad_rows += int(((summed != lengths) | (lengths > content["seq_len"]) | (lengths == 0)).sum())
-    if "chat" in content:
-        _trained_of(batch["trained_runs"], lengths, totals)
+    for column in columns[2:]:
+        values = batch[column.name]
+        if column.runs:
+            _trained_of(values, lengths, totals)
+        elif column.per in ("piece", "token"):
+            wanted = lengths if column.per == "token" else pieces.value_lengths().to_numpy()
+            totals.bad_rows += values.null_count or int((values.value_lengths().to_numpy() != wanted).sum())
     flat = ids.flatten()
     totals.highest = max(totals.highest, pc.max(flat).as_py() or 0)
     totals.tokens += len(flat)
+
+
+def _documents(path: Path, content: dict[str, Any], wrong: Sequence[str]) -> Check:
+    """Every document has a fate: kept ones are as many as the shard says, and their tokens too."""
+    differing, number = [], 0
+    for shard in content["shards"]:
+        name = shard["documents_file"]["file"]
+        if name in wrong:
+            continue
+        try:
+            with pa.memory_map(str(path / name)) as file:
+                table = pa.ipc.open_file(file).read_all()
+        except (pa.ArrowException, OSError) as error:
+            return Check("documents", False, f"{name}: {' '.join(str(error).split())[:160]}")
+        if table.schema.names[: len(documents_schema())] != documents_schema().names or table["reason"].null_count != shard["documents"]:
+            differing.append(name)
+        number += table.num_rows
+    return Check(
+        "documents", not differing, f"{', '.join(differing[:5])}: not the documents of the shard" if differing else f"the fate of {number:,} documents"
+    )
 
 
 def _trained_of(runs: pa.Array, lengths: np.ndarray, totals: _Totals) -> None:

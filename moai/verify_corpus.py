@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from moai.checks import Check, count_rows
+from moai.engine.schema import with_features
 from moai.errors import DamagedError, TokenizerError
 from moai.files import canonical_json
 from moai.recipes.entity_coref import publishing, statistics
 from moai.recipes.prepared import Prepared
-from moai.sinks.tables import with_features
 from moai.tokenizer import load_file
 from moai.transforms.coref_samples import IGNORED, SCHEMA
 

@@ -10,7 +10,7 @@ from typing import Any
 from moai.backends import Reference
 from moai.engine.pipeline import Tally, _tally
 from moai.recipes.prepared import Prepared
-from moai.transforms.chat import Chats
+from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.conversation import choose_chat_shape
 from moai.transforms.template import ChatTemplate
 
@@ -91,12 +91,19 @@ def encode(reference: Reference, source: str, record: dict[str, Any], **options:
 
     kinds = {name: "list" if isinstance(value, list) else "string" for name, value in record.items()}
     given = {"seq_len": 4096, **options}
-    chats = Chats(shape=choose_chat_shape(kinds, source="a test"), template=ChatTemplate(source=source, tokens=TOKENS), reference=reference, **given)
+    reading = {name: given.pop(name) for name in ("train_on", "max_doc_bytes") if name in given}
+    shape, template = choose_chat_shape(kinds, source="a test"), ChatTemplate(source=source, tokens=TOKENS)
+    to_examples = ToExamples(shape=shape, template=template, reference=reference, **reading)
+    encode_examples = EncodeExamples(reference=reference, **given)
     batch = pa.record_batch([[json.dumps(record).encode()], pa.nulls(1, pa.string()), [0], [0], [0]], schema=SCHEMA)
     tally = Tally()
     token = _tally.set(tally)
     try:
-        made = [(ids, trained) for out in chats(iter([batch])) for ids, trained in zip(out["tokens"].to_pylist(), out["trained"].to_pylist())]
+        made = [
+            (ids, trained)
+            for out in encode_examples(to_examples(iter([batch])))
+            for ids, trained in zip(out["tokens"].to_pylist(), out["trained_runs"].to_pylist())
+        ]
     finally:
         _tally.reset(token)
     return made, dict(tally.counts)

@@ -37,7 +37,7 @@ def write_place(folder: Path) -> Path:
     datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder / "prepared"), num_shards=len(SOURCES))
     counts = [ROWS // len(SOURCES) + (number < ROWS % len(SOURCES)) for number in range(len(SOURCES))]
     content = {
-        "dtype": "uint16", "documents": ROWS, "tokens": 12 * ROWS, "rows": ROWS, "fill_rate": 1.0, "seq_len": 12, "packing": "none", "vocab_size": 258,
+        "columns": [{"name": "input_ids", "type": "uint16", "per": "token"}, {"name": "seq_lengths", "type": "uint32", "per": "piece"}], "documents": ROWS, "tokens": 12 * ROWS, "rows": ROWS, "fill_rate": 1.0, "seq_len": 12, "packing": "none", "vocab_size": 258,
         "tokenizer_digest": load_tokenizer(str(tokenizer)).digest, "sources": [{"name": name, "documents": 1, "tokens": 12} for name in dict.fromkeys(SOURCES)],
         "shards": [{"file": f"data-{n:05d}-of-{len(SOURCES):05d}.arrow", "rows": count, "source": SOURCES[n], "tokens": 12 * count} for n, count in enumerate(counts)],
     }  # fmt: skip

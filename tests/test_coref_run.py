@@ -20,7 +20,7 @@ from moai.recipes import entity_coref
 from moai.recipes.entity_coref import publishing
 from moai.recipes.entity_coref.manifest import read_manifest
 from moai.recipes.entity_coref.options import CorefConfig
-from moai.sinks.tables import regroup
+from moai.sinks.arrow import regroup
 from moai.transforms.coref_samples import IGNORED
 from moai.transforms.korean import RULES
 from moai.transforms.mlm_tokens import load_mlm_tokenizer

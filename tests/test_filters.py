@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from moai.engine import pipeline
-from moai.transforms.filters import Length, without_blank
+from moai.transforms.filters import Length
 
 EVERY_LETTER_OR_SPACE = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
 
@@ -33,7 +33,10 @@ def test_both_ways_agree_on_which_texts_are_blank_for_every_code_point(counts: d
     left = kept(length, EVERY_LETTER_OR_SPACE)
     by_column = dict(counts)
     counts.clear()
-    assert without_blank(EVERY_LETTER_OR_SPACE) == left
+    beside = pa.record_batch([pa.nulls(len(EVERY_LETTER_OR_SPACE))], names=["beside"])
+    texts, of_them = length.without_blank(EVERY_LETTER_OR_SPACE, beside)
+    assert texts == left
+    assert of_them.num_rows == len(left)
     assert dict(counts) == by_column
     assert " " not in left
     assert "\u3000" not in left

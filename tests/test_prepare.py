@@ -420,7 +420,7 @@ def test_two_inputs_of_one_name_keep_their_shards_apart(corpus: Path, tmp_path: 
 
 def test_nothing_left_is_an_error_not_an_empty_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "  "}\n{"text": ""}\n')
-    with pytest.raises(SourceError, match=r"no document is left \(2 read, 2 filtered, 0 quarantined\): 2 empty"):
+    with pytest.raises(SourceError, match=r"no document is left \(2 read, 2 filtered, 0 quarantined\): 2 length.empty"):
         make(tmp_path / "a.jsonl", tmp_path / "cache")
 
 

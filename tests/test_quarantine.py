@@ -290,7 +290,7 @@ def test_lines_of_text_files_must_be_utf8_and_not_too_large(tmp_path: Path, prep
     prepared = prepare(tmp_path / "a.txt", max_doc_bytes=100)
     assert texts(prepared) == ["first", "last", "NUL\0 inside", "끝"]
     assert places(prepared) == [{"line": 4, "offset": 14, "reason": "invalid UTF-8"}, {"line": 6, "offset": 21, "reason": "too large"}]
-    assert prepared.content["filtered"] == {"empty": 1}
+    assert prepared.content["filtered"] == {"length.empty": 1}
 
 
 def test_whole_text_files_that_are_bad_are_named_by_their_first_line(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from moai.engine.schema import arrow_schema, row_columns
 from moai.errors import DamagedError
 from moai.recipes.prepared import Prepared, write_dataset_files
-from moai.sinks.arrow import arrow_schema
 from moai.training import rows as rows_module
 from moai.training.data import PackedCollator
 from moai.training.rows import PackedRows, Row, read_ahead
@@ -31,7 +31,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts 
 
 
 def write_shard(path: Path, rows: Sequence[Row], dtype: str, *, names: Sequence[str] = ("input_ids", "seq_lengths"), per_batch: int = 5) -> None:
-    schema = pa.schema([pa.field(name, field.type) for name, field in zip(names, arrow_schema(dtype))], arrow_schema(dtype).metadata)
+    schema = pa.schema([pa.field(name, field.type) for name, field in zip(names, arrow_schema(row_columns(dtype)))], arrow_schema(row_columns(dtype)).metadata)
     with pa.ipc.new_stream(str(path), schema) as writer:
         for start in range(0, len(rows), per_batch):
             part = rows[start : start + per_batch]
@@ -54,10 +54,10 @@ def write_directory(path: Path, dtype: str) -> PackedRows:
     rows = make_rows(sum(ROWS), np.iinfo(dtype).max)
     for name, count, end in zip(names, ROWS, np.cumsum(ROWS).tolist()):
         write_shard(path / name, rows[end - count : end], dtype)
-    write_dataset_files(path, names, dtype, "0" * 32)
+    write_dataset_files(path, names, arrow_schema(row_columns(dtype)), "0" * 32)
     shards = [{"file": name, "rows": count} for name, count in zip(names, ROWS)]
     shards.insert(1, {"file": None, "rows": 0})  # all of its documents were filtered
-    return PackedRows.of(Prepared(path, {"content": {"shards": shards, "dtype": dtype}}))
+    return PackedRows.of(Prepared(path, {"content": {"shards": shards, "columns": [column.as_json() for column in row_columns(dtype)]}}))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_shard_is_opened_with_its_first_row(rows: PackedRows) -> None:
     """Opening the directory and reading other shards touch it so little that it may be absent."""
     last = rows.path / rows.shards[-1][0]
     last.unlink()
-    again = PackedRows(rows.path, rows.shards, rows.dtype)
+    again = PackedRows(rows.path, rows.shards, rows.columns)
     assert len(again) == sum(ROWS)
     again.__getitems__(range(10))
     with pytest.raises(DamagedError, match=f"{last}: .*No such file"):
@@ -152,13 +152,13 @@ def test_processes_that_read_give_the_same_batches(rows: PackedRows, start: str)
 def test_rows_beyond_2_gigabytes_of_a_file(tmp_path: Path) -> None:
     """In a sparse file: its first row is 2.2 GB of zeros that are never written nor read."""
     row = Row.of([[5, 6, 7], [8]])
-    with open(tmp_path / "data.arrow", "wb") as file, pa.ipc.new_stream(pa.PythonFile(_Sparse(file), mode="w"), arrow_schema("uint16")) as writer:
+    with open(tmp_path / "data.arrow", "wb") as file, pa.ipc.new_stream(pa.PythonFile(_Sparse(file), mode="w"), arrow_schema(row_columns("uint16"))) as writer:
         for ids, pieces in [(np.zeros(1_100_000_000, np.uint16), [1_100_000_000]), (row.input_ids.astype(np.uint16), row.seq_lengths)]:
             columns = [pa.ListArray.from_arrays([0, len(values)], pa.array(values, kind)) for values, kind in ((ids, pa.uint16()), (pieces, pa.uint32()))]
-            writer.write_batch(pa.record_batch(columns, schema=arrow_schema("uint16")))
+            writer.write_batch(pa.record_batch(columns, schema=arrow_schema(row_columns("uint16"))))
     status = (tmp_path / "data.arrow").stat()
     assert status.st_size > 2**31 > 100 * 512 * status.st_blocks
-    rows = PackedRows(tmp_path, (("data.arrow", 2),), "uint16")
+    rows = PackedRows(tmp_path, (("data.arrow", 2),), row_columns("uint16"))
     assert lists([rows[1]]) == lists([row])
     assert len(rows[0].input_ids) == 1_100_000_000
 
@@ -187,9 +187,9 @@ class _Sparse:
 
 
 def with_a_null(path: Path) -> None:
-    with pa.ipc.new_stream(str(path), arrow_schema("uint16")) as writer:
+    with pa.ipc.new_stream(str(path), arrow_schema(row_columns("uint16"))) as writer:
         writer.write_batch(
-            pa.record_batch([pa.array([[1, None]], pa.list_(pa.uint16())), pa.array([[2]], pa.list_(pa.uint32()))], schema=arrow_schema("uint16"))
+            pa.record_batch([pa.array([[1, None]], pa.list_(pa.uint16())), pa.array([[2]], pa.list_(pa.uint32()))], schema=arrow_schema(row_columns("uint16")))
         )
 
 
@@ -210,7 +210,7 @@ def cut(path: Path) -> None:
 def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path: Path, write: Callable[[Path], None], difference: str) -> None:
     write(tmp_path / "data.arrow")
     with pytest.raises(DamagedError, match=f"{re.escape(str(tmp_path))}/data.arrow: {difference}.*; remove {re.escape(str(tmp_path))} and prepare again"):
-        PackedRows(tmp_path, (("data.arrow", 1),), "uint16")[0]
+        PackedRows(tmp_path, (("data.arrow", 1),), row_columns("uint16"))[0]
 
 
 def test_shards_are_read_ahead(rows: PackedRows) -> None:

@@ -234,10 +234,10 @@ def test_examples_that_are_too_long_or_teach_nothing_are_counted(tmp_path: Path,
     data = lines(tmp_path / "a.jsonl", [{"messages": messages} for messages in records])
     dropped = prepare_chat(data, seq_len=40, packing="bfd")
     assert dropped.content["records"] == {"read": 5, "kept": 1, "filtered": 4, "quarantined": 0}
-    assert dropped.content["filtered"] == {"too_long": 3, "untrained": 1}
+    assert dropped.content["filtered"] == {"chat.too_long": 3, "chat.untrained": 1}
     assert dropped.content["chat"]["counts"] == {"examples": 1, "too_long": 3, "turns": 5}
     cut = prepare_chat(data, seq_len=40, packing="bfd", long_examples="truncate")
-    assert cut.content["filtered"] == {"too_long": 1, "untrained": 1}, "of the third record only the question would be left"
+    assert cut.content["filtered"] == {"chat.too_long": 1, "chat.untrained": 1}, "of the third record only the question would be left"
     kept = [example for row in rows_of(cut) for example in row]
     assert sorted(len(ids) for ids, _ in kept)[1:] == [40, 40]
     for prepared in (dropped, cut):
@@ -283,12 +283,12 @@ def test_damaged_shards_are_made_again_without_the_template_file(many: Path, pre
 
 
 def test_runs_that_do_not_fit_their_rows_are_found(tmp_path: Path, prepare_chat: PrepareIt) -> None:
-    from moai.sinks.arrow import arrow_schema
+    from moai.engine.schema import TRAINED
     from moai.verify import _Totals, _trained_of
 
     def bad_rows(*runs: list[int]) -> int:
         totals = _Totals()
-        column = pa.array(list(runs), arrow_schema("uint16", chat=True).field("trained_runs").type)
+        column = pa.array(list(runs), TRAINED.stored_type)
         _trained_of(column, np.array([5] * len(runs)), totals)
         return totals.bad_rows
 

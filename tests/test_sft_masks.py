@@ -144,7 +144,7 @@ def test_a_template_that_moves_tools_is_not_learned_where_it_would_be_wrong(refe
     """The question is asked with tools before it and written without them once it is answered: no turn can be shown to follow what was asked."""
     made, counts = encode(reference, chat.MISTRAL, {"messages": turns("q1", "a1"), "tools": [ADD]})
     assert made == []
-    assert (counts["chat.turns_unverified"], counts["filtered.untrained"], counts["filtered"]) == (1, 1, 1)
+    assert (counts["chat.turns_unverified"], counts["filtered.chat.untrained"], counts["filtered"]) == (1, 1, 1)
 
 
 def test_a_conversation_that_begins_with_an_answer_is_learned_from_the_next_one_on(reference: Reference) -> None:

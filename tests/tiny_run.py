@@ -75,7 +75,7 @@ def write_prepared(folder: Path, tokenizer: Path, *, rows: int = 26, seed: int =
         for number, count in enumerate(in_shard)
     ]
     content = {
-        "dtype": "uint16", "shards": [*shards[:1], {"file": None, "rows": 0, "source": sources[0], "tokens": 0}, *shards[1:]], "documents": 2 * rows, "tokens": tokens, "rows": rows, "fill_rate": tokens / rows / SEQ_LEN, "seq_len": SEQ_LEN, "packing": "bfd_split", "vocab_size": 258,
+        "columns": [{"name": "input_ids", "type": "uint16", "per": "token"}, {"name": "seq_lengths", "type": "uint32", "per": "piece"}], "shards": [*shards[:1], {"file": None, "rows": 0, "source": sources[0], "tokens": 0}, *shards[1:]], "documents": 2 * rows, "tokens": tokens, "rows": rows, "fill_rate": tokens / rows / SEQ_LEN, "seq_len": SEQ_LEN, "packing": "bfd_split", "vocab_size": 258,
         "tokenizer_digest": load_tokenizer(str(tokenizer)).digest, "records": {"quarantined": 3}, "data": digest_json(columns),
         "sources": [{"name": name, "documents": 2 * rows, "tokens": tokens} for name in dict.fromkeys(sources)],
     }  # fmt: skip

@@ -22,6 +22,7 @@ from moai.engine.pipeline import Pipeline, Raw, Receipt, Sealed, Shard, run_shar
 from moai.errors import WorkerDied
 from moai.recipes.assembly import Stream
 from moai.sources.local import Segment
+from moai.transforms.text import ToText
 
 BLOCK_BYTES = 4 << 20
 
@@ -154,7 +155,7 @@ def _number_of_ids(backend: Backend, texts: list[str]) -> int:
 
 def unit(stream: Stream, shard: Shard, backend: Backend) -> Unit:
     ranges = [_lines_in(segment) for segment in shard.segments]
-    column = "" if stream.to_text.plain else stream.to_text.shape.column
+    column = "" if not isinstance(stream.to_text, ToText) or stream.to_text.plain else stream.to_text.shape.column
     found = tuple(bounds for bounds in ranges if bounds)
     if column and len(found) == len(ranges):
         return Bare(backend, column, found)

@@ -3,6 +3,7 @@
 <cache>/shards/<shard-key>.arrow        a finished shard
 <cache>/shards/<shard-key>.json         its receipt, renamed after it: a shard without one does not exist
 <cache>/shards/<shard-key>.bad.jsonl    its quarantined records, where it has any
+<cache>/shards/<shard-key>.documents    what became of each of its documents (Arrow), where its recipe asks for it
 <cache>/ranges/<xx>/<stamp-id>.json     digest of a range as it was under these stamps: saves reading it again
 <cache>/transforms/<transform-key>.json what the transform is; there once it has made anything here
 """
@@ -30,6 +31,14 @@ class Ledger:
     def quarantine(self, shard_key: str) -> Path:
         return self.cache / "shards" / f"{shard_key}.bad.jsonl"
 
+    def documents(self, shard_key: str) -> Path:
+        return self.cache / "shards" / f"{shard_key}.documents"
+
+    def files(self, receipt: Receipt) -> dict[Path, str]:
+        """The files of a finished shard but its bad records, and their digests."""
+        found = {self.shard(receipt.shard_key): receipt.xxh3_128}
+        return found | ({self.documents(receipt.shard_key): receipt.documents_xxh3_128} if receipt.documents_xxh3_128 else {})
+
     def receipt(self, shard_key: str) -> Receipt | None:
         """The receipt, if the shard it speaks of is there with the size it says, and its bad records if it has any."""
         value = _read(self.cache / "shards" / f"{shard_key}.json")
@@ -38,6 +47,8 @@ class Ledger:
         receipt = Receipt.from_json(value)
         try:
             if receipt.quarantine_xxh3_128 and digest_file(self.quarantine(shard_key)) != receipt.quarantine_xxh3_128:
+                return None
+            if receipt.documents_xxh3_128 and self.documents(shard_key).stat().st_size != receipt.documents_bytes:
                 return None
             return receipt if self.shard(shard_key).stat().st_size == receipt.bytes else None
         except FileNotFoundError:

@@ -17,12 +17,15 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
+from moai.engine.documents import DOCUMENT, Documents, Numbers
+from moai.engine.schema import Column
 from moai.files import digest_json
 
-RECEIPT_VERSION = 1
+RECEIPT_VERSION = 2
 MAX_DETAILS = 20_000
 """Bad records of one shard that are kept with their place; more are only counted, so that a shard of nothing else stays small."""
 DIED, HUNG = "worker_died", "hung"
@@ -95,6 +98,8 @@ class Receipt:
     bytes: int
     xxh3_128: str
     quarantine_xxh3_128: str | None = None
+    documents_bytes: int = 0
+    documents_xxh3_128: str | None = None
     made_by: dict[str, str] = field(default_factory=dict)
     version: int = RECEIPT_VERSION
 
@@ -139,6 +144,8 @@ class Sealed:
     raw: Raw
     counts: dict[str, int]
     quarantine: tuple[dict[str, Any], ...]
+    documents: pa.RecordBatch | None = None
+    """What became of each document, where the pipeline asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +156,8 @@ class Pipeline:
     transforms: tuple[Transform, ...]
     sink: Sink
     transform_key: str
+    measured: tuple[Column, ...] | None = None
+    """Columns of Signals in the documents file; None where the pipeline writes no such file."""
     probe: bool = True
     """Hash a range before working on it: worth it once the cache holds anything made by `transform_key`."""
 
@@ -181,6 +190,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[tuple[str, int, int]] = field(default_factory=list)
+    documents: Documents = field(default_factory=Documents)
     on_progress: Callable[[int], None] | None = None
 
 
@@ -203,6 +213,34 @@ def quarantine(reason: str, *, detail: str, segment: int, line: int, offset: int
         return
     place = {"segment": segment, "line": line, "offset": offset}
     tally.quarantine.append({"reason": reason, "detail": detail, **place, "sample": sample[:200].decode("utf-8", "backslashreplace")})
+
+
+def add_documents(records: pa.RecordBatch, sizes: np.ndarray) -> Numbers:
+    """Number the documents that these records of a source give; `sizes` are their bytes. In columnar files a row is its own offset."""
+    offsets = records["line"] if records["offset"].null_count else records["offset"]
+    return _tally.get().documents.add(records["segment"].to_numpy(), offsets.to_numpy(), sizes)
+
+
+def drop(name: str, batch: pa.RecordBatch, reasons: Sequence[str] | None = None) -> None:
+    """Count the documents of a batch as filtered by `name`, and keep why."""
+    tally = _tally.get()
+    count("filtered", batch.num_rows)
+    labels = [f"{name}.{reason}" for reason in reasons] if reasons is not None else [name] * batch.num_rows
+    for label, number in Counter(labels).items():
+        count(f"filtered.{label}", number)
+    if DOCUMENT in batch.schema.names:
+        tally.documents.drop(batch[DOCUMENT].to_numpy(), labels)
+
+
+def measured(batch: pa.RecordBatch, name: str, values: pa.Array) -> None:
+    """Keep what a Signal found for the documents of a batch."""
+    if DOCUMENT in batch.schema.names:
+        _tally.get().documents.note_measured(batch[DOCUMENT].to_numpy(), name, values)
+
+
+def documents() -> Documents:
+    """Those of the shard in work."""
+    return _tally.get().documents
 
 
 def advance(documents: int) -> None:
@@ -291,6 +329,9 @@ def _sample(row: pa.RecordBatch) -> bytes:
 
 
 def _seal(pipeline: Pipeline, meter: Meter, tally: Tally) -> Sealed:
-    raw = meter.raw()
+    raw, found = meter.raw(), None
+    if pipeline.measured is not None:
+        tally.counts["kept"] = tally.documents.number - tally.documents.filtered
+        found = tally.documents.batch(pipeline.measured)
     counts = dict(sorted(tally.counts.items()))
-    return Sealed(shard_key(raw, pipeline.transform_key, tally.left_out), pipeline.transform_key, raw, counts, tuple(tally.quarantine))
+    return Sealed(shard_key(raw, pipeline.transform_key, tally.left_out), pipeline.transform_key, raw, counts, tuple(tally.quarantine), found)

@@ -25,16 +25,18 @@ class Format:
     """Files beside the manifest that it cannot list, since they tell when the directory was made."""
 
 
+_FILE = {"file": str, "bytes": int, "xxh3_128": str}
 _SHARD = {
     "file": (str, type(None)), "rows": int, "bytes": int, "xxh3_128": str, "shard_key": str, "source": str, "documents": int, "tokens": int, "raw_digest": str,
+    "documents_file": _FILE,
 }  # fmt: skip
 _PRETRAINING = {
     "content": {
-        "format_version": int, "recipe": str, "config": dict, "seq_len": int, "packing": str, "dtype": frozenset({"uint16", "uint32"}), "vocab_size": int,
+        "format_version": int, "recipe": str, "config": dict, "seq_len": int, "packing": str, "columns": [{"name": str, "type": str, "per": str}], "transforms": list, "vocab_size": int,
         "tokenizer": {"tokenizer_sha256": str, "eos_id": int, "bos_id": (int, type(None)), "eos_token": str}, "tokenizer_digest": str,
         "rows": int, "tokens": int, "fill_rate": float, "documents": int, "records": {"read": int, "kept": int, "filtered": int, "quarantined": int},
         "filtered": {"*": int}, "quarantined": {"*": int}, "token_counts": {"text": int, "eos": int, "rows": int, "*": int},
-        "sources": [{"name": str, "kind": str, "shards": int}], "shards": [_SHARD], "files": [{"file": str, "bytes": int, "xxh3_128": str}],
+        "sources": [{"name": str, "kind": str, "shards": int}], "shards": [_SHARD], "files": [_FILE],
     },
     "content_digest": str, "run": dict,
 }  # fmt: skip
@@ -50,13 +52,13 @@ _ENTITY_COREF = {
         "rows": int, "documents": int, "split": {"train": int, "validation": int}, "funnel": _STEPS, "mentions": _STEPS, "entities": {"unique": int, "top": [list]}, "kiwi": dict,
         **dict.fromkeys(("entity_length_stats", "distance_stats", "distance_distribution", "length_stats", "masked_tokens_stats"), dict),
         "sources": [{"name": str, "kind": str, "shards": int}], "shards": [{"file": str, "rows": int, "bytes": int, "xxh3_128": str, "shard_key": str}],
-        "files": [{"file": str, "bytes": int, "xxh3_128": str}],
+        "files": [_FILE],
     },
     "content_digest": str, "run": {"created": str, "plan_key": str, "plan": {"files": dict}},
 }  # fmt: skip
 
 FORMATS = {
-    PRETRAINING: Format(1, _PRETRAINING, "python -m moai prepare"),
+    PRETRAINING: Format(2, _PRETRAINING, "python -m moai prepare"),
     ENTITY_COREF: Format(1, _ENTITY_COREF, "python -m moai entity-coref", frozenset({"metadata.json"})),
 }
 

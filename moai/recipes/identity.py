@@ -12,23 +12,29 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moai.config import identity
+from moai.engine.part import Part, class_identity
+from moai.engine.schema import Column
 from moai.files import canonical_json, digest_json, is_plain_name, write_atomic
 from moai.fsops import read_regular
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
 from moai.sources.discover import Input
 from moai.tokenizer import TokenizerSpec
-from moai.transforms import conversation, text
+from moai.transforms.chat import EncodeExamples, ToExamples
+from moai.transforms.filters import Length, Split
+from moai.transforms.pack import Pack
 from moai.transforms.template import ChatTemplate
+from moai.transforms.text import ToText
+from moai.transforms.tokenize import Tokenize
 
+PARTS: tuple[type[Part], ...] = (ToText, ToExamples, Length, Split, Tokenize, EncodeExamples, Pack)
+"""What moai puts together itself: a plan is another one where the version of any of them is."""
 _SAME_IDS = ("tokenizer_sha256", "eos_id", "bos_id", "chat_template_sha256")
-_DEFAULTS = {field.name: field.default for field in fields(DataConfig) if not field.metadata["keyed_at_default"]}
-"""Of flags that a key leaves out at their default."""
 _NEAREST_OF = 200
 _FILES_LISTED = 2000
 _SAME_SIZE = "old time stamp"
@@ -41,9 +47,9 @@ def plan_fields(config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[I
     inputs_read = [[given.name, given.kind, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     return {
-        "config": identity(config),
+        "config": {**identity(config), **({"transforms": [part.identity() for part in config.transforms]} if config.transforms else {})},
         "tokenizer": tokenizer_identity(tokenizer, template),
-        "format": {"format_version": FORMAT_VERSION, "text_version": text.VERSION, **({"chat_version": conversation.VERSION} if template else {})},
+        "format": {"format_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in PARTS])},
         "inputs": digest_json(inputs_read),
         "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)},
     }
@@ -58,16 +64,15 @@ def tokenizer_identity(tokenizer: TokenizerSpec, template: ChatTemplate | None) 
     return {**tokenizer.identity(), **(template.identity() if template else {})}
 
 
-def transform_identity(
-    config: DataConfig, tokenizer: TokenizerSpec, given: Input, shape: text.TextShape | None, template: ChatTemplate | None = None
-) -> dict[str, Any]:
-    """What a shard's content depends on besides its raw bytes. shard_bytes only says where ranges are cut."""
-    flags = {name: value for name, value in identity(config).items() if name not in ("shard_bytes", "dataset_config", "text_column", "text_template")}
+def transform_identity(given: Input, config: DataConfig, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:
+    """What a shard's content depends on besides its raw bytes: how a file is read, the parts as they are, and the columns of the rows."""
+    reading = {"kind": given.kind, **({"txt_document": config.txt_document} if given.kind == "txt" else {})}
     return {
-        "config": flags, "tokenizer": tokenizer_identity(tokenizer, template), "format_version": FORMAT_VERSION, "text_version": text.VERSION, "kind": given.kind,
-        "shape": [shape.name, list(shape.columns), shape.template] if shape else "plain text",
-        **({"chat_version": conversation.VERSION} if template else {}),
-    }  # fmt: skip
+        "format_version": FORMAT_VERSION,
+        "source": reading,
+        "parts": [part.identity() for part in parts],
+        "columns": [column.as_json() for column in columns],
+    }
 
 
 def dataset_key(shard_keys: Iterable[str]) -> str:
@@ -139,7 +144,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     """Differences between two plans' fields. That the inputs are others is said where no file says why."""
     found = []
     for group in ("config", "tokenizer", "format"):
-        before, after = ({**(_DEFAULTS if group == "config" else {}), **plan.get(group, {})} for plan in (old, new))
+        before, after = (plan.get(group, {}) for plan in (old, new))
         names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
         found += [Difference(group, name, _short(before.get(name)), _short(after.get(name))) for name in names]
     before, after = old.get("files", {}), new["files"]

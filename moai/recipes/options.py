@@ -7,12 +7,12 @@ from datetime import date
 from typing import Any
 
 from moai.config import option
+from moai.engine.part import ordered
 from moai.errors import ConfigError
+from moai.transforms.named import parse_parts
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
-_CHAT_ONLY = ("chat_template", "template_date", "train_on", "long_examples")
-_TEXT_ONLY = ("text_template", "add_bos", "split_special_tokens", "min_chars", "max_chars", "long_documents")
 BACKENDS = ("auto", "tokenizers", "fastokens", "gigatoken", "splintr")
 
 
@@ -24,30 +24,32 @@ class DataConfig:
         (), "files, folders, globs or Hub names (name[:config][@split]); an existing path wins over a name", names=("train_file",)
     )
     dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
-    data_format: str = option(
-        "text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, keyed_at_default=False, choices=FORMATS
-    )
+    data_format: str = option("text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS)
     text_column: str | None = option(None, "the column that holds the text (or the turns); without it the shape is found from the schema", affects_output=True)
-    text_template: str | None = option(None, "text from several columns, as in '{title}\\n\\n{body}'", affects_output=True)
+    text_template: str | None = option(None, "text from several columns, as in '{title}\\n\\n{body}'", affects_output=True, only="text")
     txt_document: str = option("line", "what a document is in a .txt file", affects_output=True, choices=("line", "file"))
     tokenizer_path: str = option("", "directory or Hub name with a tokenizer.json, or that file")
     eos_token: str | None = option(None, "end-of-document token, where the tokenizer's configuration names none", affects_output=True)
-    add_bos: bool = option(False, "begin every document with the tokenizer's BOS token", affects_output=True)
-    split_special_tokens: bool = option(False, "read special-token strings inside text as plain text", affects_output=True)
-    chat_template: str | None = option(None, "chat: a file with the template, instead of the tokenizer's own")
-    template_date: str | None = option(None, "chat: the day a template that asks for it is told, as 2025-01-31", affects_output=True, keyed_at_default=False)
-    train_on: str = option("all", "chat: the assistant's turns that are learned", affects_output=True, keyed_at_default=False, choices=("all", "last"))
-    long_examples: str = option(
-        "drop", "chat: what becomes of an example over seq_len", affects_output=True, keyed_at_default=False, choices=("drop", "truncate")
-    )
+    add_bos: bool = option(False, "begin every document with the tokenizer's BOS token", affects_output=True, only="text")
+    split_special_tokens: bool = option(False, "read special-token strings inside text as plain text", affects_output=True, only="text")
+    chat_template: str | None = option(None, "chat: a file with the template, instead of the tokenizer's own", only="chat")
+    template_date: str | None = option(None, "chat: the day a template that asks for it is told, as 2025-01-31", affects_output=True, only="chat")
+    train_on: str = option("all", "chat: the assistant's turns that are learned", affects_output=True, choices=("all", "last"), only="chat")
+    long_examples: str = option("drop", "chat: what becomes of an example over seq_len", affects_output=True, choices=("drop", "truncate"), only="chat")
     tokenizer_backend: str = option("auto", "what encodes: a faster equal of the reference where there is one, or the one named", choices=BACKENDS)
     seq_len: int = option(2048, "tokens in a row", affects_output=True, names=("max_seq_length",))
     packing: str = option("none", "how documents share rows; bare --packing is 'wrapped'", affects_output=True, choices=PACKINGS, bare="wrapped")
-    long_documents: str = option("truncate", "without packing: what becomes of a document over seq_len", affects_output=True, choices=("truncate", "split"))
+    long_documents: str = option(
+        "truncate", "without packing: what becomes of a document over seq_len", affects_output=True, choices=("truncate", "split"), only="text"
+    )
     min_chars: int = option(1, "drop documents with fewer characters (after stripping white space)", affects_output=True)
     max_chars: int | None = option(None, "drop documents with more characters", affects_output=True)
-    eval_ratio: float = option(0.0, "share of the documents held out of training, by the hash of their text", affects_output=True, keyed_at_default=False)
-    held_out: bool = option(False, "prepare what --eval_ratio holds out, instead of the rest", affects_output=True, keyed_at_default=False)
+    transforms: tuple[Any, ...] = option(
+        (), "filters, maps and signals: Name: {field: value} of moai's, or my_module:MyFilter: {field: value} of yours", parse=parse_parts
+    )
+    carry_columns: tuple[str, ...] = option((), "columns of the source that travel beside the rows, a value a piece", affects_output=True)
+    eval_ratio: float = option(0.0, "share of the documents held out of training, by the hash of their text", affects_output=True)
+    held_out: bool = option(False, "prepare what --eval_ratio holds out, instead of the rest", affects_output=True)
     max_doc_bytes: int = option(16 * 2**20, "quarantine records larger than this", affects_output=True)
     max_bad_ratio: float = option(0.001, "share of quarantined records (of more than 10) above which the run fails")
     shard_bytes: int = option(16_000_000, "source bytes in a shard, the unit of work and of resume", affects_output=True)
@@ -76,6 +78,7 @@ class DataConfig:
             raise ConfigError(f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}: no document could pass")
         if self.text_column and self.text_template:
             raise ConfigError("text_column and text_template are both set: the template names its columns itself, drop text_column")
+        ordered(self.transforms)
         if self.data_format == "chat":
             self._check_chat()
 
@@ -85,7 +88,7 @@ class DataConfig:
             raise ConfigError(f"packing = {self.packing}: would cut conversations in two; with data_format chat choose bfd, or none")
         if self.tokenizer_backend not in ("auto", "tokenizers"):
             raise ConfigError(f"tokenizer_backend = {self.tokenizer_backend}: only tokenizers tells where in the text a token stands, which chat needs")
-        if given := [name for name in _TEXT_ONLY if getattr(self, name) != _default(name)]:
+        if given := self._set_only_for("text"):
             raise ConfigError(f"{given[0]} = {getattr(self, given[0])}: is for texts; with data_format chat the chat template writes the text, drop it")
         if self.template_date is not None:
             try:
@@ -103,7 +106,7 @@ class DataConfig:
 
     def require(self) -> DataConfig:
         """This configuration if it names data and a tokenizer. Raises ConfigError with the missing flag."""
-        if self.data_format == "text" and (given := [name for name in _CHAT_ONLY if getattr(self, name) != _default(name)]):
+        if self.data_format == "text" and (given := self._set_only_for("chat")):
             raise ConfigError(f"{given[0]} = {getattr(self, given[0])}: is for conversations; add --data_format chat (train.py: --mode sft)")
         if not self.dataset:
             raise ConfigError("no data: name files, folders or Hub datasets with --dataset (or --train_file)")
@@ -111,6 +114,6 @@ class DataConfig:
             raise ConfigError("no tokenizer: set --tokenizer_path DIR (train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR)")
         return self
 
-
-def _default(name: str) -> Any:
-    return next(field.default for field in fields(DataConfig) if field.name == name)
+    def _set_only_for(self, data_format: str) -> list[str]:
+        """Flags that were set and have a meaning for that format alone."""
+        return [f.name for f in fields(self) if f.metadata["only"] == data_format and getattr(self, f.name) != f.default]

@@ -1,6 +1,7 @@
 """A prepared directory: what `datasets.load_from_disk` opens, and the manifest that says what it must be.
 
     data-00000-of-00012.arrow ...  state.json  dataset_info.json    for `datasets`
+    documents-00000.arrow ...                                       what became of each document, a file a shard
     tokenizer.json                                                  the bytes that made the ids
     quarantine.jsonl                                                bad records with file, line, offset and reason, if any
     manifest.json                                                   written last: without it the directory is nothing
@@ -22,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.errors import DamagedError
+import pyarrow as pa
+
+from moai.engine.schema import TRAINED, Column, columns_from_json, features
+from moai.errors import ConfigError, DamagedError
 from moai.files import canonical_json, digest_json, is_plain_name
 from moai.fsops import kind_of, look_at, read_regular
 from moai.recipes.formats import FORMATS, PRETRAINING, misfits
-from moai.sinks.arrow import features
 
 FORMAT_VERSION = FORMATS[PRETRAINING].version
 MANIFEST = "manifest.json"
@@ -54,9 +57,14 @@ class Prepared:
         return str(self.manifest["content_digest"])
 
     @property
-    def is_chat(self) -> bool:
-        """Rows of conversations, which have `trained_runs`."""
-        return is_chat(self.manifest)
+    def columns(self) -> tuple[Column, ...]:
+        """Of the rows, as the shards hold them."""
+        return columns_from_json(self.manifest["content"]["columns"])
+
+    @property
+    def beside(self) -> tuple[Column, ...]:
+        """The columns that travel with the tokens and are no part of training."""
+        return tuple(column for column in self.columns if column.name not in ("input_ids", "seq_lengths", TRAINED.name))
 
     @classmethod
     def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0, recipe: str | None = PRETRAINING) -> Prepared:
@@ -123,18 +131,24 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
         raise DamagedError(f"{file}: format {str(version)[:40]}, this moai reads {FORMATS[made_by].version}; prepare again")
     if misfit := next(misfits(manifest, made_by), None):
         raise DamagedError(f"{file}: no manifest that moai wrote: {misfit}; {again}")
+    try:
+        columns_from_json(manifest["content"].get("columns", ()))
+    except (ConfigError, TypeError) as error:
+        raise DamagedError(f"{file}: no manifest that moai wrote: {error}; {again}") from error
     _check_names(file, manifest)
     return dict(manifest)
 
 
-def is_chat(manifest: Mapping[str, Any]) -> bool:
-    return "chat" in manifest["content"]
+def listed_files(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Every file the manifest answers for, each with `file`, `bytes` and `xxh3_128`: shards, their documents files, all others."""
+    shards = content["shards"]
+    documents = [shard["documents_file"] for shard in shards if "documents_file" in shard]
+    return [*(shard for shard in shards if shard["file"]), *documents, *content["files"]]
 
 
 def file_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of every file the manifest answers for."""
-    content = manifest["content"]
-    return {shard["file"]: shard["bytes"] for shard in content["shards"] if shard["file"]} | {f["file"]: f["bytes"] for f in content["files"]}
+    return {entry["file"]: entry["bytes"] for entry in listed_files(manifest["content"])}
 
 
 def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -> None:
@@ -144,13 +158,13 @@ def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any
     write_file(path / MANIFEST, _rendered(manifest))
 
 
-def write_dataset_files(path: Path, names: list[str], dtype: str, fingerprint: str, *, chat: bool = False) -> None:
-    """state.json and dataset_info.json, as `datasets` 5 writes them."""
+def write_dataset_files(path: Path, names: list[str], schema: pa.Schema, fingerprint: str) -> None:
+    """state.json and dataset_info.json of these shards, as `datasets` 5 writes them."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint, "_format_columns": None, "_format_kwargs": {},
         "_format_type": None, "_output_all_columns": False, "_split": None,
     }  # fmt: skip
-    info: dict[str, Any] = {"citation": "", "description": "", "features": features(dtype, chat=chat), "homepage": "", "license": ""}
+    info: dict[str, Any] = {"citation": "", "description": "", "features": features(schema), "homepage": "", "license": ""}
     write_file(path / "state.json", canonical_json(state))
     write_file(path / "dataset_info.json", canonical_json(info))
 
@@ -171,7 +185,7 @@ def _rendered(manifest: Mapping[str, Any]) -> bytes:
 def _check_names(file: Path, manifest: Mapping[str, Any]) -> None:
     """Every file is a plain name in the directory and is listed once, and only a shard without rows has none."""
     content = manifest["content"]
-    names = [MANIFEST, *(entry["file"] for entry in [*content["shards"], *content["files"]] if entry["file"] is not None)]
+    names = [MANIFEST, *(entry["file"] for entry in listed_files(content))]
     odd = [name for name in names if not is_plain_name(name)]
     if odd:
         raise DamagedError(f"{file}: the file name {odd[0][:80]!r} is not a plain name in its directory")

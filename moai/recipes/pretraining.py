@@ -23,6 +23,7 @@ from moai.config import Setting
 from moai.distributed import FIRST_SIGN_SECONDS, Ranks, Report, build_once, ranks
 from moai.engine.executor import Executor
 from moai.engine.ledger import Ledger
+from moai.engine.part import check_importable
 from moai.engine.progress import Progress
 from moai.engine.run import Done, run
 from moai.errors import BackendDisagrees, SourceError, StorageError
@@ -34,7 +35,7 @@ from moai.recipes.attempts import attempt, locked
 from moai.recipes.choosing import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import MANIFEST, Prepared
-from moai.recipes.publish import BadRecords, Part, publish
+from moai.recipes.publish import BadRecords, Processed, publish
 from moai.recipes.uses import note_use
 from moai.transforms.chat import check_template
 
@@ -128,6 +129,8 @@ def prepare(
     files = find(config.require())
     planned = machine_plan(files, origins, here, environ)
     executor = executor_of(files, planned)
+    if planned.num_proc.value:
+        check_importable(files.config.transforms)
     if identity.is_new(files.cache):
         executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
     wanted = complete(files)
@@ -199,7 +202,7 @@ def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
 
 def _run(
     wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, staging: Path, here: Ranks, report: Report
-) -> tuple[list[Part], Progress]:
+) -> tuple[list[Processed], Progress]:
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     ledger = Ledger(wanted.cache)
     progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
@@ -218,7 +221,7 @@ def _run(
         report(progress.snapshot())
 
     results = run([pipeline(wanted, stream, backend, staging) for stream in inputs], executor, on_documents=on_documents, on_shard=on_shard)
-    parts = [Part(stream.given, stream.to_text.shape.name, done) for stream, done in zip(inputs, results)]
+    parts = [Processed(stream, done) for stream, done in zip(inputs, results)]
     bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
     return parts, progress
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from moai.config import identity
@@ -23,14 +22,17 @@ from moai.engine.ledger import Ledger
 from moai.engine.pipeline import DIED, HUNG, MAX_DETAILS
 from moai.engine.progress import Progress
 from moai.engine.run import Done
+from moai.engine.schema import arrow_schema
 from moai.errors import DamagedError, SourceError, TooManyBadRecords
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
+from moai.recipes.assembly import Stream
 from moai.recipes.identity import dataset_key, tokenizer_identity
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.sources.discover import Input
 from moai.tokenizer import TokenizerSpec
+from moai.transforms.named import spelled
 from moai.transforms.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -38,20 +40,23 @@ logger = logging.getLogger(__name__)
 _FEW = 10
 """This many bad records never fail a run, whatever their share."""
 _WAYS_OUT = {
-    "too_long": "raise --seq_len, or cut them by --long_examples truncate",
-    "untrained": 'only what the assistant says is learned: give the conversations answers, not all of them with "weight": 0 or "train": false',
+    "chat.too_long": "raise --seq_len, or cut them by --long_examples truncate",
+    "chat.untrained": 'only what the assistant says is learned: give the conversations answers, not all of them with "weight": 0 or "train": false',
 }
 _LEAST_RECORD_BYTES = 8
 """Nominal bytes that a record takes at least, compressed ones included: how many may still come."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Processed:
     """One input and its finished shards, in order."""
 
-    given: Input
-    shape: str
+    stream: Stream
     done: list[Done]
+
+    @property
+    def given(self) -> Input:
+        return self.stream.given
 
 
 def publish(
@@ -59,7 +64,7 @@ def publish(
     attempt: Path,
     config: DataConfig,
     tokenizer: TokenizerSpec,
-    parts: Sequence[Part],
+    parts: Sequence[Processed],
     run: Mapping[str, Any],
     template: ChatTemplate | None = None,
 ) -> Path:
@@ -88,7 +93,7 @@ def publish(
     if not content["rows"]:
         raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; {_way_out(config, content)}")
     failpoint("dataset.manifest")
-    write_manifest(staged, content, {**run, "inputs": [whereabouts(part.given) for part in parts]})
+    write_manifest(staged, content, {**run, "inputs": [whereabouts(part.given) for part in parts], "transforms": [spelled(part) for part in config.transforms]})
     publish_directory(staged, final)
     return final
 
@@ -100,7 +105,7 @@ def whereabouts(given: Input) -> str:
     return os.fsencode(where).decode("utf-8", "backslashreplace")
 
 
-def _holds(final: Path, parts: Sequence[Part]) -> bool:
+def _holds(final: Path, parts: Sequence[Processed]) -> bool:
     """Whether a published directory holds just these shards. A damaged one is for whoever opens it to refuse."""
     try:
         shards = read_manifest(final)["content"]["shards"]
@@ -110,16 +115,15 @@ def _holds(final: Path, parts: Sequence[Part]) -> bool:
 
 
 def _content(
-    cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Part], bad: bytes, template: ChatTemplate | None
+    cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Processed], bad: bytes, template: ChatTemplate | None
 ) -> dict[str, Any]:
     """Link and write every file of the directory but the manifest; return what the manifest says of them."""
     counts = _sum(done.receipt.counts for part in parts for done in part.done)
     _check_conservation(counts)
-    dtype = np.dtype(tokenizer.dtype).name
+    columns = parts[0].stream.columns
     shards = _link_shards(cache, staged, parts)
-    write_dataset_files(
-        staged, [shard["file"] for shard in shards if shard["file"]], dtype, dataset_key(shard["shard_key"] for shard in shards), chat=template is not None
-    )
+    names = [shard["file"] for shard in shards if shard["file"]]
+    write_dataset_files(staged, names, arrow_schema(columns), dataset_key(shard["shard_key"] for shard in shards))
     write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
     if bad:
         write_file(staged / "quarantine.jsonl", bad)
@@ -130,7 +134,8 @@ def _content(
     return {
         "format_version": FORMAT_VERSION, "recipe": "pretraining", "config": identity(config), "seq_len": config.seq_len, "packing": config.packing,
         "tokenizer": {**tokenizer_identity(tokenizer, template), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
-        "vocab_size": tokenizer.vocab_size, "dtype": dtype, "rows": rows, "tokens": counts["tokens.rows"],
+        "vocab_size": tokenizer.vocab_size, "columns": [column.as_json() for column in columns],
+        "transforms": [part.identity() for part in config.transforms], "rows": rows, "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
         "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
         "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": {"eos": 0, **_group(counts, "tokens.")},
@@ -143,7 +148,7 @@ def _chat(template: ChatTemplate, counts: Mapping[str, int]) -> dict[str, Any]:
     return {"chat": {"template": template.as_json(), "counts": {"examples": 0, "turns": 0, **_group(counts, "chat.")}}}
 
 
-def _link_shards(cache: Path, staged: Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
+def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed]) -> list[dict[str, Any]]:
     ledger = Ledger(cache)
     number, of = 0, sum(done.receipt.rows > 0 for part in parts for done in part.done)
     shards: list[dict[str, Any]] = []
@@ -153,20 +158,23 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Part]) -> list[dict[
             if receipt.rows:
                 name, number = f"data-{number:05d}-of-{of:05d}.arrow", number + 1
                 link_or_copy(ledger.shard(receipt.shard_key), staged / name)
+            documents_name = f"documents-{len(shards):05d}.arrow"
+            documents = {"file": documents_name, "bytes": receipt.documents_bytes, "xxh3_128": receipt.documents_xxh3_128}
+            link_or_copy(ledger.documents(receipt.shard_key), staged / documents_name)
             shards.append({"file": name, "rows": receipt.rows, "bytes": receipt.bytes, "xxh3_128": receipt.xxh3_128, "shard_key": receipt.shard_key, "source": part.given.name,
-                           "documents": receipt.counts.get("kept", 0), "tokens": receipt.counts.get("tokens.rows", 0), "raw_digest": receipt.raw.digest})  # fmt: skip
+                           "documents": receipt.counts.get("kept", 0), "tokens": receipt.counts.get("tokens.rows", 0), "raw_digest": receipt.raw.digest, "documents_file": documents})  # fmt: skip
     return shards
 
 
-def _source(part: Part) -> dict[str, Any]:
+def _source(part: Processed) -> dict[str, Any]:
     counts = _sum(done.receipt.counts for done in part.done)
     return {
-        "name": part.given.name, "kind": part.given.kind, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "read": counts["read"],
+        "name": part.given.name, "kind": part.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.given.files), "shards": len(part.done), "read": counts["read"],
         "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
     }  # fmt: skip
 
 
-def bad_records(cache: Path, part: Part) -> Iterator[dict[str, Any]]:
+def bad_records(cache: Path, part: Processed) -> Iterator[dict[str, Any]]:
     """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the decompressed file.
 
     Receipts place a record within its segment, since that is all its content knows; the way to there is summed up here.
@@ -212,7 +220,7 @@ class BadRecords:
             share = self.progress.share
             raise TooManyBadRecords(f"{self._say(bad, read, _group(self.counts, 'quarantined.'))} (stopped after {share:.0%} of the input)")
 
-    def check(self, parts: Sequence[Part], listing: Path) -> None:
+    def check(self, parts: Sequence[Processed], listing: Path) -> None:
         """The final word. Raises TooManyBadRecords after writing every bad record with its place to `listing`."""
         bad, read = self.counts["quarantined"], self.counts["read"]
         if not read:

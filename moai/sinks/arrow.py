@@ -7,7 +7,6 @@ many rows may wait in memory.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import uuid
@@ -16,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
-from moai import columns
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Sealed, Shard
 from moai.failpoints import failpoint
@@ -32,13 +31,12 @@ ROWS_PER_BATCH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ArrowShards:
-    """A sink of shards under `cache`, staged in `staging` (same file system). `dtype` is Arrow's name of the type of the ids."""
+    """A sink of shards of any columns under `cache`, staged in `staging` (same file system)."""
 
     cache: Path
     staging: Path
-    dtype: str
-    chat: bool = False
-    """Rows have `trained_runs`."""
+    schema: pa.Schema
+    rows_per_batch: int = ROWS_PER_BATCH
     writer_batch_size: int = 10_000
     made_by: dict[str, str] = field(default_factory=dict)
 
@@ -49,12 +47,15 @@ class ArrowShards:
         """
         ledger = Ledger(self.cache)
         receipt = ledger.receipt(shard_key)
-        if receipt is None or digest_file(ledger.shard(shard_key)) == receipt.xxh3_128:
-            return receipt
-        aside = ledger.shard(shard_key).with_suffix(f".corrupt-{uuid.uuid4().hex[:8]}")
-        logger.warning("%s: its bytes are not those of its receipt; set aside as %s and made again", ledger.shard(shard_key), aside.name)
-        os.replace(ledger.shard(shard_key), aside)
-        return None
+        if receipt is None:
+            return None
+        for path, digest in ledger.files(receipt).items():
+            if digest_file(path) != digest:
+                aside = path.with_suffix(f".corrupt-{uuid.uuid4().hex[:8]}")
+                logger.warning("%s: its bytes are not those of its receipt; set aside as %s and made again", path, aside.name)
+                os.replace(path, aside)
+                return None
+        return receipt
 
     def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt:
         staged = self.staging / f"{uuid.uuid4().hex}.arrow"
@@ -66,10 +67,12 @@ class ArrowShards:
                 failpoint("shard.written", staged)
                 sealed = seal()
                 bad = self._write_quarantine(sealed, ledger)
+                documents_bytes, documents_digest = self._write_documents(sealed, ledger)
                 publish_file(staged, ledger.shard(sealed.shard_key))
                 receipt = Receipt(
-                    sealed.shard_key, sealed.transform_key, sealed.raw, sealed.counts, rows, size, digest, quarantine_xxh3_128=bad, made_by=self.made_by
-                )
+                    sealed.shard_key, sealed.transform_key, sealed.raw, sealed.counts, rows, size, digest, quarantine_xxh3_128=bad,
+                    documents_bytes=documents_bytes, documents_xxh3_128=documents_digest, made_by=self.made_by,
+                )  # fmt: skip
                 # The receipt is renamed last: a crash between the two leaves a file nobody counts, never a count without a file.
                 ledger.commit(receipt)
                 return receipt
@@ -77,55 +80,51 @@ class ArrowShards:
             staged.unlink(missing_ok=True)
 
     def _write_rows(self, staged: Path, batches: Iterator[pa.RecordBatch]) -> tuple[int, int, str]:
-        schema = arrow_schema(self.dtype, chat=self.chat)
         with open(staged, "xb") as file:
             out = Hashed(file)
-            with pa.ipc.new_stream(pa.PythonFile(out, mode="w"), schema) as writer:
-                rows = _write_in_batches(writer, batches, schema, self.writer_batch_size)
+            with pa.ipc.new_stream(pa.PythonFile(out, mode="w"), self.schema) as writer:
+                rows = self._write_in_batches(writer, batches)
             file.flush()
             os.fsync(file.fileno())
         return rows, out.bytes, out.hash.hexdigest()
+
+    def _write_in_batches(self, writer: Any, batches: Iterator[pa.RecordBatch]) -> int:
+        waiting: list[pa.RecordBatch] = []
+        rows = total = 0
+        for batch in regroup(batches, self.rows_per_batch):
+            waiting.append(pa.record_batch([batch[name] for name in self.schema.names], schema=self.schema))
+            rows, total = rows + batch.num_rows, total + batch.num_rows
+            if rows >= self.writer_batch_size:
+                _write_all(writer, waiting)
+                waiting, rows = [], 0
+        _write_all(writer, waiting)
+        return total
 
     def _write_quarantine(self, sealed: Sealed, ledger: Ledger) -> str | None:
         if not sealed.quarantine:
             return None
         data = b"".join(canonical_json(entry) + b"\n" for entry in sealed.quarantine)
-        staged = self.staging / f"{uuid.uuid4().hex}.jsonl"
+        self._publish(data, ledger.quarantine(sealed.shard_key))
+        return xxhash.xxh3_128_hexdigest(data)
+
+    def _write_documents(self, sealed: Sealed, ledger: Ledger) -> tuple[int, str | None]:
+        """What became of each document, in Arrow's file format. Returns its bytes and their digest."""
+        if sealed.documents is None:
+            return 0, None
+        buffer = pa.BufferOutputStream()
+        with pa.ipc.new_file(buffer, sealed.documents.schema) as writer:
+            writer.write_batch(sealed.documents)
+        data = buffer.getvalue()
+        self._publish(data, ledger.documents(sealed.shard_key))
+        return data.size, xxhash.xxh3_128_hexdigest(data)
+
+    def _publish(self, data: Any, final: Path) -> None:
+        staged = self.staging / uuid.uuid4().hex
         with open(staged, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        publish_file(staged, ledger.quarantine(sealed.shard_key))
-        return xxhash.xxh3_128_hexdigest(data)
-
-
-def columns_of(dtype: str, *, chat: bool = False) -> dict[str, str]:
-    """Column -> Arrow's name of the numbers in its lists. `trained_runs` is in conversations only."""
-    return {"input_ids": dtype, "seq_lengths": "uint32"} | ({"trained_runs": "uint32"} if chat else {})
-
-
-def features(dtype: str, *, chat: bool = False) -> dict[str, Any]:
-    """The columns as `datasets` writes them down."""
-    return {name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "List"} for name, kind in columns_of(dtype, chat=chat).items()}
-
-
-def arrow_schema(dtype: str, *, chat: bool = False) -> pa.Schema:
-    fields = [pa.field(name, pa.list_(pa.type_for_alias(kind))) for name, kind in columns_of(dtype, chat=chat).items()]
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features(dtype, chat=chat)}})})
-
-
-def _write_in_batches(writer: Any, batches: Iterator[pa.RecordBatch], schema: pa.Schema, writer_batch_size: int) -> int:
-    waiting: list[pa.RecordBatch] = []
-    rows = total = 0
-    for batch in _regroup(batches):
-        waiting.append(pa.record_batch(batch.columns, schema=schema))
-        rows += batch.num_rows
-        total += batch.num_rows
-        if rows >= writer_batch_size:
-            _write_all(writer, waiting)
-            waiting, rows = [], 0
-    _write_all(writer, waiting)
-    return total
+        publish_file(staged, final)
 
 
 def _write_all(writer: Any, batches: list[pa.RecordBatch]) -> None:
@@ -133,33 +132,36 @@ def _write_all(writer: Any, batches: list[pa.RecordBatch]) -> None:
         writer.write_batch(batch)
 
 
-def _regroup(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches of exactly ROWS_PER_BATCH rows, the last one smaller. Those that come so pass as they are."""
+def regroup(batches: Iterator[pa.RecordBatch], rows_per_batch: int) -> Iterator[pa.RecordBatch]:
+    """Batches of exactly `rows_per_batch` rows, the last one smaller. Those that come so, in buffers of their own, pass as they are."""
     kept: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
-        if not kept and batch.num_rows == ROWS_PER_BATCH:
+        if not kept and batch.num_rows == rows_per_batch and _is_alone(batch):
             yield batch
             continue
         kept.append(batch)
         rows += batch.num_rows
-        if rows >= ROWS_PER_BATCH:
-            table = pa.Table.from_batches(kept).combine_chunks()
-            whole = rows // ROWS_PER_BATCH * ROWS_PER_BATCH
-            yield from map(_alone, table.slice(0, whole).to_batches(max_chunksize=ROWS_PER_BATCH))
-            kept, rows = table.slice(whole).to_batches(), rows - whole
-    if kept:
-        yield from map(_alone, pa.Table.from_batches(kept).combine_chunks().to_batches())
+        while rows >= rows_per_batch:
+            table = pa.Table.from_batches(kept)
+            yield _alone(table.slice(0, rows_per_batch))
+            rows -= rows_per_batch
+            kept = table.slice(rows_per_batch).to_batches()
+    if rows:
+        yield kept[0] if len(kept) == 1 and _is_alone(kept[0]) else _alone(pa.Table.from_batches(kept))
 
 
-def _alone(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows in buffers of their own. Of a slice the writer re-bases the offsets, but pads its buffers with what lies behind
-    it, so that the bytes of a file would tell how many rows had waited."""
-    lists = []
-    for column in batch.columns:
-        offsets = column.offsets.to_numpy()
-        lists.append(columns.lists(offsets - offsets[0], column.flatten().to_numpy().copy()))
-    return pa.record_batch(lists, names=batch.schema.names)
+def _is_alone(batch: pa.RecordBatch) -> bool:
+    """Whether its buffers hold its rows and nothing else. Of a slice the writer re-bases the offsets, but pads its buffers with what
+    lies behind it, so that the bytes of a file would tell how many rows had waited."""
+    return bool(batch.nbytes == batch.get_total_buffer_size())
+
+
+def _alone(table: pa.Table) -> pa.RecordBatch:
+    """The same rows in buffers of their own: `take` copies."""
+    taken = table.combine_chunks().take(np.arange(table.num_rows)).combine_chunks()
+    (batch,) = taken.to_batches()
+    return batch
 
 
 class Hashed:

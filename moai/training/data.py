@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moai.engine.schema import Column
 from moai.errors import DamagedError
 from moai.training.rows import Row
 
@@ -34,7 +35,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class PackedCollator:
-    """Rows -> {"input_ids", "position_ids", "labels"}, int64 tensors of shape (rows, longest row).
+    """Rows -> {"input_ids", "position_ids", "labels"}, int64 tensors of shape (rows, longest row), and what travels beside them by its name.
+
+    beside   columns of the rows: numbers and bools become tensors of shape (rows, most pieces or tokens of a row), filled up with NaN, 0 or
+             False, strings stay lists of lists
 
     pad_id   any valid id: padding is never a target
     pad_to   a fixed width, for compiled models that would compile anew for every other
@@ -44,8 +48,12 @@ class PackedCollator:
     pad_id: int
     pad_to: int | None = None
     flatten: bool = False
+    beside: tuple[Column, ...] = ()
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return self._tokens(rows) | {column.name: _padded([row.beside[column.name] for row in rows], column) for column in self.beside}
+
+    def _tokens(self, rows: Sequence[Row]) -> dict[str, Any]:
         import torch
 
         row_lengths, pieces, pieces_per_row = _lengths(rows)
@@ -71,6 +79,21 @@ class PackedCollator:
             targets[len(row.input_ids) :] = IGNORE
         _leave_context(labels.reshape(-1), rows, np.arange(len(rows)) * width)
         return {"input_ids": torch.from_numpy(input_ids), "position_ids": torch.from_numpy(positions), "labels": torch.from_numpy(labels)}
+
+
+def _padded(values: Sequence[Any], column: Column) -> Any:
+    """One tensor of a column's values, or their lists."""
+    import torch
+
+    if not column.is_number:
+        return list(values)
+    if column.per == "row":
+        return torch.tensor(values)
+    dtype = np.result_type(*values)
+    made = np.full((len(values), max(map(len, values))), np.nan if dtype.kind == "f" else 0, dtype)
+    for line, found in zip(made, values):
+        line[: len(found)] = found
+    return torch.from_numpy(made)
 
 
 def _lengths(rows: Sequence[Row]) -> tuple[Ints, Ints, Ints]:

@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from moai.distributed import Ranks
+from moai.engine.schema import Column
 from moai.errors import ConfigError, DamagedError, MoaiError, StorageError
 from moai.failpoints import failpoint
 from moai.training import checkpoints, group
@@ -46,8 +47,11 @@ def packed_trainer(**options: Any) -> PackedTrainer:
 class PackedTrainer(Trainer):
     """Trains on packed rows in the order of `plan`, counts trained tokens over all ranks, and saves the plan's record in the `keep` newest checkpoints."""
 
-    def __init__(self, *, plan: Plan, keep: int, here: Ranks, word: Word, evaluation: Evaluation | None = None, **others: Any) -> None:
+    def __init__(
+        self, *, plan: Plan, keep: int, here: Ranks, word: Word, evaluation: Evaluation | None = None, beside: Sequence[Column] = (), **others: Any
+    ) -> None:
         self.plan = plan
+        self._beside = {column.name for column in beside}
         self.evaluation = evaluation
         self.here = here
         self.clock = Clock(plan.record.tokens_seen)
@@ -84,6 +88,10 @@ class PackedTrainer(Trainer):
         for batch in batches:
             self._own_tokens += (batch["labels"] != IGNORE).sum().to(self._own_tokens.device)
         return batches, num_items
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+        """The step on what the model takes: columns that travel beside the tokens are taken off."""
+        return super().training_step(model, {name: value for name, value in inputs.items() if name not in self._beside}, *more, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds tokens_per_second, tokens_seen, data_wait and memory_gb to each line of training, for whatever --report_to names too.

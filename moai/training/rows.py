@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from moai.engine.schema import TRAINED, Column, arrow_schema
 from moai.errors import DamagedError
 from moai.recipes.prepared import Prepared
-from moai.sinks.arrow import arrow_schema
 
 MAX_OPEN = 8192
 """Shards that stay mapped, the latest used. Linux allows a process 65,530 mappings; an open shard takes 8 kB of memory."""
@@ -39,6 +40,8 @@ class Row(NamedTuple):
     seq_lengths: npt.NDArray[np.uint32]
     trained_runs: npt.NDArray[np.uint32] | None = None
     """Of conversations: how many tokens are not learned, then how many are, then not, ..."""
+    beside: Mapping[str, Any] = MappingProxyType({})
+    """What else travels with the row, by the column's name: an array, or a list of strings, with an entry a piece or a token."""
 
     @classmethod
     def of(cls, pieces: Sequence[Sequence[int]]) -> Row:
@@ -53,14 +56,12 @@ class PackedRows:
     path: Path
     shards: tuple[tuple[str, int], ...]
     """File and number of rows of each shard that has any, in order."""
-    dtype: str
-    """Arrow's name of the type of the ids."""
-    chat: bool = False
+    columns: tuple[Column, ...]
 
     @classmethod
     def of(cls, prepared: Prepared) -> PackedRows:
         content = prepared.manifest["content"]
-        return cls(prepared.path, tuple((shard["file"], shard["rows"]) for shard in content["shards"] if shard["rows"]), content["dtype"], "chat" in content)
+        return cls(prepared.path, tuple((shard["file"], shard["rows"]) for shard in content["shards"] if shard["rows"]), prepared.columns)
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -89,7 +90,7 @@ class PackedRows:
 
     def _open(self, number: int) -> _Shard:
         name, rows = self.shards[number]
-        return _Shard.open(self.path / name, rows, arrow_schema(self.dtype, chat=self.chat))
+        return _Shard.open(self.path / name, rows, arrow_schema(self.columns))
 
 
 def read_ahead(directory: Path) -> int:
@@ -107,24 +108,46 @@ def read_ahead(directory: Path) -> int:
 class _Batch(NamedTuple):
     """The buffers of a record batch: row i has the ids and the pieces from offset i up to offset i + 1."""
 
-    id_offsets: npt.NDArray[np.int32]
-    ids: Ids
-    piece_offsets: npt.NDArray[np.int32]
-    pieces: npt.NDArray[np.uint32]
-    run_offsets: npt.NDArray[np.int32] | None = None
-    runs: npt.NDArray[np.uint32] | None = None
+    ids: _Lists
+    pieces: _Lists
+    runs: _Lists | None
+    beside: dict[str, pa.Array]
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> _Batch:
         batch.validate()  # that the buffers hold what the header says; no value is looked at
-        return cls(*(buffer.to_numpy() for column in batch.columns for buffer in (column.offsets, column.values)))
+        found = {name: batch[name] for name in batch.schema.names}
+        ids, pieces, runs = (found.pop(name, None) for name in ("input_ids", "seq_lengths", TRAINED.name))
+        return cls(_Lists.of(ids), _Lists.of(pieces), None if runs is None else _Lists.of(runs), found)
 
     def row(self, at: int) -> Row:
-        ids = self.ids[self.id_offsets[at] : self.id_offsets[at + 1]]
-        pieces = self.pieces[self.piece_offsets[at] : self.piece_offsets[at + 1]]
-        if self.runs is None or self.run_offsets is None:
-            return Row(ids, pieces)
-        return Row(ids, pieces, self.runs[self.run_offsets[at] : self.run_offsets[at + 1]])
+        runs = self.runs.at(at) if self.runs else None
+        if not self.beside:
+            return Row(self.ids.at(at), self.pieces.at(at), runs)
+        return Row(self.ids.at(at), self.pieces.at(at), runs, {name: _value(column, at) for name, column in self.beside.items()})
+
+
+class _Lists(NamedTuple):
+    """A column of lists of numbers."""
+
+    offsets: npt.NDArray[np.int32]
+    values: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, column: pa.ListArray) -> _Lists:
+        return cls(column.offsets.to_numpy(), column.values.to_numpy())
+
+    def at(self, at: int) -> npt.NDArray[Any]:
+        return self.values[self.offsets[at] : self.offsets[at + 1]]
+
+
+def _value(column: pa.Array, at: int) -> Any:
+    """Strings as a list, numbers as an array; a number that is null is NaN."""
+    scalar = column[at]
+    if not isinstance(scalar, pa.ListScalar):
+        return scalar.as_py()
+    values = scalar.values
+    return values.to_pylist() if pa.types.is_string(values.type) else values.to_numpy(zero_copy_only=False)
 
 
 @dataclass(frozen=True)

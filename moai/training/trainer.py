@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,8 @@ def _set_up(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapp
     model = _model(config, prepared, tokenizer, arguments)
     collator = _collator(config, prepared, tokenizer, model)
     trainer = packed_trainer(
-        plan=plan, keep=config.save_total_limit, here=here, word=word, model=model, args=arguments, train_dataset=rows,
-        data_collator=collator, processing_class=tokenizer, evaluation=_evaluation(config, stage.held_out, collator, tokenizer),
+        plan=plan, keep=config.save_total_limit, here=here, word=word, model=model, args=arguments, train_dataset=rows, beside=prepared.beside,
+        data_collator=replace(collator, beside=prepared.beside), processing_class=tokenizer, evaluation=_evaluation(config, stage.held_out, collator, tokenizer),
     )  # fmt: skip
     sharding.check(trainer)
     flash = model.config._attn_implementation == FLASH

@@ -1,4 +1,4 @@
-"""Records -> `tokens` of whole examples, and `trained`: 1 for each token that the assistant says.
+"""Records -> `examples` -> `tokens` of whole examples, and `trained_runs`: 1 for each token that the assistant says.
 
 A conversation is one text, filled in by the chat template and tokenized as a whole: special tokens of the template are recognised, and no BOS or
 EOS is added, since the template writes its own. What is learned is found in that text:
@@ -13,28 +13,34 @@ conversation up to it, which is what a model will see when it is asked. A turn t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from moai import columns
 from moai.backends import Reference
-from moai.engine.pipeline import advance, count
+from moai.engine.documents import DOCUMENT
+from moai.engine.part import UNKEYED, Part
+from moai.engine.pipeline import add_documents, advance, count, drop
+from moai.engine.schema import TRAINED, Column
 from moai.errors import TokenizerError
 from moai.transforms.conversation import ASSISTANT, Conversation, read_conversation
-from moai.transforms.filters import Split
 from moai.transforms.template import ChatTemplate, Marks
-from moai.transforms.text import BadRecord, TextShape, each_record, each_row, parse_object
+from moai.transforms.text import BadRecord, TextShape, column_value, each_record, each_row, parse_object
 
 _EXAMPLES_AT_ONCE = 256
 """Texts that are tokenized together: their tokens' places take some 100 bytes a token until they are arrays."""
 _PROBE = [{"role": "user", "content": "1 + 1?"}, {"role": ASSISTANT, "content": "2, of course."}]
+
+EXAMPLES = "examples"
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
 
 Trained = npt.NDArray[np.uint8]
 
@@ -48,46 +54,57 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chats:
-    """Examples longer than `seq_len` are left out, or cut where `truncate` is set and a token to learn remains.
+class ToExamples(Part):
+    """Records -> `examples` of a conversation (as JSON), and beside them what parts look at: `text`, the contents of all turns joined by
+    newlines, without the template; `messages`, each with `role` and `content`; and `columns` of the source.
 
     train_on  all of the assistant's turns, or the last
     """
 
+    version: ClassVar[int] = 1
+
     shape: TextShape
     template: ChatTemplate
     reference: Reference
-    seq_len: int
-    truncate: bool = False
     train_on: str = "all"
-    split: Split | None = None
-    """By the text of the whole conversation."""
+    columns: tuple[Column, ...] = ()
+    shown: frozenset[str] = field(default=frozenset(), metadata=UNKEYED)
+    """Which of `text` and `messages` a part looks at."""
     max_doc_bytes: int = 16 << 20
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        names = (*self.shape.columns, *(column.name for column in self.columns))
         for batch in batches:
-            if "record" in batch.schema.names:
-                found = list(each_record(batch, lambda record: self._examples(parse_object(record)), self.max_doc_bytes))
-            else:
-                found = list(each_row(batch, self.shape.columns, self._examples))
+            is_records = "record" in batch.schema.names
+            found = (
+                list(each_record(batch, lambda record: self._read(parse_object(record)), self.max_doc_bytes))
+                if is_records
+                else list(each_row(batch, names, self._read))
+            )
             advance(batch.num_rows)
-            yield from self._encode(self._on_our_side(found))
+            if found:
+                yield self._batch(batch.take(pa.array([index for index, _ in found])), [row for _, row in found], is_records)
 
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
+    def _batch(self, records: pa.RecordBatch, rows: Sequence[_Read], is_records: bool) -> pa.RecordBatch:
+        sizes = pc.binary_length(records["record"]).to_numpy() if is_records else np.array([len(row.examples) for row in rows])
+        made = {DOCUMENT: pa.array(add_documents(records, sizes)), EXAMPLES: pa.array([row.examples for row in rows], pa.large_binary())}
+        if "text" in self.shown:
+            made["text"] = pa.array(["\n".join(content for _, content in row.turns) for row in rows], pa.large_string())
+        if "messages" in self.shown:
+            made["messages"] = pa.array([[{"role": role, "content": content} for role, content in row.turns] for row in rows], MESSAGES)
+        made |= {column.name: pa.array([row.values[at] for row in rows], column.value_type) for at, column in enumerate(self.columns)}
+        return pa.record_batch(list(made.values()), names=list(made))
+
+    def _read(self, row: Mapping[str, Any]) -> _Read:
         conversation = read_conversation(self.shape, row, train_on=self.train_on)
+        values = [column_value(row, column) for column in self.columns]
         examples, unverified = split_examples(self.template, conversation, self._enders)
         if any(_utf8_bytes(example.text) > self.max_doc_bytes for example in examples):
             raise BadRecord("too large", f"over {self.max_doc_bytes} bytes once the template is filled in")
         count("chat.turns", len(conversation.learned))
         count("chat.turns_unverified", unverified)
-        return examples
-
-    def _on_our_side(self, records: list[list[Example]]) -> list[list[Example]]:
-        if self.split is None:
-            return records
-        kept = [record for record in records if not record or self.split.keeps(record[-1].text.encode())]
-        self.split.count_dropped(len(records) - len(kept))
-        return kept
+        turns = [(message["role"], message.get("content") or "") for message in conversation.messages] if self.shown else []
+        return _Read(orjson.dumps([[example.text, example.spans] for example in examples]), turns, values)
 
     @cached_property
     def _enders(self) -> tuple[str, ...]:
@@ -96,33 +113,60 @@ class Chats:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_enders"}
 
-    def _encode(self, records: Sequence[Sequence[Example]]) -> Iterator[pa.RecordBatch]:
-        """The examples that are kept. A record is kept if one of its examples is."""
-        kept, lost = [False] * len(records), [""] * len(records)
-        examples = [(number, example) for number, record in enumerate(records) for example in record]
-        for first in range(0, len(examples), _EXAMPLES_AT_ONCE):
-            some = examples[first : first + _EXAMPLES_AT_ONCE]
-            ids, offsets, places = self.reference.encode_with_offsets([example.text for _, example in some])
-            count("tokens.text", len(ids))
-            trained = np.zeros(len(ids), np.uint8)
-            keep, lengths = np.zeros(len(ids), bool), []
-            for (number, example), start, end in zip(some, offsets[:-1].tolist(), offsets[1:].tolist()):
-                _mark(trained[start:end], places[start:end], example.spans)
-                length = self._length(trained[start:end])
-                if length:
-                    keep[start : start + length] = True
-                    kept[number] = True
-                    lengths.append(length)
-                else:
-                    lost[number] = "too_long" if end - start > self.seq_len else "untrained"
-                    count(f"chat.{lost[number]}")
-            count("tokens.dropped", len(ids) - sum(lengths))
-            count("tokens.trained", int(trained[keep].sum()))
-            count("chat.examples", len(lengths))
-            if lengths:
-                grown = np.concatenate(([0], np.cumsum(lengths)))
-                yield pa.record_batch([columns.lists(grown, ids[keep]), columns.lists(grown, trained[keep])], names=["tokens", "trained"])
-        _count_records(kept, lost)
+
+@dataclass(frozen=True)
+class _Read:
+    """What one record gives."""
+
+    examples: bytes
+    turns: list[tuple[str, str]]
+    values: list[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeExamples(Part):
+    """`examples` -> `tokens` of each, and which are learned. Those longer than `seq_len` are left out, or cut where `truncate` is set and a token
+    to learn remains. A conversation is kept if one of its examples is."""
+
+    needs: ClassVar[tuple[str, ...]] = (EXAMPLES,)
+
+    reference: Reference
+    seq_len: int
+    truncate: bool = False
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            records = [orjson.loads(examples) for examples in batch[EXAMPLES].to_pylist()]
+            beside = batch.drop_columns([name for name in (EXAMPLES, "text", "messages") if name in batch.schema.names])
+            kept, lost = np.zeros(len(records), bool), ["untrained"] * len(records)
+            examples = [(number, example) for number, record in enumerate(records) for example in record]
+            for first in range(0, len(examples), _EXAMPLES_AT_ONCE):
+                yield from self._encode(examples[first : first + _EXAMPLES_AT_ONCE], beside, kept, lost)
+            if not kept.all():
+                drop("chat", beside.filter(pa.array(~kept)), [reason for reason, keep in zip(lost, kept) if not keep])
+
+    def _encode(self, examples: Sequence[tuple[int, Any]], beside: pa.RecordBatch, kept: np.ndarray, lost: list[str]) -> Iterator[pa.RecordBatch]:
+        ids, offsets, places = self.reference.encode_with_offsets([text for _, (text, _) in examples])
+        count("tokens.text", len(ids))
+        trained, keep = np.zeros(len(ids), np.uint8), np.zeros(len(ids), bool)
+        lengths, of = list[int](), list[int]()
+        for (number, (_, spans)), start, end in zip(examples, offsets[:-1].tolist(), offsets[1:].tolist()):
+            _mark(trained[start:end], places[start:end], spans)
+            length = self._length(trained[start:end])
+            if length:
+                keep[start : start + length] = kept[number] = True
+                lengths.append(length)
+                of.append(number)
+            else:
+                lost[number] = "too_long" if end - start > self.seq_len else "untrained"
+                count(f"chat.{lost[number]}")
+        count("tokens.dropped", len(ids) - sum(lengths))
+        count("tokens.trained", int(trained[keep].sum()))
+        count("chat.examples", len(lengths))
+        if lengths:
+            grown = np.concatenate(([0], np.cumsum(lengths)))
+            made = beside.take(pa.array(of)).append_column("tokens", columns.lists(grown, ids[keep]))
+            yield made.append_column(TRAINED.name, columns.lists(grown, trained[keep]))
 
     def _length(self, trained: Trained) -> int:
         """Tokens of an example that are kept; 0 leaves it out."""
@@ -230,11 +274,3 @@ def _mark(trained: Trained, places: npt.NDArray[np.int64], spans: Marks) -> None
         if len(inside) and end > start:
             trained[inside[0] : inside[-1] + 1] = 1
     trained[:1] = 0
-
-
-def _count_records(kept: Sequence[bool], lost: Sequence[str]) -> None:
-    reasons = Counter(reason or "untrained" for keep, reason in zip(kept, lost) if not keep)
-    for reason, number in reasons.items():
-        count(f"filtered.{reason}", number)
-    count("filtered", reasons.total())
-    count("kept", sum(kept))

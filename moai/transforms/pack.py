@@ -5,8 +5,8 @@
     bfd_split  the same, but long documents are split first: no token is lost
     none       a document a row; longer ones are truncated (and counted) or split
 
-Of conversations also `trained_runs` (list<uint32>): how many tokens of a row are not learned, then how many are, then not, ... A row of nothing but
-context has one number, `input_ids` and `seq_lengths` are as ever.
+Columns beside the tokens travel with them: one value a piece (its document's), or one a token. Of conversations that is `trained_runs`
+(list<uint32>): how many tokens of a row are not learned, then how many are, then not, ... A row of nothing but context has one number.
 
 Best fit decreasing after Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830). A shard is packed
 by itself, so its rows depend on its documents alone.
@@ -14,15 +14,19 @@ by itself, so its rows depend on its documents alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from moai import columns
-from moai.engine.pipeline import count
+from moai.engine.documents import DOCUMENT
+from moai.engine.part import Part
+from moai.engine.pipeline import count, documents
+from moai.engine.schema import Column
 
 ROWS_PER_BATCH = 1024
 _SLICE_TOKENS = 64
@@ -31,27 +35,30 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack:
+class Pack(Part):
     """`dtype` is numpy's name of the type of `input_ids`, the narrowest that holds the vocabulary."""
+
+    needs: ClassVar[tuple[str, ...]] = ("tokens",)
 
     seq_len: int
     strategy: str
     dtype: str
     split_long: bool = False
     """Without packing: split documents over seq_len instead of truncating them."""
-    chat: bool = False
-    """The batches have `trained` beside `tokens`, and the rows `trained_runs`."""
+    beside: tuple[Column, ...] = ()
+    """Columns of the batches that travel with the tokens, per piece or per token."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        ids, lengths, trained = _gather(batches, self.dtype, chat=self.chat)
-        if not len(lengths):
+        gathered = _Gathered.of(batches, self.dtype, self.beside)
+        if not len(gathered.lengths):
             return
-        pieces = STRATEGIES[self.strategy](self, lengths)
+        pieces = STRATEGIES[self.strategy](self, gathered.lengths)
         kept = int(pieces.lengths.sum())
-        count("tokens.dropped", len(ids) - kept)
+        count("tokens.dropped", len(gathered.ids) - kept)
         count("tokens.rows", kept)
         count("rows", pieces.rows)
-        yield from _rows(ids, pieces, trained)
+        gathered.note_places(pieces)
+        yield from _rows(gathered, pieces, self.beside)
 
 
 @dataclass(frozen=True)
@@ -148,35 +155,76 @@ def _split(seq_len: int, lengths: Ints) -> tuple[Ints, Ints]:
     return starts, np.minimum(seq_len, lengths[document] - number * seq_len)
 
 
-def _gather(batches: Iterator[pa.RecordBatch], dtype: str, *, chat: bool) -> tuple[np.ndarray, Ints, np.ndarray | None]:
-    """All ids of the shard in one array of the final type, the documents' lengths and, of conversations, which ids are learned."""
-    ids: list[np.ndarray] = []
-    lengths: list[Ints] = []
-    trained: list[np.ndarray] = []
-    for batch in batches:
-        tokens = batch["tokens"]
-        ids.append(tokens.values.to_numpy().astype(dtype, copy=False))
-        lengths.append(np.diff(tokens.offsets.to_numpy()))
-        if chat:
-            trained.append(batch["trained"].values.to_numpy())
-    if not ids:
-        return np.empty(0, dtype), np.empty(0, np.int64), None
-    return np.concatenate(ids), np.concatenate(lengths), np.concatenate(trained) if chat else None
+@dataclass(frozen=True)
+class _Gathered:
+    """A shard's documents: all ids in one array of the final type, and what there is of each."""
+
+    ids: np.ndarray
+    lengths: Ints
+    numbers: Ints
+    """Which document of the shard each is; empty where nobody asks."""
+    beside: dict[str, Any]
+    """Per token an array as long as `ids`, per piece a column as long as `lengths`."""
+
+    @classmethod
+    def of(cls, batches: Iterator[pa.RecordBatch], dtype: str, beside: Sequence[Column]) -> _Gathered:
+        ids: list[np.ndarray] = []
+        lengths: list[Ints] = [np.empty(0, np.int64)]
+        numbers: list[Ints] = [np.empty(0, np.int64)]
+        found: dict[str, list[Any]] = {column.name: [] for column in beside}
+        for batch in batches:
+            tokens = batch["tokens"]
+            ids.append(tokens.values.to_numpy().astype(dtype, copy=False))
+            lengths.append(np.diff(tokens.offsets.to_numpy()))
+            if DOCUMENT in batch.schema.names:
+                numbers.append(batch[DOCUMENT].to_numpy())
+            for column in beside:
+                values = batch[column.name]
+                found[column.name].append(values.values.to_numpy() if column.per == "token" else values)
+        if not ids:
+            return cls(np.empty(0, dtype), lengths[0], numbers[0], {})
+        joined = {column.name: (np.concatenate if column.per == "token" else pa.concat_arrays)(found[column.name]) for column in beside}
+        return cls(np.concatenate(ids), np.concatenate(lengths), np.concatenate(numbers), joined)
+
+    def note_places(self, pieces: Pieces) -> None:
+        """Tell the documents how many tokens they gave, and where their pieces lie."""
+        if not len(self.numbers):
+            return
+        documents().note_tokens(self.numbers, self.lengths)
+        in_row = np.cumsum(pieces.lengths) - pieces.lengths
+        first_of_row = np.searchsorted(pieces.row_of, pieces.row_of)
+        positions = in_row - in_row[first_of_row]
+        order = np.argsort(pieces.starts, kind="stable")
+        found, first, number = np.unique(self.numbers[self.document_of(pieces)[order]], return_index=True, return_counts=True)
+        documents().note_places(found, pieces.row_of[order][first], positions[order][first], number)
+
+    def document_of(self, pieces: Pieces) -> Ints:
+        """The index in `lengths` of each piece's document."""
+        return np.searchsorted(np.cumsum(self.lengths), pieces.starts, side="right")
 
 
-def _rows(ids: np.ndarray, pieces: Pieces, trained: np.ndarray | None) -> Iterator[pa.RecordBatch]:
-    """`input_ids`, `seq_lengths` and, where `trained` is given, `trained_runs`, a bounded number of rows at a time."""
+def _rows(gathered: _Gathered, pieces: Pieces, beside: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+    """`input_ids`, `seq_lengths` and what travels beside them, a bounded number of rows at a time."""
     first_piece = np.searchsorted(pieces.row_of, np.arange(pieces.rows + 1))
+    document = gathered.document_of(pieces) if beside else np.empty(0, np.int64)
     for row in range(0, pieces.rows, ROWS_PER_BATCH):
         bounds = first_piece[row : row + ROWS_PER_BATCH + 1]
-        starts, lengths = pieces.starts[bounds[0] : bounds[-1]], pieces.lengths[bounds[0] : bounds[-1]]
+        which = slice(bounds[0], bounds[-1])
+        starts, lengths = pieces.starts[which], pieces.lengths[which]
         row_ends = np.concatenate(([0], np.cumsum(lengths)))[bounds - bounds[0]]
+        in_row = (bounds - bounds[0]).astype(np.int32)
         made = {
-            "input_ids": columns.lists(row_ends.astype(np.int32), _take(ids, starts, lengths)),
-            "seq_lengths": columns.lists((bounds - bounds[0]).astype(np.int32), lengths.astype(np.uint32)),
+            "input_ids": columns.lists(row_ends.astype(np.int32), _take(gathered.ids, starts, lengths)),
+            "seq_lengths": columns.lists(in_row, lengths.astype(np.uint32)),
         }
-        if trained is not None:
-            made["trained_runs"] = columns.lists(*run_lengths(_take(trained, starts, lengths), row_ends))
+        for column in beside:
+            values = gathered.beside[column.name]
+            if column.per == "piece":
+                made[column.name] = pa.ListArray.from_arrays(pa.array(in_row), values.take(pa.array(document[which])))
+            elif column.runs:
+                made[column.name] = columns.lists(*run_lengths(_take(values, starts, lengths), row_ends))
+            else:
+                made[column.name] = columns.lists(row_ends.astype(np.int32), _take(values, starts, lengths))
         yield pa.record_batch(list(made.values()), names=list(made))
 
 

@@ -53,9 +53,10 @@ class ChatTemplate:
         return bool(_MARKS.search(self.source) and (not self.with_tools or _MARKS.search(self.with_tools)))
 
     def identity(self) -> dict[str, Any]:
-        """What of it changes prepared bytes, beside the date, which is a flag."""
+        """What of it changes prepared bytes."""
         content = json.dumps([self.source, self.with_tools, sorted(self.tokens.items())])
-        return {"chat_template_sha256": hashlib.sha256(content.encode()).hexdigest(), "transformers": version("transformers")}
+        dated = {"chat_template_date": self.date} if self.date else {}
+        return {"chat_template_sha256": hashlib.sha256(content.encode()).hexdigest(), "transformers": version("transformers"), **dated}
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moai.engine.pipeline import advance, count, quarantine
+from moai.engine.documents import DOCUMENT
+from moai.engine.part import Part
+from moai.engine.pipeline import add_documents, advance, count, quarantine
+from moai.engine.schema import Column
 from moai.errors import SourceError
 
-VERSION = 1
 T = TypeVar("T")
 _SINGLE = ("text", "content", "document", "context", "body", "article")
 _BOM = b"\xef\xbb\xbf"
@@ -105,70 +108,118 @@ def first_fitting(shapes: Sequence[TextShape], columns: Mapping[str, str]) -> Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToText:
+class ToText(Part):
     """Batches of records or columns -> batches of `text`; what gives none is quarantined with its place.
 
-    `plain` records are text themselves (.txt); others are JSON objects.
+    `plain` records are text themselves (.txt); others are JSON objects. `columns` of the source are kept beside the text.
     """
 
     shape: TextShape
     plain: bool = False
+    columns: tuple[Column, ...] = ()
     max_doc_bytes: int = 16 << 20
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            texts = self.strings(batch)
+            texts, beside = self.read(batch)
             if texts:
-                yield pa.record_batch([pa.array(texts, pa.large_string())], names=["text"])
+                yield beside.append_column("text", pa.array(texts, pa.large_string()))
 
-    def strings(self, batch: pa.RecordBatch) -> list[str]:
-        """The texts of one batch: at once where every record is as good as most are, else record by record."""
+    def read(self, batch: pa.RecordBatch) -> tuple[list[str], pa.RecordBatch]:
+        """The texts of one batch, and `document` and the columns beside them: at once where every record is as good as most are, else
+        record by record."""
         is_records = "record" in batch.schema.names
-        texts = (self._plain_records(batch) if is_records else self._plain_column(batch)) if self.shape.column else None
-        if texts is None:
-            texts = list(each_record(batch, self._text_of_record, self.max_doc_bytes) if is_records else each_row(batch, self.shape.columns, self._text_of_row))
+        found = None
+        if self.shape.column and batch.num_rows:
+            found = self._plain_records(batch) if is_records else self._plain_column(batch)
+        if found is None:
+            good, texts, values = self._one_by_one(batch, is_records)
+            batch = batch.take(pa.array(good, pa.int64())) if len(good) < batch.num_rows else batch
         else:
             count("read", batch.num_rows)
-        advance(batch.num_rows)
-        return texts
+            texts, values = found
+        sizes = pc.binary_length(batch["record"]).to_numpy() if is_records else np.array([len(text.encode()) for text in texts], np.int64)
+        beside = {DOCUMENT: pa.array(add_documents(batch, sizes))}
+        beside |= {column.name: values_of(column, given) for column, given in zip(self.columns, values)}
+        return texts, pa.record_batch(list(beside.values()), names=list(beside))
 
-    def _plain_records(self, batch: pa.RecordBatch) -> list[str] | None:
-        """The texts of a batch whose records all are JSON objects that have one as a string; None if any is not."""
+    def strings(self, batch: pa.RecordBatch) -> list[str]:
+        """The texts of one batch."""
+        return self.read(batch)[0]
+
+    def _plain_records(self, batch: pa.RecordBatch) -> tuple[list[str], list[list[Any]]] | None:
+        """Texts and values of a batch whose records all are JSON objects with a string; None if any is not."""
         if self.plain or batch["problem"].null_count < batch.num_rows:
+            advance(0)
             return None
         name = self.shape.column
         try:
-            texts = [orjson.loads(record)[name] for record in batch["record"].to_pylist()]
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+            rows = [orjson.loads(record) for record in batch["record"].to_pylist()]
+            texts = [row[name] for row in rows]
+            values = [[column_value(row, column) for row in rows] for column in self.columns]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, BadRecord):
             return None
-        return texts if set(map(type, texts)) <= {str} else None
+        if not set(map(type, texts)) <= {str}:
+            return None
+        advance(batch.num_rows)
+        return texts, values
 
-    def _plain_column(self, batch: pa.RecordBatch) -> list[str] | None:
+    def _plain_column(self, batch: pa.RecordBatch) -> tuple[list[str], list[Any]] | None:
         """The column, if it holds strings of valid UTF-8 and no null, none of them too large; None if not."""
         column = batch[self.shape.column]
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count or not len(column):
+        if not _is_string(column.type) or column.null_count:
             return None
         try:
             column.validate(full=True)
-        except pa.ArrowInvalid:
+            values = [_cast(batch, wanted) for wanted in self.columns]
+        except (pa.ArrowInvalid, BadRecord):
             return None
         if pc.max(pc.binary_length(column)).as_py() > self.max_doc_bytes:
             return None
-        strings: list[str] = column.to_pylist()
-        return strings
+        advance(batch.num_rows)
+        return column.to_pylist(), values
 
-    def _text_of_record(self, record: bytes) -> str:
-        return _decode(record) if self.plain else self.shape.render(parse_object(record))
+    def _one_by_one(self, batch: pa.RecordBatch, is_records: bool) -> tuple[list[int], list[str], list[list[Any]]]:
+        """The numbers of the good records, their texts, and the values of each column."""
+        names = (*self.shape.columns, *(column.name for column in self.columns))
+        found = each_record(batch, self._of_record, self.max_doc_bytes) if is_records else each_row(batch, names, self._of_row)
+        rows = list(found)
+        advance(batch.num_rows)
+        values = [[beside[at] for _, (_, beside) in rows] for at in range(len(self.columns))]
+        return [index for index, _ in rows], [text for _, (text, _) in rows], values
 
-    def _text_of_row(self, row: Mapping[str, Any]) -> str:
+    def _of_record(self, record: bytes) -> tuple[str, list[Any]]:
+        if self.plain:
+            return _decode(record), [None] * len(self.columns)
+        row = parse_object(record)
+        return self.shape.render(row), [column_value(row, column) for column in self.columns]
+
+    def _of_row(self, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
         text = self.shape.render(row)
         if len(text) > self.max_doc_bytes // 4 and len(text.encode()) > self.max_doc_bytes:
             raise BadRecord("too large", f"over {self.max_doc_bytes} bytes")
-        return text
+        return text, [column_value(row, column) for column in self.columns]
 
 
-def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes: int) -> Iterator[T]:
-    """What `make` gives for each record of a file of lines or values. Where it raises BadRecord the record is quarantined; blank lines are none."""
+def column_value(row: Mapping[str, Any], column: Column) -> Any:
+    """A value of the source in the column's type; None where it is absent. Raises BadRecord for one of another type."""
+    value = row.get(column.name)
+    if value is None or (column.type == "string" and isinstance(value, str)):
+        return value
+    if column.type == "string":
+        return orjson.dumps(value, default=str).decode()
+    fits = isinstance(value, bool) if column.type == "bool" else isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits or (column.type == "int64" and not (isinstance(value, int) and -(2**63) <= value < 2**63)):
+        raise BadRecord("column type", f"{column.name!r} is {type(value).__name__} {str(value)[:40]}, others are {column.type}")
+    return value
+
+
+def values_of(column: Column, values: Any) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, column.value_type)
+
+
+def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes: int) -> Iterator[tuple[int, T]]:
+    """The index of each good record and what `make` gives for it, of a file of lines or values. Where it raises BadRecord the record is quarantined; blank lines are none."""
     problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None
     blank = 0
     for index, record in enumerate(batch["record"].to_pylist()):
@@ -176,7 +227,7 @@ def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes
         try:
             if problem:
                 raise BadRecord(problem, f"over {max_doc_bytes} bytes")
-            yield make(record)
+            yield index, make(record)
         except BadRecord as bad:
             if record.strip() or bad.reason == problem:
                 _set_aside(bad, batch, index, record[:max_doc_bytes] if problem else record)
@@ -185,14 +236,14 @@ def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes
     count("read", batch.num_rows - blank)
 
 
-def each_row(batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
-    """What `make` gives for each row of a columnar file. Where it raises BadRecord the row is quarantined."""
+def each_row(batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[int, T]]:
+    """The index of each good row and what `make` gives for it, of a columnar file. Where it raises BadRecord the row is quarantined."""
     count("read", batch.num_rows)
     for index, row in enumerate(_rows(batch.select([name for name in batch.schema.names if name in columns]))):
         try:
             if isinstance(row, BadRecord):
                 raise row
-            yield make(row)
+            yield index, make(row)
         except BadRecord as bad:
             _set_aside(bad, batch, index, b"" if row is bad else str(row).encode("utf-8", "replace"))
 
@@ -218,6 +269,21 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRecord]:
                 yield from batch.slice(index, 1).to_pylist()
             except UnicodeDecodeError as bad:
                 yield BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}")
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _cast(batch: pa.RecordBatch, column: Column) -> pa.Array | list[Any]:
+    """A column of a columnar file in the type it is wanted in. Raises ArrowInvalid, BadRecord."""
+    if column.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, column.value_type)
+    values = batch[column.name]
+    values.validate(full=True)
+    if column.type == "string" and not _is_string(values.type):
+        return [column_value({column.name: value}, column) for value in values.to_pylist()]
+    return values.cast(column.value_type)
 
 
 def _set_aside(bad: BadRecord, batch: pa.RecordBatch, index: int, sample: bytes) -> None:

@@ -7,17 +7,18 @@ refuses goes to the reference alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from moai import columns
 from moai.backends import Backend, Ids, Offsets, Reference, difference
+from moai.engine.part import UNKEYED, Part
 from moai.engine.pipeline import count
 from moai.errors import BackendDisagrees, BackendRefused
-from moai.transforms.filters import without_blank
+from moai.transforms.filters import Length
 
 WINDOW_CHARS = 1024
 WINDOW_EVERY = 1_000_000
@@ -25,23 +26,25 @@ WINDOW_EVERY = 1_000_000
 
 
 class Texts(Protocol):
-    def strings(self, batch: pa.RecordBatch) -> list[str]: ...
+    def read(self, batch: pa.RecordBatch) -> tuple[list[str], pa.RecordBatch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenize:
+class Tokenize(Part):
     """The ids are flat from the tokenizer to the packer: offsets over one array, never a list of ints."""
 
-    backend: Backend
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+
+    backend: Backend = field(metadata=UNKEYED)
     reference: Reference
-    to_text: Texts | None = None
+    to_text: Texts | None = field(default=None, metadata=UNKEYED)
     """Where nothing looks at the texts as a column, they are taken from the records right here, and no column is made of them."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        spec = self.backend.spec
+        spec, length = self.reference.spec, Length()
         unseen = WINDOW_EVERY
         for batch in batches:
-            texts = without_blank(self.to_text.strings(batch)) if self.to_text else batch["text"].to_pylist()
+            texts, beside = length.without_blank(*self.to_text.read(batch)) if self.to_text else _texts_of(batch)
             if not texts:
                 continue
             ids, offsets = self._encode(texts)
@@ -55,7 +58,7 @@ class Tokenize:
             count("tokens.eos", documents)
             count("tokens.bos", documents if spec.bos_id is not None else 0)
             ids, offsets = add_ends(ids, offsets, spec.bos_id, spec.eos_id)
-            yield pa.record_batch([columns.lists(offsets, ids)], names=["tokens"])
+            yield beside.append_column("tokens", columns.lists(offsets, ids))
 
     def _encode(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """By halves around a text that the fast backend refuses, which the reference then encodes."""
@@ -84,6 +87,10 @@ class Tokenize:
         expected = self.reference.encode_batch([text])[0]
         if not np.array_equal(found, expected):
             raise BackendDisagrees(difference(text, found, expected))
+
+
+def _texts_of(batch: pa.RecordBatch) -> tuple[list[str], pa.RecordBatch]:
+    return batch["text"].to_pylist(), batch.drop_columns(["text"])
 
 
 def add_ends(ids: Ids, offsets: Offsets, bos_id: int | None, eos_id: int) -> tuple[Ids, Offsets]:

@@ -36,7 +36,7 @@ from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.entity_coref.progress import Stage
 from moai.recipes.entity_coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other, total
 from moai.recipes.entity_coref.selection import Selection, select
-from moai.recipes.publish import BadRecords, Part
+from moai.recipes.publish import BadRecords, Processed
 from moai.stopping import stoppable
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.P
     return path
 
 
-def _candidates(wanted: Wanted, inputs: Sequence[Stream], executor: Executor, staging: Path, stage: Stage) -> list[Part]:
+def _candidates(wanted: Wanted, inputs: Sequence[Stream], executor: Executor, staging: Path, stage: Stage) -> list[Processed]:
     """All inputs from files to committed candidate shards. Raises TooManyBadRecords."""
     ledger = Ledger(wanted.cache)
     bad = BadRecords(wanted.config.max_bad_ratio, stage)
@@ -152,7 +152,7 @@ def _candidates(wanted: Wanted, inputs: Sequence[Stream], executor: Executor, st
 
     pipelines = [assembly.candidates(wanted, stream, staging) for stream in inputs]
     results = _run_stage(pipelines, executor, stage, on_shard)
-    parts = [Part(stream.given, stream.to_text.shape.name, done) for stream, done in zip(inputs, results)]
+    parts = [Processed(stream, done) for stream, done in zip(inputs, results)]
     bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
     return parts
 

@@ -14,6 +14,7 @@ from moai.config import identity
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Pipeline
 from moai.engine.run import Done
+from moai.engine.schema import with_features
 from moai.files import canonical_json, digest_json
 from moai.recipes import assembly
 from moai.recipes.assembly import Stream
@@ -21,22 +22,23 @@ from moai.recipes.entity_coref.options import AFTER_CANDIDATES, WHERE_TO_CUT, Co
 from moai.recipes.entity_coref.selection import Selection
 from moai.recipes.identity import plan_fields
 from moai.recipes.options import DataConfig
-from moai.sinks.tables import TableShards, with_features
+from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input
 from moai.sources.picked import PickedSource, Picks
 from moai.sources.schema import columns_of
 from moai.tokenizer import digest_of, find_tokenizer
-from moai.transforms import coref_candidates, coref_samples, text
+from moai.transforms import coref_candidates, coref_samples
 from moai.transforms.coref_documents import Documents
 from moai.transforms.coref_placement import Placement
 from moai.transforms.entities import Repetition
 from moai.transforms.korean import CheapRules, KiwiQuality, kiwi_identity
 from moai.transforms.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
+from moai.transforms.text import ToText
 
 FORMAT_VERSION = 1
 WORKER_MODULES = (
     "moai.engine.executor", "moai.sources.local", "moai.sources.picked", "moai.transforms.coref_documents", "moai.transforms.coref_candidates",
-    "moai.transforms.coref_samples", "moai.sinks.tables",
+    "moai.transforms.coref_samples", "moai.sinks.arrow",
 )  # fmt: skip
 """What a worker needs, imported once where workers are forked from."""
 _DOCUMENTS_PER_BATCH = 16
@@ -73,7 +75,7 @@ def want(config: CorefConfig) -> Wanted:
     request = assembly.Request(**vars(found), tokenizer=tokenizer.spec, fields=plan_fields(data, tokenizer.spec, found.inputs), key="")
     fields: dict[str, Any] = {
         **request.fields, "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns,
-        "format": {"entity_coref_version": FORMAT_VERSION, "text_version": text.VERSION, **kiwi},
+        "format": {"entity_coref_version": FORMAT_VERSION, "text_version": ToText.version, **kiwi},
     }  # fmt: skip
     fields = json.loads(canonical_json(fields))  # as it will be read back, to be compared
     return Wanted(config, cache, output, tokenizer, request, columns, kiwi, fields, digest_json(fields)[:40])
@@ -94,6 +96,7 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
 def candidates(wanted: Wanted, stream: Stream, staging: Path) -> Pipeline:
     """The first pipeline: everything that needs Kiwi and the tokenizer, up to candidates that have a place in a row."""
     config = wanted.config
+    assert isinstance(stream.to_text, ToText)
     return Pipeline(
         source=stream.source,
         transforms=(
@@ -114,7 +117,7 @@ def candidates(wanted: Wanted, stream: Stream, staging: Path) -> Pipeline:
                 ),
             ),
         ),
-        sink=TableShards(cache=wanted.cache, staging=staging, schema=coref_candidates.SCHEMA, rows_per_batch=_CANDIDATE_ROWS),
+        sink=ArrowShards(cache=wanted.cache, staging=staging, schema=coref_candidates.SCHEMA, rows_per_batch=_CANDIDATE_ROWS),
         transform_key=stream.transform_key,
         probe=Ledger(wanted.cache).has_transform(stream.transform_key),
     )  # fmt: skip
@@ -130,7 +133,7 @@ def samples(wanted: Wanted, parts: Sequence[Done], selection: Selection, staging
     return Pipeline(
         source=PickedSource(name="samples", column="candidates", groups=_groups(wanted.cache, parts, selection, config.token_chunk_size)),
         transforms=(coref_samples.Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),),
-        sink=TableShards(cache=wanted.cache, staging=staging, schema=with_features(coref_samples.SCHEMA), rows_per_batch=coref_samples.ROWS_PER_BATCH),
+        sink=ArrowShards(cache=wanted.cache, staging=staging, schema=with_features(coref_samples.SCHEMA), rows_per_batch=coref_samples.ROWS_PER_BATCH),
         transform_key=digest_json(what)[:40],
     )
 
@@ -152,13 +155,13 @@ def _stream(wanted: Wanted, given: Input, spool_dir: Path, batch_bytes: int) -> 
     what = {
         "recipe": "entity_coref candidates", "version": FORMAT_VERSION, "tokenizer": wanted.tokenizer.identity(), "kiwi": dict(wanted.kiwi), "source": given.name,
         "config": {name: value for name, value in identity(config).items() if name not in (*AFTER_CANDIDATES, *WHERE_TO_CUT)},
-        "text_version": text.VERSION, "kind": given.kind, "shape": [shape.name, list(shape.columns), shape.template],
+        "text_version": ToText.version, "kind": given.kind, "shape": [shape.name, list(shape.columns), shape.template],
     }  # fmt: skip
     key = digest_json(what)[:40]
     source = replace(stream.source, transform_key=key)
     if given.kind in ("parquet", "arrow") and config.id_column in columns_of(source, given):
         source = replace(source, columns=tuple(dict.fromkeys((*source.columns, config.id_column))))
-    return Stream(given, source, stream.to_text, what, key)
+    return replace(stream, source=source, identity=what, transform_key=key)
 
 
 def _groups(cache: Path, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:

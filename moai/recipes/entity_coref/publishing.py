@@ -27,6 +27,7 @@ from moai.backends import Reference
 from moai.config import identity
 from moai.engine.ledger import Ledger
 from moai.engine.run import Done
+from moai.engine.schema import features
 from moai.errors import ConfigError, DamagedError, SourceError
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, digest_json, link_or_copy, publish_directory
@@ -36,8 +37,7 @@ from moai.recipes.entity_coref.manifest import FORMAT_VERSION, read_manifest
 from moai.recipes.entity_coref.selection import Selection, names_of
 from moai.recipes.identity import compare, dataset_key
 from moai.recipes.prepared import write_file, write_manifest
-from moai.recipes.publish import Part, bad_records
-from moai.sinks.tables import features
+from moai.recipes.publish import Processed, bad_records
 from moai.transforms.coref_placement import SKIPS
 from moai.transforms.coref_samples import SCHEMA
 from moai.transforms.korean import RULES
@@ -51,7 +51,7 @@ _TOP = 20
 class Corpus:
     """All there is to publish: the finished candidate shards by input, what was picked of them, and the finished sample shards."""
 
-    parts: Sequence[Part]
+    parts: Sequence[Processed]
     selection: Selection
     samples: Sequence[Done]
 
@@ -211,9 +211,9 @@ def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
     }
 
 
-def _source(part: Part) -> dict[str, Any]:
+def _source(part: Processed) -> dict[str, Any]:
     counts = total(done.receipt.counts for done in part.done)
-    return {"name": part.given.name, "kind": part.given.kind, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
+    return {"name": part.given.name, "kind": part.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
             "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
 
 

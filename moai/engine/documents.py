@@ -1,0 +1,100 @@
+"""What became of every document of a shard: the rows of its `documents-NNNNN.arrow`, in the order they were read.
+
+    segment, offset   where its record begins: which segment of the shard, and the byte in it (the row, in columnar files)
+    bytes             of its record (of its text, in columnar files)
+    tokens            ids that were made of it, with BOS and EOS
+    first_row, position, pieces    the row of the shard with its first token, the place in that row, and into how many pieces it was cut
+    reason            why it was filtered; null if it was kept
+    ...               one column for each that a Signal measured
+
+Nothing here depends on other files, on places or on times: a shard is shared by content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moai import columns
+from moai.engine.schema import Column
+
+DOCUMENT = "document"
+"""The column of batches that says which document of the shard a row comes from."""
+SCHEMA = pa.schema(
+    [
+        ("segment", pa.uint32()),
+        ("offset", pa.uint64()),
+        ("bytes", pa.uint32()),
+        ("tokens", pa.uint32()),
+        ("first_row", pa.uint32()),
+        ("position", pa.uint32()),
+        ("pieces", pa.uint32()),
+        ("reason", pa.string()),
+    ]
+)
+
+Numbers = npt.NDArray[np.int64]
+
+
+def schema(measured: Sequence[Column] = ()) -> pa.Schema:
+    """Of a documents file with these columns of Signals."""
+    return pa.schema([*SCHEMA, *(pa.field(column.name, column.value_type) for column in measured)])
+
+
+class Documents:
+    """The documents of the shard in work. They are numbered from 0 as they are read."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.filtered = 0
+        self._places: list[tuple[npt.NDArray[Any], ...]] = []
+        self._reasons: dict[int, str] = {}
+        self._tokens: list[tuple[Numbers, Numbers]] = []
+        self._placed: list[tuple[Numbers, Numbers, Numbers, Numbers]] = []
+        self._measured: dict[str, list[tuple[Numbers, pa.Array]]] = {}
+
+    def add(self, segments: npt.NDArray[Any], offsets: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> Numbers:
+        """Further documents; their numbers."""
+        first, self.number = self.number, self.number + len(segments)
+        self._places.append((segments, offsets, sizes))
+        return np.arange(first, self.number)
+
+    def drop(self, numbers: Numbers, reasons: Sequence[str]) -> None:
+        self.filtered += len(numbers)
+        self._reasons.update(zip(numbers.tolist(), reasons, strict=True))
+
+    def note_tokens(self, numbers: Numbers, tokens: Numbers) -> None:
+        self._tokens.append((numbers, tokens))
+
+    def note_places(self, numbers: Numbers, rows: Numbers, positions: Numbers, pieces: Numbers) -> None:
+        self._placed.append((numbers, rows, positions, pieces))
+
+    def note_measured(self, numbers: Numbers, name: str, values: pa.Array) -> None:
+        self._measured.setdefault(name, []).append((numbers, values))
+
+    def batch(self, measured: Sequence[Column]) -> pa.RecordBatch:
+        """All of them, one row each."""
+        segments, offsets, sizes = (np.concatenate(parts) for parts in zip(*self._places)) if self._places else (np.empty(0, np.int64),) * 3
+        tokens, rows, positions, pieces = np.zeros((4, self.number), np.uint32)
+        for numbers, more in self._tokens:
+            np.add.at(tokens, numbers, more.astype(np.uint32))
+        for numbers, *places in self._placed:
+            rows[numbers], positions[numbers], pieces[numbers] = places
+        reasons = pa.array([self._reasons.get(number) for number in range(self.number)] if self._reasons else [None] * self.number, pa.string())
+        made = [columns.numbers(segments.astype(np.uint32)), columns.numbers(offsets.astype(np.uint64)), columns.numbers(sizes.astype(np.uint32))]
+        made += [columns.numbers(values) for values in (tokens, rows, positions, pieces)]
+        return pa.record_batch([*made, reasons, *(self._values(column) for column in measured)], schema=schema(measured))
+
+    def _values(self, column: Column) -> pa.Array:
+        """A value a document, null for one that was dropped before it was measured."""
+        parts = self._measured.get(column.name, [])
+        where = np.full(self.number, -1)
+        values = pa.concat_arrays([values for _, values in parts]) if parts else pa.array([], column.value_type)
+        if parts:
+            numbers = np.concatenate([numbers for numbers, _ in parts])
+            where[numbers] = np.arange(len(numbers))
+        return values.take(pa.array(where, pa.int64(), mask=where < 0))
