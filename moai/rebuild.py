@@ -18,9 +18,11 @@ from moai.errors import ConfigError, DamagedError, MoaiError, SourceError
 from moai.files import canonical_json, link_or_copy, stamp
 from moai.recipes.assembly import Request, Stream, pipeline, streams
 from moai.recipes.choosing import Chosen
+from moai.recipes.dataset import DatasetEntry, parse_dataset
 from moai.recipes.identity import plans
 from moai.recipes.options import DataConfig
-from moai.recipes.publish import Processed, bad_records
+from moai.recipes.places import Processed, sources_listing
+from moai.recipes.publish import bad_records
 from moai.sources.discover import Input, discover
 from moai.tokenizer import TokenizerSpec, load_file, load_tokenizer
 from moai.transforms.named import parse_parts
@@ -46,7 +48,7 @@ class Recipe:
     def make(self, shards: Sequence[Entry]) -> Iterator[tuple[Entry, Path | MoaiError]]:
         """Each of these entries with the file that was made for it, whose hash is still to be compared, or why there is none."""
         for stream in self._streams if shards else []:
-            wanted = {position: entry for position, entry in enumerate(self._entries(stream)) if entry in shards}
+            wanted = {position: entry for position, entry in enumerate(self._shards_of(stream)) if entry in shards}
             done: list[Entry] = []
             try:
                 for entry, path in self._make(stream, wanted):
@@ -57,15 +59,23 @@ class Recipe:
 
     def quarantine(self) -> bytes:
         """quarantine.jsonl, which needs a look at every shard: the finished ones' own lists, and those without one are made again."""
+        return b"".join(canonical_json(entry) + b"\n" for part in self._processed for entry in bad_records(self.own, part))
+
+    def sources(self) -> bytes:
+        """sources.json, which needs the same look."""
+        return sources_listing(self._processed)
+
+    @cached_property
+    def _processed(self) -> list[Processed]:
         parts = []
         for stream in self._streams:
             done = []
-            for entry, (_, shard, raw) in zip(self._entries(stream), self._ranges(stream, None), strict=True):
+            for entry, (_, shard, raw) in zip(self._shards_of(stream), self._ranges(stream, None), strict=True):
                 if raw.digest != entry["raw_digest"]:
                     raise self._changed(entry, shard)
                 done.append(Done(0, shard, self._finished(entry) or self._run(stream, shard)[0], False))
             parts.append(Processed(stream, done))
-        return b"".join(canonical_json(entry) + b"\n" for part in parts for entry in bad_records(self.own, part))
+        return parts
 
     def _make(self, stream: Stream, wanted: Mapping[int, Entry]) -> Iterator[tuple[Entry, Path]]:
         """From the range at the same place, or else from any with the same content: files may have been added."""
@@ -134,7 +144,7 @@ class Recipe:
             f"bring back the old file (--dataset names another place), or prepare again"
         )
 
-    def _entries(self, stream: Stream) -> list[Entry]:
+    def _shards_of(self, stream: Stream) -> list[Entry]:
         return [shard for shard in self.manifest["content"]["shards"] if shard["source"] == stream.given.name]
 
     @cached_property
@@ -156,6 +166,14 @@ class Recipe:
         spec = load_tokenizer(str(file), eos_token=said["eos_token"])
         bos = said["bos_id"]
         return spec if bos is None else replace(spec, bos_id=bos, bos_token=load_file(file, spec.digest).id_to_token(bos))
+
+    @cached_property
+    def _entries(self) -> tuple[DatasetEntry, ...]:
+        """One for each source of the manifest, with the settings that it had."""
+        try:
+            return parse_dataset(self.manifest["run"].get("entries", []), place=f"{self.directory}: run.entries")
+        except ConfigError as error:
+            raise DamagedError(f"{error}; remove {self.directory} and prepare again") from error
 
     @cached_property
     def _inputs(self) -> tuple[Input, ...]:
@@ -190,7 +208,7 @@ class Recipe:
         for folder in ("shards", "ranges", "transforms"):
             (self.own / folder).mkdir(parents=True, exist_ok=True)
         tokenizer = self._tokenizer
-        return Request(self._config, self.own, self._inputs, Path(tokenizer.path), True, tokenizer, {}, "", self._template)
+        return Request(self._config, self.own, self._inputs, self._entries, Path(tokenizer.path), True, tokenizer, {}, "", self._template)
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

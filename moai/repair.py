@@ -33,6 +33,7 @@ from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.formats import ENTITY_COREF
 from moai.recipes.identity import dataset_key
 from moai.recipes.prepared import Prepared, listed_files, read_manifest, write_dataset_files
+from moai.recipes.publish import SOURCES
 from moai.verify_corpus import METADATA, metadata
 
 
@@ -71,20 +72,21 @@ class _Repair:
         if not shards and not files:
             yield f"nothing to repair: every file of {self.directory} has its recorded hash"
             return
-        for entry in (entry for entry in files if entry["file"] != "quarantine.jsonl"):
+        listings = [entry for entry in files if entry["file"] in ("quarantine.jsonl", SOURCES)]
+        for entry in (entry for entry in files if entry not in listings):
             self._put(entry, self._small_file(entry["file"]))
             yield f"repaired     {entry['file']}"
         for shard in list(shards):
             if self._finished(shard):
                 yield f"repaired     {self._put_shard(shard, self.cache)}, linked from the finished shard {shard['shard_key']}"
                 shards.remove(shard)
-        yield from self._rebuild(shards, [entry for entry in files if entry["file"] == "quarantine.jsonl"])
+        yield from self._rebuild(shards, listings)
         Prepared.open(self.directory)
         yield from self._also_damaged()
         yield f"whole        {self.directory}"
 
-    def _rebuild(self, shards: Sequence[Mapping[str, Any]], listing: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        if not shards and not listing:
+    def _rebuild(self, shards: Sequence[Mapping[str, Any]], listings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        if not shards and not listings:
             return
         recipe = Recipe(self.directory, self.manifest, self.staging / "cache", self.cache, tuple(self.dataset))
         failures: list[MoaiError] = []
@@ -97,11 +99,11 @@ class _Repair:
             yield f"repaired     {names}, {shard['rows']:,} rows made again from {shard['source']}"
         if failures:
             raise failures[0]
-        for entry in listing:
-            made = self.staging / "quarantine"
-            made.write_bytes(recipe.quarantine())
+        for entry in listings:
+            made = self.staging / f"listing-{entry['file']}"
+            made.write_bytes(recipe.sources() if entry["file"] == SOURCES else recipe.quarantine())
             self._put(entry, made)
-            yield "repaired     quarantine.jsonl"
+            yield f"repaired     {entry['file']}"
 
     def _is_whole(self, entry: Mapping[str, Any]) -> bool:
         return _holds(self.directory / entry["file"], entry)

@@ -48,9 +48,9 @@ def prepare(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Prepared]:
     Without `packing` a row is a document, so that `texts` gives the documents back.
     """
 
-    def run(*dataset: Path | str, **changes: Any) -> Prepared:
+    def run(*dataset: Any, **changes: Any) -> Prepared:
         given = {"tokenizer_path": str(tokenizer_dir), "seq_len": 4096, "num_proc": 0, "cache_dir": str(tmp_path / "cache"), **changes}
-        return pretraining.prepare(DataConfig(dataset=tuple(map(str, dataset)), **given), origins={"num_proc": "flag"})
+        return pretraining.prepare(DataConfig(dataset=dataset, **given), origins={"num_proc": "flag"})
 
     return run
 

@@ -301,3 +301,128 @@ def test_a_value_of_another_type_than_its_column_is_a_bad_record(tmp_path: Path,
     assert prepared.content["quarantined"] == {"column type": 1}
     with pytest.raises(ConfigError, match=r"carry_columns: 'm' is a column of no source \(found: text, n\)"):
         prepare(path, carry_columns=("m",))
+
+
+def test_sources_of_three_kinds_with_settings_of_their_own(
+    user: Any, prepare: PrepareIt, texts: Any, tmp_path: Path, run_moai: Any, tokenizer_dir: Path
+) -> None:
+    """In YAML, by flags and from Python: the same content."""
+    folder = user(LETTERS)
+    write_lines(tmp_path / "web.jsonl", [{"body": text, "url": "u"} for text in TEXTS])
+    (tmp_path / "notes").mkdir()
+    for number, text in enumerate(["one\nfile", "a", "!!!"]):
+        (tmp_path / "notes" / f"{number}.txt").write_text(text)
+    write_lines(tmp_path / "other.jsonl", [{"post": f"{text} {number}", "title": "t"} for number in range(20) for text in TEXTS])
+    (folder / "data.yaml").write_text(
+        f"""
+dataset:
+  - {{path: {tmp_path}/web.jsonl, text_column: body, transforms: [{{"my_parts:MostlyLetters": {{min_share: 0.5}}}}]}}
+  - {{path: {tmp_path}/notes, name: files, txt_document: file, min_chars: 2}}
+  - {{path: {tmp_path}/other.jsonl, name: posts, text_template: "{{title}}: {{post}}", sample: 0.5}}
+tokenizer_path: {tokenizer_dir}
+seq_len: 4096
+num_proc: 0
+cache_dir: {tmp_path}/yaml
+"""
+    )
+    done = run_moai("prepare", "--config", folder / "data.yaml", env={"PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert done.returncode == 0, done.stderr
+    assert "other.jsonl" not in done.stdout + done.stderr.replace(str(tmp_path), "") or "posts: 1 files" in done.stderr
+    assert "posts: 1 files, text from template" in done.stderr
+    from_yaml = Prepared.open(Path(done.stdout.splitlines()[-1]))
+    part = parts("my_parts:MostlyLetters: {min_share: 0.5}")
+    prepared = prepare(
+        {"path": str(tmp_path / "web.jsonl"), "text_column": "body", "transforms": part},
+        {"path": tmp_path / "notes", "name": "files", "txt_document": "file", "min_chars": 2},
+        f"posts={tmp_path}/other.jsonl,text_template={{title}}: {{post}},sample=0.5",
+    )
+    assert prepared.content_digest == from_yaml.content_digest
+    found = texts(prepared)
+    web = [text for text in TEXTS if text.strip() and mostly(text)]
+    assert found[: len(web)] == web
+    assert found[len(web) : len(web) + 2] == ["one\nfile", "!!!"]
+    posts = found[len(web) + 2 :]
+    assert 40 < len(posts) < 130
+    assert all(text.startswith("t: ") for text in posts)
+    assert [source["name"] for source in prepared.content["sources"]] == ["web.jsonl", "files", "posts"]
+    assert [source["not_read"] for source in prepared.content["sources"]] == [["url"], [], []]
+    assert all(check.ok for check in verify(prepared.path))
+    listing = json.loads((prepared.path / "sources.json").read_text())
+    assert listing[1]["files"] == ["0.txt", "1.txt", "2.txt"]
+    assert listing[1]["settings"] == {"min_chars": 2, "txt_document": "file"}
+
+
+def test_a_renamed_source_makes_no_shard_again_and_goes_by_its_new_name(prepare: PrepareIt, corpus: Path, tmp_path: Path, caplog: Any) -> None:
+    first = prepare(corpus)
+    corpus.rename(tmp_path / "b.jsonl")
+    caplog.set_level("INFO", "moai")
+    second = prepare(tmp_path / "b.jsonl")
+    assert "1 shards, 1 reused" in caplog.text
+    assert second.content["sources"][0]["name"] == "b.jsonl"
+    assert second.path != first.path
+    assert [shard["xxh3_128"] for shard in second.content["shards"]] == [shard["xxh3_128"] for shard in first.content["shards"]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"path": "x", "text_colum": "a"}, "no setting 'text_colum'; did you mean text_column?"),
+        ({"name": "x"}, "neither a path nor a source"),
+        ({"path": "x", "sample": 2.0}, r"x: sample = 2.0: must lie above 0"),
+        ({"path": "x", "min_chars": "many"}, "field min_chars = 'many': is no int"),
+        ("n=x,wieght=3", "no setting 'wieght'; did you mean weight?"),
+        ({"path": "x", "transforms": ["Lenght"]}, "x: transforms: no part is called 'Lenght'"),
+        ({"source": "my_parts:MostlyLetters"}, "is no source: it has no shards"),
+        (7, "is no path, no entry and no source"),
+    ],
+)
+def test_an_entry_that_says_something_odd_is_refused(user: Any, entry: Any, said: str) -> None:
+    from moai.recipes.dataset import parse_dataset
+
+    user(LETTERS)
+    with pytest.raises(ConfigError, match=said):
+        parse_dataset([entry], place="--dataset")
+
+
+def test_weights_of_entries_are_the_mixture(tmp_path: Path) -> None:
+    from moai.recipes.dataset import own_mixture, parse_dataset
+
+    entries = parse_dataset([f"a={tmp_path}/x,weight=0.3,max_epochs=2", {"path": "data/b.jsonl", "weight": 1}], place="--dataset")
+    assert own_mixture(entries) == (("a=0.3", "b.jsonl=1"), ("a=2",))
+    with pytest.raises(ConfigError, match="c has no weight and others have one"):
+        own_mixture([*entries, "data/c"])
+
+
+def test_a_source_that_is_not_files(user: Any, prepare: PrepareIt, texts: Any) -> None:
+    user("""
+from moai.engine.pipeline import Meter, Raw, Shard
+
+@dataclass(frozen=True)
+class Numbers:
+    upto: int
+    name: str = "numbers"
+
+    def shards(self):
+        for first in range(0, self.upto, 10):
+            yield Shard(f"numbers:{first:05d}", (first,), "", 100)
+
+    def digest(self, shard):
+        meter = Meter()
+        meter.begin_segment()
+        meter.update(str(shard.segments).encode(), lines=10)
+        return meter.raw()
+
+    def read(self, shard, meter):
+        meter.begin_segment()
+        meter.update(str(shard.segments).encode(), lines=10)
+        (first,) = shard.segments
+        yield pa.record_batch({"text": [f"number {n}" for n in range(first, first + 10)], "n": list(range(first, first + 10))})
+
+    def remember(self, shard, raw):
+        pass
+""")
+    for num_proc in (0, 2):
+        prepared = prepare({"source": "my_parts:Numbers: {upto: 30}"}, carry_columns=("n",), num_proc=num_proc)
+        assert texts(prepared) == [f"number {n}" for n in range(30)]
+        assert prepared.content["sources"][0]["name"] == "numbers"
+        assert all(check.ok for check in verify(prepared.path))

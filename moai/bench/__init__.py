@@ -158,10 +158,13 @@ def _executor(wanted: Request, planned: Plan) -> Executor:
 
 def _parts(stream: Stream) -> Iterator[LocalSource]:
     """The source as several, each of a run of its files."""
-    files = stream.source.files
-    places = min(PLACES, len(files), max(1, stream.source.nominal_bytes // (_PLACE_SHARDS * stream.source.shard_bytes)))
+    source = stream.source
+    if not isinstance(source, LocalSource):
+        raise ConfigError(f"{stream.given.name}: is no files; bench measures files")
+    files = source.files
+    places = min(PLACES, len(files), max(1, source.nominal_bytes // (_PLACE_SHARDS * source.shard_bytes)))
     step = -(-len(files) // places)
-    return (replace(stream.source, files=files[at : at + step]) for at in range(0, len(files), step))
+    return (replace(source, files=files[at : at + step]) for at in range(0, len(files), step))
 
 
 @contextlib.contextmanager

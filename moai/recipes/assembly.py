@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,18 @@ from moai.errors import ConfigError, SourceError
 from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
+from moai.recipes.dataset import DatasetEntry, distinct_names, entries_of
 from moai.recipes.options import DataConfig
 from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
+from moai.sources.placed import SOURCE, Placed
 from moai.sources.schema import columns_of
 from moai.tokenizer import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
 from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.conversation import choose_chat_shape
-from moai.transforms.filters import Length, Split
+from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
 from moai.transforms.template import RENDERER, ChatTemplate, find_template
 from moai.transforms.text import TextShape, ToText, choose_shape
@@ -60,6 +61,8 @@ class Found:
     config: DataConfig
     cache: Path
     inputs: tuple[Input, ...]
+    entries: tuple[DatasetEntry, ...]
+    """Of --dataset, one for each input."""
     tokenizer_file: Path
     stamps_prove: bool
     """No file was so young when it was looked at that a later write could leave its stamp as it is."""
@@ -86,11 +89,23 @@ class Request(Found):
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One input before its parts are known: `config` holds its own settings, `columns` the names and types of what it has."""
+
+    given: Input
+    entry: DatasetEntry
+    config: DataConfig
+    source: LocalSource | Placed
+    shape: TextShape | None
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Stream:
     """One input on its way: its source, the parts that its records pass, and what names its shards."""
 
-    given: Input
-    source: LocalSource
+    reading: Reading
+    source: LocalSource | Placed
     to_text: ToText | ToExamples
     inner: tuple[Part, ...]
     """Maps, filters and signals, in the order they run."""
@@ -98,6 +113,16 @@ class Stream:
     pack: Pack
     identity: Mapping[str, Any]
     transform_key: str
+
+    @property
+    def given(self) -> Input:
+        return self.reading.given
+
+    @property
+    def not_read(self) -> tuple[str, ...]:
+        """Columns that the source has and nothing looks at."""
+        read = {*(self.reading.shape.columns if self.reading.shape else ()), *(column.name for column in self.to_text.columns)}
+        return tuple(name for name in self.reading.columns if name not in read)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -113,10 +138,25 @@ class Stream:
 def find(config: DataConfig) -> Found:
     """Find files and tokenizer. Raises SourceError, TokenizerError, ConfigError."""
     tokenizer_file = find_tokenizer(config.tokenizer_path)
-    inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
+    found = [
+        (given, entry) for index, entry in enumerate(entries_of(config.dataset)) for given in _inputs_of(entry, config.dataset_config if index == 0 else None)
+    ]
+    names = distinct_names(given.name for given, _ in found)
+    inputs, entries = tuple(replace(given, name=name) for (given, _), name in zip(found, names)), tuple(entry for _, entry in found)
     cache = Path(config.cache_dir).expanduser().absolute()
-    _keep_apart(cache, config.dataset)
-    return Found(config, cache, inputs, tokenizer_file, not any(file.stamp.is_racy() for given in inputs for file in given.files))
+    _keep_apart(cache, [entry.path for entry in entries if entry.path])
+    # What a source that is not files holds is known only from reading it.
+    stamps_prove = not any(file.stamp.is_racy() for given in inputs for file in given.files) and not any(entry.source for entry in entries)
+    return Found(config, cache, inputs, entries, tokenizer_file, stamps_prove)
+
+
+def _inputs_of(entry: DatasetEntry, dataset_config: str | None) -> list[Input]:
+    """The inputs of one entry, under its own name where it has one."""
+    if entry.source:
+        name = entry.name or str(entry.source.name)
+        return [Input(str(entry), name, SOURCE, (), {})]
+    found = discover(entry.spec, dataset_config)
+    return found if not entry.name else [replace(given, name=entry.name if len(found) == 1 else f"{entry.name}.{given.kind}") for given in found]
 
 
 def complete(found: Found) -> Request:
@@ -126,7 +166,7 @@ def complete(found: Found) -> Request:
     template = None
     if config.data_format == "chat":
         template = find_template(found.tokenizer_file, file=config.chat_template, eos_token=tokenizer.eos_token, date=config.template_date)
-    fields = identity.plan_fields(config, tokenizer, found.inputs, template)
+    fields = identity.plan_fields(config, tokenizer, found.inputs, found.entries, template)
     return Request(**vars(found), tokenizer=tokenizer, fields=fields, key=identity.plan_key(fields), template=template)
 
 
@@ -137,12 +177,17 @@ def request(config: DataConfig) -> Request:
 
 def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
     """The inputs, each with its parts. Raises SourceError where no shape of text fits, ConfigError where parts do not fit."""
-    sources = _sources(wanted, spool_dir, batch_bytes)
-    carried = _carried(wanted.config, [columns for _, _, _, columns in sources])
-    return [
-        _compose(wanted, given, replace(source, columns=tuple(dict.fromkeys((*shape.columns, *(c.name for c in carried if c.name in columns))))) if shape else source, shape, carried)
-        for given, source, shape, columns in sources
-    ]  # fmt: skip
+    readings = [_reading(wanted, given, entry, spool_dir, batch_bytes) for given, entry in zip(wanted.inputs, wanted.entries)]
+    carried = _carried(wanted.config, readings)
+    composed = [_compose(wanted, reading, carried) for reading in readings]
+    for stream in composed:
+        if stream.columns != composed[0].columns:
+            one, other = (", ".join(column.name for column in each.columns) for each in (composed[0], stream))
+            raise ConfigError(
+                f"the rows of {composed[0].given.name} have the columns {one}, those of {stream.given.name} {other}: a part whose column travels "
+                'with the rows (per="piece") belongs to the transforms of all sources'
+            )
+    return composed
 
 
 def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> Pipeline:
@@ -199,52 +244,59 @@ def sample(streams: Sequence[Stream]) -> list[str]:
     return texts
 
 
-def _compose(wanted: Request, given: Input, source: LocalSource, shape: TextShape | None, carried: Sequence[Column]) -> Stream:
+def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> Stream:
     """The parts of one input, and the keys that follow from them."""
-    config = wanted.config
+    config, shape = reading.config, reading.shape
     reference = Reference(spec=wanted.tokenizer, split_special_tokens=config.split_special_tokens)
     inner = inner_parts(config)
     shown = frozenset(name for part in inner for name in part.needs)
-    reading: dict[str, Any] = {"columns": tuple(carried), "max_doc_bytes": config.max_doc_bytes}
+    looked_at = {*config.carry_columns, *source_columns(inner, given=_MADE)}
+    columns = tuple(column for column in carried if column.name in looked_at)
+    how: dict[str, Any] = {"columns": columns, "max_doc_bytes": config.max_doc_bytes}
     to_text: ToText | ToExamples
     encode: Tokenize | EncodeExamples
     if wanted.template:
         assert shape
-        to_text = ToExamples(
-            shape=shape, template=wanted.template, reference=reference, train_on=config.train_on, shown=shown & {"text", "messages"}, **reading
-        )
+        to_text = ToExamples(shape=shape, template=wanted.template, reference=reference, train_on=config.train_on, shown=shown & {"text", "messages"}, **how)
         encode = EncodeExamples(reference=reference, seq_len=config.seq_len, truncate=config.long_examples == "truncate")
     else:
-        to_text = ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, **reading)
+        to_text = ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, **how)
         encode = Tokenize(backend=reference, reference=reference)
     beside = [column for column in carried if column.name in config.carry_columns]
     beside += [column for part in inner for column in part.adds if column.per == "piece"]
     pack = Pack(seq_len=config.seq_len, strategy=config.packing, dtype=np.dtype(wanted.tokenizer.dtype).name, split_long=config.long_documents == "split",
                 beside=(*((TRAINED,) if wanted.template else ()), *beside))  # fmt: skip
-    columns = row_columns(pack.dtype, pack.beside)
-    what = identity.transform_identity(given, config, (to_text, *inner, encode, pack), columns)
+    what = identity.transform_identity(reading.given, config, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside))
     key = digest_json(what)[:40]
-    return Stream(given, replace(source, transform_key=key), to_text, inner, encode, pack, what, key)
+    source = reading.source
+    if isinstance(source, LocalSource):
+        names = dict.fromkeys((*(shape.columns if shape else ()), *(column.name for column in columns if column.name in reading.columns)))
+        source = replace(source, columns=tuple(names), transform_key=key)
+    return Stream(reading, source, to_text, inner, encode, pack, what, key)
 
 
 def inner_parts(config: DataConfig) -> tuple[Part, ...]:
     """Maps, then the held-out split, the length and the filters, then signals. Raises ConfigError for parts that do not fit one another."""
     maps, filters, signals = ordered(config.transforms)
     split = [Split(ratio=config.eval_ratio, held_out=config.held_out)] if config.eval_ratio else []
+    sample = [Sample(share=config.sample)] if config.sample < 1 else []
     length = Length(min_chars=config.min_chars, max_chars=config.max_chars)
     # The template writes something around an empty conversation too, so that by default none goes for its length.
     lengths = [] if config.data_format == "chat" and length.drops_only_blank else [length]
-    parts = (*maps, *split, *lengths, *filters, *signals)
+    parts = (*maps, *sample, *split, *lengths, *filters, *signals)
     check_columns(parts, given=(*_MADE, *config.carry_columns))
     return parts
 
 
-def _sources(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[tuple[Input, LocalSource, TextShape | None, dict[str, str]]]:
-    """Every input with the shape of its text and the types of its columns. Raises SourceError where no shape fits."""
-    config = wanted.config
-    found: list[tuple[Input, LocalSource, TextShape | None, dict[str, str]]] = []
-    for given in wanted.inputs:
-        source = LocalSource(
+def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path, batch_bytes: int) -> Reading:
+    """One input with the shape of its text and the types of its columns. Raises SourceError where no shape fits."""
+    config = entry.applied_to(wanted.config)
+    source: LocalSource | Placed
+    if entry.source:
+        source = Placed(source=entry.source, name=given.name)
+        columns = source.columns_of()
+    else:
+        local = LocalSource(
             name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir, txt_document=config.txt_document,
             max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
         )  # fmt: skip
@@ -253,32 +305,28 @@ def _sources(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[tuple[I
                 raise SourceError(
                     f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow"
                 )
-            found.append((given, source, None, {}))
-            continue
-        columns = columns_of(source, given)
-        shape = (
-            choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
-            if wanted.template
-            else choose_shape(columns, source=given.spec, text_column=config.text_column, template=config.text_template)
-        )
-        found.append((given, source, shape, columns))
-    return found
+            return Reading(given, entry, config, local, None, {})
+        source, columns = local, columns_of(local, given)
+    shape = (
+        choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
+        if wanted.template
+        else choose_shape(columns, source=given.spec, text_column=config.text_column, template=config.text_template)
+    )
+    return Reading(given, entry, config, source, shape, columns)
 
 
-def _carried(config: DataConfig, sources: Sequence[Mapping[str, str]]) -> tuple[Column, ...]:
+def _carried(config: DataConfig, readings: Sequence[Reading]) -> tuple[Column, ...]:
     """The columns of the sources that parts look at or that travel with the rows, in one type for all sources. Raises ConfigError."""
-    parts = inner_parts(config)
-    names = dict.fromkeys((*config.carry_columns, *source_columns(parts, given=_MADE)))
+    looked_at = {name: part for reading in readings for part in inner_parts(reading.config) for name in source_columns([part], given=_MADE)}
+    added = {column.name for reading in readings for part in inner_parts(reading.config) for column in part.adds}
     carried = []
-    for name in names:
-        types = [columns[name] for columns in sources if name in columns]
+    for name in dict.fromkeys((*config.carry_columns, *(name for name in looked_at if name not in added))):
+        types = [reading.columns[name] for reading in readings if name in reading.columns]
         if not types and name in config.carry_columns:
-            known = ", ".join(dict.fromkeys(column for columns in sources for column in columns)) or "none"
+            known = ", ".join(dict.fromkeys(column for reading in readings for column in reading.columns)) or "none"
             raise ConfigError(f"carry_columns: {name!r} is a column of no source (found: {known})")
         if not types:
-            logger.warning(
-                "the column %r, which %s looks at, is in no source: it is null everywhere", name, next(part.name for part in parts if name in part.needs)
-            )
+            logger.warning("the column %r, which %s looks at, is in no source: it is null everywhere", name, looked_at[name].name)
         carried.append(Column(name, _one_type(types), per="piece"))
     return tuple(carried)
 
@@ -299,12 +347,3 @@ def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:
             continue
         if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
             raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")
-
-
-def _distinct(inputs: Iterator[Input]) -> Iterator[Input]:
-    """Names of sources are names of shards: a second `train` becomes `train-2`."""
-    seen: set[str] = set()
-    for given in inputs:
-        name = next(name for number in itertools.count(1) if (name := given.name if number == 1 else f"{given.name}-{number}") not in seen)
-        seen.add(name)
-        yield replace(given, name=name)

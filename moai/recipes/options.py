@@ -9,6 +9,7 @@ from typing import Any
 from moai.config import option
 from moai.engine.part import ordered
 from moai.errors import ConfigError
+from moai.recipes.dataset import parse_dataset
 from moai.transforms.named import parse_parts
 
 FORMATS = ("text", "chat")
@@ -20,8 +21,11 @@ BACKENDS = ("auto", "tokenizers", "fastokens", "gigatoken", "splintr")
 class DataConfig:
     """Data: from text to packed rows."""
 
-    dataset: tuple[str, ...] = option(
-        (), "files, folders, globs or Hub names (name[:config][@split]); an existing path wins over a name", names=("train_file",)
+    dataset: tuple[Any, ...] = option(
+        (),
+        "files, folders, globs or Hub names (name[:config][@split]), or NAME=PATH[,setting=value...]; an existing path wins",
+        names=("train_file",),
+        parse=parse_dataset,
     )
     dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
     data_format: str = option("text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS)
@@ -47,6 +51,7 @@ class DataConfig:
     transforms: tuple[Any, ...] = option(
         (), "filters, maps and signals: Name: {field: value} of moai's, or my_module:MyFilter: {field: value} of yours", parse=parse_parts
     )
+    sample: float = option(1.0, "share of the documents that is taken, by the hash of their text", affects_output=True)
     carry_columns: tuple[str, ...] = option((), "columns of the source that travel beside the rows, a value a piece", affects_output=True)
     eval_ratio: float = option(0.0, "share of the documents held out of training, by the hash of their text", affects_output=True)
     held_out: bool = option(False, "prepare what --eval_ratio holds out, instead of the rest", affects_output=True)
@@ -72,6 +77,8 @@ class DataConfig:
             raise ConfigError(
                 f"eval_ratio = {self.eval_ratio}: must lie between 0 (nothing is held out) and 1" + (", and above 0 with --held_out" if self.held_out else "")
             )
+        if not 0 < self.sample <= 1:
+            raise ConfigError(f"sample = {self.sample}: must lie above 0, and 1 at most")
         if not 0 <= self.max_bad_ratio <= 1:
             raise ConfigError(f"max_bad_ratio = {self.max_bad_ratio}: must lie between 0 and 1")
         if self.max_chars is not None and self.max_chars < self.min_chars:

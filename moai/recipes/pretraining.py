@@ -33,9 +33,11 @@ from moai.recipes import identity
 from moai.recipes.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
 from moai.recipes.attempts import attempt, locked
 from moai.recipes.choosing import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
+from moai.recipes.dataset import described
 from moai.recipes.options import DataConfig
+from moai.recipes.places import Processed
 from moai.recipes.prepared import MANIFEST, Prepared
-from moai.recipes.publish import BadRecords, Processed, publish
+from moai.recipes.publish import BadRecords, publish
 from moai.recipes.uses import note_use
 from moai.transforms.chat import check_template
 
@@ -160,7 +162,10 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
             check_chat(wanted, here)
         inputs = streams(wanted, staging, planned.batch_bytes.value)
         for stream in inputs:
-            logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
+            own = described(stream.reading.entry)
+            logger.info("%s: %d files, text from %s%s", stream.given.name, len(stream.given.files), stream.to_text.shape.name, f"; {own}" if own else "")
+            if stream.not_read:
+                logger.info("%s: not read: %s", stream.given.name, ", ".join(stream.not_read))
         for wrong in distrusted(wanted.cache):  # whoever took that down may have been stopped before it forgot the shards
             forget(wanted.cache, wrong)
         # Where the workers run it is loaded anyway, so this process need not load it too.

@@ -11,7 +11,6 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from moai.config import identity
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import DIED, HUNG, MAX_DETAILS
 from moai.engine.progress import Progress
-from moai.engine.run import Done
 from moai.engine.schema import arrow_schema
 from moai.errors import DamagedError, SourceError, TooManyBadRecords
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
-from moai.recipes.assembly import Stream
 from moai.recipes.identity import dataset_key, tokenizer_identity
 from moai.recipes.options import DataConfig
+from moai.recipes.places import Processed, sources_listing
 from moai.recipes.prepared import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.sources.discover import Input
 from moai.tokenizer import TokenizerSpec
@@ -37,6 +35,7 @@ from moai.transforms.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
+SOURCES = "sources.json"
 _FEW = 10
 """This many bad records never fail a run, whatever their share."""
 _WAYS_OUT = {
@@ -45,18 +44,6 @@ _WAYS_OUT = {
 }
 _LEAST_RECORD_BYTES = 8
 """Nominal bytes that a record takes at least, compressed ones included: how many may still come."""
-
-
-@dataclass(frozen=True)
-class Processed:
-    """One input and its finished shards, in order."""
-
-    stream: Stream
-    done: list[Done]
-
-    @property
-    def given(self) -> Input:
-        return self.stream.given
 
 
 def publish(
@@ -76,7 +63,9 @@ def publish(
         if entry["reason"] in (DIED, HUNG):
             logger.warning("%s line %d is left out: its worker %s (%s) when it was alone with it, too. Another machine may take it",
                            entry["file"], entry["line"], "hung" if entry["reason"] == HUNG else "died", entry["detail"])  # fmt: skip
-    keys = [done.receipt.shard_key for part in parts for done in part.done] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else [])
+    sources = sources_listing(parts)
+    # What is said of sources is content too: renamed ones get a directory of their own, by links.
+    keys = [done.receipt.shard_key for part in parts for done in part.done] + [xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing]
     final = cache / "datasets" / dataset_key(keys)
     if final.exists():
         if _holds(final, parts):
@@ -89,11 +78,15 @@ def publish(
     staged = attempt / "dataset"
     staged.mkdir()
     failpoint("dataset.begin")
-    content = _content(cache, staged, config, tokenizer, parts, bad, template)
+    content = _content(cache, staged, config, tokenizer, parts, {SOURCES: sources, "quarantine.jsonl": bad}, template)
     if not content["rows"]:
-        raise SourceError(f"{', '.join(part.given.spec for part in parts)}: no document is left {_losses(content)}; {_way_out(config, content)}")
+        raise SourceError(f"{', '.join(part.stream.given.spec for part in parts)}: no document is left {_losses(content)}; {_way_out(config, content)}")
     failpoint("dataset.manifest")
-    write_manifest(staged, content, {**run, "inputs": [whereabouts(part.given) for part in parts], "transforms": [spelled(part) for part in config.transforms]})
+    entries = [
+        {**part.stream.reading.entry.as_yaml(), **({} if part.stream.reading.entry.source else {"path": whereabouts(part.stream.given)})} for part in parts
+    ]
+    where = {"inputs": [whereabouts(part.stream.given) for part in parts], "entries": entries, "transforms": [spelled(part) for part in config.transforms]}
+    write_manifest(staged, content, {**run, **where})
     publish_directory(staged, final)
     return final
 
@@ -115,7 +108,13 @@ def _holds(final: Path, parts: Sequence[Processed]) -> bool:
 
 
 def _content(
-    cache: Path, staged: Path, config: DataConfig, tokenizer: TokenizerSpec, parts: Sequence[Processed], bad: bytes, template: ChatTemplate | None
+    cache: Path,
+    staged: Path,
+    config: DataConfig,
+    tokenizer: TokenizerSpec,
+    parts: Sequence[Processed],
+    listings: Mapping[str, bytes],
+    template: ChatTemplate | None,
 ) -> dict[str, Any]:
     """Link and write every file of the directory but the manifest; return what the manifest says of them."""
     counts = _sum(done.receipt.counts for part in parts for done in part.done)
@@ -125,8 +124,9 @@ def _content(
     names = [shard["file"] for shard in shards if shard["file"]]
     write_dataset_files(staged, names, arrow_schema(columns), dataset_key(shard["shard_key"] for shard in shards))
     write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
-    if bad:
-        write_file(staged / "quarantine.jsonl", bad)
+    for name, listing in listings.items():
+        if listing:
+            write_file(staged / name, listing)
     if left_out := counts["quarantined_without_place"]:
         logger.warning("quarantine.jsonl leaves out %s bad records: of one shard it keeps %s with their place", f"{left_out:,}", f"{MAX_DETAILS:,}")
     files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]
@@ -161,7 +161,7 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed]) -> list[
             documents_name = f"documents-{len(shards):05d}.arrow"
             documents = {"file": documents_name, "bytes": receipt.documents_bytes, "xxh3_128": receipt.documents_xxh3_128}
             link_or_copy(ledger.documents(receipt.shard_key), staged / documents_name)
-            shards.append({"file": name, "rows": receipt.rows, "bytes": receipt.bytes, "xxh3_128": receipt.xxh3_128, "shard_key": receipt.shard_key, "source": part.given.name,
+            shards.append({"file": name, "rows": receipt.rows, "bytes": receipt.bytes, "xxh3_128": receipt.xxh3_128, "shard_key": receipt.shard_key, "source": part.stream.given.name,
                            "documents": receipt.counts.get("kept", 0), "tokens": receipt.counts.get("tokens.rows", 0), "raw_digest": receipt.raw.digest, "documents_file": documents})  # fmt: skip
     return shards
 
@@ -169,37 +169,21 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed]) -> list[
 def _source(part: Processed) -> dict[str, Any]:
     counts = _sum(done.receipt.counts for done in part.done)
     return {
-        "name": part.given.name, "kind": part.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.given.files), "shards": len(part.done), "read": counts["read"],
-        "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
+        "name": part.stream.given.name, "not_read": list(part.stream.not_read), "kind": part.stream.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "read": counts["read"],
+        "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.stream.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
     }  # fmt: skip
 
 
 def bad_records(cache: Path, part: Processed) -> Iterator[dict[str, Any]]:
-    """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the decompressed file.
-
-    Receipts place a record within its segment, since that is all its content knows; the way to there is summed up here.
-    """
-    lines: Counter[str] = Counter()
-    offsets: dict[str, int] = {}
-    for done in part.done:
-        segments, raw = done.shard.segments, done.receipt.raw
-        for segment in segments:
-            offsets.setdefault(segment.file.name, segment.start if segment.framing != "lines" and segment.aligned else 0)
-        if done.receipt.quarantine_xxh3_128:
-            with open(Ledger(cache).quarantine(done.receipt.shard_key), "rb") as file:
-                for entry in sorted(map(json.loads, file), key=lambda e: (e["segment"], e["line"])):
-                    name = segments[entry.pop("segment")].file.name
-                    columnar = entry["offset"] is None
-                    yield {
-                        **entry,
-                        "source": part.given.name,
-                        "file": name,
-                        "line": lines[name] + entry["line"] + 1,
-                        "offset": None if columnar else offsets[name] + entry["offset"],
-                    }
-        for segment, size, records in zip(segments, raw.bytes, raw.lines):
-            lines[segment.file.name] += records
-            offsets[segment.file.name] += size
+    """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the decompressed file."""
+    for done, places in part.places():
+        if not done.receipt.quarantine_xxh3_128:
+            continue
+        with open(Ledger(cache).quarantine(done.receipt.shard_key), "rb") as file:
+            for entry in sorted(map(json.loads, file), key=lambda e: (e["segment"], e["line"])):
+                place = places[entry.pop("segment")]
+                offset = None if entry["offset"] is None else place.bytes + entry["offset"]
+                yield {**entry, "source": part.stream.given.name, "file": place.file, "line": place.lines + entry["line"] + 1, "offset": offset}
 
 
 class BadRecords:
@@ -224,7 +208,7 @@ class BadRecords:
         """The final word. Raises TooManyBadRecords after writing every bad record with its place to `listing`."""
         bad, read = self.counts["quarantined"], self.counts["read"]
         if not read:
-            raise SourceError(f"{', '.join(part.given.spec for part in parts)}: holds no record at all; nothing to prepare")
+            raise SourceError(f"{', '.join(part.stream.given.spec for part in parts)}: holds no record at all; nothing to prepare")
         if bad <= _FEW or bad <= self.max_ratio * read:
             return
         cache = listing.parent.parent

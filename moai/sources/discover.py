@@ -50,7 +50,7 @@ def discover(spec: str, config: str | None = None) -> list[Input]:
     empty = [file for file in files if file.stamp.size == 0]
     if len(empty) == len(files):
         raise SourceError(f"{spec}: {'the file is' if len(files) == 1 else f'all {len(files)} files are'} empty; nothing to prepare")
-    name = _short_name(spec)
+    name = short_name(spec)
     kinds = sorted({file.kind for file in files})
     return [
         Input(spec, name if len(kinds) == 1 else f"{name}.{kind}", kind, tuple(f for f in files if f.kind == kind and f.stamp.size), origin)
@@ -152,6 +152,7 @@ def _endings() -> str:
     return ", ".join(KINDS) + "; text also with " + " or ".join(COMPRESSIONS)
 
 
-def _short_name(spec: str) -> str:
+def short_name(spec: str) -> str:
+    """What a source is called that has no name of its own: the path's last part."""
     name = os.path.basename(os.path.normpath(spec)) or "data"
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:80]

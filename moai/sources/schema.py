@@ -24,9 +24,9 @@ def columns_of(source: LocalSource, given: Input) -> dict[str, str]:
     Raises SourceError when none of the first 1,000 records of these files is a JSON object.
     """
     if given.kind == "parquet":
-        return _types(columnar.parquet_schema(given.files[0].path))
+        return types_of(columnar.parquet_schema(given.files[0].path))
     if given.kind == "arrow":
-        return _types(columnar.arrow_schema(given.files[0].path))
+        return types_of(columnar.arrow_schema(given.files[0].path))
     found: dict[str, str] = {}
     for row in _objects(source, given):
         for name, value in row.items():
@@ -68,7 +68,8 @@ def _records(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
         yield from (record for record in batch["record"].to_pylist() if record.strip())
 
 
-def _types(schema: pa.Schema) -> dict[str, str]:
+def types_of(schema: pa.Schema) -> dict[str, str]:
+    """Column name -> "string", "list" or Arrow's name of another type."""
     names = {}
     for field in schema:
         text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type)

@@ -258,7 +258,7 @@ def _summary(run: Run, resolved: Resolved, nodes: Nodes) -> list[str]:
         "config": run.config,
         "ranks": f"{ranks}{where}, port {nodes.port}" if nodes.world_size > 1 else ranks,
         "model": training.pretrained_model or training.model_config,
-        "data": f"{', '.join(data.dataset)} -> {data.cache_dir}",
+        "data": f"{', '.join(map(str, data.dataset))} -> {data.cache_dir}",
         "rows": f"seq_len {data.seq_len}, packing {data.packing}, tokenizer {data.tokenizer_path}",
         "step": f"{accumulation} = {rows} rows, {rows * data.seq_len:,} tokens",
         "output": training.output_dir,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.errors import ConfigError
+from moai.recipes.dataset import own_mixture
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.training import checkpoints, group
@@ -45,6 +46,7 @@ def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, 
     """The settings of every stage of a run that begins, with its place. Raises ConfigError."""
     if config.eval_dataset and data.eval_ratio:
         raise ConfigError(f"eval_dataset and eval_ratio = {data.eval_ratio} are both set: evaluate on other files, or hold documents out; choose one")
+    config = _with_own_weights(config, data)
     if not config.sequential:
         _check_mixture(config, data)
         return [(config, data)]
@@ -58,10 +60,19 @@ def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, 
     ]
 
 
+def _with_own_weights(config: TrainConfig, data: DataConfig) -> TrainConfig:
+    """With the weights and epochs that entries of --dataset carry themselves. Raises ConfigError where a flag says them too."""
+    weights, epochs = own_mixture(data.dataset)
+    for flag, own, said in (("mixture", weights, config.mixture), ("mixture_epochs", epochs, config.mixture_epochs)):
+        if own and said:
+            raise ConfigError(f"{flag} = {' '.join(said)} and the entries of dataset say {' '.join(own)}; say it in one place")
+    return replace(config, mixture=weights or config.mixture, mixture_epochs=epochs or config.mixture_epochs)
+
+
 def _check_mixture(config: TrainConfig, data: DataConfig) -> None:
     """Raises ConfigError before hours of preparation, not after them. The names of data from elsewhere are not known yet."""
     wish, _ = wish_of(config)
-    if wish and all(Path(place).expanduser().exists() for place in (data.tokenizer_path, *data.dataset)):
+    if wish and all(Path(place).expanduser().exists() for place in (data.tokenizer_path, *map(str, data.dataset))):
         from moai.recipes.assembly import find
 
         wish.check_names([given.name for given in find(data).inputs])
@@ -123,7 +134,7 @@ def _check_done(stage: Stage) -> None:
         return  # nothing to compare with; the model is whole
     if digest != stage.prepared.content_digest:
         refused = ConfigError(
-            f"{place}: was trained on data {digest[:16]}, this run has {stage.prepared.content_digest[:16]} there ({', '.join(stage.data.dataset)}); "
+            f"{place}: was trained on data {digest[:16]}, this run has {stage.prepared.content_digest[:16]} there ({', '.join(map(str, stage.data.dataset))}); "
             "resume with the same --dataset in the same order, or name another --output_dir"
         )
         refused.add_note(group.SHARED)

@@ -66,3 +66,16 @@ class Split(Filter):
         share = [xxhash.xxh3_64_intdigest(text) < self.ratio * 2**64 for text in columns.byte_strings(batch["text"])]
         keep = np.array(share, bool) == self.held_out
         return keep, ["not_held_out" if self.held_out else "held_out"] * int((~keep).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Filter):
+    """A share of the documents, by the hash of their text: the same ones wherever they stand."""
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+
+    share: float
+
+    def keep(self, batch: pa.RecordBatch) -> np.ndarray:
+        # Another seed than Split's: what is sampled must not decide what is held out.
+        return np.array([xxhash.xxh3_64_intdigest(text, seed=1) < self.share * 2**64 for text in columns.byte_strings(batch["text"])], bool)

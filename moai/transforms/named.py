@@ -62,7 +62,7 @@ def load_class(name: str, *, place: str, folder: Path | None = None) -> type:
 def _part(entry: Any, place: str, folder: Path | None) -> Part:
     if isinstance(entry, Part):
         return entry
-    name, fields = _name_and_fields(entry, place)
+    name, fields = name_and_fields(entry, place)
     if ":" not in name:
         if name not in SHIPPED:
             raise ConfigError(f"{place}: no part is called {name!r}{did_you_mean(name, SHIPPED)} (moai has {', '.join(SHIPPED)}; yours is my_module:MyFilter)")
@@ -88,7 +88,8 @@ def make(cls: type, fields: Mapping[str, Any], *, place: str, folder: Path | Non
         raise ConfigError(f"{place}: {error}") from error
 
 
-def _name_and_fields(entry: Any, place: str) -> tuple[str, dict[str, Any]]:
+def name_and_fields(entry: Any, place: str) -> tuple[str, dict[str, Any]]:
+    """`Name`, or `Name: {field: value}`. Raises ConfigError."""
     if isinstance(entry, str):
         try:
             entry = yaml.safe_load(entry)
@@ -135,7 +136,9 @@ def _valued(value: Any, hint: Any, place: str, folder: Path | None) -> Any:
         return beside if beside.exists() else Path(value)
     if isinstance(value, list) and any(typing.get_origin(one) is tuple for one in wanted):
         return tuple(value)
-    if hint in (int, float, bool, str) and value is not None:
+    kinds = [one for one in wanted if one in (int, float, bool, str)]
+    if len(kinds) == 1 and value is not None:
+        hint = kinds[0]
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -36,7 +36,8 @@ from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.entity_coref.progress import Stage
 from moai.recipes.entity_coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other, total
 from moai.recipes.entity_coref.selection import Selection, select
-from moai.recipes.publish import BadRecords, Processed
+from moai.recipes.places import Processed
+from moai.recipes.publish import BadRecords
 from moai.stopping import stoppable
 
 logger = logging.getLogger(__name__)

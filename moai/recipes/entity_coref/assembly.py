@@ -18,12 +18,14 @@ from moai.engine.schema import with_features
 from moai.files import canonical_json, digest_json
 from moai.recipes import assembly
 from moai.recipes.assembly import Stream
+from moai.recipes.dataset import DatasetEntry
 from moai.recipes.entity_coref.options import AFTER_CANDIDATES, WHERE_TO_CUT, CorefConfig
 from moai.recipes.entity_coref.selection import Selection
 from moai.recipes.identity import plan_fields
 from moai.recipes.options import DataConfig
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input
+from moai.sources.local import LocalSource
 from moai.sources.picked import PickedSource, Picks
 from moai.sources.schema import columns_of
 from moai.tokenizer import digest_of, find_tokenizer
@@ -72,7 +74,7 @@ def want(config: CorefConfig) -> Wanted:
         text_column=config.text_column, text_template=config.text_template, stall_timeout=config.stall_timeout, rehash=config.rehash,
     )  # fmt: skip
     found = assembly.find(data)
-    request = assembly.Request(**vars(found), tokenizer=tokenizer.spec, fields=plan_fields(data, tokenizer.spec, found.inputs), key="")
+    request = assembly.Request(**vars(found), tokenizer=tokenizer.spec, fields=plan_fields(data, tokenizer.spec, found.inputs, found.entries), key="")
     fields: dict[str, Any] = {
         **request.fields, "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns,
         "format": {"entity_coref_version": FORMAT_VERSION, "text_version": ToText.version, **kiwi},
@@ -150,7 +152,8 @@ def _stream(wanted: Wanted, given: Input, spool_dir: Path, batch_bytes: int) -> 
     config, column = wanted.config, wanted.text_columns[given.spec]
     of_preset = given.spec not in config.input
     data = replace(wanted.request.config, text_column=column, text_template=None if of_preset else config.text_template)
-    (stream,) = assembly.streams(replace(wanted.request, inputs=(given,), config=data), spool_dir, batch_bytes)
+    (stream,) = assembly.streams(replace(wanted.request, inputs=(given,), entries=(DatasetEntry(path=given.spec),), config=data), spool_dir, batch_bytes)
+    assert isinstance(stream.source, LocalSource)
     shape = stream.to_text.shape
     what = {
         "recipe": "entity_coref candidates", "version": FORMAT_VERSION, "tokenizer": wanted.tokenizer.identity(), "kiwi": dict(wanted.kiwi), "source": given.name,

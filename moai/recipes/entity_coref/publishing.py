@@ -36,8 +36,9 @@ from moai.recipes.entity_coref.assembly import Wanted
 from moai.recipes.entity_coref.manifest import FORMAT_VERSION, read_manifest
 from moai.recipes.entity_coref.selection import Selection, names_of
 from moai.recipes.identity import compare, dataset_key
+from moai.recipes.places import Processed
 from moai.recipes.prepared import write_file, write_manifest
-from moai.recipes.publish import Processed, bad_records
+from moai.recipes.publish import bad_records
 from moai.transforms.coref_placement import SKIPS
 from moai.transforms.coref_samples import SCHEMA
 from moai.transforms.korean import RULES
@@ -213,7 +214,7 @@ def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
 
 def _source(part: Processed) -> dict[str, Any]:
     counts = total(done.receipt.counts for done in part.done)
-    return {"name": part.given.name, "kind": part.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
+    return {"name": part.stream.given.name, "kind": part.stream.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "origin": part.stream.given.origin,
             "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
 
 

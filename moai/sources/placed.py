@@ -1,0 +1,58 @@
+"""A user's source that is not files: batches of columns, with the places that the engine asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moai.engine.pipeline import Meter, Raw, Shard
+from moai.errors import SourceError
+from moai.sources.schema import types_of
+
+SOURCE = "source"
+"""The kind of such an input."""
+_PLACE = ("segment", "line", "offset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """`source` under a name, each of its rows numbered: within a shard a row is its own place."""
+
+    source: Any
+    name: str
+
+    def shards(self) -> Iterator[Shard]:
+        yield from self.source.shards()
+
+    def digest(self, shard: Shard) -> Raw:
+        found: Raw = self.source.digest(shard)
+        return found
+
+    def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
+        row = 0
+        for batch in self.source.read(shard, meter):
+            if taken := [name for name in _PLACE if name in batch.schema.names]:
+                raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
+            rows = np.arange(row, row + batch.num_rows)
+            row += batch.num_rows
+            batch = batch.append_column("segment", np.zeros(batch.num_rows, np.int32)).append_column("line", rows)
+            yield batch.append_column("offset", pa.nulls(batch.num_rows, pa.int64()))
+
+    def remember(self, shard: Shard, raw: Raw) -> None:
+        self.source.remember(shard, raw)
+
+    def looks(self, number: int) -> Iterator[Iterator[pa.RecordBatch]]:
+        """The first shards, each from its beginning."""
+        for _, shard in zip(range(number), self.shards()):
+            yield self.read(shard, Meter())
+
+    def columns_of(self) -> dict[str, str]:
+        """Names and types of its columns, from its first batch. Raises SourceError where there is none."""
+        for batches in self.looks(1):
+            for batch in batches:
+                return types_of(pa.schema([field for field in batch.schema if field.name not in _PLACE]))
+        raise SourceError(f"{self.name}: gives no batch; nothing to prepare")
