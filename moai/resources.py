@@ -132,12 +132,16 @@ def plan(
 
 
 def lines(chosen: Plan) -> tuple[str, ...]:
-    """The log lines of a plan: the memory mode in the words people look for, then each value with its reason."""
-    settings = (("num_proc", chosen.num_proc), ("threads", chosen.threads), ("batch_bytes", chosen.batch_bytes))
+    """The log lines of a plan, in the words people look for: the memory mode, then each value with its reason."""
+    settings = (
+        ("Parallel processes: num_proc", chosen.num_proc),
+        ("Tokenizer threads: threads", chosen.threads),
+        ("Batch size: batch_bytes", chosen.batch_bytes),
+    )
     mode_line = _MODE_LINES[chosen.memory_mode.value].format(gb=f"{chosen.machine.memory_bytes.value / GB:.1f}")
     if chosen.memory_mode.reason.startswith("set"):
         mode_line = f"memory_mode = {chosen.memory_mode.value}: {chosen.memory_mode.reason}"
-    return (mode_line, *(f"{name} = {setting.value}: {setting.reason}" for name, setting in settings))
+    return (mode_line, "📊 Dataset loading settings:", *(f"  - {name} = {setting.value}: {setting.reason}" for name, setting in settings))
 
 
 def exports(machine: Machine, environ: Mapping[str, str]) -> dict[str, Setting]:
@@ -185,8 +189,8 @@ def _cpus_text(machine: Machine) -> str:
     return f"{_count(machine.cpus.value, 'CPU')} ({machine.cpus.reason})"
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def _count(number: float, word: str) -> str:
+    return f"{number:g} {word}{'' if number == 1 else 's'}"
 
 
 def _mode(machine: Machine, wanted: str) -> Setting:
@@ -204,7 +208,11 @@ def _usable_cpus(machine: Machine, local_world_size: int, ranks_wait: bool, envi
     if local_world_size == 1 or sharing == 1:
         return Setting(machine.cpus.value, _cpus_text(machine))
     if ranks_wait:
-        return Setting(machine.cpus.value, f"{_cpus_text(machine)}, all of them while the other ranks wait")
+        each = round(machine.cpus.value / sharing, 2)
+        waiting = f"{sharing - 1} of which wait{'s' if sharing == 2 else ''}"
+        return Setting(
+            machine.cpus.value, f"{_count(each, 'CPU')} a rank x {sharing} ranks, {waiting} ({_count(machine.cpus.value, 'CPU')}, {machine.cpus.reason})"
+        )
     return Setting(max(1, machine.cpus.value // sharing), f"{_cpus_text(machine)} / {sharing} ranks")
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moai.errors import SlowTokenizerError, TokenizerError
+from moai.hub import absent
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_MAKE = "make it: python scripts/train_tokenizer.py --dataset FILE --vocab_size 128000 --output_dir {}"
 _SLOW_FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -95,7 +97,7 @@ def find_tokenizer(path: str) -> Path:
             f"{path}: not a tokenizer.json; name that file or its directory, or convert: python scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
         )
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise TokenizerError(f"{path}: no such tokenizer directory (train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR)")
+        raise TokenizerError(f"{path}: no such tokenizer directory; {_MAKE.format(path)}")
     return _from_hub(path)
 
 
@@ -130,10 +132,9 @@ def _from_hub(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_FILES)))
     except Exception as error:
-        raise TokenizerError(
-            f"{name}: neither a directory here nor a model that the Hub gives ({type(error).__name__}); check the name and the network, "
-            "or train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR"
-        ) from error
+        if "/" in name and Path(name).parent.is_dir():  # `tokenizers/moai` beside `tokenizers/demo` is meant as a place here
+            raise TokenizerError(f"{name}: no such tokenizer directory, nor one of the Hub; {_MAKE.format(name)}") from error
+        raise TokenizerError(absent(name, error)) from error
     if not (folder / "tokenizer.json").is_file():
         raise SlowTokenizerError(
             f"{name}: the Hub repository has no tokenizer.json; download it and convert it: python scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"

@@ -23,6 +23,7 @@ GROUND = {
     "pages",
     "failpoints",
     "fsops",
+    "hub",
     "stopping",
     "database",
 }

@@ -402,11 +402,6 @@ def test_what_no_run_could_do_is_refused_before_anything(law: Path, changes: dic
     assert law.read_bytes() == before
 
 
-def test_a_run_without_a_model_says_how_to_name_one(law: Path) -> None:
-    with pytest.raises(ConfigError, match="EMBEDDING_MODEL"):
-        build(ReembedConfig(db=str(law)), environ={})
-
-
 @pytest.mark.parametrize(
     ("version", "has"),
     [

@@ -189,11 +189,12 @@ def planned(
     ("cpus", "ranks", "wait", "num_proc", "reason"),
     [
         (96, 8, False, 12, "96 CPUs (cgroup v2) / 8 ranks"),
-        (96, 8, True, 96, "96 CPUs (cgroup v2), all of them while the other ranks wait"),
+        (96, 8, True, 96, "12 CPUs a rank x 8 ranks, 7 of which wait (96 CPUs, cgroup v2)"),
         (96, 1, False, 96, "96 CPUs (cgroup v2)"),
         (7, 2, False, 3, "7 CPUs (cgroup v2) / 2 ranks"),
         (2, 8, False, 1, "2 CPUs (cgroup v2) / 8 ranks"),
-        (1, 3, True, 1, "1 CPU (cgroup v2), all of them while the other ranks wait"),
+        (7, 2, True, 7, "3.5 CPUs a rank x 2 ranks, 1 of which waits (7 CPUs, cgroup v2)"),
+        (1, 3, True, 1, "0.33 CPUs a rank x 3 ranks, 2 of which wait (1 CPU, cgroup v2)"),
     ],
 )
 def test_num_proc_scales_with_the_world_size(cpus: int, ranks: int, wait: bool, num_proc: int, reason: str) -> None:
@@ -280,7 +281,7 @@ def test_the_memory_mode_follows_what_is_available_and_bounds_a_batch(gb: float,
 def test_the_log_says_what_people_look_for() -> None:
     said = lines(planned(machine(96, 85.3), ranks=8))
     assert said[0] == "✅ Sufficient RAM (85.3GB available), using in-memory processing"
-    assert said[1] == "num_proc = 12: 96 CPUs (cgroup v2) / 8 ranks"
+    assert said[1:3] == ("📊 Dataset loading settings:", "  - Parallel processes: num_proc = 12: 96 CPUs (cgroup v2) / 8 ranks")
     assert "Moderate RAM (30.0GB available), using balanced processing" in lines(planned(machine(gb=30)))[0]
     assert "Limited RAM (4.0GB available), using disk-based processing" in lines(planned(machine(gb=4)))[0]
     assert lines(planned(machine(gb=4), mode="memory"))[0] == "memory_mode = memory: set, with 4.0 GB available"

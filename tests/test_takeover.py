@@ -148,6 +148,6 @@ def test_a_restarted_launch_goes_on_from_the_committed_shards(corpus: Path, tmp_
     ran = subprocess.run([*agent, *crashes.command(corpus, cache, "serial")[3:]], cwd=crashes.ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert (points / f"{POINT}.3").exists()
-    assert ran.stderr.count("Fast tokenizer") == 2
+    assert ran.stderr.count("Using Fast Tokenizer") == 2
     assert "2 reused" in ran.stderr
     assert crashes.content(cache) == undisturbed

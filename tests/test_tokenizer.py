@@ -77,7 +77,7 @@ def test_the_command_line_refuses_a_slow_tokenizer_in_one_line(tmp_path: Path, r
             "'<absent>' is not in the vocabulary.*set --eos_token",
         ),
         (lambda folder: edit(folder, lambda v: (v["model"].update(vocab={}, merges=[]), v.update(added_tokens=[]))), "vocabulary is empty"),
-        (lambda folder: shutil.rmtree(folder), "no such tokenizer directory.*train one"),
+        (lambda folder: shutil.rmtree(folder), "no such tokenizer directory; make it: python scripts/train_tokenizer.py"),
     ],
     ids=["cut", "list", "not UTF-8", "empty", "absent", "no config", "broken config", "EOS not in it", "no vocabulary", "no directory"],
 )

@@ -43,6 +43,10 @@ class Progress:
         self.reused += reused
         self._say()
 
+    def end(self) -> None:
+        """The last line, with the rate of the whole run."""
+        logger.info("[%s] Tokenizing: %s", self.label, self.line(self.documents / max(time.monotonic() - self.started, 1e-6)))
+
     @property
     def share(self) -> float:
         return min(1.0, self.bytes / self.total_bytes) if self.total_bytes else 0.0
@@ -84,7 +88,7 @@ class Progress:
             self._log()
 
     def _log(self) -> None:
-        logger.info("[%s] Preparing: %s", self.label, self.line(self.documents_per_second()))
+        logger.info("[%s] Tokenizing: %s", self.label, self.line(self.documents_per_second()))
 
 
 def _clock(seconds: float) -> str:

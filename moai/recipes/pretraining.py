@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ _SETTLE_SECONDS = 5.0
 """A directory that another launch renamed first, just now, may show up so much later."""
 _FEW_SHARDS = 4
 """Until workers have started, this process alone, with a tokenizer on all cores, has done about as much (benchmarks/startup.py)."""
+_PACKING = {"wrapped": "sequence concatenation", "bfd_split": "best-fit decreasing, long documents split"}
 _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
 
@@ -77,6 +78,7 @@ def prepare_all_or_wait(configs: Sequence[DataConfig], *, origins: Mapping[str, 
 
 def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Prepared:
     started = time.monotonic()
+    logger.info("[Rank %d] Loading final dataset from: %s", here.rank, path)
     prepared = Prepared.open(path, memory_mode=memory_mode, patience_seconds=FIRST_SIGN_SECONDS)
     if prepared.content_digest != content_digest:
         raise SourceError(f"{path}: holds {prepared.content_digest}, rank 0 said {content_digest}; do all ranks see the same --cache_dir?")
@@ -137,7 +139,11 @@ def prepare(
         executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
     wanted = complete(files)
     logger.info(
-        "[Rank %d] Fast tokenizer: %s, %s ids, EOS %s", here.rank, config.tokenizer_path, f"{wanted.tokenizer.vocab_size:,}", wanted.tokenizer.eos_token
+        "[Rank %d] ✅ Using Fast Tokenizer (Rust-based): %s, %s ids, EOS %s",
+        here.rank,
+        config.tokenizer_path,
+        f"{wanted.tokenizer.vocab_size:,}",
+        wanted.tokenizer.eos_token,
     )
     if found := _hold(wanted):
         return _hit(found, wanted, planned.memory_mode.value, here)
@@ -148,7 +154,7 @@ def prepare(
             if found := _hold(wanted):
                 return _hit(found, wanted, planned.memory_mode.value, here)
             logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], why_missed(wanted))
-            for line in (*resources.lines(planned), *planned.warnings):
+            for line in (*resources.lines(planned), f"  - Writer batch size: writer_batch_size = {config.writer_batch_size}: rows at most", *planned.warnings):
                 logger.info("[Rank %d] %s", here.rank, line)
             return _work(wanted, planned, executor, here, report)
 
@@ -173,6 +179,8 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         if backend.wrong:
             _distrust(wanted, backend.wrong, here)
         logger.info("[Rank %d] %s", here.rank, backend)
+        for line in _steps(wanted.config, planned.num_proc.value):
+            logger.info("[Rank %d] %s", here.rank, line)
         try:
             parts, progress = _run(wanted, inputs, backend, executor, staging, here, report)
         except BackendDisagrees as error:
@@ -228,7 +236,21 @@ def _run(
     results = run([pipeline(wanted, stream, backend, staging) for stream in inputs], executor, on_documents=on_documents, on_shard=on_shard)
     parts = [Processed(stream, done) for stream, done in zip(inputs, results)]
     bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
+    progress.end()
+    read, kept = (sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept"))
+    logger.info("[Rank %d] Conversion completed: %s documents of %s", here.rank, f"{kept:,}", f"{read:,}")
     return parts, progress
+
+
+def _steps(config: DataConfig, workers: int) -> Iterator[str]:
+    """What the one pass does, in the words that people look for."""
+    who = f"{workers} processes" if workers > 1 else "1 process"
+    yield f"Converting dataset with {who}, in one pass with all that follows..."
+    if config.data_format == "text" and config.min_chars:
+        yield f"Filtering {'empty texts' if config.min_chars == 1 else f'texts under {config.min_chars:,} characters'} with {who}..."
+    yield f"⚡ Tokenizing with {who}..."
+    if config.packing != "none":
+        yield f"📦 Using {_PACKING.get(config.packing, 'best-fit decreasing')} (packing mode {config.packing})"
 
 
 def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from moai.errors import ConfigError, SourceError, TokenizerError
 from moai.files import digest_file, digest_json
+from moai.hub import absent
 from moai.lean import with_pandas
 from moai.transforms.embed import OutOfMemory, Vectors, padded
 
@@ -230,14 +231,13 @@ def _from_hub(name: str, revision: str | None) -> tuple[str, str]:
 
     try:
         directory = snapshot_download(name, revision=revision, local_files_only=True)
+        logger.info("%s: the copy in the Hub's cache, %s", name, directory)
     except Exception:
+        logger.info("%s: no directory here and not in the Hub's cache; asking the Hub for it", name)
         try:
             directory = snapshot_download(name, revision=revision, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"])
         except Exception as error:
-            raise SourceError(
-                f"{name}: neither a directory nor a model that the hub's cache holds or the hub gives ({type(error).__name__}); "
-                "set EMBEDDING_MODEL or --model to a directory, or check the name and the network"
-            ) from error
+            raise SourceError(f"{absent(name, error)} (--model DIR or EMBEDDING_MODEL)") from error
     return Path(directory).name, directory
 
 

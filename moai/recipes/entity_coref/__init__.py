@@ -131,14 +131,8 @@ def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.P
     path = publish(wanted, staging, Corpus(parts, selection, samples), made_how)
     seconds = time.monotonic() - started
     logger.info("저장 완료: %s", path)
-    logger.info(
-        "총 %s개 샘플, %.1f초 (%.1f분), shards: %d made, %d reused",
-        f"{selection.total:,}",
-        seconds,
-        seconds / 60,
-        made_how["shards_made"],
-        made_how["shards_reused"],
-    )
+    logger.info("샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused", f"{selection.total:,}", seconds, seconds / 60,
+                made_how["shards_made"], made_how["shards_reused"])  # fmt: skip
     return path
 
 
@@ -169,6 +163,8 @@ def _run_stage(pipelines: Sequence[Pipeline], executor: Executor, stage: Stage, 
         on_shard(done)
         stage.add(done.receipt.counts)
         stage.on_shard(done.shard.nominal_bytes, reused=done.reused)
+        if "samples" in done.receipt.counts:
+            logger.info(" → 배치 %d 완료: %s개", stage.shards, f"{done.receipt.counts['samples']:,}")
         if done.reused:
             stage.on_documents(Counter(done.receipt.counts)["read"] + Counter(done.receipt.counts)["samples"])
 

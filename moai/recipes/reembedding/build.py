@@ -25,7 +25,7 @@ from moai.errors import ConfigError, MoaiError, SourceError, StorageError
 from moai.files import digest_json
 from moai.recipes.reembedding import schema, search, versions
 from moai.recipes.reembedding.loading import LoadedWhenNeeded, sample_rows
-from moai.recipes.reembedding.options import ReembedConfig, cuda_bytes, embedding_batch_size, pragmas
+from moai.recipes.reembedding.options import DEFAULT_MODEL, ReembedConfig, cuda_bytes, embedding_batch_size, pragmas
 from moai.recipes.reembedding.progress import Progress
 from moai.recipes.reembedding.versions import Version
 from moai.sinks.runs import Run, refuse_while_running
@@ -139,11 +139,8 @@ def _ask(config: ReembedConfig, database: Database, model: Model | None, environ
     made = version.made if version else {}
     machine = resources.detect(Path(config.db).parent, environ=environ)
     threads = _threads(machine, environ)
-    name = config.model or (str(made["model"]) if made else None)
-    if model is None and name is None:
-        raise ConfigError("no model: set EMBEDDING_MODEL or --model to a sentence-transformers directory or hub name")
     backend = str(made.get("backend", config.backend)) if config.backend == "torch" else config.backend
-    chosen = model or SentenceModel.find(str(name), revision=config.revision, device=config.device, backend=backend, threads=threads.value)
+    chosen = model or _model(config, version, backend, threads.value)
     asked = _Asked(
         version=version, model=chosen, made=made, content_key=_content_key(config, chosen), machine=machine, backend=backend,
         precision=_kept("precision", config.precision, made, "float32"), vector_dtype=_kept("vector_dtype", config.vector_dtype, made, "float32"),
@@ -153,6 +150,18 @@ def _ask(config: ReembedConfig, database: Database, model: Model | None, environ
     if version and not config.replace_all_versions:
         _check_fits(asked, version, database)
     return asked
+
+
+def _model(config: ReembedConfig, version: Version | None, backend: str, threads: int) -> Model:
+    """The one asked for, else the version's, else the guides'. Raises SourceError where it is not to be had."""
+    if config.model:
+        name = Setting(config.model, "set by --model or EMBEDDING_MODEL")
+    elif version and (named := version.made.get("model") or version.model_name):
+        name = Setting(str(named), f"version {version.id} names it")
+    else:
+        name = Setting(DEFAULT_MODEL, "the default; another one: --model or EMBEDDING_MODEL")
+    logger.info("model = %s: %s", name.value, name.reason)  # before it is looked for, which may take a download
+    return SentenceModel.find(name.value, revision=config.revision, device=config.device, backend=backend, threads=threads)
 
 
 def _content_key(config: ReembedConfig, model: Model) -> str:

@@ -15,6 +15,8 @@ from moai.transforms.embed import VECTOR_DTYPES
 from moai.transforms.encoders import BACKENDS, PRECISIONS
 
 INDEXES = ("flat", "hnsw")
+DEFAULT_MODEL = "snunlp/KR-SBERT-V40K-klueNLI-augSTS"
+"""Of the program that the guide describes."""
 GIB = 2**30
 
 
@@ -40,7 +42,7 @@ class ReembedConfig:
     replace_all_versions: bool = option(False, "as the old program: a document's chunks of every version are deleted when it is embedded; no way back")
     backup: bool = option(True, "copy the database before its unique index is migrated")
     activate: bool = option(True, "make the version the active one of its strategy once it is complete")
-    model: str | None = option(None, "sentence-transformers model: a directory or a hub name. Default: the model that the version was made with",
+    model: str | None = option(None, f"sentence-transformers model: a directory or a hub name. Default: the model that the version names, else {DEFAULT_MODEL}",
                                env="EMBEDDING_MODEL", affects_output=True)  # fmt: skip
     revision: str | None = option(None, "commit, branch or tag of a hub model", affects_output=True)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
