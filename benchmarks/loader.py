@@ -1,11 +1,12 @@
 """From a prepared directory to batches: rows a second at random access, what opening costs, what memory epochs cost. Linux only.
 
-    python benchmarks/loader.py PREPARED_DIR [--rows 4096] [--shards 2000] [--epochs 10]
+    python benchmarks/loader.py PREPARED_DIR [--rows 4096] [--shards 20 200 2000] [--epochs 10]
 
 Access: batches of 8 and 32 random rows, in this process, through moai, through `datasets` (arrow and torch format) into the same collator, and as
 `datasets` gives them (Python lists) into transformers' collator for language models; interleaved, medians of --rounds. The first batch of all but the
 last must be equal. Opening: the shards, hard-linked until there are --shards of them, out of the page cache, each time in a fresh process. "read" is what
 that process had the disk read, until a second after opening; "cached" is the share of the shards that is in the page cache then.
+Feeding: the same shards in the page cache, through the loader that train.py builds, beside rows that are views of the table `load_from_disk` opens.
 Against the step: rows a second of order, rows and collator in the rank itself, and of forward, backward and AdamW of the demo model on the same batches.
 """
 
@@ -20,8 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +34,7 @@ import numpy as np
 from moai.engine.schema import arrow_schema
 from moai.recipes.prepared import Prepared, write_dataset_files, write_manifest
 from moai.training.data import PackedCollator
+from moai.training.loop import start_reader
 from moai.training.model import build_model, load_config
 from moai.training.order import Order, Sampler, sources_of
 from moai.training.rows import PackedRows, Row
@@ -45,13 +48,16 @@ def main() -> int:
     parser.add_argument("prepared", type=Path)
     parser.add_argument("--rows", type=int, default=4096, help="rows read by each measurement of access")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shards", type=int, default=2000)
+    parser.add_argument("--shards", type=int, nargs="+", default=[20, 200, 2000])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="on a file system with a disk behind it")
     given = parser.parse_args()
     access(given.prepared, given.rows, given.rounds)
-    with tempfile.TemporaryDirectory(dir=given.work) as folder:
-        opening(many_shards(given.prepared, given.shards, Path(folder) / "many"), given.rounds)
+    for count in given.shards:
+        with tempfile.TemporaryDirectory(dir=given.work) as folder:
+            many = many_shards(given.prepared, count, Path(folder) / "many")
+            opening(many, given.rounds)
+            feeding(many, given.rows, given.rounds)
     print_against_the_step(given.prepared, given.rows)
     measured = alone(epochs, given.prepared, given.epochs)
     first, last = measured[0], measured[-1]
@@ -68,6 +74,7 @@ def main() -> int:
 def access(path: Path, rows: int, rounds: int) -> None:
     ways = {
         "moai": moai_batches(path),
+        "datasets, views of its table, moai's collator": table_batches(path),
         "datasets, arrow format, moai's collator": arrow_batches(path),
         "datasets, torch format, moai's collator": torch_batches(path),
         "datasets, Python lists, transformers' collator": list_batches(path),
@@ -76,7 +83,7 @@ def access(path: Path, rows: int, rounds: int) -> None:
     content = prepared.content
     megabytes = content["tokens"] / content["rows"] * np.dtype(prepared.columns[0].type).itemsize / 1e6
     order = np.random.default_rng(0).integers(0, content["rows"], rows).tolist()
-    check_equal([load(order[:8]) for load in list(ways.values())[:3]])
+    check_equal([load(order[:8]) for load in list(ways.values())[:4]])
     print(f"{content['rows']:,} rows of up to {content['seq_len']:,} {prepared.columns[0].type}, {len(content['shards'])} shards\n")
     print("| rows a batch | way | rows/s | MB/s of ids | ms a batch | time against moai's |\n|---|---|---|---|---|---|")
     for size in (8, 32):
@@ -95,6 +102,25 @@ def access(path: Path, rows: int, rounds: int) -> None:
 
 def moai_batches(path: Path) -> Load:
     rows = PackedRows.of(Prepared.open(path))
+    return lambda indices: COLLATOR(rows.__getitems__(indices))
+
+
+class TableRows:
+    """Each row a view of the table that `load_from_disk` opens: no copy before the collator's, as with PackedRows."""
+
+    def __init__(self, path: Path) -> None:
+        self.table = load_from_disk(path).data
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitems__(self, indices: list[int]) -> list[Row]:
+        pieces = [self.table.fast_slice(index, 1) for index in indices]
+        return [Row(*(piece.column(name).chunk(0).flatten().to_numpy() for name in ("input_ids", "seq_lengths"))) for piece in pieces]
+
+
+def table_batches(path: Path) -> Load:
+    rows = TableRows(path)
     return lambda indices: COLLATOR(rows.__getitems__(indices))
 
 
@@ -200,6 +226,55 @@ def measure_opening(way: Callable[[Path], Any], path: Path) -> tuple[float, ...]
     return seconds, read, cached / pages, mapped, time.perf_counter() - started
 
 
+# -- feeding
+
+
+def feeding(path: Path, rows: int, rounds: int) -> None:
+    ways: dict[str, Callable[[Path], Any]] = {"moai": open_moai, "datasets.load_from_disk, views of its table": TableRows}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(alone(measure_feeding, way, path, rows))
+    print("\n| feeding training | opening to first batch, s | rows/s in the rank | rows/s from one reader | wait, % of a step | MB of its own |")
+    print("|---|---|---|---|---|---|")
+    for name, times in found.items():
+        first, alone_, reader, wait, own = (statistics.median(values) for values in zip(*times))
+        print(f"| {name} | {first:.3f} | {alone_:,.0f} | {reader:,.0f} | {wait * 100:.2f} | {own:.0f} |", flush=True)
+
+
+def measure_feeding(way: Callable[[Path], Any], path: Path, rows: int, *, size: int = 8) -> tuple[float, ...]:
+    """(seconds from opening to the first batch, rows/s of the rank itself, rows/s of one reader, share of a step spent waiting, MB added) in batches of 8."""
+    import datasets  # noqa: F401  (not part of opening)
+    import torch.utils.data  # noqa: F401
+    import transformers.trainer_utils  # noqa: F401
+
+    before, started = memory_of_process()[0], time.perf_counter()
+    opened = way(path)
+    next(training_batches(opened, path, size, readers=0))
+    first, own = time.perf_counter() - started, memory_of_process()[0] - before
+    rates = []
+    for readers in (0, 1):
+        batches = training_batches(opened, path, size, readers=readers)
+        next(batches)
+        started = time.perf_counter()
+        taken = sum(len(batch["input_ids"]) for batch in islice(batches, rows // size))
+        rates.append(taken / (time.perf_counter() - started))
+    waits, steps = step_seconds(path, training_batches(opened, path, size, readers=0))
+    return first, *rates, sum(waits) / (sum(waits) + sum(steps)), own
+
+
+def training_batches(opened: Any, path: Path, size: int, *, readers: int) -> Iterator[dict[str, Any]]:
+    """Of the loader that train.py builds: its order, its collator, its readers (moai.training.machine, moai.training.loop)."""
+    from torch.utils.data import DataLoader
+    from transformers.trainer_utils import seed_worker
+
+    sampler: Any = Sampler(Order(sources_of(Prepared.open(path).content["shards"]), 42))
+    start = partial(start_reader, then=partial(seed_worker, num_workers=readers, rank=0)) if readers else None
+    return iter(DataLoader(opened, size, sampler=sampler, collate_fn=COLLATOR, drop_last=True, num_workers=readers,
+                           multiprocessing_context="fork" if readers else None,  # a process that was spawned would spawn too
+                           prefetch_factor=4 if readers else None, persistent_workers=readers > 0, worker_init_fn=start))  # fmt: skip
+
+
 def evict(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -242,25 +317,31 @@ def rows_per_second(path: Path, rows: int, size: int) -> float:
     return rows / (time.perf_counter() - started)
 
 
-def step_rows_per_second(path: Path, size: int, *, steps: int = 5) -> float:
-    """The median of `steps` steps."""
+def step_rows_per_second(path: Path, size: int) -> float:
+    return size / statistics.median(step_seconds(path, training_batches(open_moai(path), path, size, readers=0))[1])
+
+
+def step_seconds(path: Path, batches: Iterator[dict[str, Any]], *, steps: int = 5) -> tuple[list[float], list[float]]:
+    """(seconds waited for a batch, seconds of the step) of `steps` steps of the demo model."""
     import torch
 
     content, device = Prepared.open(path).content, device_name()
     config = load_config(str(Path(__file__).parent.parent / "configs" / "model_config_demo.json"), None)
     config.vocab_size, config.max_position_embeddings = max(config.vocab_size, content["vocab_size"]), content["seq_len"]
     model = build_model(config, pretrained_model=None, attention="sdpa", special_ids={}, seed=0, device=device).train()
-    optimizer, load, seconds = torch.optim.AdamW(model.parameters()), moai_batches(path), []
-    for number in range(2 + steps):
-        batch = {name: value.to(device) for name, value in load(list(range(number * size % (content["rows"] - size), content["rows"]))[:size]).items()}
+    optimizer, waits, seconds = torch.optim.AdamW(model.parameters()), [], []
+    for _ in range(2 + steps):
+        asked = time.perf_counter()
+        batch = next(batches)
         started = time.perf_counter()
-        model(**batch, use_cache=False).loss.backward()
+        model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device != "cpu":
             torch.accelerator.synchronize()
+        waits.append(started - asked)
         seconds.append(time.perf_counter() - started)
-    return size / statistics.median(seconds[2:])
+    return waits[2:], seconds[2:]
 
 
 def device_name() -> str:
@@ -281,9 +362,14 @@ def epochs(path: Path, count: int) -> list[tuple[float, float]]:
         order = np.random.default_rng(epoch).permutation(rows).tolist()
         for at in range(0, rows, 32):
             load(order[at : at + 32])
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        found.append((int(status["RssAnon"].split()[0]) / 1000, int(status["RssFile"].split()[0]) / 1000))
+        found.append(memory_of_process())
     return found
+
+
+def memory_of_process() -> tuple[float, float]:
+    """Megabytes (its own, mapped)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1000, int(status["RssFile"].split()[0]) / 1000
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -46,6 +46,7 @@ PAGES = (
     "USER_GUIDE.md",
     "architecture.md",
     "cache.md",
+    "conformance.md",
     "entity-coref.md",
     "guides.md",
     "instruction-tuning.md",
@@ -62,8 +63,6 @@ DOCUMENTS = [document for pair in PAIRS for document in pair]
 PRETRAINING = [ROOT / "docs" / "pretraining.md", ROOT / "docs" / "ko" / "pretraining.md"]
 TROUBLES = [*PRETRAINING, ROOT / "docs" / "re_embedding_troubleshooting.md", ROOT / "docs" / "ko" / "re_embedding_troubleshooting.md"]
 CACHE = [ROOT / "docs" / "cache.md", ROOT / "docs" / "ko" / "cache.md"]
-FLAGS_OF_NO_PROGRAM = {"--executor"}
-"""Named where the documentation says that they do not exist."""
 
 
 def read(document: Path) -> str:
@@ -217,7 +216,7 @@ def test_some_command_is_checked_in_each_kind() -> None:
 def test_every_flag_in_the_text_is_a_flag_of_some_program(document: Path) -> None:
     known = known_flags()
     mentioned = {flag for span in re.findall(r"`([^`]+)`", prose(document)) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
-    assert mentioned - known - FLAGS_OF_NO_PROGRAM == set()
+    assert mentioned - known == set()
 
 
 def known_flags() -> set[str]:
@@ -245,7 +244,7 @@ def known_flags() -> set[str]:
         for f in dataclasses.fields(cls)
     ]
     own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
-    launchers = {option for action in accelerate_parser()._actions for option in action.option_strings}
+    launchers = {option for parser in (accelerate_parser(), torchrun_parser()) for action in parser._actions for option in action.option_strings}
     return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter"}
 
 

@@ -120,7 +120,8 @@ def test_a_transform_goes_with_its_last_shard(cache: Path, source: Path, prepare
     gc(cache, max_bytes=size - 2000)
     assert (first.path.exists(), second.path.exists()) == (False, True)
     [left] = (cache / "transforms").iterdir()
-    assert json.loads(left.read_bytes())["config"]["seq_len"] == 64
+    pack = next(part for part in json.loads(left.read_bytes())["parts"] if part["class"] == "Pack")
+    assert pack["fields"]["seq_len"] == 64
     assert digests(cache) == made_of(second)
 
 

@@ -92,7 +92,7 @@ def test_the_command_says_which_it_was(made: Path, run_moai: Callable[..., subpr
     quick, full = run_moai("verify", made), run_moai("verify", made, "--full")
     assert (quick.returncode, full.returncode) == (0, 0)
     assert quick.stdout.splitlines()[-1] == "all 5 checks passed; --full hashes every byte"
-    assert full.stdout.splitlines()[-1] == "all 9 checks passed"
+    assert full.stdout.splitlines()[-1] == "all 10 checks passed"
     (made / "tokenizer.json").unlink()
     failed = run_moai("verify", made)
     assert failed.returncode == 65
