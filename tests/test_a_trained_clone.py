@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_clone(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "HOME": str(clone.parent / "home"), "NUM_GPUS": "1", "CUDA_VISIBLE_DEVICES": "", "MAX_STEPS": STEPS}
-    return subprocess.run(words, cwd=clone, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280)
+    return subprocess.run(words, cwd=clone, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 def users(clone: Path) -> dict[str, tuple[int, int]]:
@@ -48,6 +49,7 @@ def users(clone: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
+@pytest.mark.timeout(1200)  # some 26 s of one CPU, which others may want too
 def test_the_two_commands_work_one_after_the_other(clone: Path) -> None:
     first = in_clone(clone, "./pretrain.sh")
     assert first.returncode == 0, first.stderr
@@ -65,3 +67,18 @@ def test_the_two_commands_work_one_after_the_other(clone: Path) -> None:
     tests = in_clone(clone, ".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *WRAPPERS)
     assert tests.returncode == 0, tests.stdout
     assert users(clone) == trained
+
+
+def test_a_test_that_looks_at_what_is_the_users_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    for look in (
+        lambda: list(Path("outputs/demo").glob("checkpoint-*")),
+        lambda: open("outputs/demo/settings.json"),
+        lambda: os.open(ROOT / "outputs/demo/settings.json", os.O_RDONLY),
+        lambda: os.mkdir("outputs/of a test"),
+    ):
+        with pytest.raises(AssertionError, match="a test touches .*, which is the user's: give it a place in tmp_path"):
+            look()
+    (tmp_path / "outputs/demo").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "outputs")
+    assert not Path.home().is_relative_to(pwd.getpwuid(os.getuid()).pw_dir), "the home is another one, for all that is started too"
