@@ -4,7 +4,6 @@ Runs under torchrun, accelerate launch and plain python. Worker processes import
 at its top, and all work is behind the guard at its end.
 """
 
-import atexit
 import json
 import logging
 import os
@@ -13,14 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from moai.config import Resolved, resolve
 from moai.distributed import ranks
 from moai.errors import Interrupted, MoaiError
 from moai.recipes.options import DataConfig
-from moai.stopping import stoppable
-from moai.training.arguments import TrainConfig
+from moai.stopping import end, stoppable
+from moai.training.arguments import AUTO, TrainConfig
 from moai.training.group import SHARED
 
 logger = logging.getLogger("moai.train")
@@ -43,11 +41,17 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     data = resolved[DataConfig].of_mode(config.mode).require()
     here = ranks(environ)
     from moai.training.checkpoints import is_restart
+    from moai.training.finished import finished
     from moai.training.logs import start_logging
     from moai.training.stages import check_places, stages_of
 
     settings = stages_of(config, data)
-    check_places(config, [own for own, _ in settings], restarted=is_restart(environ))
+    places = [own for own, _ in settings]
+    if config.resume_from_checkpoint == AUTO and not is_restart(environ) and (done := finished(resolved, places)):
+        if here.rank == 0:
+            print(f"Nothing to do: trained {done.steps:,} steps, final model at {done.final_model} (its data was not looked at again)")
+        return
+    check_places(config, places, restarted=is_restart(environ))
     start_logging(Path(config.output_dir), here.rank)
     if here.rank == 0:
         show_settings(resolved)
@@ -113,18 +117,6 @@ def tell_launcher(error: MoaiError, environ: Mapping[str, str]) -> None:
             Path(path).write_text(json.dumps(told), encoding="utf-8")
         except OSError as problem:
             logger.warning("%s: %s", path, problem.strerror)
-
-
-def end(code: int) -> NoReturn:
-    """End a rank of several without tearing the interpreter down.
-
-    gloo's threads may still be dropping their last tensors, for which they need the interpreter's lock, while the teardown
-    holds it and waits for them: one in four launches of two ranks hung or aborted there, after its work was done and saved.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

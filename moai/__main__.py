@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import logging
 import os
@@ -11,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from moai.errors import MoaiError, StorageError
+from moai.errors import MoaiError
 from moai.lean import numpy_without_threads, with_pandas, without_pandas
+from moai.stopping import end
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -249,24 +249,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def flushed(code: int) -> int:
-    """The exit code, once what was printed has really gone out."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return 141
-    except OSError as error:
-        print(f"python -m moai: error: standard output: {error.strerror}; what was printed is not whole", file=sys.stderr)
-        return StorageError.exit_code
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-    return code
-
-
 if __name__ == "__main__":
     without_pandas()
-    code = main()
-    # What is registered to run at the end runs; taking hundreds of MB of libraries apart piece by piece is left to the kernel.
-    atexit._run_exitfuncs()
-    os._exit(flushed(code))
+    end(main())

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): what is committed is kept, one line is said, the exit code names the signal.
+"""How a process ends: by Ctrl-C, SIGTERM or a closed terminal (SIGHUP), with one line and an exit code that names the signal; and of itself, by `end`.
 
 with stoppable("finished shards are kept, run again to go on from them"):
     ...                                            # Stop is raised wherever the main thread is; Interrupted leaves the block
@@ -6,14 +6,17 @@ with stoppable("finished shards are kept, run again to go on from them"):
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
-from moai.errors import Interrupted
+from moai.errors import Interrupted, StorageError
 
 
 class Stop(KeyboardInterrupt):
@@ -57,3 +60,28 @@ def stoppable(what_remains: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end(code: int) -> NoReturn:
+    """End the process once what it printed is out, without tearing the interpreter down. A rank that joined a group must end so.
+
+    gloo's threads may still be dropping the tensors of the last collective. For that they need the interpreter's lock, which
+    Python takes away from them while it tears itself down: the rank hangs or aborts (-6), after its work was done and said.
+    """
+    atexit._run_exitfuncs()
+    os._exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed has really gone out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        print(f"error: standard output: {error.strerror}; what was printed is not whole", file=sys.stderr)
+        return StorageError.exit_code
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+    return code

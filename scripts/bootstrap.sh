@@ -60,7 +60,10 @@ check_modules() {
 
 # One start installs, the others wait. The lock belongs to the open file, which pip inherits: it lasts until the last of them ends.
 take_lock() {
-    mkdir -p "$venv" || die "$venv cannot be made: is this folder writable?"
+    mkdir -p "$venv" 2>/dev/null || die "$venv cannot be made: this user may not write into the folder; use a clone of your own"
+    if [ ! -w "$venv" ] || { [ -e "$venv/.bootstrap.lock" ] && [ ! -w "$venv/.bootstrap.lock" ]; }; then
+        die "$venv is not ready for this user, who may not write into it; use a clone of your own, or remove .venv and start again"
+    fi
     exec 9>>"$venv/.bootstrap.lock"
     if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
         say "another start is installing into .venv; waiting for it"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,48 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # likewise by nohup; what
 
 
 ROOT = Path(__file__).parent.parent
+_THE_USERS = (ROOT / "outputs", Path.home() / ".cache" / "moai")
+"""What belongs to whoever runs the tests, and is neither read nor written by one."""
+_PLACE = pytest.StashKey[Path]()
+_TOUCHING = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "shutil.rmtree", "sqlite3.connect"}
+_SET_BY_THE_USER = ("MOAI_CACHE_DIR", "OUTPUT_DIR", "CACHE_DIR", "MAX_STEPS", "HF_HOME", "XDG_CACHE_HOME")
 
 settings.register_profile("moai", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("moai")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home and a folder of their own for the tests and all that they start; and in this process a guard before what is the user's.
+
+    The folder that pytest would take is shared by all its sessions of a user, who trip over one another when they tidy it up.
+    """
+    for name in _SET_BY_THE_USER:
+        os.environ.pop(name, None)
+    place = Path(tempfile.mkdtemp(prefix="moai-tests-"))
+    config.stash[_PLACE] = place
+    for name in ("HOME", "PYTEST_DEBUG_TEMPROOT"):
+        folder = place / name.lower()
+        folder.mkdir()
+        os.environ[name] = str(folder)
+    sys.addaudithook(stay_out)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """What failed can be looked at."""
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.config.add_cleanup(lambda: shutil.rmtree(session.config.stash[_PLACE], ignore_errors=True))
+
+
+def stay_out(event: str, arguments: tuple[Any, ...]) -> None:
+    """Raises AssertionError in the test that looks at what is the user's. Of other processes test_a_trained_clone.py sees what they change."""
+    if event in _TOUCHING and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        path = os.fsdecode(arguments[0])
+        # os.open says no mode, and not whether a name is relative to the working directory or, as in rmtree, to a descriptor.
+        by_descriptor = arguments[1] is None if event == "open" else isinstance(arguments[-1], int) and arguments[-1] >= 0
+        if not ("outputs" in path or ".cache" in path) or (by_descriptor and not os.path.isabs(path)):
+            return
+        if any(Path(os.path.abspath(path)).is_relative_to(place) for place in _THE_USERS):
+            raise AssertionError(f"a test touches {path} ({event}), which is the user's: give it a place in tmp_path")
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +155,13 @@ def train_py(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) 
         return caplog.text
 
     return run
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The shipped files without what runs left in outputs/."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("configs", "data", "tokenizers"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder

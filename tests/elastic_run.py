@@ -16,6 +16,8 @@ from typing import Any
 
 import tiny_run
 
+from moai.stopping import end
+
 SOURCES = ("ko", "ko", "ko", "en", "en", "code")
 """Of the six shards."""
 ROWS = 33
@@ -72,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

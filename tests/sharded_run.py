@@ -3,11 +3,11 @@
 What is changed is accelerate's decision and nothing else: the plugin, the wrapping, the gathering and the files are the real ones.
 """
 
-import sys
-
 import tiny_run
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+
+from moai.stopping import end
 
 decide = AcceleratorState.__init__
 
@@ -23,4 +23,4 @@ def decide_for_fsdp(self, *positional, fsdp_plugin=None, **named):
 
 if __name__ == "__main__":
     AcceleratorState.__init__ = decide_for_fsdp
-    sys.exit(tiny_run.main())
+    end(tiny_run.main())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shlex
 import socket
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from moai.errors import ConfigError
 from moai.recipes.options import DataConfig
 from moai.training import launch
 from moai.training.arguments import TrainConfig
+from moai.training.report import Summary, save_settings
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if not path.name.startswith("entity_coref"))  # of train.py
@@ -23,12 +28,7 @@ MODELS = sorted((REPO / "configs").glob("model_config_*.json"))
 
 
 @pytest.fixture(autouse=True)
-def in_a_fresh_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The shipped files without what runs left in outputs/."""
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("configs", "data", "tokenizers"):
-        (project / name).symlink_to(REPO / name)
+def in_a_fresh_project(monkeypatch: pytest.MonkeyPatch, project: Path) -> Path:
     monkeypatch.chdir(project)
     return project
 
@@ -107,11 +107,80 @@ def test_the_users_flags_come_last_and_variables_before_them() -> None:
     assert flags[flags.index("--output_dir") :] == ["--output_dir", "theirs", "--cache_dir", "cache", "--use_cpu", "true", "--output_dir", "mine"]
 
 
-def test_a_place_that_holds_a_run_is_refused_before_any_rank_starts(in_a_fresh_project: Path) -> None:
+def test_an_unfinished_run_is_offered_to_be_resumed_with_the_command(in_a_fresh_project: Path) -> None:
     (in_a_fresh_project / "outputs/demo/checkpoint-5").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"outputs/demo: holds a run already .* --resume_from_checkpoint auto, or name another --output_dir"):
-        planned("pretrain")
+    with pytest.raises(ConfigError) as refused:
+        planned("pretrain", "demo", "--seed", "5", MAX_STEPS="7")
+    assert str(refused.value) == (
+        "outputs/demo: holds a run already, which is not finished (newest: checkpoint-5); "
+        "go on with it: ./pretrain_cont.sh demo --resume --max_steps 7 --seed 5; "
+        "begin this one elsewhere: OUTPUT_DIR=outputs/demo_again ./pretrain.sh demo --max_steps 7 --seed 5"
+    )
+    offered = planned("continue", "demo", "--resume", "--max_steps", "7", "--seed", "5")[2]
+    assert [value(offered, name) for name in ("--resume_from_checkpoint", "--max_steps", "--seed")] == ["auto", "7", "5"]
     assert value(planned("pretrain", "--output_dir", "mine")[2], "--output_dir") == "mine"
+
+
+@pytest.fixture
+def trained(in_a_fresh_project: Path) -> Path:
+    """What `MAX_STEPS=7 ./pretrain.sh` leaves of itself, as far as it is looked at."""
+    run = in_a_fresh_project / "outputs/demo"
+    flags = ["--config", "configs/demo.yaml", "--max_steps", "7", "--use_cpu", "true"]
+    (run / "checkpoint-7").mkdir(parents=True)
+    (run / "final_model").mkdir()
+    (run / "final_model/config.json").write_text("{}")
+    (run / "final_model/model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    save_settings(run, resolve([DataConfig, TrainConfig], flags, {}, prog="train.py").table())
+    figures = {field.name: 0 for field in dataclasses.fields(Summary)}
+    Summary(**{**figures, "steps": 7, "output_dir": "outputs/demo", "final_model": "outputs/demo/final_model"}).save()
+    return run
+
+
+@pytest.mark.parametrize("words", [("pretrain",), ("pretrain", "demo"), ("continue", "demo", "--resume")])
+def test_a_finished_run_is_no_error_and_starts_nothing(trained: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.plan(words, {"CUDA_VISIBLE_DEVICES": "", "MAX_STEPS": "7", "DATASET_NUM_PROC": "3"}) == "exit 0"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "moai pretraining: demo is trained already, so nothing was started"
+    assert "Final model   outputs/demo/final_model" in said
+    assert said[-3:] == [
+        "Next data     ./pretrain_cont.sh demo",
+        "More steps    ./pretrain_cont.sh demo --resume --max_steps 7 --max_steps 14",
+        "Once more     OUTPUT_DIR=outputs/demo_again ./pretrain.sh demo --max_steps 7",
+    ]
+
+
+def test_next_data_of_another_place_names_its_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.rename(trained.with_name("mine"))
+    assert launch.plan(["pretrain", "--max_steps", "7", "--output_dir", "outputs/mine"], {"CUDA_VISIBLE_DEVICES": ""}) == "exit 0"
+    said = capsys.readouterr().err
+    assert "Next data     ./pretrain_cont.sh demo --pretrained_model outputs/mine/final_model" in said
+    assert "Once more     ./pretrain.sh demo --max_steps 7 --output_dir outputs/mine --output_dir outputs/mine_again" in said
+
+
+def test_what_was_trained_otherwise_or_went_on_is_not_taken_for_finished(trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trained with other settings \(learning_rate 0.001 there, 0.5 here; max_steps 7 there, 120 here\)"):
+        planned("pretrain", "--learning_rate", "0.5")
+    assert value(planned("continue", "--resume", "--max_steps", "14")[2], "--resume_from_checkpoint") == "auto"
+    (trained / "checkpoint-9").mkdir()
+    with pytest.raises(ConfigError, match=r"not finished \(newest: checkpoint-9\)"):
+        planned("pretrain", MAX_STEPS="7")
+    (trained / "checkpoint-9").rmdir()
+    (trained / "final_model/model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match=r"not finished \(newest: checkpoint-7\)"):
+        planned("pretrain", MAX_STEPS="7")
+
+
+def test_train_py_has_nothing_to_do_where_the_resumed_run_has_ended(trained: Path) -> None:
+    """Before torch is imported, and in both ranks."""
+    words = ["--config", "configs/demo.yaml", "--max_steps", "7", "--resume_from_checkpoint", "auto"]
+    code = "import sys, train; code = train.main(sys.argv[1:], __import__('os').environ); sys.exit(code or 3 * ('torch' in sys.modules))"
+    said = []
+    for rank in ("0", "1"):
+        environ = {**os.environ, "PYTHONPATH": str(REPO), "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        done = subprocess.run([sys.executable, "-c", code, *words], env=environ, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        said.append(done.stdout)
+    assert said == ["Nothing to do: trained 7 steps, final model at outputs/demo/final_model (its data was not looked at again)\n", ""]
 
 
 def test_one_rank_needs_no_launcher() -> None:

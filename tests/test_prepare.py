@@ -446,5 +446,5 @@ def test_a_full_standard_output_is_one_line(corpus: Path, tmp_path: Path) -> Non
             prepare_command(corpus, tmp_path, "--num_proc", "0"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=env
         )
     assert ran.returncode == 74
-    assert ran.stderr.splitlines()[-1] == "python -m moai: error: standard output: No space left on device; what was printed is not whole"
+    assert ran.stderr.splitlines()[-1] == "error: standard output: No space left on device; what was printed is not whole"
     assert "Traceback" not in ran.stderr

@@ -125,13 +125,8 @@ def test_bootstrap_makes_venv_once_and_again_when_the_pins_change(project: Path)
     assert "making .venv" in first.stderr
     assert packages(project) == {"one", "project"}
 
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        again = bootstrap(project)
-        seconds.append(time.perf_counter() - began)
-        assert (again.returncode, again.stderr) == (0, "")
-    assert min(seconds) < 0.05
+    again = bootstrap(project, PYTHON="/no/such")
+    assert (again.returncode, again.stderr) == (0, ""), "what is current is neither looked into nor in need of a Python"
 
     pin(project, "one", "two")
     changed = bootstrap(project)
@@ -210,6 +205,24 @@ def test_bootstrap_says_in_one_line_what_is_missing(bare_path: Path, fakes: Mapp
     assert says in run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert not (bare_path.parent / ".venv").exists()
+
+
+def test_a_venv_of_another_user_is_one_sentence(bare_path: Path) -> None:
+    """Its python is there, but not for this user. Root, whom no permission stops, tries as another."""
+    root = bare_path.parent
+    fake_python(bare_path, "python3", "echo 3.12.1")
+    (root / ".venv").mkdir()
+    (root / ".venv/.bootstrap.lock").touch()
+    root.joinpath(".venv").chmod(0o555)
+    for folder in (root, *root.parents):
+        if os.geteuid() == 0 and not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    other = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    run = subprocess.run([str(root / "scripts/bootstrap.sh")], env={"PATH": str(bare_path)}, capture_output=True, text=True, **other)
+    assert run.returncode == 2
+    assert run.stderr == (
+        f"bootstrap: {root}/.venv is not ready for this user, who may not write into it; use a clone of your own, or remove .venv and start again\n"
+    )
 
 
 # --- pretrain.sh and pretrain_cont.sh, with real ranks ---------------------------------------------------------------------

@@ -69,8 +69,8 @@ def test_mode_and_format_must_agree() -> None:
         DataConfig(data_format="chat").of_mode("pretrain")
 
 
-def test_the_wrapper_keeps_the_mode_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_wrapper_keeps_the_mode_of_the_file(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
+    monkeypatch.chdir(project)
     assert "flags=(--mode sft --config configs/sft_demo.yaml" in plan(["pretrain", "configs/sft_demo.yaml"], {"NUM_GPUS": "1"})
     assert "flags=(--mode pretrain --config configs/demo.yaml" in plan(["pretrain", "demo"], {"NUM_GPUS": "1"})
 

@@ -339,6 +339,7 @@ LATE = """
 import os, sys, time
 from datetime import timedelta
 from moai.distributed import ranks
+from moai.stopping import end
 from moai.training.group import join_on_cpu
 here = ranks(os.environ)
 import torch.distributed as dist
@@ -354,6 +355,7 @@ if here.rank == 1:
     dist.distributed_c10d._get_default_store().set("seen", "")
 else:
     dist.distributed_c10d._get_default_store().wait(["seen"], timedelta(seconds=60))
+end(0)
 """
 
 

@@ -16,6 +16,7 @@ from moai.errors import MoaiError
 from moai.files import digest_json
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
+from moai.stopping import end
 from moai.tokenizer import load_tokenizer
 from moai.training.arguments import TrainConfig
 
@@ -111,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -10,11 +10,12 @@ What it decided goes to standard error for the person who started it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moai import resources
@@ -22,7 +23,11 @@ from moai.config import Resolved, Setting, resolve
 from moai.errors import ConfigError, MoaiError
 from moai.recipes.options import DataConfig
 from moai.stopping import hangup_is_ignored
-from moai.training.arguments import TrainConfig
+from moai.training.arguments import AUTO, TrainConfig
+from moai.training.checkpoints import numbered
+from moai.training.final import FINAL
+from moai.training.finished import differing, ended, finished
+from moai.training.report import Summary
 from moai.training.sharding import check_launch
 from moai.training.stages import check_places, stages_of
 
@@ -38,12 +43,19 @@ _AS_FLAGS = {"OUTPUT_DIR": "--output_dir", "CACHE_DIR": "--cache_dir", "MAX_STEP
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is run: the configuration file, the flags in front of the user's, and the command that carries it on."""
+    """What is run: the configuration file, the flags in front of the user's, and three commands.
+
+    then     trains its model on with the next data
+    resume   goes on with the run itself
+    anew     is what was typed
+    """
 
     name: str
     config: str
     flags: tuple[str, ...]
     then: str
+    resume: str
+    anew: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +110,7 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
         given.remove("--resume")
         run = _resumed(name, variables, given, environ)
     else:
-        run = _continued(name, variables, given, environ) if command == "continue" else _first(name, variables)
+        run = (_continued if command == "continue" else _first)(name, variables, given, environ)
     resolved = _resolve(run.config, [*run.flags, *given], environ)
     nodes = _nodes(resolved, environ)
     chosen = _batch_flags(run, resolved, nodes, environ)
@@ -108,7 +120,13 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     resolved = _resolve(run.config, [*run.flags, *chosen, *given], environ)
     resolved[DataConfig].of_mode(resolved[TrainConfig].mode).require()
     training = resolved[TrainConfig].require()
-    check_places(training, [own for own, _ in stages_of(training, resolved[DataConfig])])
+    places = [own for own, _ in stages_of(training, resolved[DataConfig])]
+    if training.resume_from_checkpoint in (None, AUTO) and (done := finished(resolved, places)):
+        print("\n".join(_nothing_to_do(run, training, done)), file=sys.stderr)
+        return "exit 0"
+    if not training.resume_from_checkpoint:
+        _check_free(run, resolved, places)
+    check_places(training, places)
     print("\n".join(_summary(run, resolved, nodes)), file=sys.stderr)
     return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join([*_outliving(), *nodes.launcher()])})\nflags=({shlex.join(flags)})"
 
@@ -137,34 +155,85 @@ def _resolve(config: str, flags: Sequence[str], environ: Mapping[str, str]) -> R
     return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py")
 
 
-def _first(name: str, variables: Sequence[str]) -> Run:
-    return Run(name=name, config=config_path(name), flags=tuple(variables), then=f"./pretrain_cont.sh {name}")
+def _first(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
+    config = config_path(name)
+    words = [name, *variables, *given]
+    output = _resolve(config, words[1:], environ)[TrainConfig].output_dir
+    resume = shlex.join(["./pretrain_cont.sh", name, "--resume", *words[1:]])
+    anew = shlex.join(["./pretrain.sh", *words])
+    return Run(name=name, config=config, flags=tuple(variables), then=_next(name, output), resume=resume, anew=anew)
 
 
 def _resumed(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
-    config = config_path(name)
-    output = Path(_resolve(config, [*variables, *given], environ)[TrainConfig].output_dir)
-    if not any((*output.glob("checkpoint-*"), *output.glob("stage_*/checkpoint-*"))):
+    run = _first(name, variables, given, environ)
+    output = Path(_resolve(run.config, [*variables, *given], environ)[TrainConfig].output_dir)
+    if not any((*output.glob("checkpoint-*"), *output.glob("stage_*/checkpoint-*"), *output.glob(FINAL))):
         raise ConfigError(f"{output}: no checkpoint to resume from; start the run first: ./pretrain.sh {name}")
-    return Run(name=name, config=config, flags=(*variables, "--resume_from_checkpoint", "auto"), then=f"./pretrain_cont.sh {name}")
+    return replace(run, flags=(*variables, "--resume_from_checkpoint", AUTO))
 
 
 def _continued(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
     """Old weights, new optimizer, next data: from NAME_cont.yaml where there is one, otherwise NAME.yaml with --dataset."""
     base = config_path(name)
     finished = _resolve(base, [], {})[TrainConfig].output_dir
-    own = str(Path(base).with_name(f"{Path(base).stem}_cont{Path(base).suffix}"))
+    own = _continuation(base)
     config = own if Path(own).is_file() else base
     flags: tuple[str, ...] = tuple(variables)
     if config == base:
-        flags = ("--pretrained_model", f"{finished}/final_model", "--output_dir", f"{finished}_cont", *variables)
+        flags = ("--pretrained_model", f"{finished}/{FINAL}", "--output_dir", f"{finished}_cont", *variables)
     resolved = _resolve(config, [*flags, *given], environ)
     weights = resolved[TrainConfig].pretrained_model
     if "--pretrained_model" not in given and "--pretrained-model" not in given and not Path(weights or "").is_dir():
         raise ConfigError(f"{weights}: no trained model to go on from; train it first: ./pretrain.sh {name} (or name one: --pretrained_model DIR)")
     if config == base and resolved.origins["dataset"] != "flag":
         raise ConfigError(f"continued pretraining needs the next data: ./pretrain_cont.sh {name} --dataset FILES (or write {own})")
-    return Run(name=name, config=config, flags=flags, then="the same again with --pretrained_model and --dataset, for the data after that")
+    anew = shlex.join(["./pretrain_cont.sh", name, *variables, *given])
+    then = "the same again with --pretrained_model and --dataset, for the data after that"
+    return Run(name=name, config=config, flags=flags, then=then, resume=f"{anew} --resume_from_checkpoint {AUTO}", anew=anew)
+
+
+def _continuation(base: str) -> str:
+    return str(Path(base).with_name(f"{Path(base).stem}_cont{Path(base).suffix}"))
+
+
+def _next(name: str, output: str) -> str:
+    """The command that trains the model in `output` on with the next data."""
+    base = config_path(name)
+    words = ["./pretrain_cont.sh", name]
+    if output != _resolve(base, [], {})[TrainConfig].output_dir:
+        words += ["--pretrained_model", f"{output}/{FINAL}"]
+    if not Path(_continuation(base)).is_file():
+        words += ["--dataset", "FILES"]
+    return shlex.join(words)
+
+
+def _nothing_to_do(run: Run, training: TrainConfig, done: Summary) -> list[str]:
+    """That it is trained, where it is, and what comes next."""
+    longer = f"--max_steps {2 * training.max_steps}" if training.max_steps > 0 else f"--num_epochs {training.num_epochs + 1:g}"
+    lines = [f"moai pretraining: {run.name} is trained already, so nothing was started", *done.lines(), f"Next data     {run.then}"]
+    if not training.sequential:
+        lines.append(f"More steps    {run.resume} {longer}")
+    return [*lines, f"Once more     {_elsewhere(run, training)}"]
+
+
+def _elsewhere(run: Run, training: TrainConfig) -> str:
+    place = shlex.quote(f"{training.output_dir}_again")
+    by_flag = re.search("--output[_-]dir", run.anew)  # which wins over the variable
+    return f"{run.anew} --output_dir {place}" if by_flag else f"OUTPUT_DIR={place} {run.anew}"
+
+
+def _check_free(run: Run, resolved: Resolved, places: Sequence[TrainConfig]) -> None:
+    """Raises ConfigError, with the commands that lead on, where output_dir holds a run that is not finished or was another."""
+    training = resolved[TrainConfig]
+    newest = [path for place in reversed(places) for path in numbered(Path(place.output_dir))[:1]]
+    if ended(places):
+        found = f"trained with other settings ({'; '.join(differing(resolved))})"
+    elif newest:
+        found = f"which is not finished (newest: {newest[0].name}); go on with it: {run.resume}"
+    else:
+        return
+    elsewhere = _elsewhere(run, training)
+    raise ConfigError(f"{training.output_dir}: holds a run already, {found}; begin this one elsewhere: {elsewhere}")
 
 
 def _nodes(resolved: Resolved, environ: Mapping[str, str]) -> Nodes:

@@ -70,6 +70,8 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
         record = replace(record, order=found.order, tokens_seen=found.tokens_seen)
         steps = _steps(config, order, size, first=step, first_position=found.position)
         logger.info("Resuming from %s: %s rows are trained on at step %d%s", chosen, f"{found.position:,}", step, _recut(found, record))
+    if steps.last == steps.first:
+        logger.info("Nothing is left to train: step %d is the last of this run", steps.last)
     names = ", ".join(f"{source.name} {source.rows:,}" for source in sources)
     logger.info("Steps: %s of %d rows each; %s rows in an epoch (%s)", f"{steps.last:,}", size, f"{order.rows:,}", names)
     for line in shares.lines() if shares else ():
