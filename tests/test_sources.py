@@ -414,7 +414,7 @@ def test_another_seq_len_decompresses_a_file_once_and_not_once_a_shard(tmp_path:
     WRITERS["frames.jsonl.zst"](tmp_path / "a.jsonl.zst")
     assert len(prepare(tmp_path / "a.jsonl.zst", shard_bytes=2000).content["shards"]) > 10
     opened = []
-    monkeypatch.setattr("moai.sources.local.open_blocks", lambda path, *rest: opened.append(path) or open_blocks(path, *rest))
+    monkeypatch.setattr("moai.sources.kinds.stream.open_blocks", lambda path, *rest: opened.append(path) or open_blocks(path, *rest))
     prepare(tmp_path / "a.jsonl.zst", shard_bytes=2000, seq_len=100)
     assert len(opened) <= 3  # two looks at its first records, for its shape and for the tokenizer's probe, and the one pass
 

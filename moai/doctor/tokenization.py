@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from moai.doctor.check import ADVICE, FAILED, OK, Check
 from moai.errors import TokenizerError
+from moai.sources.streams import open_blocks
 
 if TYPE_CHECKING:
     from moai.backends import Backend, Reference
@@ -123,8 +124,5 @@ def check_round_trip(backend: Reference, documents: list[str]) -> Check:
 
 
 def _read_documents(path: Path) -> Iterator[str]:
-    import zstandard
-
-    with zstandard.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
+    for line in b"".join(open_blocks(str(path), "zst", 1 << 20)).splitlines():
+        yield json.loads(line)["text"]

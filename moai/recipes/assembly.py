@@ -179,15 +179,16 @@ def sample(streams: Sequence[Stream]) -> list[str]:
 
 def _stream(wanted: Request, given: Input, spool_dir: Path, batch_bytes: int) -> Stream:
     config = wanted.config
+    given = replace(given, kind=given.kind.having(txt_document=config.txt_document))
     source = LocalSource(
-        name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir, txt_document=config.txt_document,
+        name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir,
         max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
     )  # fmt: skip
     shape = None
-    if wanted.template and given.kind == "txt":
+    if wanted.template and given.kind.plain:
         raise SourceError(f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow")
-    if given.kind != "txt":
-        found = columns_of(source, given)
+    if not given.kind.plain:
+        found = columns_of(given)
         shape = (
             choose_chat_shape(found, source=given.spec, text_column=config.text_column)
             if wanted.template

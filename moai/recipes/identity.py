@@ -38,7 +38,7 @@ _MOST_BYTES = 1 << 26
 
 def plan_fields(config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input], template: ChatTemplate | None = None) -> dict[str, Any]:
     """All that the plan key is made of. `files` are for explaining a miss; `inputs` says what is read how often, in which order, and what shares shards."""
-    inputs_read = [[given.name, given.kind, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
+    inputs_read = [[given.name, given.kind.identity, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     return {
         "config": identity(config),
@@ -64,7 +64,7 @@ def transform_identity(
     """What a shard's content depends on besides its raw bytes. shard_bytes only says where ranges are cut."""
     flags = {name: value for name, value in identity(config).items() if name not in ("shard_bytes", "dataset_config", "text_column", "text_template")}
     return {
-        "config": flags, "tokenizer": tokenizer_identity(tokenizer, template), "format_version": FORMAT_VERSION, "text_version": text.VERSION, "kind": given.kind,
+        "config": flags, "tokenizer": tokenizer_identity(tokenizer, template), "format_version": FORMAT_VERSION, "text_version": text.VERSION, "kind": given.kind.identity,
         "shape": [shape.name, list(shape.columns), shape.template] if shape else "plain text",
         **({"chat_version": conversation.VERSION} if template else {}),
     }  # fmt: skip

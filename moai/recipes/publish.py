@@ -161,7 +161,7 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Part]) -> list[dict[
 def _source(part: Part) -> dict[str, Any]:
     counts = _sum(done.receipt.counts for done in part.done)
     return {
-        "name": part.given.name, "kind": part.given.kind, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "read": counts["read"],
+        "name": part.given.name, "kind": part.given.kind.name, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "read": counts["read"],
         "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
     }  # fmt: skip
 
@@ -172,11 +172,9 @@ def bad_records(cache: Path, part: Part) -> Iterator[dict[str, Any]]:
     Receipts place a record within its segment, since that is all its content knows; the way to there is summed up here.
     """
     lines: Counter[str] = Counter()
-    offsets: dict[str, int] = {}
+    offsets: Counter[str] = Counter()
     for done in part.done:
         segments, raw = done.shard.segments, done.receipt.raw
-        for segment in segments:
-            offsets.setdefault(segment.file.name, segment.start if segment.framing != "lines" and segment.aligned else 0)
         if done.receipt.quarantine_xxh3_128:
             with open(Ledger(cache).quarantine(done.receipt.shard_key), "rb") as file:
                 for entry in sorted(map(json.loads, file), key=lambda e: (e["segment"], e["line"])):

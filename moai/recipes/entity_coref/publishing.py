@@ -213,7 +213,7 @@ def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
 
 def _source(part: Part) -> dict[str, Any]:
     counts = total(done.receipt.counts for done in part.done)
-    return {"name": part.given.name, "kind": part.given.kind, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
+    return {"name": part.given.name, "kind": part.given.kind.name, "text": part.shape, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
             "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
 
 
