@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from moai.doctor.check import ADVICE, FAILED, OK, Check
 from moai.errors import TokenizerError
-from moai.sources.streams import open_blocks
 
 if TYPE_CHECKING:
     from moai.backends import Backend, Reference
@@ -124,5 +123,7 @@ def check_round_trip(backend: Reference, documents: list[str]) -> Check:
 
 
 def _read_documents(path: Path) -> Iterator[str]:
+    from moai.sources.streams import open_blocks  # pyarrow may be what is missing
+
     for line in b"".join(open_blocks(str(path), "zst", 1 << 20)).splitlines():
         yield json.loads(line)["text"]

@@ -200,7 +200,7 @@ def _scan(blocks: Iterator[bytes], delimiter: str, *, at_start: bool) -> Iterato
 
     An end never lies before the block that was drawn last. Costs one step of Python a quoted field, none a line.
     """
-    quoted_field = re.compile(rb'(?<=[%b\r\n])"[^"]*+(?:""[^"]*+)*+("?)' % delimiter.encode())
+    quoted_field = re.compile(rb'"(?<=[%b\r\n]")[^"]*+(?:""[^"]*+)*+("?)' % delimiter.encode())
     before, is_open = b"\n", False  # the byte before the piece; whether a quoted field goes on in it
     for data in _whole_marks(blocks):
         window = before + data
@@ -221,8 +221,9 @@ def _scan(blocks: Iterator[bytes], delimiter: str, *, at_start: bool) -> Iterato
         codes = np.frombuffer(window, np.uint8)
         ends = np.flatnonzero(codes == 10)
         if b"\r" in data:  # ends a record too, unless a newline follows
-            lone = np.flatnonzero((codes == 13) & (np.append(codes[1:], 0) != 10))
-            ends = np.sort(np.concatenate((ends, lone)))
+            returns = np.flatnonzero(codes == 13)
+            lone = returns[codes[np.minimum(returns + 1, len(codes) - 1)] != 10]
+            ends = np.sort(np.concatenate((ends, lone))) if len(lone) else ends
         ends = ends[ends > 0]
         if bounds:
             ends = ends[np.searchsorted(np.array(bounds), ends, side="right") % 2 == 0]

@@ -75,6 +75,5 @@ class Stream(Kind):
         if not self.is_seekable(file):
             blocks = self.stream(file, block_bytes)
             return skip(blocks, segment.start, segment.end) if segment.aligned else blocks
-        if not segment.aligned and self.is_lines(file):
-            return read_lines_in(file.path, segment.start, segment.end, block_bytes)
-        return read_range(file.path, segment.start, segment.end, block_bytes)
+        read = read_range if segment.aligned else read_lines_in  # of a whole file the two are one
+        return read(file.path, segment.start, segment.end, block_bytes)
