@@ -99,6 +99,6 @@ def _by_manifest(manifest: Mapping[str, Any], wanted: Request) -> Iterator[Diffe
     }
     yield from identity.differences(old, wanted.fields)
     before = [f"{source['name']}: {source.get('files')} {source['kind']} files" for source in content["sources"]]
-    after = [f"{given.name}: {len(given.files)} {given.kind} files" for given in wanted.inputs]
+    after = [f"{given.name}: {len(given.files)} {given.kind.name} files" for given in wanted.inputs]
     if before != after:
         yield Difference("sources", "sources", "; ".join(before), "; ".join(after))

@@ -3,6 +3,7 @@
 write_atomic(path, data)          a small file, replaced as a whole
 publish_file(staged, final)       a finished file gets its final name; an existing one stays
 publish_directory(staged, final)  likewise for a directory
+storage_of(path)                  how an input is read: every input byte comes through it
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import xxhash
 
 from moai.errors import SourceError, StorageError
 from moai.failpoints import failpoint
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _RACY_NS = 2_000_000_000
 _BLOCK_BYTES = 4 << 20
@@ -60,6 +65,46 @@ class Stamp:
 def stamp(path: Path) -> Stamp:
     status = path.stat()
     return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+class Storage(Protocol):
+    """Where inputs lie. All that is read of an input is read through these."""
+
+    def stamp(self, path: str) -> Stamp: ...
+    def open(self, path: str) -> RawIOBase: ...  # unbuffered, for `seek` and `read`; a read may give less than was asked for
+    def random_access(self, path: str, *, mapped: bool) -> pa.NativeFile: ...  # for Arrow's own readers; mapped where slices are to cost no copy
+
+
+class LocalFiles:
+    """Files that the operating system opens."""
+
+    def stamp(self, path: str) -> Stamp:
+        return stamp(Path(path))
+
+    def open(self, path: str) -> RawIOBase:
+        return open(path, "rb", buffering=0)
+
+    def random_access(self, path: str, *, mapped: bool) -> pa.NativeFile:
+        import pyarrow as pa
+
+        return pa.memory_map(path) if mapped else pa.OSFile(path)
+
+
+_LOCAL = LocalFiles()
+
+
+def storage_of(path: str) -> Storage:
+    """What reads the input of this name."""
+    return _LOCAL
+
+
+def read_range(path: str, start: int, end: int | None, block_bytes: int) -> Iterator[bytes]:
+    """The bytes [start, end) of an input, or from `start` to its end, in blocks of at most `block_bytes`."""
+    with storage_of(path).open(path) as file:
+        file.seek(start)
+        while (end is None or start < end) and (block := file.read(block_bytes if end is None else min(block_bytes, end - start))):
+            start += len(block)
+            yield block
 
 
 def canonical_json(value: Any) -> bytes:

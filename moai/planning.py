@@ -30,7 +30,7 @@ def describe(config: DataConfig, origins: Mapping[str, str], environ: Mapping[st
         return
     yield f"cache        miss: {why_missed(wanted)}"
     for given in wanted.inputs:
-        yield f"input        {given.name}: {len(given.files)} {given.kind} files, {sum(f.stamp.size for f in given.files):,} bytes"
+        yield f"input        {given.name}: {len(given.files)} {given.kind.name} files, {sum(f.stamp.size for f in given.files):,} bytes"
     shards = _shards(wanted)
     yield f"shards       about {shards:,} of {config.shard_bytes:,} bytes ({files} files)"
     if shards > 20_000:

@@ -15,7 +15,7 @@ from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Raw, Receipt, Shard, run_shard, shard_key
 from moai.engine.run import Done
 from moai.errors import ConfigError, DamagedError, MoaiError, SourceError
-from moai.files import canonical_json, link_or_copy, stamp
+from moai.files import canonical_json, link_or_copy, storage_of
 from moai.recipes.assembly import Request, Stream, pipeline, streams
 from moai.recipes.choosing import Chosen
 from moai.recipes.dataset import DatasetEntry, parse_dataset
@@ -137,7 +137,7 @@ class Recipe:
         stamps: Mapping[str, Any] = (
             next((record["fields"]["files"] for _, record in plans(self.cache) if record["directory"] == self.directory.name), {}) if self.cache else {}
         )
-        changed = [file for file in files if file in stamps and stamps[file] != stamp(Path(file)).as_list()] or files
+        changed = [file for file in files if file in stamps and stamps[file] != storage_of(file).stamp(file).as_list()] or files
         names = ", ".join(changed[:_FILES_NAMED]) or f"the input {entry['source']}"
         return SourceError(
             f"{names}: changed since {self.directory.name} was prepared: no range of it has the content {entry['raw_digest']} any more that {entry['file']} was made from; "
@@ -186,7 +186,7 @@ class Recipe:
             # A folder of several kinds stands in the manifest once for each of them.
             specs = specs[1 if self.dataset else len(inputs) :]
             found += inputs
-        if [given.kind for given in found] != [source["kind"] for source in sources]:
+        if [given.kind.name for given in found] != [source["kind"] for source in sources]:
             now, then = (", ".join(given.spec for given in found), ", ".join(f"{source['name']} ({source['kind']})" for source in sources))
             raise SourceError(f"{now or 'no input'}: not the inputs that {self.directory.name} was made from: {then}; name them with --dataset, in that order")
         return tuple(replace(given, name=source["name"]) for given, source in zip(found, sources))

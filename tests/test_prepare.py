@@ -25,11 +25,11 @@ from tokenizers import Tokenizer
 
 from moai.engine.ledger import Ledger
 from moai.errors import DamagedError, SourceError, StorageError
+from moai.files import read_range
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import Prepared
 from moai.recipes.pretraining import prepare
 from moai.sources.discover import discover
-from moai.sources.records import read_range
 from moai.sources.streams import open_blocks
 from moai.verify import verify
 
@@ -165,8 +165,8 @@ def test_a_document_a_row_can_be_split_instead(corpus: Path, tmp_path: Path) -> 
 
 def test_a_second_run_reads_and_prepares_nothing(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(corpus, tmp_path)
-    monkeypatch.setattr("moai.sources.local.read_range", _must_not_read)
-    monkeypatch.setattr("moai.sources.local.read_lines_in", _must_not_read)
+    monkeypatch.setattr("moai.sources.kinds.stream.read_range", _must_not_read)
+    monkeypatch.setattr("moai.sources.kinds.stream.read_lines_in", _must_not_read)
     with caplog.at_level(logging.INFO):
         second = make(corpus, tmp_path)
     assert second.path == first.path

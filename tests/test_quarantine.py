@@ -201,7 +201,7 @@ def test_where_blocks_end_makes_no_difference_to_what_is_set_aside(tmp_path: Pat
     path.write_bytes(data)
     source = LocalSource(
         name="table",
-        kind="lines",
+        kind=discover(str(path))[0].kind,
         files=discover(str(path))[0].files,
         shard_bytes=len(data),
         cache=tmp_path,

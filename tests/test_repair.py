@@ -23,6 +23,7 @@ from moai.recipes.prepared import MANIFEST, Prepared, write_manifest
 from moai.recipes.publish import whereabouts
 from moai.repair import repair
 from moai.sources.discover import Input
+from moai.sources.kinds.lines import Lines
 from moai.verify import verify
 
 PrepareIt = Callable[..., Prepared]
@@ -150,7 +151,7 @@ def test_only_what_lies_here_is_named_in_full(tmp_path: Path, monkeypatch: pytes
     """The last one is of the Hub, since there is no such folder."""
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
-    given = Input(spec, "a", "lines", (), {"dataset": dataset} if dataset else {})
+    given = Input(spec, "a", Lines(), (), {"dataset": dataset} if dataset else {})
     assert whereabouts(given) == where.format(tmp_path)
 
 

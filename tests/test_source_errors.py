@@ -160,7 +160,7 @@ def make_nothing(folder: Path) -> dict[str, str]:
     (folder / "brackets.json").write_text("[ ]")
     (folder / "packed.jsonl.gz").write_bytes(gzip.compress(b""))
     (folder / "blank.txt").write_text("\n\n\n")
-    (folder / "table.csv").write_text("text\na\n")
+    (folder / "table.xlsx").write_text("text\na\n")
     (folder / "packed.parquet.gz").write_bytes(b"x")
     pq.write_table(TABLE.slice(0, 0), folder / "no-rows.parquet")
     for name in ("nothing", "only-others", "only-pipes", "only-empty"):
@@ -194,7 +194,7 @@ def make_nothing(folder: Path) -> dict[str, str]:
         "packed.jsonl.gz": "none of its first records is a JSON object",
         "blank.txt": "holds no record at all",
         "no-rows.parquet": "holds no record at all",
-        "table.csv": "unknown kind of file",
+        "table.xlsx": "unknown kind of file",
         "packed.parquet.gz": "unknown kind of file",
         "nothing": "no readable file in this directory",
         "only-others": "no readable file in this directory",
@@ -254,7 +254,7 @@ _FORBIDDEN = """
     except SourceError as error:
         print(error)
     (given,) = discover(sys.argv[1] + "/open.jsonl")
-    source = LocalSource(name="x", kind="lines", files=given.files, shard_bytes=1000, cache=Path("/"), spool_dir=Path("/"), trust_stamps=False)
+    source = LocalSource(name="x", kind=given.kind, files=given.files, shard_bytes=1000, cache=Path("/"), spool_dir=Path("/"), trust_stamps=False)
     try:
         [list(source.read(shard, Meter())) for shard in source.shards()]
     except SourceError as error:

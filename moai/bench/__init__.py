@@ -91,7 +91,7 @@ def _total_bytes(wanted: Request, laps: Sequence[Lap], whole: bool) -> float:
     read = sum(lap.stretch.bytes for lap in laps)
     if whole:
         return read
-    if not any(file.compression or given.kind in ("parquet", "arrow") for given in wanted.inputs for file in given.files):
+    if not any(file.compression or given.kind.columnar for given in wanted.inputs for file in given.files):
         return wanted.nominal_bytes
     return max(read, wanted.nominal_bytes * read / sum(lap.nominal_bytes for lap in laps))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -20,8 +21,10 @@ from moai.bench.report import Stretch
 from moai.engine.executor import Executor, Processes
 from moai.engine.pipeline import Pipeline, Raw, Receipt, Sealed, Shard, run_shard
 from moai.errors import WorkerDied
+from moai.files import storage_of
 from moai.recipes.assembly import Stream
-from moai.sources.local import Segment
+from moai.sources.kinds import Kind, Segment
+from moai.sources.local import LocalSource
 from moai.transforms.text import ToText
 
 BLOCK_BYTES = 4 << 20
@@ -38,7 +41,7 @@ class Bare:
     def __call__(self) -> int:
         tokens = 0
         for path, start, end in self.ranges:
-            with open(path, "rb") as file:
+            with io.BufferedReader(storage_of(path).open(path)) as file:
                 if start:
                     file.seek(start - 1)
                     file.readline()
@@ -154,7 +157,8 @@ def _number_of_ids(backend: Backend, texts: list[str]) -> int:
 
 
 def unit(stream: Stream, shard: Shard, backend: Backend) -> Unit:
-    ranges = [_lines_in(segment) for segment in shard.segments]
+    assert isinstance(stream.source, LocalSource)
+    ranges = [_lines_in(stream.source.kind, segment) for segment in shard.segments]
     column = "" if not isinstance(stream.to_text, ToText) or stream.to_text.plain else stream.to_text.shape.column
     found = tuple(bounds for bounds in ranges if bounds)
     if column and len(found) == len(ranges):
@@ -162,8 +166,8 @@ def unit(stream: Stream, shard: Shard, backend: Backend) -> Unit:
     return Own(Pipeline(source=stream.source, transforms=(stream.to_text,), sink=Dropped(backend), transform_key="", probe=False), shard)
 
 
-def _lines_in(segment: Segment) -> tuple[str, int, int] | None:
+def _lines_in(kind: Kind, segment: Segment) -> tuple[str, int, int] | None:
     """Where a segment's lines lie as they are; None where they are compressed, or no lines."""
-    if segment.framing != "lines" or (segment.file.compression and not segment.spool):
+    if not kind.is_lines(segment.file) or (segment.file.compression and not segment.spool):
         return None
     return (segment.spool, 0, segment.end - segment.start) if segment.spool else (segment.file.path, segment.start, segment.end)

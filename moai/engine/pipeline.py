@@ -10,6 +10,7 @@ first, because then a hash (GB/s) may save tokenizing (MB/s).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,10 @@ class Meter:
         self._hash.update(block)
         self._bytes[-1] += len(block)
         self._lines[-1] += lines
+
+    def context(self, data: bytes) -> None:
+        """What decides how the segment is read but is no part of it, like the header of a table: hashed, not counted."""
+        self._hash.update(xxhash.xxh3_128_digest(data))
 
     def raw(self) -> Raw:
         """The segments' lengths are hashed too: the same bytes cut into other files are other records."""
@@ -282,15 +287,23 @@ def run_shard(
         _tally.reset(token)
 
 
+@contextlib.contextmanager
+def tallied() -> Iterator[Tally]:
+    """A tally of its own for what transforms count and set aside outside of a shard."""
+    tally = Tally()
+    token = _tally.set(tally)
+    try:
+        yield tally
+    finally:
+        _tally.reset(token)
+
+
 def peek(batches: Iterator[pa.RecordBatch], transforms: tuple[Transform, ...]) -> pa.RecordBatch | None:
     """The first batch behind the transforms; what they count and set aside is dropped."""
-    token = _tally.set(Tally())
-    try:
+    with tallied():
         for transform in transforms:
             batches = transform(batches)
         return next(batches, None)
-    finally:
-        _tally.reset(token)
 
 
 def _hand_on(batches: Iterator[pa.RecordBatch], on_batch: Callable[[int, int], None], care: Care) -> Iterator[pa.RecordBatch]:

@@ -26,7 +26,7 @@ from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
-from moai.sources.placed import SOURCE, Placed
+from moai.sources.placed import OfSource, Placed
 from moai.sources.schema import columns_of
 from moai.tokenizer import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
 from moai.transforms.chat import EncodeExamples, ToExamples
@@ -154,9 +154,9 @@ def _inputs_of(entry: DatasetEntry, dataset_config: str | None) -> list[Input]:
     """The inputs of one entry, under its own name where it has one."""
     if entry.source:
         name = entry.name or str(entry.source.name)
-        return [Input(str(entry), name, SOURCE, (), {})]
+        return [Input(str(entry), name, OfSource(made_by=type(entry.source)), (), {})]
     found = discover(entry.spec, dataset_config)
-    return found if not entry.name else [replace(given, name=entry.name if len(found) == 1 else f"{entry.name}.{given.kind}") for given in found]
+    return found if not entry.name else [replace(given, name=entry.name if len(found) == 1 else f"{entry.name}.{given.kind.name}") for given in found]
 
 
 def complete(found: Found) -> Request:
@@ -266,7 +266,7 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
     beside += [column for part in inner for column in part.adds if column.per == "piece"]
     pack = Pack(seq_len=config.seq_len, strategy=config.packing, dtype=np.dtype(wanted.tokenizer.dtype).name, split_long=config.long_documents == "split",
                 beside=(*((TRAINED,) if wanted.template else ()), *beside))  # fmt: skip
-    what = identity.transform_identity(reading.given, config, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside))
+    what = identity.transform_identity(reading.given, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside))
     key = digest_json(what)[:40]
     source = reading.source
     if isinstance(source, LocalSource):
@@ -292,21 +292,23 @@ def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path
     """One input with the shape of its text and the types of its columns. Raises SourceError where no shape fits."""
     config = entry.applied_to(wanted.config)
     source: LocalSource | Placed
+    columns: Mapping[str, str]
     if entry.source:
         source = Placed(source=entry.source, name=given.name)
         columns = source.columns_of()
     else:
+        given = replace(given, kind=given.kind.having(txt_document=config.txt_document, encoding=entry.encoding))
         local = LocalSource(
-            name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir, txt_document=config.txt_document,
+            name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir,
             max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
         )  # fmt: skip
-        if given.kind == "txt":
+        if given.kind.plain:
             if wanted.template:
                 raise SourceError(
                     f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow"
                 )
             return Reading(given, entry, config, local, None, {})
-        source, columns = local, columns_of(local, given)
+        source, columns = local, columns_of(given)
     shape = (
         choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
         if wanted.template

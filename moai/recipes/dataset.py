@@ -47,6 +47,8 @@ class DatasetEntry:
     text_column: str | None = None
     text_template: str | None = None
     txt_document: str | None = None
+    encoding: str | None = None
+    """Of CSV and TSV files, where it is neither UTF-8 nor UTF-16 with its mark."""
     transforms: tuple[Part, ...] = ()
     min_chars: int | None = None
     max_chars: int | None = None
@@ -156,7 +158,7 @@ def _of_flag(given: str, place: str) -> DatasetEntry:
     found: dict[str, Any] = {"name": named[1], "path": path}
     for setting in settings:
         key, _, value = setting.partition("=")
-        found[key] = value if key in ("text_column", "text_template", "split", "config") else yaml.safe_load(value)
+        found[key] = value if key in ("text_column", "text_template", "split", "config", "encoding") else yaml.safe_load(value)
     return _of_mapping(found, place, None)
 
 

@@ -47,7 +47,7 @@ def plan_fields(
     config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input], entries: Sequence[DatasetEntry], template: ChatTemplate | None = None
 ) -> dict[str, Any]:
     """All that the plan key is made of. `files` are for explaining a miss; `inputs` says what is read how often, in which order, and what shares shards."""
-    inputs_read = [[given.name, given.kind, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
+    inputs_read = [[given.name, given.kind.identity, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
     objects = [source_identity(entry.source) for entry in entries if entry.source]
@@ -73,12 +73,11 @@ def tokenizer_identity(tokenizer: TokenizerSpec, template: ChatTemplate | None) 
     return {**tokenizer.identity(), **(template.identity() if template else {})}
 
 
-def transform_identity(given: Input, config: DataConfig, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:
+def transform_identity(given: Input, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:
     """What a shard's content depends on besides its raw bytes: how a file is read, the parts as they are, and the columns of the rows."""
-    reading = {"kind": given.kind, **({"txt_document": config.txt_document} if given.kind == "txt" else {})}
     return {
         "format_version": FORMAT_VERSION,
-        "source": reading,
+        "kind": given.kind.identity,
         "parts": [part.identity() for part in parts],
         "columns": [column.as_json() for column in columns],
     }

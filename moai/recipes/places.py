@@ -32,14 +32,12 @@ class Processed:
 
     def places(self) -> Iterator[tuple[Done, list[Place]]]:
         """Each shard with the places of its segments. What is not files has one place, the source itself."""
-        lines, offsets = Counter[str](), dict[str, int]()
+        lines, offsets = Counter[str](), Counter[str]()
         name = self.stream.given.name
         for done in self.done:
             places = []
             for segment, size, records in zip(done.shard.segments, done.receipt.raw.bytes, done.receipt.raw.lines):
                 file = segment.file.name if hasattr(segment, "file") else name
-                if file not in offsets:
-                    offsets[file] = segment.start if hasattr(segment, "file") and segment.framing != "lines" and segment.aligned else 0
                 places.append(Place(file, lines[file], offsets[file]))
                 lines[file] += records
                 offsets[file] += size

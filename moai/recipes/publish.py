@@ -169,7 +169,7 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed]) -> list[
 def _source(part: Processed) -> dict[str, Any]:
     counts = _sum(done.receipt.counts for done in part.done)
     return {
-        "name": part.stream.given.name, "not_read": list(part.stream.not_read), "kind": part.stream.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "read": counts["read"],
+        "name": part.stream.given.name, "not_read": list(part.stream.not_read), "kind": part.stream.given.kind.name, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "read": counts["read"],
         "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.stream.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
     }  # fmt: skip
 

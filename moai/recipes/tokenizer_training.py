@@ -14,21 +14,19 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import TYPE_CHECKING
 
 from moai.config import option, resolve
-from moai.engine.pipeline import Meter
+from moai.engine.pipeline import Meter, tallied
 from moai.errors import ConfigError, MoaiError, SourceError, StorageError, TooManyBadRecords
 from moai.files import write_atomic
 from moai.recipes.tokenizer_conversion import convert
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
-from moai.transforms.text import BadRecord, TextShape, choose_shape
+from moai.transforms.text import TextShape, ToText, choose_shape
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -189,41 +187,26 @@ class Documents:
         return text
 
     def _of_input(self, given: Input) -> Iterator[str]:
+        config = self.config
+        kind = given.kind.having(txt_document=config.txt_document)
+        shape = TextShape(name="plain text")
+        if not kind.plain:
+            shape = choose_shape(columns_of(given), source=given.spec, text_column=config.text_column, template=config.text_template)
         # One shard without end: every file is read once from its beginning, and nothing is cached or spooled.
         source = LocalSource(
-            name=given.name, kind=given.kind, files=given.files, shard_bytes=1 << 62, cache=Path(os.devnull), spool_dir=Path(os.devnull),
-            txt_document=self.config.txt_document, batch_rows=256, trust_stamps=False,
+            name=given.name, kind=kind, files=given.files, shard_bytes=1 << 62, cache=Path(os.devnull), spool_dir=Path(os.devnull),
+            columns=shape.columns, batch_rows=256, trust_stamps=False,
         )  # fmt: skip
-        shape = None
-        if given.kind != "txt":
-            shape = choose_shape(columns_of(source, given), source=given.spec, text_column=self.config.text_column, template=self.config.text_template)
-            source = replace(source, columns=shape.columns)
-        columnar = given.kind in ("parquet", "arrow")
+        to_text = ToText(shape=shape, plain=kind.plain)
         for shard in source.shards():
             for batch in source.read(shard, Meter()):
-                for record in batch.to_pylist():
-                    if columnar or record["record"].strip():  # a blank line is no record
-                        yield from self._text_of(record, shape, columnar, shard.segments[record["segment"]].file.path)
-
-    def _text_of(self, record: dict[str, Any], shape: TextShape | None, columnar: bool, path: str) -> Iterator[str]:
-        self.read += 1
-        try:
-            text = _render(record, shape, columnar)
-        except (BadRecord, orjson.JSONDecodeError, UnicodeDecodeError) as bad:
-            self.bad += 1
-            self.first_bad = self.first_bad or f"{path}, line {record['line'] + 1}: {bad}"
-            return
-        yield text
-
-
-def _render(record: dict[str, Any], shape: TextShape | None, columnar: bool) -> str:
-    if record.get("problem") and not columnar:
-        raise BadRecord(record["problem"])
-    if shape is None:
-        return str(record["record"], "utf-8").rstrip("\r\n")
-    if columnar:
-        return shape.render(record)
-    row = orjson.loads(record["record"].removeprefix(b"\xef\xbb\xbf"))
-    if not isinstance(row, dict):
-        raise BadRecord("not an object", f"found {type(row).__name__}")
-    return shape.render(row)
+                with tallied() as tally:
+                    texts = to_text.strings(batch)
+                if kind.plain:  # a blank line is no document
+                    texts = [text for text in texts if text.strip()]
+                self.read += len(texts) + tally.counts["quarantined"]
+                self.bad += tally.counts["quarantined"]
+                if tally.quarantine and not self.first_bad:
+                    bad = tally.quarantine[0]
+                    self.first_bad = f"{shard.segments[bad['segment']].file.path}, line {bad['line'] + 1}: {bad['detail']}"
+                yield from texts

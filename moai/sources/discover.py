@@ -18,15 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from moai.errors import SourceError
-from moai.files import input_errors, stamp
+from moai.files import input_errors, storage_of
 from moai.sources.hub import HubFiles, HubName, fetch
-from moai.sources.local import File
-from moai.sources.streams import COMPRESSIONS
+from moai.sources.kinds import File, Kind, endings, kind_of
 
 logger = logging.getLogger(__name__)
-
-KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".txt": "txt", ".parquet": "parquet", ".arrow": "arrow"}
-_COLUMNAR = ("parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Input:
 
     spec: str
     name: str
-    kind: str
+    kind: Kind
     files: tuple[File, ...]
     origin: dict[str, str]
 
@@ -46,17 +42,13 @@ def discover(spec: str, config: str | None = None) -> list[Input]:
         raise SourceError(f"{spec!r}: names no data; is a variable empty?")
     with input_errors(spec):
         paths, root, origin = _paths(spec, config)
-    files = [_file(path, root) for path in paths]
-    empty = [file for file in files if file.stamp.size == 0]
-    if len(empty) == len(files):
-        raise SourceError(f"{spec}: {'the file is' if len(files) == 1 else f'all {len(files)} files are'} empty; nothing to prepare")
+    found = [_file(path, root) for path in paths]
+    if not any(file.stamp.size for _, file in found):
+        raise SourceError(f"{spec}: {'the file is' if len(found) == 1 else f'all {len(found)} files are'} empty; nothing to prepare")
     name = short_name(spec)
-    kinds = sorted({file.kind for file in files})
-    return [
-        Input(spec, name if len(kinds) == 1 else f"{name}.{kind}", kind, tuple(f for f in files if f.kind == kind and f.stamp.size), origin)
-        for kind in kinds
-        if any(f.kind == kind and f.stamp.size for f in files)
-    ]
+    kinds = sorted({kind for kind, _ in found}, key=lambda kind: kind.name)
+    of_kind = [(kind, tuple(file for its, file in found if its == kind and file.stamp.size)) for kind in kinds]
+    return [Input(spec, name if len(kinds) == 1 else f"{name}.{kind.name}", kind, files, origin) for kind, files in of_kind if files]
 
 
 def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, str]]:
@@ -73,13 +65,13 @@ def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, s
         return _in_directory(local, name.split), local, {}
     if any(c in spec for c in "*?["):
         # A set: a pattern with several ** gives one path several times.
-        found = sorted({Path(p) for p in glob.glob(str(path), recursive=True) if _kind(Path(p)) and Path(p).is_file()})
+        found = sorted({Path(p) for p in glob.glob(str(path), recursive=True) if kind_of(p) and Path(p).is_file()})
         if not found:
-            raise SourceError(f"{spec}: no file matches (readable endings: {_endings()})")
+            raise SourceError(f"{spec}: no file matches (readable endings: {endings()})")
         return found, Path(os.path.commonpath([str(p.parent) for p in found])), {}
     if not name.could_be_hub() and not local.is_dir():
         raise SourceError(f"{spec}: no such file or directory (in {Path.cwd()})")
-    fetched: HubFiles = fetch(name, readable=lambda file: _kind(Path(file)) is not None)
+    fetched: HubFiles = fetch(name, readable=lambda file: kind_of(file) is not None)
     return [Path(p) for p in fetched.paths], Path(os.path.commonpath([os.path.dirname(p) for p in fetched.paths])), fetched.origin
 
 
@@ -105,9 +97,9 @@ def _in_directory(path: Path, split: str | None) -> list[Path]:
             file = Path(folder) / name
             if name.startswith("."):
                 continue
-            (found if _kind(file) and file.is_file() else passed_over).append(file)
+            (found if kind_of(file) and file.is_file() else passed_over).append(file)
     if not found:
-        raise SourceError(f"{path}: no readable file in this directory (readable endings: {_endings()})")
+        raise SourceError(f"{path}: no readable file in this directory (readable endings: {endings()})")
     if passed_over:
         logger.info("%s: %d files passed over (no readable ending), the first %s", path, len(passed_over), passed_over[0].name)
     return sorted(found, key=lambda file: file.relative_to(path).as_posix().encode("utf-8", "surrogateescape"))
@@ -129,27 +121,14 @@ def _refuse(error: OSError) -> None:
     raise SourceError(f"{error.filename}: {error.strerror}; without it the data would be another set") from error
 
 
-def _file(path: Path, root: Path) -> File:
-    kind = _kind(path)
-    if kind is None:
-        raise SourceError(f"{path}: unknown kind of file (readable endings: {_endings()})")
-    compression = COMPRESSIONS.get(path.suffix, "")
+def _file(path: Path, root: Path) -> tuple[Kind, File]:
+    known = kind_of(path)
+    if known is None:
+        raise SourceError(f"{path}: unknown kind of file (readable endings: {endings()})")
     absolute = path.absolute()
     name = os.fsencode(absolute.relative_to(root.absolute()).as_posix()).decode("utf-8", "backslashreplace")
     with input_errors(absolute):
-        return File(str(absolute), name, kind, compression, stamp(absolute))
-
-
-def _kind(path: Path) -> str | None:
-    suffix = path.suffix
-    if suffix in COMPRESSIONS:
-        kind = KINDS.get(Path(path.stem).suffix)
-        return None if kind in _COLUMNAR else kind
-    return KINDS.get(suffix)
-
-
-def _endings() -> str:
-    return ", ".join(KINDS) + "; text also with " + " or ".join(COMPRESSIONS)
+        return known[0], File(str(absolute), name, known[1], storage_of(str(absolute)).stamp(str(absolute)))
 
 
 def short_name(spec: str) -> str:

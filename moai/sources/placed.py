@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from moai.engine.part import class_identity
 from moai.engine.pipeline import Meter, Raw, Shard
 from moai.errors import SourceError
-from moai.sources.schema import types_of
+from moai.sources.kinds.kind import File, Kind, Segment, type_names
+from moai.sources.records import Limits
 
-SOURCE = "source"
-"""The kind of such an input."""
 _PLACE = ("segment", "line", "offset")
+
+
+@dataclass(frozen=True)
+class OfSource(Kind):
+    """The kind of what a user's source gives: known by the class that reads it, never by a file's ending."""
+
+    name: ClassVar[str] = "source"
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    made_by: type
+
+    @property
+    def identity(self) -> list[Any]:
+        return [self.name, class_identity(self.made_by)]
+
+    def schema(self, file: File) -> Mapping[str, str]:
+        raise AssertionError("no file is of this kind")
+
+    def read(self, segment: Segment, columns: tuple[str, ...], limits: Limits) -> Iterator[pa.RecordBatch]:
+        raise AssertionError("no file is of this kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,5 +74,5 @@ class Placed:
         """Names and types of its columns, from its first batch. Raises SourceError where there is none."""
         for batches in self.looks(1):
             for batch in batches:
-                return types_of(pa.schema([field for field in batch.schema if field.name not in _PLACE]))
+                return type_names(pa.schema([field for field in batch.schema if field.name not in _PLACE]))
         raise SourceError(f"{self.name}: gives no batch; nothing to prepare")

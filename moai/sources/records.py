@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import RawIOBase
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from moai import columns
 from moai.engine.pipeline import Meter
+from moai.files import storage_of
 
 SCHEMA = pa.schema([("record", pa.binary()), ("problem", pa.string()), ("segment", pa.int32()), ("line", pa.int64()), ("offset", pa.int64())])
 TOO_LARGE = "too large"
@@ -37,6 +39,10 @@ class Limits:
     def sample_bytes(self) -> int:
         """Of a record that is too large: never more than makes it so, or the sample would depend on where blocks end."""
         return min(SAMPLE_BYTES, self.max_record_bytes)
+
+    def rows_of(self, rows: int, num_bytes: int) -> int:
+        """Rows of a batch cut from so many, by their mean size: a count alone would let long documents take any amount of memory."""
+        return max(1, min(self.batch_rows, self.batch_bytes * max(1, rows) // max(1, num_bytes)))
 
 
 def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter) -> Iterator[pa.RecordBatch]:
@@ -167,18 +173,9 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, open
     yield from take(len(data), len(data))
 
 
-def read_range(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:
-    """The bytes [start, end) of a file."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while start < end and (block := file.read(min(block_bytes, end - start))):
-            start += len(block)
-            yield block
-
-
 def read_lines_in(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:
     """The lines that begin in [start, end), the last one to its end: neighbouring ranges share no line and miss none."""
-    with open(path, "rb", buffering=0) as file:
+    with storage_of(path).open(path) as file:
         position = _next_line(file, start, end, block_bytes)
         if position >= end:
             return
@@ -212,13 +209,13 @@ def whole_file(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Met
         yield _batch([(b"".join(pieces), None, 0, 0)], segment)
 
 
-def _next_line(file: object, start: int, end: int, block_bytes: int) -> int:
+def _next_line(file: RawIOBase, start: int, end: int, block_bytes: int) -> int:
     """Where the first line that begins at `start` or later begins; `end` if none does before."""
     if start == 0:
         return 0
     position = start - 1
-    file.seek(position)  # type: ignore[attr-defined]
-    while position < end - 1 and (block := file.read(min(block_bytes, end - 1 - position))):  # type: ignore[attr-defined]
+    file.seek(position)
+    while position < end - 1 and (block := file.read(min(block_bytes, end - 1 - position))):
         cut = block.find(b"\n") + 1
         if cut:
             return int(position + cut)

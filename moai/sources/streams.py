@@ -6,6 +6,7 @@ handed on as a range of its own (for a compressed file as a spool file, which a 
 
 from __future__ import annotations
 
+import functools
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ from typing import BinaryIO
 
 from moai.engine.pipeline import Meter, Raw
 from moai.errors import SourceError
-from moai.sources.records import read_range, scan_values
+from moai.files import read_range
+from moai.sources.records import scan_values
 
-COMPRESSIONS = {".zst": "zst", ".gz": "gz"}
-EXPANSION = 8
-"""A compressed file counts for this many times its size where sizes decide what shares a shard."""
+COMPRESSIONS = {".zst": "zst", ".gz": "gz", ".xz": "xz", ".bz2": "bz2"}
+"""Ending -> what it is called. Each may hold several streams (frames, members) one after another."""
 _READ_BYTES = 1 << 18
 _ZSTD_BYTES = 1 << 11
 """Compressed bytes handed over at once: 4 of them can stand for 128 KiB, and whatever they stand for must be held. Costs nothing measurable."""
@@ -27,8 +28,8 @@ _ZSTD_BYTES = 1 << 11
 def open_blocks(path: str, compression: str, block_bytes: int) -> Iterator[bytes]:
     """The file's content, decompressed. Raises SourceError where a compressed stream is damaged or ends early."""
     if not compression:
-        return read_range(path, 0, Path(path).stat().st_size, block_bytes)
-    return _regroup(_zstd(path) if compression == "zst" else _gzip(path), block_bytes)
+        return read_range(path, 0, None, block_bytes)
+    return _regroup({"zst": _zstd, "gz": _gzip}.get(compression, _stdlib)(path, compression), block_bytes)
 
 
 def skip(blocks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
@@ -46,8 +47,8 @@ def skip(blocks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
 class RangeWriter:
     """Blocks on their way to a cutter, digested and, into `folder`, spooled as they pass: no more than a block is held, however long a range gets."""
 
-    def __init__(self, blocks: Iterator[bytes], folder: Path | None) -> None:
-        self._blocks, self._folder = blocks, folder
+    def __init__(self, blocks: Iterator[bytes], folder: Path | None, context: bytes = b"") -> None:
+        self._blocks, self._folder, self._context = blocks, folder, context
         self._block, self._block_start = b"", 0  # the block drawn last, and its offset in the stream
         self._position = 0  # offset in the stream up to which it is written
         self._begin()
@@ -75,6 +76,8 @@ class RangeWriter:
         self._spool: Path | None = None
         self._meter = Meter()
         self._meter.begin_segment()
+        if self._context:
+            self._meter.context(self._context)
 
     def _write_to(self, end: int) -> None:
         piece = self._block[self._position - self._block_start : end - self._block_start]
@@ -107,14 +110,14 @@ def value_cuts(blocks: Iterator[bytes], range_bytes: int, max_bytes: int, *, in_
             mark = (span.end // range_bytes + 1) * range_bytes
 
 
-def _zstd(path: str) -> Iterator[bytes]:
+def _zstd(path: str, _: str) -> Iterator[bytes]:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = decompressor.decompressobj()
     fresh = True  # at a frame's beginning: here a file may end
     try:
-        for block in _read(path):
+        for block in read_range(path, 0, None, _READ_BYTES):
             for start in range(0, len(block), _ZSTD_BYTES):
                 piece = block[start : start + _ZSTD_BYTES]
                 while piece:
@@ -129,11 +132,11 @@ def _zstd(path: str) -> Iterator[bytes]:
         raise SourceError(f"{path}: the zstd stream ends early; the file was cut off, fetch or write it again")
 
 
-def _gzip(path: str) -> Iterator[bytes]:
+def _gzip(path: str, _: str) -> Iterator[bytes]:
     member = zlib.decompressobj(wbits=31)
     fresh = True
     try:
-        for block in _read(path):
+        for block in read_range(path, 0, None, _READ_BYTES):
             while block:
                 if fresh and not block.strip(b"\0"):
                     break  # zero padding behind the last member, as gzip itself allows
@@ -148,10 +151,30 @@ def _gzip(path: str) -> Iterator[bytes]:
         raise SourceError(f"{path}: the gzip stream ends early; the file was cut off, fetch or write it again")
 
 
-def _read(path: str) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_READ_BYTES):
-            yield block
+def _stdlib(path: str, compression: str) -> Iterator[bytes]:
+    """xz and bzip2, whose decompressors are used alike."""
+    import bz2
+    import lzma
+
+    new = bz2.BZ2Decompressor if compression == "bz2" else functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)
+    stream = new()
+    fresh = True
+    try:
+        for block in read_range(path, 0, None, _READ_BYTES):
+            while block or not (fresh or stream.needs_input):
+                if fresh and not (block := block.lstrip(b"\0")):
+                    break  # zero padding between or behind streams, as xz allows
+                fresh = False
+                yield stream.decompress(block, _READ_BYTES)
+                block = stream.unused_data
+                if stream.eof:
+                    stream, fresh = new(), True
+    except (lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the file, not of what it holds
+        raise SourceError(f"{path}: not readable as {compression} ({error}); the file is damaged") from error
+    if not fresh:
+        raise SourceError(f"{path}: the {compression} stream ends early; the file was cut off, fetch or write it again")
 
 
 def _regroup(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:

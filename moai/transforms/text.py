@@ -91,7 +91,7 @@ def choose_shape(columns: Mapping[str, str], *, source: str, text_column: str | 
         return TextShape(name=f"template {template!r}", required=names, template=template)
     if text_column:
         need_columns((text_column,), columns, source, f"--text_column {text_column}")
-        return TextShape(name=f"column {text_column}", required=(text_column,))
+        return _pair(f"column {text_column}", text_column)
     if shape := first_fitting(_KNOWN, columns):
         return shape
     found = ", ".join(columns) or "none"
@@ -237,15 +237,20 @@ def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes
 
 
 def each_row(batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[int, T]]:
-    """The index of each good row and what `make` gives for it, of a columnar file. Where it raises BadRecord the row is quarantined."""
+    """The index of each good row and what `make` gives for it, of a columnar file. Where it raises BadRecord, or the file
+    says what is wrong with it, the row is quarantined."""
     count("read", batch.num_rows)
+    problems = batch["problem"].to_pylist() if "problem" in batch.schema.names and batch["problem"].null_count < batch.num_rows else None
     for index, row in enumerate(_rows(batch.select([name for name in batch.schema.names if name in columns]))):
+        problem = problems[index] if problems else None
         try:
+            if problem:
+                raise BadRecord(problem["reason"], problem["detail"])
             if isinstance(row, BadRecord):
                 raise row
             yield index, make(row)
         except BadRecord as bad:
-            _set_aside(bad, batch, index, b"" if row is bad else str(row).encode("utf-8", "replace"))
+            _set_aside(bad, batch, index, problem["sample"] if problem else b"" if row is bad else str(row).encode("utf-8", "replace"))
 
 
 def parse_object(record: bytes) -> dict[str, Any]:

@@ -158,11 +158,11 @@ def _stream(wanted: Wanted, given: Input, spool_dir: Path, batch_bytes: int) -> 
     what = {
         "recipe": "entity_coref candidates", "version": FORMAT_VERSION, "tokenizer": wanted.tokenizer.identity(), "kiwi": dict(wanted.kiwi), "source": given.name,
         "config": {name: value for name, value in identity(config).items() if name not in (*AFTER_CANDIDATES, *WHERE_TO_CUT)},
-        "text_version": ToText.version, "kind": given.kind, "shape": [shape.name, list(shape.columns), shape.template],
+        "text_version": ToText.version, "kind": stream.given.kind.identity, "shape": [shape.name, list(shape.columns), shape.template],
     }  # fmt: skip
     key = digest_json(what)[:40]
     source = replace(stream.source, transform_key=key)
-    if given.kind in ("parquet", "arrow") and config.id_column in columns_of(source, given):
+    if given.kind.columnar and config.id_column in columns_of(given):
         source = replace(source, columns=tuple(dict.fromkeys((*source.columns, config.id_column))))
     return replace(stream, source=source, identity=what, transform_key=key)
 

@@ -214,7 +214,7 @@ def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
 
 def _source(part: Processed) -> dict[str, Any]:
     counts = total(done.receipt.counts for done in part.done)
-    return {"name": part.stream.given.name, "kind": part.stream.given.kind, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "origin": part.stream.given.origin,
+    return {"name": part.stream.given.name, "kind": part.stream.given.kind.name, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "origin": part.stream.given.origin,
             "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
 
 

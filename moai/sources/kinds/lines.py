@@ -1,0 +1,64 @@
+"""JSON lines: a JSON object a line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import orjson
+import pyarrow as pa
+
+from moai.engine.pipeline import Meter
+from moai.sources.kinds.kind import File, NoObjects, Segment
+from moai.sources.kinds.stream import Stream
+from moai.sources.records import Limits, split_lines
+
+_OBJECTS = 100
+_RECORDS = 1000
+_LOOK = Limits(max_record_bytes=16 << 20, batch_rows=1000, batch_bytes=1 << 18)
+
+
+@dataclass(frozen=True)
+class Lines(Stream):
+    name = "lines"
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+
+    def schema(self, file: File) -> Mapping[str, str]:
+        """Judged by the first 100 objects."""
+        found: dict[str, str] = {}
+        for row in self._objects(file):
+            for name, value in row.items():
+                type_name = "string" if isinstance(value, str) else "list" if isinstance(value, list) else type(value).__name__
+                if found.get(name) not in ("string", "list"):
+                    found[name] = type_name
+        return found
+
+    def is_lines(self, file: File) -> bool:
+        return True
+
+    def records(
+        self, segment: Segment, blocks: Iterator[bytes], index: int, columns: tuple[str, ...], limits: Limits, meter: Meter
+    ) -> Iterator[pa.RecordBatch]:
+        return split_lines(blocks, index, limits, meter)
+
+    def _objects(self, file: File) -> Iterator[dict[str, object]]:
+        objects, complaint = 0, "there is none"
+        batches = self.read(Segment(file, 0, file.stamp.size), (), _LOOK)
+        records = (record for batch in batches for record in batch["record"].to_pylist() if record.strip())
+        for record in itertools.islice(records, _RECORDS):
+            try:
+                row = orjson.loads(record.removeprefix(b"\xef\xbb\xbf"))
+            except orjson.JSONDecodeError as error:
+                complaint = str(error)
+                continue
+            if not isinstance(row, dict):
+                complaint = f"found {type(row).__name__}"
+                continue
+            yield row
+            objects += 1
+            if objects == _OBJECTS:
+                return
+        if not objects:
+            raise NoObjects(complaint)
