@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -443,3 +444,11 @@ def test_train_py_imports_nothing_heavy_before_the_data_is_ready() -> None:
     """Worker processes import it again, and a waiting rank holds its memory for hours."""
     code = "import sys, train, moai.training.arguments, moai.training.checkpoints, moai.training.model, moai.training.logs; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_any_data_is_read(train_py: Callable[..., str], tmp_path: Path) -> None:
+    words = ["--config", "configs/demo.yaml", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--report_to"]
+    for name, said in (("wandb", "report_to = wandb: not installed .*tensorboard.*pip install wandb"), ("wandbb", "no such tracker; did you mean wandb?")):
+        with pytest.raises(ConfigError, match=said):
+            train_py(*words, name)
+    assert not list(tmp_path.iterdir())

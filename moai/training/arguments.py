@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from moai.config import option
 from moai.errors import ConfigError
+from moai.training.trackers import trackers
 
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay")
 ATTENTIONS = ("auto", "sdpa", "eager", "flex", "flash")
@@ -102,4 +103,5 @@ class TrainConfig:
             raise ConfigError("no place for the model: set --output_dir DIR")
         if not self.model_config and not self.pretrained_model:
             raise ConfigError("no model: set --model_config FILE for a new one (configs/model_config_demo.json is one) or --pretrained_model DIR")
+        trackers(self.report_to)
         return self

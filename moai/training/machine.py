@@ -11,6 +11,7 @@ from moai.config import Setting
 from moai.distributed import Ranks
 from moai.errors import ConfigError
 from moai.training.arguments import TrainConfig
+from moai.training.trackers import trackers
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: 
             ddp_find_unused_parameters=False, activation_checkpointing=config.gradient_checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
             logging_steps=config.logging_steps, logging_first_step=True, logging_nan_inf_filter=False, log_level="warning", log_level_replica="warning",
-            disable_tqdm=True, report_to=_reports(config.report_to), run_name=config.run_name,
+            disable_tqdm=True, report_to=trackers(config.report_to), run_name=config.run_name,
             save_strategy="steps", save_steps=config.save_steps, save_total_limit=None,  # checkpoints.rotate keeps save_total_limit
             dataloader_num_workers=loader_processes, dataloader_prefetch_factor=4 if loader_processes else None, dataloader_drop_last=True,
             ignore_data_skip=True,  # the sampler begins where the run is resumed
@@ -113,19 +114,3 @@ def schedule_options(config: TrainConfig, steps: int) -> dict[str, Any]:
     if warmup + decay > steps:
         raise ConfigError(f"warmup_steps {warmup} and decay_steps {decay} are more than the {steps} steps of this run: lower one of them")
     return {"num_decay_steps": decay, "decay_type": "1-sqrt", "min_lr_ratio": config.min_lr_ratio}
-
-
-def _reports(wish: str) -> list[str]:
-    names = [name.strip() for name in wish.split(",") if name.strip() not in ("", "none")]
-    if not names:
-        return []
-    from transformers.integrations import integration_utils
-
-    untyped: Any = integration_utils
-    available = untyped.get_available_reporting_integrations()
-    for name in names:
-        if name not in available:
-            raise ConfigError(
-                f"report_to = {name}: not installed or unknown (here: {', '.join(available) or 'none of them'}); pip install it, or --report_to none"
-            )
-    return names
