@@ -46,6 +46,7 @@ PAGES = (
     "entity-coref.md",
     "guides.md",
     "instruction-tuning.md",
+    "other-trainers.md",
     "pretraining.md",
     "reembedding.md",
     "reliability.md",
@@ -104,6 +105,9 @@ def check(command: str) -> None:
             assert not directory.startswith("-")
         case ["python", "-m", "moai", "inspect", directory, *_]:
             assert not directory.startswith("-")
+        case ["python", "-m", "moai", "export", directory, "--to", "megatron", out]:
+            assert not directory.startswith("-")
+            assert not out.startswith("-")
         case ["python", "-m", "moai", ("prepare" | "plan") as which, *flags]:
             assert which in COMMANDS
             resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
@@ -241,7 +245,7 @@ def known_flags() -> set[str]:
     ]
     own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
     launchers = {option for action in accelerate_parser()._actions for option in action.option_strings}
-    return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter"}
+    return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter", "--to"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
