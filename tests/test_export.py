@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from moai.__main__ import main
 from moai.errors import DamagedError, StorageError
 from moai.export import to_megatron
+from moai.transforms.pack import unpack
 
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 
@@ -140,6 +142,23 @@ def test_a_file_that_appears_meanwhile_stays_and_nothing_else_does(corpus, prepa
         list(to_megatron(prepared.path, tmp_path / "out"))
     assert [path.name for path in tmp_path.glob("*out*")] == ["out.idx"]
     assert (tmp_path / "out.idx").read_text() == "a rival's"
+
+
+def test_a_stopped_export_leaves_nothing(corpus, prepare, tmp_path, monkeypatch, capsys):
+    prepared = prepare(*corpus, packing="wrapped", seq_len=64, **SMALL)
+    seen = []
+
+    def stopped_at_the_third(*given):
+        seen.append(sorted(path.suffix for path in tmp_path.glob(".out*")))
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return unpack(*given)
+
+    monkeypatch.setattr("moai.export.unpack", stopped_at_the_third)
+    assert main(["export", str(prepared.path), "--to", "megatron", str(tmp_path / "out")]) == 143
+    assert seen == [[".tmp", ".tmp"]] * 3
+    assert list(tmp_path.glob("*out*")) == []
+    assert "stopped by SIGTERM; nothing was exported, run again" in capsys.readouterr().err
 
 
 def test_a_place_that_is_not_there_is_one_line(corpus, prepare, tmp_path):
