@@ -114,6 +114,21 @@ def inspect(argv: Sequence[str]) -> int:
     return 0
 
 
+def export(argv: Sequence[str]) -> int:
+    """Write the documents of a prepared directory for another trainer: --to megatron; the last line is what it takes as --data-path."""
+    from moai.export import FORMATS
+    from moai.stopping import stoppable
+
+    parser = argparse.ArgumentParser(prog="python -m moai export", description=export.__doc__)
+    parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
+    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the trainer")
+    parser.add_argument("out", type=Path, help="where to write; for megatron OUT.bin and OUT.idx, neither of which may be there")
+    given = parser.parse_args(list(argv))
+    with stoppable("nothing was exported, run again"):
+        _print(FORMATS[given.to](given.directory, given.out))
+    return 0
+
+
 def gc(argv: Sequence[str]) -> int:
     """Give space in a cache back: what killed runs left, what nothing leads to; by age and size; never anything in use."""
     from moai.collect import GcConfig, collect
@@ -215,6 +230,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": verify,
     "repair": repair,
     "inspect": inspect,
+    "export": export,
     "gc": gc,
     "status": status,
     "explain": explain,

@@ -50,6 +50,7 @@ PAGES = (
     "entity-coref.md",
     "guides.md",
     "instruction-tuning.md",
+    "other-trainers.md",
     "pretraining.md",
     "re_embedding_troubleshooting.md",
     "reembedding.md",
@@ -108,6 +109,9 @@ def check(command: str) -> None:
             assert not directory.startswith("-")
         case ["python", "-m", "moai", "inspect", directory, *_]:
             assert not directory.startswith("-")
+        case ["python", "-m", "moai", "export", directory, "--to", "megatron", out]:
+            assert not directory.startswith("-")
+            assert not out.startswith("-")
         case ["python", "-m", "moai", ("prepare" | "plan") as which, *flags]:
             assert which in COMMANDS
             resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
@@ -245,7 +249,7 @@ def known_flags() -> set[str]:
     ]
     own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
     launchers = {option for parser in (accelerate_parser(), torchrun_parser()) for action in parser._actions for option in action.option_strings}
-    return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter"}
+    return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter", "--to"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from moai.engine import pipeline
 from moai.engine.pipeline import Tally
-from moai.transforms.pack import ROWS_PER_BATCH, STRATEGIES, Pack, best_fit_decreasing
+from moai.errors import DamagedError
+from moai.transforms.pack import ROWS_PER_BATCH, STRATEGIES, Pack, best_fit_decreasing, unpack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 SEQ_LEN = st.integers(1, 17)
@@ -91,6 +92,19 @@ def test_rows_stand_in_the_order_of_the_text(strategy: str, split_long: bool, le
 @given(LENGTHS, SEQ_LEN, st.integers(1, 7))
 def test_rows_do_not_depend_on_the_batches(strategy: str, split_long: bool, lengths: list[int], seq_len: int, batch: int) -> None:
     assert pack(lengths, seq_len, strategy, split_long, batch=batch) == pack(lengths, seq_len, strategy, split_long)
+
+
+@pytest.mark.parametrize(("strategy", "split_long"), EVERY)
+@given(LENGTHS, SEQ_LEN)
+def test_unpacked_rows_are_the_documents_joined_and_in_order(strategy: str, split_long: bool, lengths: list[int], seq_len: int) -> None:
+    rows, _ = pack(lengths, seq_len, strategy, split_long)
+    ids, cut = (np.array([value for row in rows for value in row[column]]) for column in (0, 1))
+    packer = Pack(seq_len=seq_len, strategy=strategy, dtype="uint16", split_long=split_long)
+    tokens, found = unpack(packer, np.array(lengths), ids, cut)
+    most = seq_len if (strategy, split_long) in DROPPING else sum(lengths)
+    assert [document.tolist() for document in np.split(tokens, np.cumsum(found)[:-1])] == [document[:most] for document in documents_of(lengths)]
+    with pytest.raises(DamagedError, match="its rows are not what"):
+        unpack(packer, np.array([*lengths, 1]), ids, cut)
 
 
 @given(LENGTHS, SEQ_LEN)

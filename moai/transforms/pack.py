@@ -27,6 +27,7 @@ from moai.engine.documents import DOCUMENT
 from moai.engine.part import Part
 from moai.engine.pipeline import count, documents
 from moai.engine.schema import Column
+from moai.errors import DamagedError
 
 ROWS_PER_BATCH = 1024
 _SLICE_TOKENS = 64
@@ -153,6 +154,22 @@ def _split(seq_len: int, lengths: Ints) -> tuple[Ints, Ints]:
     number = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
     starts = (np.cumsum(lengths) - lengths)[document] + number * seq_len
     return starts, np.minimum(seq_len, lengths[document] - number * seq_len)
+
+
+def unpack(pack: Pack, lengths: Ints, ids: npt.NDArray[Any], cut: Ints) -> tuple[npt.NDArray[Any], Ints]:
+    """The documents of a shard's rows, one behind the other as they were read, and their lengths. Pieces are joined; what was dropped is absent.
+
+    lengths    of the documents before `pack` cut them
+    ids, cut   the tokens of the rows, and the lengths of the pieces they are
+    Raises DamagedError where `pack` makes other pieces of these documents.
+    """
+    pieces = STRATEGIES[pack.strategy](pack, lengths)
+    if not np.array_equal(pieces.lengths, cut):
+        raise DamagedError(f"its rows are not what {pack.strategy} makes of its documents")
+    order = np.argsort(pieces.starts, kind="stable")
+    in_rows = np.cumsum(cut) - cut
+    document = np.searchsorted(np.cumsum(lengths), pieces.starts, side="right")
+    return _take(ids, in_rows[order], cut[order]), np.bincount(document, cut).astype(np.int64)
 
 
 @dataclass(frozen=True)
