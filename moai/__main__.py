@@ -223,37 +223,73 @@ def reembed(argv: Sequence[str]) -> int:
     return command(argv, os.environ)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "prepare": prepare,
-    "plan": plan,
-    "bench": bench,
-    "verify": verify,
-    "repair": repair,
-    "inspect": inspect,
-    "export": export,
-    "gc": gc,
-    "status": status,
-    "explain": explain,
-    "generate": generate,
-    "evaluate": evaluate,
-    "training": training,
-    "entity-coref": entity_coref,
-    "reembed": reembed,
+def tokenizer(argv: Sequence[str]) -> int:
+    """Train a fast byte-level BPE tokenizer on your data, or convert a slow-only one."""
+    from moai.recipes.tokenizer_training import main as command
+
+    return command(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Check tokenizer, cores, memory, disk, locks and environment on this machine."""
+    from moai.doctor import main as command
+
+    return command(argv, os.environ)
+
+
+def version(argv: Sequence[str]) -> int:
+    """The version of moai."""
+    from moai import __version__
+
+    print(f"moai {__version__}")
+    return 0
+
+
+Command = Callable[[Sequence[str]], int]
+GROUPS: dict[str, dict[str, Command]] = {
+    "prepare and train": {
+        "tokenizer": tokenizer,
+        "prepare": prepare,
+        "plan": plan,
+        "evaluate": evaluate,
+        "generate": generate,
+        "training": training,
+    },
+    "look, check and mend": {
+        "status": status,
+        "inspect": inspect,
+        "explain": explain,
+        "verify": verify,
+        "repair": repair,
+        "gc": gc,
+        "export": export,
+    },
+    "this machine": {"doctor": doctor, "bench": bench},
+    "the other systems": {"coref": entity_coref, "reembed": reembed},
 }
+COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+OTHER_NAMES = {"entity-coref": "coref", "--version": "version"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A person's mistake is one line on standard error and an exit code, never a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help") or words[0] not in COMMANDS:
-        print("usage: python -m moai COMMAND [flags]\n\n" + "\n".join(f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()),
-              file=sys.stdout if words and words[0] in ("-h", "--help") else sys.stderr)  # fmt: skip
-        if words and words[0] not in ("-h", "--help"):
-            print(f"\npython -m moai: error: unknown command {words[0]!r}", file=sys.stderr)
-        return 0 if words and words[0] in ("-h", "--help") else 2
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    name = OTHER_NAMES.get(words[0], words[0])
+    command = version if name == "version" else COMMANDS.get(name)
+    if command is None:
+        from moai.config import did_you_mean
+
+        near = did_you_mean(words[0], [*COMMANDS, *OTHER_NAMES])
+        print(f"moai: error: unknown command {words[0]!r}{near} (moai --help lists them)", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return COMMANDS[words[0]](words[1:])
+        return command(words[1:])
     except MoaiError as error:
         with contextlib.suppress(OSError):  # a terminal that was closed
             print(f"python -m moai {words[0]}: error: {error}", file=sys.stderr)
@@ -263,6 +299,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+
+
+def usage() -> str:
+    """All commands, by what they are for."""
+    lines = ["usage: moai COMMAND [flags]        moai help COMMAND tells more; python -m moai is the same"]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items())]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from moai import errors
-from moai.__main__ import COMMANDS
+from moai.__main__ import COMMANDS, OTHER_NAMES
 from moai.__main__ import main as moai_main
 from moai.bench import BenchConfig
 from moai.collect import GcConfig
@@ -113,7 +113,7 @@ def check(command: str) -> None:
             assert not directory.startswith("-")
             assert not out.startswith("-")
         case ["python", "-m", "moai", ("prepare" | "plan") as which, *flags]:
-            assert which in COMMANDS
+            assert which in {*COMMANDS, *OTHER_NAMES}
             resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "-m", "moai", "training", directory]:
             assert not directory.startswith("-")
