@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moai.engine.part import Filter, Map, Signal
+from moai.engine.part import Filter, Map, Signal, source_digest
 from moai.engine.schema import Column
 from moai.errors import ConfigError, MoaiError, PartFailed
 from moai.recipes.prepared import Prepared
@@ -212,3 +214,56 @@ def test_a_column_that_is_called_as_moais_own_has_its_values_or_is_refused(prepa
     prepared = prepare(path, text_column="body", carry_columns=(name,))
     assert datasets.load_from_disk(str(prepared.path))[name] == [[number] for number in range(5)]
     assert prepare(path, text_column="body", transforms=(Needs((name,)),)).content["filtered"] == {"needs": 1}
+
+
+@dataclass(frozen=True)
+class Holds(Filter):
+    value: Any = None
+    needs = ("text",)
+
+    def keep(self, batch: pa.RecordBatch) -> Any:
+        return [True] * batch.num_rows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", len, {1}, object()])
+def test_a_field_without_a_lasting_spelling_is_refused(prepare: PrepareIt, corpus: Path, value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"filter Holds .*, field value: .* has no lasting spelling"):
+        prepare(corpus, transforms=(Holds(value),))
+
+
+def test_a_class_in_place_of_an_object_is_refused(prepare: PrepareIt, corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"filter Holds .* is a class: give an object of it"):
+        prepare(corpus, transforms=(Holds,))
+
+
+@pytest.mark.parametrize("of_source", [False, True])
+def test_what_workers_cannot_import_is_refused(prepare: PrepareIt, corpus: Path, of_source: bool) -> None:
+    @dataclass(frozen=True)
+    class Local(Holds):
+        pass
+
+    given: tuple[Any, ...] = ({"path": str(corpus), "transforms": [Local()]},) if of_source else (corpus,)
+    transforms = () if of_source else (Local(),)
+    assert prepare(*given, transforms=transforms).content["documents"] == len(TEXTS)
+    with pytest.raises(ConfigError, match=r"filter .*Local .* cannot be sent to worker processes .* num_proc=0"):
+        prepare(*given, transforms=transforms, num_proc=2)
+
+
+def test_bases_of_one_name_in_two_files_are_both_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lower_parts.py").write_text("from moai.engine.part import Filter\nclass Same(Filter):\n    pass\n")
+    (tmp_path / "upper_parts.py").write_text("import lower_parts\nclass Same(lower_parts.Same):\n    pass\n")
+
+    def digest() -> str:
+        source_digest.cache_clear()
+        for name in ("lower_parts", "upper_parts"):
+            sys.modules.pop(name, None)
+        return source_digest(importlib.import_module("upper_parts").Same)
+
+    first = digest()
+    for name in ("lower_parts", "upper_parts"):
+        with open(tmp_path / f"{name}.py", "a") as file:
+            file.write("# changed\n")
+        importlib.invalidate_caches()
+        assert digest() != first
+        first = digest()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 import re
 import sys
 import traceback
@@ -34,7 +35,7 @@ from moai.engine.documents import DOCUMENT, SCHEMA
 from moai.engine.pipeline import drop, measured
 from moai.engine.schema import Column
 from moai.errors import ConfigError, MoaiError, PartFailed
-from moai.files import digest_file
+from moai.files import canonical_json, digest_file
 
 T = TypeVar("T")
 Mask = Any
@@ -141,8 +142,8 @@ def with_columns(batch: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.R
 
 def described(part: Any) -> str:
     """`filter MostlyLetters (my_filters.py)`: which part an error is about."""
-    kind = next((base.__name__.lower() for base in (Filter, Map, Signal) if isinstance(part, base)), "part")
     cls = part if isinstance(part, type) else type(part)
+    kind = next((base.__name__.lower() for base in (Filter, Map, Signal) if issubclass(cls, base)), "part")
     return f"{kind} {cls.__qualname__}" + ("" if is_ours(cls) else f" ({_where(cls)})")
 
 
@@ -163,6 +164,11 @@ def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
 
 def identity_of(value: Any) -> Any:
     """A value of a part's configuration as JSON that says what it is: files by their content, classes by version and source."""
+    if isinstance(value, str | float):
+        try:
+            value.encode() if isinstance(value, str) else canonical_json(value)
+        except ValueError as error:
+            raise ConfigError(f"{value!r} has no lasting spelling ({error}); for no bound use None") from error
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -209,20 +215,34 @@ def source_digest(cls: type) -> str:
             continue
         try:
             file = inspect.getsourcefile(base)
-            texts[base.__qualname__] = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(base).encode()
+            name = f"{base.__module__}:{base.__qualname__}"
+            texts[name] = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(base).encode()
         except (OSError, TypeError) as error:
             raise ConfigError(f"{base.__qualname__} has no source to be told by ({error}); put it into a file of its own, as my_filters.py") from error
     return xxhash.xxh3_128_hexdigest(b"\0".join(texts.values()))
 
 
-def check_importable(parts: Sequence[Part]) -> None:
-    """Raises ConfigError for a class that a worker process could not import."""
-    for part in parts:
-        if type(part).__module__ == "__main__":
-            raise ConfigError(
-                f"{described(part)} is defined in the program itself, where worker processes cannot import it: "
-                "put the class into a file beside it, as my_filters.py, and import it from there; or work in this process: num_proc=0"
-            )
+def check_importable(values: Sequence[Any]) -> None:
+    """Raises ConfigError for parts and sources of a class that a worker process could not import."""
+    out = "put the class into a file beside it, as my_filters.py, and import it from there; or work in this process: num_proc=0"
+    for value in values:
+        if own := next((cls for cls in _classes(value) if cls.__module__ == "__main__"), None):
+            raise ConfigError(f"{described(own)} is defined in the program itself, where worker processes cannot import it: {out}")
+        try:
+            pickle.dumps(value)
+        except Exception as error:  # whatever a class's own way of being pickled raises
+            raise ConfigError(f"{described(value)} cannot be sent to worker processes ({' '.join(str(error).split())[:160]}): {out}") from error
+
+
+def _classes(value: Any) -> Iterator[type]:
+    """Of a value and of the dataclasses in its fields."""
+    yield type(value)
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _classes(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _classes(getattr(value, field.name, None))
 
 
 def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence[str], kept_free: Sequence[str], carried: Sequence[str]) -> None:
@@ -283,7 +303,8 @@ def source_columns(parts: Sequence[Part], given: Sequence[str]) -> tuple[str, ..
 def ordered(parts: Sequence[Part]) -> tuple[list[Map], list[Filter], list[Signal]]:
     """Maps run first, then filters, then signals; within each kind the order of the list. Raises ConfigError for anything else."""
     if odd := next((part for part in parts if not isinstance(part, Map | Filter | Signal)), None):
-        raise ConfigError(f"{described(odd)} is no Filter, Map or Signal: derive it from one of them")
+        is_class = isinstance(odd, type) and issubclass(odd, Part)
+        raise ConfigError(f"{described(odd)} is {'a class: give an object of it' if is_class else 'no Filter, Map or Signal: derive it from one of them'}")
     return [p for p in parts if isinstance(p, Map)], [p for p in parts if isinstance(p, Filter)], [p for p in parts if isinstance(p, Signal)]
 
 
