@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 import re
 import sys
 import traceback
@@ -30,11 +31,11 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from moai.engine.documents import DOCUMENT
+from moai.engine.documents import DOCUMENT, SCHEMA
 from moai.engine.pipeline import drop, measured
 from moai.engine.schema import Column
 from moai.errors import ConfigError, MoaiError, PartFailed
-from moai.files import digest_file
+from moai.files import canonical_json, digest_file
 
 T = TypeVar("T")
 Mask = Any
@@ -43,6 +44,8 @@ Mask = Any
 
 UNKEYED = {"keyed": False}
 """Metadata of a field that is in no key, because the bytes that come out do not depend on it."""
+EXAMPLES = "examples"
+"""The column of conversations that what is learned is made of; `text` and `messages` beside it are only to look at."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,11 @@ class Filter(Part):
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             found = guarded(self, self.keep, batch)
-            mask, reasons = found if isinstance(found, tuple) else (found, None)
+            mask, reasons = found if isinstance(found, tuple) and len(found) == 2 and not isinstance(found[0], bool) else (found, None)
             keep = _as_mask(self, mask, batch.num_rows)
             gone = batch.num_rows - int(keep.sum())
             if gone:
-                if reasons is not None and len(reasons) != gone:
-                    raise PartFailed(f"{described(self)} gave {len(reasons)} reasons for the {gone} of {batch.num_rows} documents that it drops")
+                reasons = _as_reasons(self, reasons, gone, batch.num_rows)
                 drop(self.name, batch.filter(pa.array(~keep)), reasons)
             if gone < batch.num_rows:
                 yield batch.filter(pa.array(keep)) if gone else batch
@@ -106,8 +108,14 @@ class Map(Part):
             if not isinstance(made, pa.RecordBatch) or made.num_rows != batch.num_rows:
                 got = f"{made.num_rows} rows" if isinstance(made, pa.RecordBatch) else type(made).__name__
                 raise PartFailed(f"{described(self)} gave {got} for a batch of {batch.num_rows} rows; a Map gives as many rows as it got, in the same order")
-            changed = {name: made[name] for name in made.schema.names if name in self.needs and name in batch.schema.names}
-            yield with_columns(batch, {**changed, **_added(self, made)})
+            changed = {name: _column(self, name, made[name], batch[name].type, batch.num_rows) for name in made.schema.names if name in self.needs}
+            if "text" in changed and changed["text"].null_count:
+                raise PartFailed(f"{described(self)} gave null for the text of {changed['text'].null_count} documents; give an empty one, which is filtered")
+            if EXAMPLES in batch.schema.names and (odd := [name for name in ("text", "messages") if name in changed and changed[name] != batch[name]]):
+                raise PartFailed(
+                    f"{described(self)} changes {odd[0]!r} of conversations, which would change nothing that is learned; change the data, or drop it"
+                )
+            yield with_columns(batch, {**changed, **_added(self, made, batch.num_rows)})
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Signal(Part):
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            added = _added(self, guarded(self, self.measure, batch))
+            added = _added(self, guarded(self, self.measure, batch), batch.num_rows)
             for name, values in added.items():
                 measured(batch, name, values)
             yield with_columns(batch, added)
@@ -134,8 +142,8 @@ def with_columns(batch: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.R
 
 def described(part: Any) -> str:
     """`filter MostlyLetters (my_filters.py)`: which part an error is about."""
-    kind = next((base.__name__.lower() for base in (Filter, Map, Signal) if isinstance(part, base)), "part")
     cls = part if isinstance(part, type) else type(part)
+    kind = next((base.__name__.lower() for base in (Filter, Map, Signal) if issubclass(cls, base)), "part")
     return f"{kind} {cls.__qualname__}" + ("" if is_ours(cls) else f" ({_where(cls)})")
 
 
@@ -156,6 +164,11 @@ def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
 
 def identity_of(value: Any) -> Any:
     """A value of a part's configuration as JSON that says what it is: files by their content, classes by version and source."""
+    if isinstance(value, str | float):
+        try:
+            value.encode() if isinstance(value, str) else canonical_json(value)
+        except ValueError as error:
+            raise ConfigError(f"{value!r} has no lasting spelling ({error}); for no bound use None") from error
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -166,7 +179,7 @@ def identity_of(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [identity_of(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): identity_of(item) for name, item in sorted(value.items())}
+        return {str(name): identity_of(item) for name, item in sorted(value.items(), key=lambda item: str(item[0]))}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise ConfigError(f"{value!r} has no lasting spelling: a part's fields are numbers, bools, strings, paths, and lists or dataclasses of these")
     cls = type(value)
@@ -202,30 +215,66 @@ def source_digest(cls: type) -> str:
             continue
         try:
             file = inspect.getsourcefile(base)
-            texts[base.__qualname__] = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(base).encode()
+            name = f"{base.__module__}:{base.__qualname__}"
+            texts[name] = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(base).encode()
         except (OSError, TypeError) as error:
             raise ConfigError(f"{base.__qualname__} has no source to be told by ({error}); put it into a file of its own, as my_filters.py") from error
     return xxhash.xxh3_128_hexdigest(b"\0".join(texts.values()))
 
 
-def check_importable(parts: Sequence[Part]) -> None:
-    """Raises ConfigError for a class that a worker process could not import."""
-    for part in parts:
-        if type(part).__module__ == "__main__":
-            raise ConfigError(
-                f"{described(part)} is defined in the program itself, where worker processes cannot import it: "
-                "put the class into a file beside it, as my_filters.py, and import it from there; or work in this process: num_proc=0"
-            )
+def check_importable(values: Sequence[Any]) -> None:
+    """Raises ConfigError for parts and sources of a class that a worker process could not import."""
+    out = "put the class into a file beside it, as my_filters.py, and import it from there; or work in this process: num_proc=0"
+    for value in values:
+        if own := next((cls for cls in _classes(value) if cls.__module__ == "__main__"), None):
+            raise ConfigError(f"{described(own)} is defined in the program itself, where worker processes cannot import it: {out}")
+        try:
+            pickle.dumps(value)
+        except Exception as error:  # whatever a class's own way of being pickled raises
+            raise ConfigError(f"{described(value)} cannot be sent to worker processes ({' '.join(str(error).split())[:160]}): {out}") from error
 
 
-def check_columns(parts: Sequence[Part], given: Sequence[str]) -> None:
-    """Raises ConfigError where a part adds a column that is there already, or one of tokens or rows, which do not exist yet where it runs.
+def _classes(value: Any) -> Iterator[type]:
+    """Of a value and of the dataclasses in its fields."""
+    yield type(value)
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _classes(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _classes(getattr(value, field.name, None))
 
-    given  columns that the recipe makes or takes from the source
+
+def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence[str], kept_free: Sequence[str], carried: Sequence[str]) -> None:
+    """Raises ConfigError where the columns of parts, in the order they run, do not fit one another or the recipe.
+
+    made       columns that the recipe makes, of which parts see `shown`
+    kept_free  names that nothing beside the rows may have
+    carried    columns of the source that travel with the rows
     """
-    there = {*given, DOCUMENT}
+    own = {*made, DOCUMENT}
+    there = {*own, *kept_free, *carried}
+    if taken := [name for name in carried if name in (*own, *kept_free)]:
+        raise ConfigError(f"carry_columns: {taken[0]!r} is a name that moai uses itself; give the column of the source another name")
+    makers = {column.name: part for part in reversed(parts) for column in _adds(part)}
+    seen = {*shown, *carried}
     for part in parts:
+        if isinstance(part.needs, str):
+            raise ConfigError(f"{described(part)}: needs is a string; write a tuple, needs = ({part.needs!r},)")
+        for name in part.needs:
+            if name in makers and name not in seen:
+                order = "maps run before filters, and filters before signals; make what adds it a Map that stands before"
+                raise ConfigError(f"{described(part)} needs the column {name!r}, which {described(makers[name])} adds only later: {order}")
+            if name in own and name not in seen:
+                raise ConfigError(
+                    f"{described(part)} needs the column {name!r}, a name that moai uses itself; parts see {', '.join(shown)} and columns of the source"
+                )
+        seen |= {column.name for column in part.adds}
+        if part.adds and isinstance(part, Filter):
+            raise ConfigError(f"{described(part)} adds the column {part.adds[0].name!r}, but a filter only keeps or drops; let a Map add it")
         for column in part.adds:
+            if column.name in SCHEMA.names:
+                raise ConfigError(f"{described(part)} adds the column {column.name!r}, which every documents file has already; give it another name")
             if column.name in there:
                 raise ConfigError(f"{described(part)} adds the column {column.name!r}, which is there already; give it another name")
             if column.per not in ("piece", "document"):
@@ -233,6 +282,13 @@ def check_columns(parts: Sequence[Part], given: Sequence[str]) -> None:
                     f'{described(part)} adds {column.name!r} per {column.per}; a part works on documents: per="piece" travels with the rows, per="document" does not'
                 )
             there.add(column.name)
+
+
+def _adds(part: Part) -> tuple[Column, ...]:
+    """Raises ConfigError for anything but a tuple of columns."""
+    if isinstance(part.adds, tuple | list) and all(isinstance(column, Column) for column in part.adds):
+        return tuple(part.adds)
+    raise ConfigError(f'{described(part)}: adds is no tuple of columns; write adds = (Column("name", "float32", per="piece"),)')
 
 
 def source_columns(parts: Sequence[Part], given: Sequence[str]) -> tuple[str, ...]:
@@ -247,7 +303,8 @@ def source_columns(parts: Sequence[Part], given: Sequence[str]) -> tuple[str, ..
 def ordered(parts: Sequence[Part]) -> tuple[list[Map], list[Filter], list[Signal]]:
     """Maps run first, then filters, then signals; within each kind the order of the list. Raises ConfigError for anything else."""
     if odd := next((part for part in parts if not isinstance(part, Map | Filter | Signal)), None):
-        raise ConfigError(f"{described(odd)} is no Filter, Map or Signal: derive it from one of them")
+        is_class = isinstance(odd, type) and issubclass(odd, Part)
+        raise ConfigError(f"{described(odd)} is {'a class: give an object of it' if is_class else 'no Filter, Map or Signal: derive it from one of them'}")
     return [p for p in parts if isinstance(p, Map)], [p for p in parts if isinstance(p, Filter)], [p for p in parts if isinstance(p, Signal)]
 
 
@@ -263,20 +320,41 @@ def _as_mask(part: Part, mask: Any, rows: int) -> np.ndarray:
     return values
 
 
-def _added(part: Part, made: Any) -> dict[str, pa.Array]:
+def _as_reasons(part: Part, reasons: Any, gone: int, rows: int) -> list[str] | None:
+    """Raises PartFailed unless there is one for each document that goes."""
+    found = reasons.to_pylist() if isinstance(reasons, pa.Array | pa.ChunkedArray) else reasons
+    if found is None:
+        return None
+    if isinstance(found, str) or not hasattr(found, "__len__"):
+        raise PartFailed(f"{described(part)} gave {type(found).__name__} for reasons, not one for each of the {gone} of {rows} documents that it drops")
+    if len(found) != gone:
+        raise PartFailed(f"{described(part)} gave {len(found)} reasons for the {gone} of {rows} documents that it drops")
+    return [str(reason) for reason in found]
+
+
+def _added(part: Part, made: Any, rows: int) -> dict[str, pa.Array]:
     """The columns that a part adds, in the types that it says. Raises PartFailed."""
     names = made.schema.names if isinstance(made, pa.RecordBatch) else list(made) if isinstance(made, Mapping) else []
     added = {}
     for column in part.adds:
         if column.name not in names:
             raise PartFailed(f"{described(part)} adds {column.name!r} and gave {', '.join(names) or 'no column'}")
-        try:
-            values = made[column.name]
-            array = values if isinstance(values, pa.Array) else pa.array(values)
-            added[column.name] = array.cast(column.value_type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            raise PartFailed(f"{described(part)}: {column.name!r} is no {column.type} ({' '.join(str(error).split())[:200]})") from error
+        added[column.name] = _column(part, column.name, made[column.name], column.value_type, rows)
     return added
+
+
+def _column(part: Part, name: str, values: Any, kind: pa.DataType, rows: int) -> pa.Array:
+    """The values in this type. Raises PartFailed unless there is one for each row."""
+    try:
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        array = values if isinstance(values, pa.Array) else pa.array([values] if isinstance(values, str) else values)
+        made = array.cast(kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise PartFailed(f"{described(part)}: {name!r} is no {kind} ({' '.join(str(error).split())[:200]})") from error
+    if len(made) != rows:
+        raise PartFailed(f"{described(part)} gave {len(made)} values of {name!r} for {rows} documents")
+    return made
 
 
 def _file(cls: type) -> str | None:

@@ -49,6 +49,10 @@ _HANGS_BEFORE_STALL = 4
 _SAMPLE_FILES = 3
 _MADE = ("text", "messages", "tokens", "examples", "input_ids", "seq_lengths", TRAINED.name)
 """Columns that the recipe makes."""
+_OF_MODELS = ("labels", "position_ids", "attention_mask", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""What else a model is given in training, so that nothing beside the rows can be called so."""
+_OF_RECORDS = ("segment", "line", "offset", "record")
+"""Columns that a columnar file is read into, beside its own."""
 _TYPES = {"bool": ("bool",), "int64": ("int", "uint8", "uint16", "uint32"), "float64": ("float", "double", "halffloat")}
 """Types of values beside a text, by how the names of the sources' types begin; all else travels as text."""
 _SAMPLE_TEXT_CHARS = 2000
@@ -270,6 +274,9 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
     key = digest_json(what)[:40]
     source = reading.source
     if isinstance(source, LocalSource):
+        read = (*(shape.columns if shape else ()), *(column.name for column in columns))
+        if reading.given.kind in ("parquet", "arrow") and (taken := [name for name in read if name in _OF_RECORDS]):
+            raise SourceError(f"{reading.given.spec}: its column {taken[0]!r} has a name that moai uses in columnar files; give it another name")
         names = dict.fromkeys((*(shape.columns if shape else ()), *(column.name for column in columns if column.name in reading.columns)))
         source = replace(source, columns=tuple(names), transform_key=key)
     return Stream(reading, source, to_text, inner, encode, pack, what, key)
@@ -284,7 +291,8 @@ def inner_parts(config: DataConfig) -> tuple[Part, ...]:
     # The template writes something around an empty conversation too, so that by default none goes for its length.
     lengths = [] if config.data_format == "chat" and length.drops_only_blank else [length]
     parts = (*maps, *sample, *split, *lengths, *filters, *signals)
-    check_columns(parts, given=(*_MADE, *config.carry_columns))
+    shown = ("text", "messages") if config.data_format == "chat" else ("text",)
+    check_columns(parts, made=_MADE, shown=shown, kept_free=_OF_MODELS, carried=config.carry_columns)
     return parts
 
 

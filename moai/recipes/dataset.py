@@ -18,13 +18,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from moai.config import did_you_mean
 from moai.engine.part import Part, identity_of
 from moai.errors import ConfigError
 from moai.sources.discover import short_name
-from moai.transforms.named import load_class, make, name_and_fields, parse_parts, spelled
+from moai.transforms.named import load_class, make, name_and_fields, parse_parts, spelled, yaml_value
 
 if TYPE_CHECKING:
     from moai.recipes.options import DataConfig
@@ -158,7 +156,7 @@ def _of_flag(given: str, place: str) -> DatasetEntry:
     found: dict[str, Any] = {"name": named[1], "path": path}
     for setting in settings:
         key, _, value = setting.partition("=")
-        found[key] = value if key in ("text_column", "text_template", "split", "config", "encoding") else yaml.safe_load(value)
+        found[key] = value if key in ("text_column", "text_template", "split", "config", "encoding") else yaml_value(value, f"{place}: {named[1]}: {key}")
     return _of_mapping(found, place, None)
 
 

@@ -134,7 +134,8 @@ def prepare(
     planned = machine_plan(files, origins, here, environ)
     executor = executor_of(files, planned)
     if planned.num_proc.value:
-        check_importable(files.config.transforms)
+        own = (value for entry in files.entries for value in (*entry.transforms, entry.source))
+        check_importable((*files.config.transforms, *own))
     if identity.is_new(files.cache):
         executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
     wanted = complete(files)

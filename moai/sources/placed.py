@@ -55,7 +55,7 @@ class Placed:
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
         row = 0
         for batch in self.source.read(shard, meter):
-            if taken := [name for name in _PLACE if name in batch.schema.names]:
+            if taken := [name for name in (*_PLACE, "record") if name in batch.schema.names]:
                 raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
             rows = np.arange(row, row + batch.num_rows)
             row += batch.num_rows

@@ -142,11 +142,13 @@ class _Lists(NamedTuple):
 
 
 def _value(column: pa.Array, at: int) -> Any:
-    """Strings as a list, numbers as an array; a number that is null is NaN."""
+    """Strings as a list, numbers as an array; a number or bool that is null is NaN, and those beside it are floats then."""
     scalar = column[at]
     if not isinstance(scalar, pa.ListScalar):
         return scalar.as_py()
     values = scalar.values
+    if pa.types.is_boolean(values.type) and values.null_count:
+        values = values.cast(pa.uint8())
     return values.to_pylist() if pa.types.is_string(values.type) else values.to_numpy(zero_copy_only=False)
 
 

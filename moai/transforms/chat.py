@@ -27,19 +27,18 @@ import pyarrow.compute as pc
 from moai import columns
 from moai.backends import Reference
 from moai.engine.documents import DOCUMENT
-from moai.engine.part import UNKEYED, Part
+from moai.engine.part import EXAMPLES, UNKEYED, Part
 from moai.engine.pipeline import add_documents, advance, count, drop
 from moai.engine.schema import TRAINED, Column
 from moai.errors import TokenizerError
 from moai.transforms.conversation import ASSISTANT, Conversation, read_conversation
 from moai.transforms.template import ChatTemplate, Marks
-from moai.transforms.text import BadRecord, TextShape, column_value, each_record, each_row, parse_object
+from moai.transforms.text import BadRecord, TextShape, column_value, each_record, each_row, parse_object, places_of, with_plain
 
 _EXAMPLES_AT_ONCE = 256
 """Texts that are tokenized together: their tokens' places take some 100 bytes a token until they are arrays."""
 _PROBE = [{"role": "user", "content": "1 + 1?"}, {"role": ASSISTANT, "content": "2, of course."}]
 
-EXAMPLES = "examples"
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
 
 Trained = npt.NDArray[np.uint8]
@@ -76,6 +75,7 @@ class ToExamples(Part):
         names = (*self.shape.columns, *(column.name for column in self.columns))
         for batch in batches:
             is_records = "record" in batch.schema.names
+            batch = batch if is_records else with_plain(batch, self.columns)
             found = (
                 list(each_record(batch, lambda record: self._read(parse_object(record)), self.max_doc_bytes))
                 if is_records
@@ -83,7 +83,7 @@ class ToExamples(Part):
             )
             advance(batch.num_rows)
             if found:
-                yield self._batch(batch.take(pa.array([index for index, _ in found])), [row for _, row in found], is_records)
+                yield self._batch(places_of(batch, [index for index, _ in found]), [row for _, row in found], is_records)
 
     def _batch(self, records: pa.RecordBatch, rows: Sequence[_Read], is_records: bool) -> pa.RecordBatch:
         sizes = pc.binary_length(records["record"]).to_numpy() if is_records else np.array([len(row.examples) for row in rows])

@@ -21,8 +21,6 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moai.config import did_you_mean
 from moai.engine.part import Part, described
 from moai.errors import ConfigError
@@ -91,10 +89,7 @@ def make(cls: type, fields: Mapping[str, Any], *, place: str, folder: Path | Non
 def name_and_fields(entry: Any, place: str) -> tuple[str, dict[str, Any]]:
     """`Name`, or `Name: {field: value}`. Raises ConfigError."""
     if isinstance(entry, str):
-        try:
-            entry = yaml.safe_load(entry)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{place}: {entry!r} is not readable as YAML ({' '.join(str(error).split())[:160]})") from error
+        entry = yaml_value(entry, place)
     if isinstance(entry, str):
         return entry, {}
     if not isinstance(entry, Mapping) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
@@ -103,6 +98,16 @@ def name_and_fields(entry: Any, place: str) -> tuple[str, dict[str, Any]]:
     if fields is not None and not isinstance(fields, Mapping):
         raise ConfigError(f"{place}: {name}: {fields!r} is not a set of fields; write {name}: {{field: value}}")
     return name, dict(fields or {})
+
+
+def yaml_value(written: str, place: str) -> Any:
+    """A flag's word as a YAML file has it. Raises ConfigError."""
+    import yaml  # only where somebody wrote some: it takes 30 ms
+
+    try:
+        return yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}: {written!r} is not readable as YAML ({' '.join(str(error).split())[:160]})") from error
 
 
 def _module(name: str, place: str, folder: Path | None) -> Any:

@@ -212,8 +212,9 @@ class _Gathered:
         first_of_row = np.searchsorted(pieces.row_of, pieces.row_of)
         positions = in_row - in_row[first_of_row]
         order = np.argsort(pieces.starts, kind="stable")
-        found, first, number = np.unique(self.numbers[self.document_of(pieces)[order]], return_index=True, return_counts=True)
-        documents().note_places(found, pieces.row_of[order][first], positions[order][first], number)
+        number = self.numbers[self.document_of(pieces)[order]]  # ascending; np.unique would load modules for what two differences tell
+        first = np.flatnonzero(np.diff(number, prepend=-1))
+        documents().note_places(number[first], pieces.row_of[order][first], positions[order][first], np.diff(first, append=len(number)))
 
     def document_of(self, pieces: Pieces) -> Ints:
         """The index in `lengths` of each piece's document."""

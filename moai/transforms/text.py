@@ -130,11 +130,12 @@ class ToText(Part):
         record by record."""
         is_records = "record" in batch.schema.names
         found = None
+        batch = batch if is_records else with_plain(batch, self.columns)
         if self.shape.column and batch.num_rows:
             found = self._plain_records(batch) if is_records else self._plain_column(batch)
         if found is None:
             good, texts, values = self._one_by_one(batch, is_records)
-            batch = batch.take(pa.array(good, pa.int64())) if len(good) < batch.num_rows else batch
+            batch = places_of(batch, good)
         else:
             count("read", batch.num_rows)
             texts, values = found
@@ -204,14 +205,48 @@ class ToText(Part):
 def column_value(row: Mapping[str, Any], column: Column) -> Any:
     """A value of the source in the column's type; None where it is absent. Raises BadRecord for one of another type."""
     value = row.get(column.name)
-    if value is None or (column.type == "string" and isinstance(value, str)):
-        return value
+    if value is None:
+        return None
     if column.type == "string":
-        return orjson.dumps(value, default=str).decode()
+        return _as_text(value, column.name)
     fits = isinstance(value, bool) if column.type == "bool" else isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or (column.type == "int64" and not (isinstance(value, int) and -(2**63) <= value < 2**63)):
         raise BadRecord("column type", f"{column.name!r} is {type(value).__name__} {str(value)[:40]}, others are {column.type}")
-    return value
+    return float(value) if column.type == "float64" else value
+
+
+def _as_text(value: Any, name: str) -> str:
+    """A value of any type as text: lists and objects as JSON. Raises BadRecord for what JSON has no spelling for."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError as error:
+        raise BadRecord("column type", f"{name!r} cannot be written as JSON ({error})") from error
+
+
+def with_plain(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBatch:
+    """The batch of a columnar file, in which columns that travel as text and are times, decimals and the like are text already: of these Arrow's
+    spelling holds. Raises SourceError for nanoseconds inside lists and structs, which Python has no type for."""
+    for column in columns:
+        kind = batch.schema.field(column.name).type if column.name in batch.schema.names else pa.null()
+        if pa.types.is_nested(kind) and "[ns" in str(kind):
+            raise SourceError(
+                f"the column {column.name!r} of type {kind} cannot be carried: nanoseconds inside lists and structs are not read; write microseconds"
+            )
+        if column.type == "string" and (pa.types.is_temporal(kind) or pa.types.is_decimal(kind)):
+            batch = batch.set_column(batch.schema.names.index(column.name), column.name, batch[column.name].cast(pa.string()))
+    return batch
+
+
+def places_of(batch: pa.RecordBatch, good: Sequence[int]) -> pa.RecordBatch:
+    """Where these records stand: not all types of what else they hold can be picked from."""
+    if len(good) == batch.num_rows:
+        return batch
+    names = [name for name in ("segment", "line", "offset", "record") if name in batch.schema.names]
+    return batch.select(names).take(pa.array(good, pa.int64()))
 
 
 def values_of(column: Column, values: Any) -> pa.Array:
