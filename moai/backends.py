@@ -2,12 +2,8 @@
 
     tokenizers   the reference, which decides: always there, knows every tokenizer.json
     fastokens    BPE, some thirty times as fast; refuses what it does not know, so `auto` takes it where it loads
-    gigatoken    byte-level BPE, by flag only
-    splintr      BPE, WordPiece and Unigram, by flag only
 
-Each of the fast ones follows another release of Unicode than the reference: texts with letters on which they are known to part are refused.
-
-A fast backend is believed after `first_difference` found none on a probe, and is looked after while it works (transforms.tokenize).
+fastokens is believed after `first_difference` found none on a probe, and is looked after while it works (transforms.tokenize).
 Figures: benchmarks/backends.py.
 """
 
@@ -17,7 +13,6 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,12 +31,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 Offsets = npt.NDArray[np.int64]
 
 
-_NEWER = re.compile(
-    "[\u061d\u07fd\u088f-\u08ff\u09fd\u09fe\u0a76\u0c3c\u0c5c\u0c77\u0c84\u0cdc\u0d3b\u0d3c\u0eba\u166d\u1715\u180e\u180f\u1abf-\u1aeb\u1b4e-\u1b7f\u1df6-\u1dfa\u2e43-\u2e5d"
-    "\u32ff\ua7ce-\ua7f4\ua82c\uab69\U000105c9-\U0001ccff\U0001e000-\U0001e95f\U0001f16c\U0001fbf0-\U0001fbf9\U0002b73a-\U0003ffff]"
-)
-"""Letters, marks and signs, mostly of late releases of Unicode, that gigatoken or splintr split or normalize in another way."""
-_MONGOLIAN_SEPARATOR = re.compile("\u180e")
+_MONGOLIAN_SEPARATOR = "\u180e"
 """White space until Unicode 6.3, and still so to the Split of fastokens 0.3.5."""
 
 
@@ -134,32 +124,11 @@ class Reference(Backend):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fast(Backend):
-    """A backend that may refuse texts, but shall not take one for another."""
+class Fastokens(Backend):
+    """BPE without the reference's threads and objects. It may refuse texts, but shall not take one for another."""
 
-    unsure: ClassVar[re.Pattern[str]]
-    """Texts in which this is found are refused: there the library is known to part from the reference."""
-
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        """Raises BackendRefused for the whole batch when one of its texts is not for this library."""
-        if any(not text.isascii() and self.unsure.search(text) for text in texts):
-            raise BackendRefused(f"{self.name} takes some letters for others than the reference does")
-        if not texts:
-            return np.empty(0, self.spec.dtype), np.zeros(1, np.int64)
-        with _refusals(f"{self.name} does not take one of {len(texts):,} texts"):
-            ids, offsets = self._encode(texts)
-        return ids.astype(self.spec.dtype, copy=False), offsets.astype(np.int64, copy=False)
-
-    @abstractmethod
-    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Flat ids and offsets in the library's own integers. Raises whatever it raises."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fastokens(Fast):
     name = "fastokens"
     package = "fastokens"
-    unsure = _MONGOLIAN_SEPARATOR
 
     @staticmethod
     def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
@@ -167,54 +136,25 @@ class Fastokens(Fast):
 
         return Tokenizer.from_json_str(_plain_json(path, digest))
 
-    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        tokenizer = self._tokenizer
-        if self.threads == 1:
-            _stay_in_this_thread(tokenizer)
-        return _from_buffers(*tokenizer.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=self.split_special_tokens))
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        """Raises BackendRefused for the whole batch when one of its texts is not for this library."""
+        if any(not text.isascii() and _MONGOLIAN_SEPARATOR in text for text in texts):
+            raise BackendRefused(f"{self.name} takes U+180E for white space, which the reference does not")
+        if not texts:
+            return np.empty(0, self.spec.dtype), np.zeros(1, np.int64)
+        with _refusals(f"{self.name} does not take one of {len(texts):,} texts"):
+            tokenizer = self._tokenizer
+            if self.threads == 1:
+                _stay_in_this_thread(tokenizer)
+            split = {"add_special_tokens": False, "split_special_tokens": self.split_special_tokens}
+            ids, offsets = tokenizer.encode_batch_flat(list(texts), **split)
+        flat = np.frombuffer(ids, np.uint32).astype(self.spec.dtype, copy=False)
+        return flat, np.frombuffer(offsets, np.uint64).astype(np.int64, copy=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gigatoken(Fast):
-    name = "gigatoken"
-    package = "gigatoken"
-    unsure = _NEWER
-
-    @staticmethod
-    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
-        _refuse_split(split_special_tokens)
-        from gigatoken import Tokenizer
-
-        return Tokenizer.from_json(_plain_json(path, digest))
-
-    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        layout = self._tokenizer.encode_batch(list(texts)).layout
-        offsets = np.asarray(layout.offsets.data)
-        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Splintr(Fast):
-    name = "splintr"
-    package = "splintr-rs"
-    unsure = _NEWER
-
-    @staticmethod
-    def open(path: Path, digest: str, split_special_tokens: bool) -> Any:
-        _refuse_split(split_special_tokens)
-        import splintr
-
-        return splintr.from_json_bytes(_plain_json(path, digest).encode())
-
-    def _encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        return _from_buffers(*self._tokenizer.encode_batch_flat(list(texts)))
-
-
-BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Reference, Fastokens, Gigatoken, Splintr)}
+BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Reference, Fastokens)}
 AUTOMATIC = "fastokens"
 """The one that `auto` tries: in every test so far it was equal or refused, loudly."""
-FORKABLE = ("fastokens", "tokenizers")
-"""Those that may be loaded before a fork. splintr starts threads as it loads, and hangs in the child."""
 
 
 def make(name: str, spec: TokenizerSpec, *, split_special_tokens: bool, threads: int | None = None) -> Backend:
@@ -292,12 +232,3 @@ def _plain_json(path: Path, digest: str) -> str:
     if model["model"].get("dropout"):
         model["model"]["dropout"] = None
     return orjson.dumps(model).decode()
-
-
-def _from_buffers(ids: Any, offsets: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64)
-
-
-def _refuse_split(split_special_tokens: bool) -> None:
-    if split_special_tokens:
-        raise BackendRefused("it cannot read special-token strings as plain text (--split_special_tokens)")

@@ -1,9 +1,10 @@
-"""Tokenizer backends: ids equal to the reference's or a refusal, for every shape of tokenizer, on real documents and on what has broken others."""
+"""fastokens: the ids of the reference or a refusal, for every shape of tokenizer, on real documents and on what has broken others."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moai.backends import BACKENDS, Ids, Offsets, Reference, make
+from moai.backends import BACKENDS, Fastokens, Ids, Offsets, Reference, make
+from moai.config import resolve
 from moai.engine.pipeline import Tally, _tally
+from moai.errors import ConfigError
 from moai.recipes import options
 from moai.recipes.choosing import choose
 from moai.recipes.options import DataConfig
@@ -30,7 +33,6 @@ sys.path.append(str(ROOT / "benchmarks"))
 from corpus import BOS, EOS, LLAMA3, QWEN2  # noqa: E402
 from nasty import nasty  # noqa: E402
 
-FAST = ("fastokens", "gigatoken", "splintr")
 SHORT = 5000
 """Characters of a nasty text that the variants of tokenizers are asked, but for these; the shapes are asked all of it."""
 NEVER_SHORT = ("the first plane", "each new letter")
@@ -55,13 +57,14 @@ def documents() -> list[str]:
 def shape(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Shape:
     """`shape(name)`: the folder of a tokenizer, trained or changed when it is first asked for."""
     folder = tmp_path_factory.mktemp("tokenizers")
+    changed = VARIANTS | WRONG | REFUSED
 
     @cache
     def made(name: str) -> Path:
         if name == "demo":
             return ROOT / "tokenizers" / "demo"
-        if name in VARIANTS:
-            base, change, _ = VARIANTS[name]
+        if name in changed:
+            base, change = changed[name]
             value = json.loads((made(base) / "tokenizer.json").read_bytes())
             change(value)
             return write(value)
@@ -156,36 +159,41 @@ def sentencepiece(value: dict[str, Any]) -> None:
     value["added_tokens"] = value["added_tokens"][:3]
 
 
-SHAPES = {"gpt2": FAST, "llama3": FAST, "qwen2": FAST, "wordpiece": ("splintr",), "unigram": ("splintr",)}
-"""The shapes, and which backends the pipeline uses for them when asked to; all others end at the reference."""
-VARIANTS: dict[str, tuple[str, Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
-    "demo": ("", lambda value: None, ("fastokens", "splintr")),  # the shipped one
-    "ignore_merges, BOS template": ("llama3", bos_template, FAST),
-    "truncation and padding": ("gpt2", cut_and_padded, FAST),
-    "dropout": ("llama3", lambda value: value["model"].update(dropout=0.5), FAST),
-    "added lstrip": ("qwen2", added("<x>", "xyz", lstrip=True), FAST),
-    "added rstrip": ("qwen2", added("<x>", "xyz", rstrip=True), FAST),
-    "added single_word": ("qwen2", added("<x>", "xyz", single_word=True), ("fastokens",)),
-    "added normalized": ("qwen2", added("<\u00e9>", "\uac01!", normalized=True), ("fastokens",)),
-    "added not special": ("llama3", added("<x>", "xyz", special=False), FAST),
-    "added white space": ("llama3", added("\n\n\n", rstrip=True), ("fastokens",)),
-    "added white space, both": ("llama3", added("\n\n\n", lstrip=True, rstrip=True), ("gigatoken", "splintr")),
-    "added twice": ("llama3", added("the", special=False), ()),
-    "add_prefix_space": ("gpt2", lambda value: value["pre_tokenizer"].update(add_prefix_space=True), FAST),
-    "add_prefix_space after Split": ("llama3", prefix_space_after_split, ("fastokens",)),
-    "Digits": ("gpt2", before({"type": "Digits", "individual_digits": True}), ("fastokens", "splintr")),
-    "Punctuation": ("gpt2", before({"type": "Punctuation", "behavior": "Contiguous"}), ("splintr",)),
-    "NFKC": ("gpt2", normalizer("NFKC"), ("splintr",)),
-    "NFD": ("gpt2", normalizer("NFD"), ("splintr",)),
-    "Lowercase": ("gpt2", normalizer("Lowercase"), ("fastokens", "splintr")),
-    "NFC, Lowercase": ("llama3", normalizer("NFC", "Lowercase"), ("fastokens", "splintr")),
-    "StripAccents": ("gpt2", normalizer("StripAccents"), ()),
-    "no pre-tokenizer": ("gpt2", lambda value: value.update(pre_tokenizer=None), ()),
-    "sentencepiece BPE": ("llama2", sentencepiece, ("gigatoken", "splintr")),
+SHAPES = ("gpt2", "llama3", "qwen2")
+VARIANTS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "demo": ("", lambda value: None),  # the shipped one
+    "ignore_merges, BOS template": ("llama3", bos_template),
+    "truncation and padding": ("gpt2", cut_and_padded),
+    "dropout": ("llama3", lambda value: value["model"].update(dropout=0.5)),
+    "added lstrip": ("qwen2", added("<x>", "xyz", lstrip=True)),
+    "added rstrip": ("qwen2", added("<x>", "xyz", rstrip=True)),
+    "added single_word": ("qwen2", added("<x>", "xyz", single_word=True)),
+    "added normalized": ("qwen2", added("<\u00e9>", "\uac01!", normalized=True)),
+    "added not special": ("llama3", added("<x>", "xyz", special=False)),
+    "added white space": ("llama3", added("\n\n\n", rstrip=True)),
+    "add_prefix_space": ("gpt2", lambda value: value["pre_tokenizer"].update(add_prefix_space=True)),
+    "add_prefix_space after Split": ("llama3", prefix_space_after_split),
+    "Digits": ("gpt2", before({"type": "Digits", "individual_digits": True})),
+    "Lowercase": ("gpt2", normalizer("Lowercase")),
+    "NFC, Lowercase": ("llama3", normalizer("NFC", "Lowercase")),
 }
-TOO_LONG = ("added white space", "added white space, both")
-"""With these the reference itself takes all memory on the texts at full length."""
-REFUSED = {("1M spaces", "add_prefix_space"), ("1M spaces", "Digits")}
+"""Tokenizers that fastokens takes."""
+WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "added white space, both": ("llama3", added("\n\n\n", lstrip=True, rstrip=True)),
+    "added twice": ("llama3", added("the", special=False)),
+    "no pre-tokenizer": ("gpt2", lambda value: value.update(pre_tokenizer=None)),
+}
+"""Tokenizers that fastokens loads, and gives other ids with, in silence."""
+REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "Punctuation": ("gpt2", before({"type": "Punctuation", "behavior": "Contiguous"})),
+    "NFKC": ("gpt2", normalizer("NFKC")),
+    "NFD": ("gpt2", normalizer("NFD")),
+    "StripAccents": ("gpt2", normalizer("StripAccents")),
+    "sentencepiece BPE": ("llama2", sentencepiece),
+}
+TOO_LONG = "added white space"
+"""With this one the reference itself takes all memory on the texts at full length."""
+TOO_DEEP = {("1M spaces", "add_prefix_space"), ("1M spaces", "Digits")}
 """Texts that fastokens refuses with such a tokenizer: its regular expressions go too deep."""
 
 
@@ -194,22 +202,22 @@ REFUSED = {("1M spaces", "add_prefix_space"), ("1M spaces", "Digits")}
 
 @pytest.fixture(scope="session")
 def expected(shape: Shape) -> Callable[..., tuple[list[str], list[str], Ids, Offsets]]:
-    """The nasty texts for a tokenizer, and what the reference makes of them: the slow half of these tests, so once for all backends."""
+    """The nasty texts for a tokenizer, and what the reference makes of them."""
 
     @cache
     def of(name: str, *, short: bool) -> tuple[list[str], list[str], Ids, Offsets]:
         reference = Reference(spec=load_tokenizer(str(shape(name))))
         table = nasty(reference.special_tokens())
-        texts = [text if not short or key in NEVER_SHORT or (key, name) in REFUSED else text[:SHORT] for key, text in table.items()]
+        texts = [text if not short or key in NEVER_SHORT or (key, name) in TOO_DEEP else text[:SHORT] for key, text in table.items()]
         return texts, [*table], *reference.encode_batch(texts)
 
     return of
 
 
-def run_as_chosen(folder: Path, backend: str, texts: list[str]) -> tuple[str, str, list[list[int]], Counter[str]]:
-    """What a preparation does with `texts`: the name of the backend it uses and why, the ids without EOS, the counters."""
-    spec = load_tokenizer(str(folder))
-    chosen = choose(DataConfig(tokenizer_backend=backend), spec, [], [])
+def run_as_chosen(folder: Path, texts: list[str]) -> tuple[list[list[int]], Counter[str]]:
+    """What a preparation does with `texts`: the ids without EOS, and the counters."""
+    chosen = choose(DataConfig(), load_tokenizer(str(folder)), [], [])
+    assert chosen.backend.made_by()["tokenizer"] == "fastokens", chosen.reason
     tally = Tally()
     token = _tally.set(tally)
     try:
@@ -218,34 +226,31 @@ def run_as_chosen(folder: Path, backend: str, texts: list[str]) -> tuple[str, st
     finally:
         _tally.reset(token)
     flat, offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
-    return chosen.backend.made_by()["tokenizer"], chosen.reason, [flat[start : end - 1] for start, end in itertools.pairwise(offsets)], tally.counts
+    return [flat[start : end - 1] for start, end in itertools.pairwise(offsets)], tally.counts
 
 
-def check_equal(folder: Path, backend: str, wanted: tuple[list[str], list[str], Ids, Offsets], uses: Sequence[str]) -> Counter[str]:
+def check_equal(folder: Path, wanted: tuple[list[str], list[str], Ids, Offsets]) -> int:
+    """How many texts fastokens refused; the ids of all are the reference's."""
     texts, names, ids, offsets = wanted
-    used, why, found, counts = run_as_chosen(folder, backend, texts)
-    assert used == (backend if backend in uses else "tokenizers"), why
+    found, counts = run_as_chosen(folder, texts)
     assert [name for name, ours, start, end in zip(names, found, offsets, offsets[1:]) if not np.array_equal(ours, ids[start:end])] == []
-    return counts
+    return counts["backend.refused"]
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", SHAPES)
-def test_nasty_texts_get_the_ids_of_the_reference(shape: Shape, expected: Callable[..., Any], name: str, backend: str) -> None:
+def test_nasty_texts_get_the_ids_of_the_reference(shape: Shape, expected: Callable[..., Any], name: str) -> None:
     wanted = expected(name, short=False)
-    counts = check_equal(shape(name), backend, wanted, SHAPES[name])
-    assert counts["backend.refused"] < len(wanted[0]) // 4  # the backend was asked, not the reference alone
+    assert check_equal(shape(name), wanted) < len(wanted[0]) // 4  # fastokens was asked, not the reference alone
     assert sum(len(text) for text in wanted[0]) > 5_000_000
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(
-    ("name", "short"), [*((name, True) for name in VARIANTS), *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS if name not in TOO_LONG)]
+    ("name", "short"),
+    [*((name, True) for name in VARIANTS), *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS if name != TOO_LONG)],
 )
-def test_variants_of_tokenizers_get_the_ids_of_the_reference(shape: Shape, expected: Callable[..., Any], name: str, short: bool, backend: str) -> None:
-    counts = check_equal(shape(name), backend, expected(name, short=short), VARIANTS[name][2])
-    if backend == "fastokens" and any(name == refused for _, refused in REFUSED):
-        assert counts["backend.refused"] >= 1
+def test_variants_of_tokenizers_get_the_ids_of_the_reference(shape: Shape, expected: Callable[..., Any], name: str, short: bool) -> None:
+    refused = check_equal(shape(name), expected(name, short=short))
+    assert refused >= sum(name == deep for _, deep in TOO_DEEP)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -253,41 +258,35 @@ def test_every_shipped_document_gets_the_ids_of_the_reference(shape: Shape, docu
     spec = load_tokenizer(str(shape(name)))
     ids, offsets = Reference(spec=spec).encode_batch(documents)
     assert len(offsets) == len(documents) + 1 > 700
-    for backend in SHAPES[name]:
-        found, found_offsets = make(backend, spec, split_special_tokens=False).encode_batch(documents)
-        assert found.dtype == ids.dtype == np.uint16
-        assert np.array_equal(found_offsets, offsets), backend
-        assert np.array_equal(found, ids), backend
+    found, found_offsets = Fastokens(spec=spec).encode_batch(documents)
+    assert found.dtype == ids.dtype == np.uint16
+    assert np.array_equal(found_offsets, offsets)
+    assert np.array_equal(found, ids)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ids_are_flat_in_the_type_of_the_vocabulary_and_empty_batches_are_none(shape: Shape, backend: str) -> None:
-    spec = load_tokenizer(str(shape("llama3")))
-    tokenizer = make(backend, spec, split_special_tokens=False)
+    tokenizer = make(backend, load_tokenizer(str(shape("llama3"))), split_special_tokens=False)
     for texts, lengths in (([], []), ([""], [0]), (["", "a", "", "bc d"], [0, 1, 0, None])):
         ids, offsets = tokenizer.encode_batch(texts)
         assert (ids.dtype, offsets.dtype, offsets[0], offsets[-1]) == (np.uint16, np.int64, 0, len(ids))
-        assert [found for found, said in zip(np.diff(offsets).tolist(), lengths, strict=True) if said is not None] == [n for n in lengths if n is not None]
+        said = zip(np.diff(offsets).tolist(), lengths, strict=True)
+        assert all(number in (found, None) for found, number in said)
 
 
-@pytest.mark.parametrize("backend", FAST)
-def test_a_lone_surrogate_is_refused_and_the_other_documents_are_kept(shape: Shape, backend: str) -> None:
+def test_a_lone_surrogate_is_refused(shape: Shape) -> None:
     """No text of the pipeline holds one; a backend that took it for something else would be wrong in silence."""
     with pytest.raises(Exception, match=r"surrogate|str"):
-        make(backend, load_tokenizer(str(shape("llama3"))), split_special_tokens=False).encode_batch(["fine", "lone \ud800"])
+        Fastokens(spec=load_tokenizer(str(shape("llama3")))).encode_batch(["fine", "lone \ud800"])
 
 
-def test_a_probe_finds_a_backend_that_is_wrong(shape: Shape) -> None:
-    """Real ones: flags of added tokens are not for everyone, and one that is in the vocabulary too has two ids."""
-    for name, backend in (
-        ("added twice", "fastokens"), ("added white space, both", "fastokens"), ("added single_word", "gigatoken"), ("added single_word", "splintr"),
-        ("added normalized", "gigatoken"), ("no pre-tokenizer", "fastokens"), ("StripAccents", "splintr"),
-    ):  # fmt: skip
-        spec = load_tokenizer(str(shape(name)))
-        make(backend, spec, split_special_tokens=False).load()  # it does take this tokenizer, and says nothing
-        chosen = choose(DataConfig(tokenizer_backend=backend), spec, [], [])
-        assert isinstance(chosen.backend, Reference)
-        assert f"{backend} {version(BACKENDS[backend].package)} gave other ids (" in chosen.reason
+@pytest.mark.parametrize("name", [*WRONG, *REFUSED])
+def test_a_tokenizer_it_does_not_know_is_refused_or_found_by_the_probe(shape: Shape, name: str) -> None:
+    """Flags of added tokens are not for everyone, and one that is in the vocabulary too has two ids."""
+    chosen = choose(DataConfig(), load_tokenizer(str(shape(name))), [], [])
+    assert isinstance(chosen.backend, Reference)
+    found = f"fastokens {version('fastokens')} gave other ids ("
+    assert (found if name in WRONG else "fastokens does not take this tokenizer: ") in chosen.reason
 
 
 # ---- offsets
@@ -329,5 +328,10 @@ def test_offsets_give_the_text_of_every_id(shape: Shape, documents: list[str], n
     assert compared > 0.8 * len(ids)
 
 
-def test_the_flag_offers_every_backend() -> None:
+def test_a_backend_that_is_gone_is_refused_with_those_there_are(tmp_path: Path) -> None:
     assert ("auto", *BACKENDS) == options.BACKENDS
+    file = tmp_path / "run.yaml"
+    file.write_text("tokenizer_backend: splintr\n")
+    said = f"tokenizer_backend = 'splintr' (file {file}): choose from auto, tokenizers, fastokens"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        resolve([DataConfig], ["--config", str(file)], {}, prog="x", description="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,13 @@ TOP = 4  # training, verify, monitor, inspect, doctor, planning
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "kiwipiepy", "sentence_transformers", "huggingface_hub"}
 
 
-def modules() -> list[Path]:
-    return sorted((ROOT / "moai").rglob("*.py"))
+CLOCKLESS = ("distributed", "recipes/attempts", "recipes/publish", "engine/ledger", "engine/run")
+
+
+def sources() -> Iterator[tuple[Path, str]]:
+    paths = sorted((ROOT / "moai").rglob("*.py"))
+    assert len(paths) > 100
+    return ((path.relative_to(ROOT), path.read_text(encoding="utf-8")) for path in paths)
 
 
 def room(module: str) -> str:
@@ -44,65 +50,63 @@ def layer(name: str) -> int:
     return 5 if name == "__main__" else LAYERS.get(name, TOP)
 
 
-def imports(tree: ast.AST) -> list[tuple[int, str]]:
-    found = []
-    for node in ast.walk(tree):
+def imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}"
-            module = node.module or ""
-            found += [(node.lineno, f"{module}.{alias.name}" if module == "moai" else module) for alias in node.names]
-    return found
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{alias.name}" if module == "moai" else module) for alias in node.names)
 
 
-def violations(path: Path, source: str) -> list[str]:
-    relative = path.relative_to(ROOT)
-    here = relative.with_suffix("").parts
+def at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: all but the insides of functions, and what stands there for the type checker."""
+    for child in ast.iter_child_nodes(node):
+        types_only = isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"
+        if not types_only and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from at_once(child)
+
+
+def not_down(path: Path, source: str) -> list[str]:
+    """Imports that go up or sideways, or are relative, wherever in the file they stand."""
+    here = path.with_suffix("").parts
     name = here[1] if len(here) > 1 else here[0]
     said = []
-    for line, module in imports(ast.parse(source)):
-        if not module.startswith("moai."):
-            continue
-        other = room(module)
-        sideways = other != name and layer(other) == layer(name) == 2
-        if layer(other) > layer(name) or sideways:
-            said.append(f"{relative}:{line}: {name} imports {module}")
+    for line, module in imports(ast.walk(ast.parse(source))):
+        if module.startswith("moai."):
+            other = room(module)
+            sideways = other != name and layer(other) == layer(name) == 2
+            if layer(other) > layer(name) or sideways:
+                said.append(f"{path}:{line}: {name} imports {module}")
+        elif module.startswith("."):
+            said.append(f"{path}:{line}: relative import of {module}")
     return said
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down(path: Path) -> None:
-    assert violations(path, path.read_text()) == []
-
-
-def test_the_rule_finds_an_upward_a_sideways_and_a_lazy_import() -> None:
-    path = ROOT / "moai" / "sources" / "x.py"
-    assert violations(path, "from moai.recipes.options import DataConfig") != []
-    assert violations(path, "import moai.transforms.text") != []
-    assert violations(path, "def f():\n    from moai import sinks") != []
-    assert violations(path, "from moai.engine.pipeline import count\nfrom moai.sources.hub import fetch") == []
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_heavy_packages_are_imported_where_they_are_needed(path: Path) -> None:
+def heavy(path: Path, source: str) -> list[str]:
     """A worker, and every start of the command line, pays for what stands at the top of a module."""
-    tree = ast.parse(path.read_text())
-    top = ast.Module([node for node in tree.body if not _is_type_checking(node)], [])
-    outside = [node for node in ast.walk(top) if isinstance(node, ast.Import | ast.ImportFrom) and not _inside_function(top, node)]
-    names = {module.split(".")[0] for node in outside for _, module in imports(ast.Module([node], []))}
-    assert names & HEAVY == set()
+    found = imports(at_once(ast.parse(source)))
+    return [f"{path}:{line}: imports {module} at once" for line, module in found if module.split(".")[0] in HEAVY]
 
 
-@pytest.mark.parametrize("module", ["distributed", "recipes/attempts", "recipes/publish", "engine/ledger", "engine/run"])
-def test_the_protocol_compares_no_file_times_and_no_wall_clock(module: str) -> None:
-    source = (ROOT / "moai" / f"{module}.py").read_text()
-    assert not re.search(r"time\.time|[mca]time|datetime\.now", source)
+@pytest.mark.parametrize("rule", [not_down, heavy])
+def test_every_module_keeps_the_rule(rule: Callable[[Path, str], list[str]]) -> None:
+    assert [line for path, source in sources() for line in rule(path, source)] == []
 
 
-def _is_type_checking(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+def test_the_rules_find_an_upward_a_sideways_a_relative_a_lazy_and_a_heavy_import() -> None:
+    path = Path("moai/sources/x.py")
+    assert not_down(path, "\nfrom moai.recipes.options import DataConfig") == ["moai/sources/x.py:2: sources imports moai.recipes.options"]
+    assert not_down(path, "import moai.transforms.text") != []
+    assert not_down(path, "from .hub import fetch") != []
+    assert not_down(path, "def f():\n    from moai import sinks") != []
+    assert not_down(path, "from moai.engine.pipeline import count\nfrom moai.sources.hub import fetch") == []
+    assert heavy(path, "try:\n    import torch.nn\nfinally:\n    pass") == ["moai/sources/x.py:2: imports torch.nn at once"]
+    assert heavy(path, "if TYPE_CHECKING:\n    import torch\ndef f():\n    import torch") == []
 
 
-def _inside_function(tree: ast.AST, wanted: ast.AST) -> bool:
-    return any(wanted in ast.walk(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+def test_the_protocol_compares_no_file_times_and_no_wall_clock() -> None:
+    looks = re.compile(r"time\.time|[mca]time|datetime\.now")
+    found = {name: looks.findall((ROOT / "moai" / f"{name}.py").read_text(encoding="utf-8")) for name in CLOCKLESS}
+    assert not any(found.values()), found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moai.backends import FORKABLE, Reference
+from moai.backends import BACKENDS, Reference
 from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.ledger import Ledger
 from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
@@ -229,7 +229,7 @@ def executor_of(found: Found, planned: Plan) -> Executor:
     }
     return Processes(
         num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
-        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ())), warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in FORKABLE),
+        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ())), warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in BACKENDS),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from moai.transforms.named import parse_parts
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
-BACKENDS = ("auto", "tokenizers", "fastokens", "gigatoken", "splintr")
+BACKENDS = ("auto", "tokenizers", "fastokens")
 
 
 @dataclass(frozen=True, kw_only=True)
