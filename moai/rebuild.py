@@ -17,10 +17,10 @@ from moai.engine.run import Done
 from moai.errors import ConfigError, DamagedError, MoaiError, SourceError
 from moai.files import canonical_json, link_or_copy, stamp
 from moai.recipes.assembly import Request, Stream, pipeline, streams
+from moai.recipes.bad_records import Processed, bad_records
 from moai.recipes.choosing import Chosen
 from moai.recipes.identity import plans
 from moai.recipes.options import DataConfig
-from moai.recipes.publish import Processed, bad_records
 from moai.sources.discover import Input, discover
 from moai.tokenizer import TokenizerSpec, load_file, load_tokenizer
 from moai.transforms.named import parse_parts

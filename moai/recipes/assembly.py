@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moai.backends import FORKABLE, Reference
-from moai.engine.executor import Executor, Processes, Serial
+from moai.engine.executor import Executor, make_executor
 from moai.engine.ledger import Ledger
 from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
 from moai.engine.pipeline import Pipeline, peek
@@ -21,19 +20,19 @@ from moai.errors import ConfigError, SourceError
 from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
+from moai.recipes.inputs import find_inputs, open_input, stamps_prove, text_shape
 from moai.recipes.options import DataConfig
 from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
-from moai.sources.discover import Input, discover
+from moai.sources.discover import Input
 from moai.sources.local import LocalSource
-from moai.sources.schema import columns_of
 from moai.tokenizer import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
 from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.conversation import choose_chat_shape
 from moai.transforms.filters import Length, Split
 from moai.transforms.pack import Pack
 from moai.transforms.template import RENDERER, ChatTemplate, find_template
-from moai.transforms.text import TextShape, ToText, choose_shape
+from moai.transforms.text import TextShape, ToText
 from moai.transforms.tokenize import Tokenize
 
 logger = logging.getLogger(__name__)
@@ -66,12 +65,12 @@ class Found:
 
     @property
     def nominal_bytes(self) -> int:
-        return sum(file.stamp.size for given in self.inputs for file in given.files)
+        return sum(given.nominal_bytes for given in self.inputs)
 
     @property
     def text_bytes(self) -> int:
         """About how much there is once decompressed."""
-        return sum(file.stamp.size * (4 if file.compression else 1) for given in self.inputs for file in given.files)
+        return sum(given.text_bytes for given in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,9 @@ class Stream:
 def find(config: DataConfig) -> Found:
     """Find files and tokenizer. Raises SourceError, TokenizerError, ConfigError."""
     tokenizer_file = find_tokenizer(config.tokenizer_path)
-    inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
     cache = Path(config.cache_dir).expanduser().absolute()
-    _keep_apart(cache, config.dataset)
-    return Found(config, cache, inputs, tokenizer_file, not any(file.stamp.is_racy() for given in inputs for file in given.files))
+    inputs = find_inputs(config.dataset, cache, config.dataset_config)
+    return Found(config, cache, inputs, tokenizer_file, stamps_prove(inputs))
 
 
 def complete(found: Found) -> Request:
@@ -169,18 +167,17 @@ def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
     return (stream.to_text, *stream.inner, tokenize, stream.pack)
 
 
-def executor_of(found: Found, planned: Plan) -> Executor:
-    """This process, or workers that find loaded what they need."""
-    if planned.num_proc.value == 0:
-        return Serial()
+def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how: Any) -> Executor:
+    """This process, or workers that find loaded what they need; `modules` are loaded too, `how` is further settings of make_executor."""
     arguments = {
         "path": str(found.tokenizer_file),
         "digest": digest_of(found.tokenizer_file),
         "split_special_tokens": found.config.split_special_tokens,
     }
-    return Processes(
-        num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
-        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ())), warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in FORKABLE),
+    return make_executor(
+        planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
+        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ()), *modules),
+        warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in FORKABLE), **how,
     )  # fmt: skip
 
 
@@ -244,22 +241,18 @@ def _sources(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[tuple[I
     config = wanted.config
     found: list[tuple[Input, LocalSource, TextShape | None, dict[str, str]]] = []
     for given in wanted.inputs:
-        source = LocalSource(
-            name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir, txt_document=config.txt_document,
-            max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
+        if given.kind == "txt" and wanted.template:
+            raise SourceError(
+                f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow"
+            )
+        source, columns = open_input(
+            given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, batch_rows=config.dataset_batch_size,
+            max_record_bytes=config.max_doc_bytes, txt_document=config.txt_document, trust_stamps=not config.rehash,
         )  # fmt: skip
-        if given.kind == "txt":
-            if wanted.template:
-                raise SourceError(
-                    f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow"
-                )
-            found.append((given, source, None, {}))
-            continue
-        columns = columns_of(source, given)
         shape = (
             choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
             if wanted.template
-            else choose_shape(columns, source=given.spec, text_column=config.text_column, template=config.text_template)
+            else text_shape(given, columns, text_column=config.text_column, template=config.text_template)
         )
         found.append((given, source, shape, columns))
     return found
@@ -289,22 +282,3 @@ def _one_type(names: Sequence[str]) -> str:
     if kinds == {"int64", "float64"}:
         return "float64"
     return kinds.pop() if len(kinds) == 1 else "string"
-
-
-def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:
-    """A cache inside the data would be data of the next run."""
-    for spec in dataset:
-        folder = Path(spec).expanduser()
-        if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
-            continue
-        if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
-            raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")
-
-
-def _distinct(inputs: Iterator[Input]) -> Iterator[Input]:
-    """Names of sources are names of shards: a second `train` becomes `train-2`."""
-    seen: set[str] = set()
-    for given in inputs:
-        name = next(name for number in itertools.count(1) if (name := given.name if number == 1 else f"{given.name}-{number}") not in seen)
-        seen.add(name)
-        yield replace(given, name=name)
