@@ -155,12 +155,12 @@ def one(given: argparse.Namespace) -> dict[str, object]:
 
 def chunks_of(given: argparse.Namespace, tokens: object) -> tuple[list[str], list[list[int]], list[tuple[str, int]]]:
     """(texts, token ids, document of each), as moai cuts them, in the order of the documents."""
-    from moai.sources.sqlite import LawDocuments
+    from moai.recipes.reembedding.documents import LawDocuments
     from moai.transforms.chunk import Chunk
 
     texts, rows, documents = [], [], []
     chunk = Chunk(strategy="dynamic", tokens=tokens, embedding_batch_size=1024)  # type: ignore[arg-type]
-    for batch in chunk(LawDocuments(path=given.database, version_id=0, content_key="", doc_batch_size=300).read()):
+    for batch in chunk(LawDocuments(path=given.database, version_id=0, content_key="", doc_batch_size=300).pages()):
         for row in batch.to_pylist():
             if row["ids"] is not None and len(row["ids"]) >= given.least_tokens and len(rows) < given.chunks:
                 texts.append(row["text"])

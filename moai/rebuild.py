@@ -17,12 +17,12 @@ from moai.engine.run import Done
 from moai.errors import ConfigError, DamagedError, MoaiError, SourceError
 from moai.files import canonical_json, link_or_copy, storage_of
 from moai.recipes.assembly import Request, Stream, pipeline, streams
+from moai.recipes.bad_records import bad_records
 from moai.recipes.choosing import Chosen
 from moai.recipes.dataset import DatasetEntry, parse_dataset
 from moai.recipes.identity import plans
 from moai.recipes.options import DataConfig
 from moai.recipes.places import Processed, sources_listing
-from moai.recipes.publish import bad_records
 from moai.sources.discover import Input, discover
 from moai.tokenizer import TokenizerSpec, load_file, load_tokenizer
 from moai.transforms.named import parse_parts
@@ -66,7 +66,7 @@ class Recipe:
         return sources_listing(self._processed)
 
     @cached_property
-    def _processed(self) -> list[Processed]:
+    def _processed(self) -> list[Processed[Stream]]:
         parts = []
         for stream in self._streams:
             done = []

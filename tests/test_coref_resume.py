@@ -154,7 +154,7 @@ def test_the_run_killed_within_a_shard_goes_on_from_what_was_finished(
     "failpoint",
     [
         "coref.publish=kill",
-        *(pytest.param(point, marks=pytest.mark.long) for point in ("coref.selected=kill", "coref.samples:2=kill", "coref.samples:1=enospc")),
+        *(pytest.param(point, marks=pytest.mark.long) for point in ("stage.decided=kill", "coref.samples:2=kill", "coref.samples:1=enospc")),
     ],
 )
 def test_a_death_between_two_steps_changes_nothing(

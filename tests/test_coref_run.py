@@ -343,7 +343,7 @@ def test_the_conservation_check_sees_each_kind_of_loss(run: Run, corpus: Path, m
     monkeypatch.setattr(publishing, "check_conservation", lambda corpus: (seen.append(corpus), checked(corpus)))
     run(corpus)
     true = seen[0].counts
-    for name in ("read", "dropped.hangul", "quarantined", "mentions", "candidates", "samples"):
+    for name in ("read", "filtered.rule.hangul", "quarantined", "mentions", "candidates", "samples"):
         changed = true + Counter({name: 1})
         monkeypatch.setattr(publishing.Corpus, "counts", property(lambda self, changed=changed: changed))
         with pytest.raises(AssertionError, match="sum to"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_law import Pieces, sentence
 
-from moai.sources.sqlite import SCHEMA as DOCUMENTS
+from moai.recipes.reembedding.documents import SCHEMA as DOCUMENTS
 from moai.transforms.chunk import HYBRID, STRATEGIES, Chunk, sizes
 
 TYPES = ("statute_article", "case_paragraph", "decision_paragraph", "interpretation_paragraph")

@@ -21,12 +21,11 @@ from moai import database as databases
 from moai.database import Database
 from moai.distributed import owner
 from moai.errors import ConfigError, DamagedError, SourceError, StorageError
-from moai.recipes.reembedding import command, search, versions
+from moai.recipes.reembedding import command, runs, search, versions
 from moai.recipes.reembedding.build import Report, build, plan
+from moai.recipes.reembedding.documents import GONE, KINDS, LawDocuments
 from moai.recipes.reembedding.options import ReembedConfig
-from moai.sinks import runs
-from moai.sinks.sqlite import VersionSink
-from moai.sources.sqlite import GONE, KINDS, LawDocuments
+from moai.recipes.reembedding.writer import VersionWriter
 from moai.stopping import Stop
 
 
@@ -295,16 +294,16 @@ def test_documents_that_are_gone_come_and_go_a_page_at_a_time(law: Path, monkeyp
         tiny_law.change(law, f"DELETE FROM {table} WHERE {'interpretation_id' if table == 'interpretation_paragraphs' else 'id'} NOT IN (1, 6)")
     said = plan(ReembedConfig(db=str(law), version_id=5, chunking_strategy="dynamic"), model=tiny_law.HashingModel(), environ={})
     assert [line.rpartition(", ")[2] for line in said[1:5]] == ["5 gone", "0 gone", "0 gone", "4 gone"]
-    batches = [batch for batch in LawDocuments(path=law, version_id=5, content_key="other", doc_batch_size=2).read() if GONE in batch["reason"].to_pylist()]
+    batches = [batch for batch in LawDocuments(path=law, version_id=5, content_key="other", doc_batch_size=2).pages() if GONE in batch["reason"].to_pylist()]
     assert sum(batch.num_rows for batch in batches) == 9
     assert max(batch.num_rows for batch in batches) == 2
-    committed, honest = [], VersionSink._commit
+    committed, honest = [], VersionWriter._transact
 
-    def count(sink: VersionSink) -> None:
-        committed.append(len(sink._waiting))
-        honest(sink)
+    def count(into: VersionWriter) -> None:
+        committed.append(len(into._waiting))
+        honest(into)
 
-    monkeypatch.setattr(VersionSink, "_commit", count)
+    monkeypatch.setattr(VersionWriter, "_transact", count)
     report = reembed(law, doc_batch_size=2, commit_interval=2)
     assert report.counts["documents_gone"] == 9
     assert max(committed) == 2

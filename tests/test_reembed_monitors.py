@@ -24,8 +24,8 @@ from moai.monitor import performance, progress, specs, speed, threads
 from moai.monitor.state import State, WatchConfig, is_paused, look
 from moai.recipes.reembedding.build import build
 from moai.recipes.reembedding.options import GIB, ReembedConfig, embedding_batch_size
+from moai.recipes.reembedding.runs import Sample, pace, parse
 from moai.resources import Machine
-from moai.sinks.runs import Sample, pace, parse
 
 START = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
 
@@ -246,7 +246,7 @@ def test_a_run_of_another_container_is_dead_once_it_is_silent_and_not_before() -
     from datetime import UTC, datetime, timedelta
 
     from moai.distributed import owner
-    from moai.sinks.runs import SILENT_SECONDS, _is_dead
+    from moai.recipes.reembedding.runs import SILENT_SECONDS, _is_dead
 
     who = {**owner(), "pid_namespace": "pid:[1]"}
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The overlapped executor: stages beside each other, bounded, in order, and no thread outlives the loop over it."""
+"""`ahead`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives the loop over it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from moai.engine.overlapped import Seconds, ahead
+from moai.recipes.reembedding.overlapped import Seconds, ahead
 
 
 def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:

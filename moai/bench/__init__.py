@@ -23,7 +23,7 @@ from moai.bench.report import Lap, Report
 from moai.bench.watch import lap_of, watched
 from moai.config import option
 from moai.distributed import ranks
-from moai.engine.executor import Executor, Order, Processes
+from moai.engine.executor import Executor, Order
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Shard
 from moai.errors import BackendDisagrees, ConfigError, SourceError
@@ -149,9 +149,7 @@ def _run(wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: E
 
 def _executor(wanted: Request, planned: Plan) -> Executor:
     """As prepare's, but that this module is loaded too, and that no worker is replaced."""
-    executor = executor_of(wanted, planned)
-    if isinstance(executor, Processes):
-        executor = replace(executor, shards_per_worker=_FOREVER, modules=(*executor.modules, "moai.bench"))
+    executor = executor_of(wanted, planned, ["moai.bench"], shards_per_worker=_FOREVER)
     executor.start()
     return executor
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from moai.backends import Backend
 from moai.bench.report import Stretch
-from moai.engine.executor import Executor, Processes
+from moai.engine.executor import Executor
 from moai.engine.pipeline import Pipeline, Raw, Receipt, Sealed, Shard, run_shard
 from moai.errors import WorkerDied
 from moai.files import storage_of
@@ -83,7 +83,7 @@ def ceiling(backend: Backend, units: Sequence[tuple[Unit, int]], *, processes: i
 
     Threads are the tokenizer's; None leaves them to it, as work in this process itself does. Loading and warming up is outside the clocks. With `warmed`, processes come from where this executor's workers come from. Raises WorkerDied.
     """
-    if isinstance(warmed, Processes):
+    if warmed:
         warmed.start()
     context = multiprocessing.get_context("forkserver")
     next_unit = context.Value("q", 0)

@@ -62,15 +62,16 @@ class Processes:
 
     num_proc: int
     method: str = "forkserver"
-    """How they start: forked from a process that has loaded what they need, or by spawn, each loading it for itself."""
+    """How they start: forked from a process that has loaded what they need, or by spawn, each loading for itself what its shards need."""
     threads: int = 1
     stall_seconds: float = 600.0
     """A worker that gets no batch and no document done in this time is stopped, and its shard worked on as if it had died."""
     shards_per_worker: int = 512
     """A worker is replaced after this many shards, so that what its libraries keep cannot grow without end."""
     modules: tuple[str, ...] = ("moai.engine.executor",)
+    """Imported where workers are forked from, or first of all in each (moai.engine.warm)."""
     warm: tuple[tuple[str, dict[str, Any]], ...] = ()
-    """Modules, and "module:function" with its arguments, loaded once where workers are forked from, or in each (moai.engine.warm)."""
+    """"module:function" with its arguments, called once where workers are forked from. A spawned worker loads it with the first shard that needs it."""
     root: Path = Path("/")
     """Where /proc and /sys are found that say how much memory is left."""
 
@@ -78,7 +79,7 @@ class Processes:
         if self.method != "forkserver":
             return  # there is no process yet that could load anything
         multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.warm"])
-        os.environ[WARM] = self._needed
+        os.environ[WARM] = json.dumps({"modules": self.modules, "calls": self.warm})
         try:
             with without_interrupts():
                 forkserver.ensure_running()
@@ -104,15 +105,16 @@ class Processes:
 
     def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
         self.start()
-        load = "" if self.method == "forkserver" else self._needed
+        load = "" if self.method == "forkserver" else json.dumps({"modules": self.modules, "calls": []})
         yield from Supervisor(
             start=partial(Worker.start, multiprocessing.get_context(self.method), pipelines, self.threads, load), orders=orders, on_documents=on_documents,
             num_proc=self.num_proc, stall_seconds=self.stall_seconds, shards_per_worker=self.shards_per_worker, root=self.root,
         ).run()  # fmt: skip
 
-    @property
-    def _needed(self) -> str:
-        return json.dumps({"modules": self.modules, "calls": self.warm})
+
+def make_executor(num_proc: int, **how: Any) -> Executor:
+    """Who does the work of a run, for every system: this process where `num_proc` is 0, else so many workers; `how` is fields of Processes."""
+    return Processes(num_proc=num_proc, **how) if num_proc else Serial()
 
 
 def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:

@@ -11,6 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from moai.engine.run import Done
+from moai.engine.stage import Results
+
 logger = logging.getLogger(__name__)
 
 _LINE_SECONDS = 15.0
@@ -37,11 +40,14 @@ class Progress:
         self.documents += number
         self._say()
 
-    def on_shard(self, nominal_bytes: int, *, reused: bool) -> None:
-        self.bytes += nominal_bytes
+    def on_shard(self, done: Done) -> None:
+        self.bytes += done.shard.nominal_bytes
         self.shards += 1
-        self.reused += reused
-        self._say()
+        self.reused += done.reused
+        self.on_documents(done.receipt.counts.get("read", 0) if done.reused else 0)
+
+    def close(self, results: Results) -> None:
+        """The stage is over."""
 
     def end(self) -> None:
         """The last line, with the rate of the whole run."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from moai.engine.executor import Executor, Order
@@ -47,3 +48,11 @@ def run(pipelines: Sequence[Pipeline], executor: Executor, *, on_documents: Call
     for (which, shard), receipt, reused in executor.map(pipelines, unfinished(), on_documents):
         finish(which, shard, receipt, reused)
     return [[done[shard_id] for shard_id in ids] for ids in order]
+
+
+def total(done: Iterable[Done]) -> Counter[str]:
+    """The counters of these shards, summed up."""
+    result: Counter[str] = Counter()
+    for one in done:
+        result.update(one.receipt.counts)
+    return result

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from moai.config import resolve
 from moai.monitor.state import State, WatchConfig, bar, clock, look
-from moai.sinks.runs import STAGES
+from moai.recipes.reembedding.runs import STAGES
 
 _VERDICTS = ((5.0, "very fast"), (15.0, "fast"), (30.0, "normal"), (float("inf"), "slow"))
 """Seconds a document below which the old program said so."""

@@ -12,9 +12,9 @@ from moai.config import option
 from moai.database import Database
 from moai.errors import ConfigError, StorageError
 from moai.recipes.reembedding import versions
+from moai.recipes.reembedding.documents import KINDS, check_tables, count_documents
 from moai.recipes.reembedding.options import bounded
-from moai.sinks.runs import PAUSE_SECONDS, Pace, Sample, pace, parse, refuse_while_running
-from moai.sources.sqlite import KINDS, check_tables, count_documents
+from moai.recipes.reembedding.runs import PAUSE_SECONDS, Pace, Sample, pace, parse, refuse_while_running
 
 BAR = 40
 

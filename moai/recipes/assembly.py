@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moai.backends import BACKENDS, Reference
-from moai.engine.executor import Executor, Processes, Serial
+from moai.engine.executor import Executor, make_executor
 from moai.engine.ledger import Ledger
 from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
 from moai.engine.pipeline import Pipeline, peek
@@ -20,21 +20,21 @@ from moai.errors import ConfigError, SourceError
 from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
-from moai.recipes.dataset import DatasetEntry, distinct_names, entries_of
+from moai.recipes.dataset import DatasetEntry, entries_of
+from moai.recipes.inputs import distinct, keep_apart, open_input, stamps_prove, text_shape
 from moai.recipes.options import DataConfig
 from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.placed import OfSource, Placed
-from moai.sources.schema import columns_of
 from moai.tokenizer import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
 from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.conversation import choose_chat_shape
 from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
 from moai.transforms.template import RENDERER, ChatTemplate, find_template
-from moai.transforms.text import TextShape, ToText, choose_shape
+from moai.transforms.text import TextShape, ToText
 from moai.transforms.tokenize import Tokenize
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,6 @@ _MADE = ("text", "messages", "tokens", "examples", "input_ids", "seq_lengths", T
 """Columns that the recipe makes."""
 _OF_MODELS = ("labels", "position_ids", "attention_mask", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 """What else a model is given in training, so that nothing beside the rows can be called so."""
-_OF_RECORDS = ("segment", "line", "offset", "record")
-"""Columns that a columnar file is read into, beside its own."""
 _TYPES = {"bool": ("bool",), "int64": ("int", "uint8", "uint16", "uint32"), "float64": ("float", "double", "halffloat")}
 """Types of values beside a text, by how the names of the sources' types begin; all else travels as text."""
 _SAMPLE_TEXT_CHARS = 2000
@@ -73,12 +71,12 @@ class Found:
 
     @property
     def nominal_bytes(self) -> int:
-        return sum(file.stamp.size for given in self.inputs for file in given.files)
+        return sum(given.nominal_bytes for given in self.inputs)
 
     @property
     def text_bytes(self) -> int:
         """About how much there is once decompressed."""
-        return sum(file.stamp.size * (4 if file.compression else 1) for given in self.inputs for file in given.files)
+        return sum(given.text_bytes for given in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -145,13 +143,12 @@ def find(config: DataConfig) -> Found:
     found = [
         (given, entry) for index, entry in enumerate(entries_of(config.dataset)) for given in _inputs_of(entry, config.dataset_config if index == 0 else None)
     ]
-    names = distinct_names(given.name for given, _ in found)
-    inputs, entries = tuple(replace(given, name=name) for (given, _), name in zip(found, names)), tuple(entry for _, entry in found)
+    inputs, entries = distinct(given for given, _ in found), tuple(entry for _, entry in found)
     cache = Path(config.cache_dir).expanduser().absolute()
-    _keep_apart(cache, [entry.path for entry in entries if entry.path])
+    keep_apart(cache, [entry.path for entry in entries if entry.path])
     # What a source that is not files holds is known only from reading it.
-    stamps_prove = not any(file.stamp.is_racy() for given in inputs for file in given.files) and not any(entry.source for entry in entries)
-    return Found(config, cache, inputs, entries, tokenizer_file, stamps_prove)
+    proven = stamps_prove(inputs) and not any(entry.source for entry in entries)
+    return Found(config, cache, inputs, entries, tokenizer_file, proven)
 
 
 def _inputs_of(entry: DatasetEntry, dataset_config: str | None) -> list[Input]:
@@ -218,18 +215,17 @@ def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
     return (stream.to_text, *stream.inner, tokenize, stream.pack)
 
 
-def executor_of(found: Found, planned: Plan) -> Executor:
-    """This process, or workers that find loaded what they need."""
-    if planned.num_proc.value == 0:
-        return Serial()
+def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how: Any) -> Executor:
+    """This process, or workers that find loaded what they need; `modules` are loaded too, `how` is further settings of make_executor."""
     arguments = {
         "path": str(found.tokenizer_file),
         "digest": digest_of(found.tokenizer_file),
         "split_special_tokens": found.config.split_special_tokens,
     }
-    return Processes(
-        num_proc=planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
-        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ())), warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in BACKENDS),
+    return make_executor(
+        planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
+        modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ()), *modules),
+        warm=tuple(("moai.backends:warm", {"names": [name], **arguments}) for name in BACKENDS), **how,
     )  # fmt: skip
 
 
@@ -274,9 +270,6 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
     key = digest_json(what)[:40]
     source = reading.source
     if isinstance(source, LocalSource):
-        read = (*(shape.columns if shape else ()), *(column.name for column in columns))
-        if reading.given.kind in ("parquet", "arrow") and (taken := [name for name in read if name in _OF_RECORDS]):
-            raise SourceError(f"{reading.given.spec}: its column {taken[0]!r} has a name that moai uses in columnar files; give it another name")
         names = dict.fromkeys((*(shape.columns if shape else ()), *(column.name for column in columns if column.name in reading.columns)))
         source = replace(source, columns=tuple(names), transform_key=key)
     return Stream(reading, source, to_text, inner, encode, pack, what, key)
@@ -306,21 +299,18 @@ def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path
         columns = source.columns_of()
     else:
         given = replace(given, kind=given.kind.having(txt_document=config.txt_document, encoding=entry.encoding))
-        local = LocalSource(
-            name=given.name, kind=given.kind, files=given.files, shard_bytes=config.shard_bytes, cache=wanted.cache, spool_dir=spool_dir,
-            max_record_bytes=config.max_doc_bytes, batch_rows=config.dataset_batch_size, batch_bytes=batch_bytes, trust_stamps=not config.rehash,
+        if given.kind.plain and wanted.template:
+            raise SourceError(
+                f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, CSV, Parquet and Arrow"
+            )
+        source, columns = open_input(
+            given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, batch_rows=config.dataset_batch_size,
+            max_record_bytes=config.max_doc_bytes, trust_stamps=not config.rehash,
         )  # fmt: skip
-        if given.kind.plain:
-            if wanted.template:
-                raise SourceError(
-                    f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, Parquet and Arrow"
-                )
-            return Reading(given, entry, config, local, None, {})
-        source, columns = local, columns_of(given)
     shape = (
         choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
         if wanted.template
-        else choose_shape(columns, source=given.spec, text_column=config.text_column, template=config.text_template)
+        else text_shape(given, columns, text_column=config.text_column, template=config.text_template)
     )
     return Reading(given, entry, config, source, shape, columns)
 
@@ -347,13 +337,3 @@ def _one_type(names: Sequence[str]) -> str:
     if kinds == {"int64", "float64"}:
         return "float64"
     return kinds.pop() if len(kinds) == 1 else "string"
-
-
-def _keep_apart(cache: Path, dataset: Sequence[str]) -> None:
-    """A cache inside the data would be data of the next run."""
-    for spec in dataset:
-        folder = Path(spec).expanduser()
-        if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
-            continue
-        if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
-            raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")

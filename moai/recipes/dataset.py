@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,15 +184,3 @@ def described(entry: DatasetEntry) -> str:
     """Its own settings, for the log; empty where it has none."""
     said = {name: value for name, value in entry.settings().items() if name != "transforms"}
     return ", ".join([*(f"{name} {value}" for name, value in said.items()), *(part.name for part in entry.transforms)])
-
-
-def distinct_names(names: Iterator[str]) -> Iterator[str]:
-    """Names of sources are names of shards: a second `train` becomes `train-2`."""
-    seen: set[str] = set()
-    for name in names:
-        number, free = 1, name
-        while free in seen:
-            number += 1
-            free = f"{name}-{number}"
-        seen.add(free)
-        yield free

@@ -22,6 +22,7 @@ from moai.engine.schema import Column
 from moai.files import canonical_json, digest_json, is_plain_name, write_atomic
 from moai.fsops import read_regular
 from moai.recipes.dataset import DatasetEntry, source_identity
+from moai.recipes.inputs import plan_inputs
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
 from moai.sources.discover import Input
@@ -37,7 +38,6 @@ PARTS: tuple[type[Part], ...] = (ToText, ToExamples, Length, Sample, Split, Toke
 """What moai puts together itself: a plan is another one where the version of any of them is."""
 _SAME_IDS = ("tokenizer_sha256", "eos_id", "bos_id", "chat_template_sha256")
 _NEAREST_OF = 200
-_FILES_LISTED = 2000
 _SAME_SIZE = "old time stamp"
 _MOST_BYTES = 1 << 26
 """Of a plan record: 2,000 paths of the greatest length take an eighth of it."""
@@ -46,9 +46,7 @@ _MOST_BYTES = 1 << 26
 def plan_fields(
     config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input], entries: Sequence[DatasetEntry], template: ChatTemplate | None = None
 ) -> dict[str, Any]:
-    """All that the plan key is made of. `files` are for explaining a miss; `inputs` says what is read how often, in which order, and what shares shards."""
-    inputs_read = [[given.name, given.kind.identity, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
-    files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
+    """All that the plan key is made of."""
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
     objects = [source_identity(entry.source) for entry in entries if entry.source]
     return {
@@ -59,8 +57,8 @@ def plan_fields(
         },
         "tokenizer": tokenizer_identity(tokenizer, template),
         "format": {"format_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in PARTS])},
-        "inputs": digest_json([inputs_read, objects]),
-        "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)},
+        **({"sources": objects} if objects else {}),
+        **plan_inputs(inputs),
     }
 
 

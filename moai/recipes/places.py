@@ -6,12 +6,25 @@ A receipt places records within their segment, since that is all that its conten
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from moai.engine.run import Done
 from moai.files import canonical_json
-from moai.recipes.assembly import Stream
+from moai.sources.discover import Input
+
+
+class OfInput(Protocol):
+    """One input on its way, as a recipe knows it."""
+
+    @property
+    def given(self) -> Input: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+
+S = TypeVar("S", bound=OfInput, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -24,16 +37,20 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Processed:
+class Processed(Generic[S]):
     """One input and its finished shards, in order."""
 
-    stream: Stream
+    stream: S
     done: list[Done]
+
+    @property
+    def given(self) -> Input:
+        return self.stream.given
 
     def places(self) -> Iterator[tuple[Done, list[Place]]]:
         """Each shard with the places of its segments. What is not files has one place, the source itself."""
         lines, offsets = Counter[str](), Counter[str]()
-        name = self.stream.given.name
+        name = self.given.name
         for done in self.done:
             places = []
             for segment, size, records in zip(done.shard.segments, done.receipt.raw.bytes, done.receipt.raw.lines):
@@ -44,7 +61,7 @@ class Processed:
             yield done, places
 
 
-def sources_listing(parts: Sequence[Processed]) -> bytes:
+def sources_listing(parts: Sequence[Processed[Any]]) -> bytes:
     """sources.json: of every source its files by their names within it, and of every shard the segments, as [file, bytes before, records before].
 
     With a documents file it leads from a row to the record it was made of. It holds no path and no stamp.

@@ -22,22 +22,22 @@ from moai.backends import Reference
 from moai.config import Setting
 from moai.distributed import FIRST_SIGN_SECONDS, Ranks, Report, build_once, ranks
 from moai.engine.executor import Executor
-from moai.engine.ledger import Ledger
 from moai.engine.part import check_importable
 from moai.engine.progress import Progress
-from moai.engine.run import Done, run
+from moai.engine.stage import Stage, run_stages
 from moai.errors import BackendDisagrees, SourceError, StorageError
 from moai.failpoints import failpoint
 from moai.files import free_bytes, storage_errors
 from moai.recipes import identity
 from moai.recipes.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
 from moai.recipes.attempts import attempt, locked
+from moai.recipes.bad_records import InputWatch, check_content
 from moai.recipes.choosing import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
 from moai.recipes.dataset import described
 from moai.recipes.options import DataConfig
 from moai.recipes.places import Processed
 from moai.recipes.prepared import MANIFEST, Prepared
-from moai.recipes.publish import BadRecords, publish
+from moai.recipes.publish import publish
 from moai.recipes.uses import note_use
 from moai.transforms.chat import check_template
 
@@ -216,27 +216,16 @@ def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
 
 def _run(
     wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, staging: Path, here: Ranks, report: Report
-) -> tuple[list[Processed], Progress]:
+) -> tuple[list[Processed[Stream]], Progress]:
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
-    ledger = Ledger(wanted.cache)
     progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
-    bad = BadRecords(wanted.config.max_bad_ratio, progress)
-
-    def on_documents(number: int) -> None:
-        progress.on_documents(number)
-        report(progress.snapshot())
-
-    def on_shard(done: Done) -> None:
-        ledger.note_transform(done.receipt.transform_key, inputs[done.pipeline].identity)
-        progress.on_shard(done.shard.nominal_bytes, reused=done.reused)
-        if done.reused:
-            progress.on_documents(done.receipt.counts.get("read", 0))
-        bad.add(done.receipt.counts)
-        report(progress.snapshot())
-
-    results = run([pipeline(wanted, stream, backend, staging) for stream in inputs], executor, on_documents=on_documents, on_shard=on_shard)
-    parts = [Processed(stream, done) for stream, done in zip(inputs, results)]
-    bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
+    watch = InputWatch(streams=inputs, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=wanted.config.max_bad_ratio, report=report)
+    stage: Stage[None, list[Processed[Stream]]] = Stage(
+        pipelines=lambda _: [pipeline(wanted, stream, backend, staging) for stream in inputs],
+        reduce=lambda _, results: watch.processed(results),
+        watch=lambda *_: watch,
+    )
+    parts = run_stages([stage], executor)
     progress.end()
     read, kept = (sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept"))
     logger.info("[Rank %d] Conversion completed: %s documents of %s", here.rank, f"{kept:,}", f"{read:,}")
@@ -288,6 +277,6 @@ def check_space(wanted: Request) -> None:
 
 
 def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Prepared:
-    BadRecords(wanted.config.max_bad_ratio, None).check_content(found.content)
+    check_content(found.content, wanted.config.max_bad_ratio)
     logger.info("[Rank %d] Found prepared (plan %s unchanged, %d shards reused: all): %s", here.rank, wanted.key[:12], len(found.content["shards"]), found.path)
     return Prepared(found.path, found.manifest, memory_mode)

@@ -1,16 +1,12 @@
-"""From receipts to a published directory: totals, manifest, links to the shards, one rename.
-
-Also the judgement over bad records, which needs the same receipts.
-"""
+"""From receipts to a published directory: totals, manifest, links to the shards, one rename."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,13 @@ import xxhash
 from moai.config import identity
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import DIED, HUNG, MAX_DETAILS
-from moai.engine.progress import Progress
+from moai.engine.run import total
 from moai.engine.schema import arrow_schema
-from moai.errors import DamagedError, SourceError, TooManyBadRecords
+from moai.errors import DamagedError, SourceError
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
+from moai.recipes.assembly import Stream
+from moai.recipes.bad_records import bad_records, grouped
 from moai.recipes.identity import dataset_key, tokenizer_identity
 from moai.recipes.options import DataConfig
 from moai.recipes.places import Processed, sources_listing
@@ -36,14 +34,10 @@ from moai.transforms.template import ChatTemplate
 logger = logging.getLogger(__name__)
 
 SOURCES = "sources.json"
-_FEW = 10
-"""This many bad records never fail a run, whatever their share."""
 _WAYS_OUT = {
     "chat.too_long": "raise --seq_len, or cut them by --long_examples truncate",
     "chat.untrained": 'only what the assistant says is learned: give the conversations answers, not all of them with "weight": 0 or "train": false',
 }
-_LEAST_RECORD_BYTES = 8
-"""Nominal bytes that a record takes at least, compressed ones included: how many may still come."""
 
 
 def publish(
@@ -51,7 +45,7 @@ def publish(
     attempt: Path,
     config: DataConfig,
     tokenizer: TokenizerSpec,
-    parts: Sequence[Processed],
+    parts: Sequence[Processed[Stream]],
     run: Mapping[str, Any],
     template: ChatTemplate | None = None,
 ) -> Path:
@@ -98,7 +92,7 @@ def whereabouts(given: Input) -> str:
     return os.fsencode(where).decode("utf-8", "backslashreplace")
 
 
-def _holds(final: Path, parts: Sequence[Processed]) -> bool:
+def _holds(final: Path, parts: Sequence[Processed[Stream]]) -> bool:
     """Whether a published directory holds just these shards. A damaged one is for whoever opens it to refuse."""
     try:
         shards = read_manifest(final)["content"]["shards"]
@@ -112,12 +106,12 @@ def _content(
     staged: Path,
     config: DataConfig,
     tokenizer: TokenizerSpec,
-    parts: Sequence[Processed],
+    parts: Sequence[Processed[Stream]],
     listings: Mapping[str, bytes],
     template: ChatTemplate | None,
 ) -> dict[str, Any]:
     """Link and write every file of the directory but the manifest; return what the manifest says of them."""
-    counts = _sum(done.receipt.counts for part in parts for done in part.done)
+    counts = total(done for part in parts for done in part.done)
     _check_conservation(counts)
     columns = parts[0].stream.columns
     shards = _link_shards(cache, staged, parts)
@@ -138,17 +132,17 @@ def _content(
         "transforms": [part.identity() for part in config.transforms], "rows": rows, "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
         "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
-        "documents": counts["kept"], "filtered": _group(counts, "filtered."), "quarantined": _group(counts, "quarantined."), "token_counts": {"eos": 0, **_group(counts, "tokens.")},
+        "documents": counts["kept"], "filtered": grouped(counts, "filtered."), "quarantined": grouped(counts, "quarantined."), "token_counts": {"eos": 0, **grouped(counts, "tokens.")},
         "sources": [_source(part) for part in parts], "shards": shards, "files": files, **(_chat(template, counts) if template else {}),
     }  # fmt: skip
 
 
 def _chat(template: ChatTemplate, counts: Mapping[str, int]) -> dict[str, Any]:
     """The template, so that shards can be made again and a model keeps it, and what became of the conversations."""
-    return {"chat": {"template": template.as_json(), "counts": {"examples": 0, "turns": 0, **_group(counts, "chat.")}}}
+    return {"chat": {"template": template.as_json(), "counts": {"examples": 0, "turns": 0, **grouped(counts, "chat.")}}}
 
 
-def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed]) -> list[dict[str, Any]]:
+def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed[Stream]]) -> list[dict[str, Any]]:
     ledger = Ledger(cache)
     number, of = 0, sum(done.receipt.rows > 0 for part in parts for done in part.done)
     shards: list[dict[str, Any]] = []
@@ -166,87 +160,18 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed]) -> list[
     return shards
 
 
-def _source(part: Processed) -> dict[str, Any]:
-    counts = _sum(done.receipt.counts for done in part.done)
+def _source(part: Processed[Stream]) -> dict[str, Any]:
+    counts = total(part.done)
     return {
         "name": part.stream.given.name, "not_read": list(part.stream.not_read), "kind": part.stream.given.kind.name, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "read": counts["read"],
         "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.stream.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
     }  # fmt: skip
 
 
-def bad_records(cache: Path, part: Processed) -> Iterator[dict[str, Any]]:
-    """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the decompressed file."""
-    for done, places in part.places():
-        if not done.receipt.quarantine_xxh3_128:
-            continue
-        with open(Ledger(cache).quarantine(done.receipt.shard_key), "rb") as file:
-            for entry in sorted(map(json.loads, file), key=lambda e: (e["segment"], e["line"])):
-                place = places[entry.pop("segment")]
-                offset = None if entry["offset"] is None else place.bytes + entry["offset"]
-                yield {**entry, "source": part.stream.given.name, "file": place.file, "line": place.lines + entry["line"] + 1, "offset": offset}
-
-
-class BadRecords:
-    """How many records were bad, of how many; raises when the share is too high."""
-
-    def __init__(self, max_ratio: float, progress: Progress | None) -> None:
-        self.max_ratio, self.progress = max_ratio, progress
-        self.counts: Counter[str] = Counter()
-
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Count one shard, and stop early when no rest of the run can mend it: not even the most records that its bytes could hold."""
-        self.counts.update(counts)
-        bad, read = self.counts["quarantined"], self.counts["read"]
-        if self.progress is None or self.progress.share >= 1.0 or bad <= _FEW:
-            return
-        most = read + max(0, self.progress.total_bytes - self.progress.bytes) // _LEAST_RECORD_BYTES
-        if bad > self.max_ratio * most:
-            share = self.progress.share
-            raise TooManyBadRecords(f"{self._say(bad, read, _group(self.counts, 'quarantined.'))} (stopped after {share:.0%} of the input)")
-
-    def check(self, parts: Sequence[Processed], listing: Path) -> None:
-        """The final word. Raises TooManyBadRecords after writing every bad record with its place to `listing`."""
-        bad, read = self.counts["quarantined"], self.counts["read"]
-        if not read:
-            raise SourceError(f"{', '.join(part.stream.given.spec for part in parts)}: holds no record at all; nothing to prepare")
-        if bad <= _FEW or bad <= self.max_ratio * read:
-            return
-        cache = listing.parent.parent
-        entries = [entry for part in parts for entry in bad_records(cache, part)]
-        listing.parent.mkdir(exist_ok=True)
-        listing.write_bytes(b"".join(canonical_json(entry) + b"\n" for entry in entries))
-        first = entries[0]
-        place = f"the first: {first['file']} line {first['line']} ({first['reason']}: {first['detail']}); all of them: {listing}"
-        raise TooManyBadRecords(f"{self._say(bad, read, _group(self.counts, 'quarantined.'))}; {place}")
-
-    def check_content(self, content: Mapping[str, Any]) -> None:
-        """The same judgement over something prepared under another --max_bad_ratio."""
-        bad, read = content["records"]["quarantined"], content["records"]["read"]
-        if left_out := sum(content["quarantined"].get(reason, 0) for reason in (DIED, HUNG)):
-            logger.warning("It leaves out %d records that killed or hung their workers when it was made; --rehash tries them again", left_out)
-        if bad > _FEW and bad > self.max_ratio * read:
-            raise TooManyBadRecords(self._say(bad, read, content["quarantined"]))
-
-    def _say(self, bad: int, read: int, reasons: Mapping[str, int]) -> str:
-        top = ", ".join(f"{number:,} {reason}" for reason, number in Counter(reasons).most_common(4))
-        return f"{bad:,} of {read:,} records ({bad / read:.2%}) are bad, more than --max_bad_ratio {self.max_ratio} allows: {top}"
-
-
 def _check_conservation(counts: Counter[str]) -> None:
     """Nothing is lost or made on the way: records, and tokens."""
     assert counts["read"] == counts["kept"] + counts["filtered"] + counts["quarantined"], counts
     assert counts["tokens.text"] + counts["tokens.bos"] + counts["tokens.eos"] == counts["tokens.rows"] + counts["tokens.dropped"], counts
-
-
-def _sum(many: Iterator[dict[str, int]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for counts in many:
-        total.update(counts)
-    return total
-
-
-def _group(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
-    return {name.removeprefix(prefix): number for name, number in sorted(counts.items()) if name.startswith(prefix)}
 
 
 def _way_out(config: DataConfig, content: Mapping[str, Any]) -> str:

@@ -35,6 +35,15 @@ class Input:
     files: tuple[File, ...]
     origin: dict[str, str]
 
+    @property
+    def nominal_bytes(self) -> int:
+        return sum(file.stamp.size for file in self.files)
+
+    @property
+    def text_bytes(self) -> int:
+        """About how much there is once decompressed."""
+        return sum(file.stamp.size * (4 if file.compression else 1) for file in self.files)
+
 
 def discover(spec: str, config: str | None = None) -> list[Input]:
     """Inputs by kind. Raises SourceError when there is nothing to read, with what was looked for."""

@@ -18,12 +18,13 @@ import pyarrow as pa
 import xxhash
 
 from moai import columns
+from moai.engine.part import Part
 from moai.engine.pipeline import count, quarantine
 from moai.failpoints import failpoint
 from moai.transforms.coref_documents import PLACE
 from moai.transforms.coref_placement import Placed, Placement, Spans
 from moai.transforms.entities import Candidate, Repetition
-from moai.transforms.korean import KiwiQuality, analyser
+from moai.transforms.korean import RULE, Kiwi, KiwiQuality, analyser
 from moai.transforms.mlm_tokens import MlmTokenizer
 
 CANDIDATE = pa.struct(
@@ -47,11 +48,11 @@ Row = tuple[_Document, npt.NDArray[Any], list[Placed]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
+class Candidates(Part):
     """The only stage that costs time: Kiwi takes some 97 % of it."""
 
     source: str
-    kiwi_model: str
+    kiwi: Kiwi
     quality: KiwiQuality
     repetition: Repetition
     tokenizer: MlmTokenizer
@@ -69,15 +70,16 @@ class Candidates:
     def _analyse(self, row: dict[str, Any]) -> _Document | None:
         """Kiwi, once. None if a rule drops the document, Kiwi fails on it, or no name in it comes again."""
         failpoint("coref.document")
-        text = row["text"]
+        text, kiwi = row["text"], analyser(self.kiwi.model)
         try:
-            morphemes = analyser(self.kiwi_model).tokenize(text)
+            morphemes = kiwi.tokenize(text)
         except Exception as error:
             quarantine(f"Kiwi: {type(error).__name__}", detail=str(error), sample=text.encode()[:200], **{name: row[name] for name in PLACE})
             return None
         tags = [morpheme.tag for morpheme in morphemes]
         if rule := self.quality.failed_by(tags):
-            count(f"dropped.{rule}")
+            count("filtered")
+            count(f"filtered.{RULE}.{rule}")
             return None
         count("passed")
         candidates = self.repetition.candidates(text, morphemes, tags)

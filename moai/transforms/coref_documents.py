@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import xxhash
 
+from moai.engine.part import UNKEYED, Part
 from moai.transforms.text import ToText
 
 PLACE = ("segment", "line", "offset")
@@ -17,7 +18,7 @@ SCHEMA = pa.schema([("text", pa.large_string()), ("doc_id", pa.string()), ("segm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents:
+class Documents(Part):
     """One record at a time, since only a record that gives a text gives its id; beside Kiwi's 13 ms that costs nothing.
 
     A document without `id_column` is called by the hash of its text: a worker knows what it reads and not how much was read before, and
@@ -26,7 +27,7 @@ class Documents:
 
     to_text: ToText
     id_column: str = "id"
-    batch_rows: int = 64
+    batch_rows: int = field(default=64, metadata=UNKEYED)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moai import columns
+from moai.engine.part import Part
 from moai.engine.pipeline import advance, count
 from moai.failpoints import failpoint
 from moai.transforms.mlm_tokens import MlmTokenizer
@@ -41,7 +42,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(Part):
     """Rows of documents with picked candidates -> one row a sample, unpadded.
 
     labelled  False in mode `text`, where the mask was written into the text before it was tokenized, as the prior program did: no labels then

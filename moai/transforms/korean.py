@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,13 +21,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from moai.engine.pipeline import count
+from moai.engine.part import Filter
 from moai.errors import ConfigError
 
 RULES = ("length", "sentences", "hangul", "special", "nnp", "pronoun")
-"""In the order in which they are applied; `dropped.<rule>` counts each."""
+"""In the order in which they are applied; `filtered.rule.<rule>` counts each."""
+RULE = "rule"
 KIWI_MODELS = ("cong", "cong-global", "largest", "knlm", "sbg")
 _HANGUL, _SPECIAL = 1, 2
 
@@ -42,8 +42,10 @@ class Morpheme(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheapRules:
+class CheapRules(Filter):
     """Rules 1 to 4, before Kiwi. All bounds are inclusive."""
+
+    needs = ("text",)
 
     min_length: int = 800
     max_length: int = 2500
@@ -51,18 +53,13 @@ class CheapRules:
     min_hangul_ratio: float = 0.40
     max_special_ratio: float = 0.30
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            lengths = pc.utf8_length(batch["text"])
-            fits = pc.and_(pc.greater_equal(lengths, self.min_length), pc.less_equal(lengths, self.max_length))
-            fitting = batch.filter(fits)
-            count("dropped.length", batch.num_rows - fitting.num_rows)
-            failed = [self.failed_by(text) for text in fitting["text"].to_pylist()]
-            for rule in filter(None, failed):
-                count(f"dropped.{rule}")
-            kept = fitting.filter(pa.array([rule is None for rule in failed], pa.bool_()))
-            if kept.num_rows:
-                yield kept
+    @property
+    def name(self) -> str:
+        return RULE
+
+    def keep(self, batch: pa.RecordBatch) -> tuple[list[bool], list[str]]:
+        failed = [self.failed_by(text) for text in batch["text"].to_pylist()]
+        return [rule is None for rule in failed], [rule for rule in failed if rule]
 
     def failed_by(self, text: str) -> str | None:
         """The first of the rules that `text` fails, None if it passes all four."""
@@ -92,6 +89,19 @@ class KiwiQuality:
         return "pronoun" if self.pronoun_filter and "NP" in tags else None
 
 
+@dataclass(frozen=True)
+class Kiwi:
+    """The analyser as a field of the part that uses it."""
+
+    model: str
+
+    def identity(self) -> dict[str, str]:
+        """What of it changes its answers. Raises ConfigError where it is not installed."""
+        if find_spec("kiwipiepy") is None:
+            raise ConfigError("kiwipiepy is not installed, and without it Korean cannot be analysed: pip install 'moai[korean]'")
+        return {"kiwipiepy": version("kiwipiepy"), "kiwipiepy_model": version("kiwipiepy_model"), "model_type": self.model}
+
+
 def analyser(model: str) -> Any:
     """The process's Kiwi: built once, by `warm` before workers are forked, whose pages they then share (3 to 7 MB private each instead of 500)."""
     return _analyser(model)
@@ -101,13 +111,6 @@ def warm(model: str) -> None:
     """Load what analysing needs where workers are forked from. Kiwi keeps no thread of its own then (num_workers=0), so a forked child may use it."""
     analyser(model)
     _classes()
-
-
-def kiwi_identity(model: str) -> dict[str, str]:
-    """What of Kiwi changes its answers. Raises ConfigError where it is not installed."""
-    if find_spec("kiwipiepy") is None:
-        raise ConfigError("kiwipiepy is not installed, and without it Korean cannot be analysed: pip install 'moai[korean]'")
-    return {"kiwipiepy": version("kiwipiepy"), "kiwipiepy_model": version("kiwipiepy_model"), "model_type": model}
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,8 +2,8 @@
 
 path = prepare(config, origins=origins)         # <output-dir>/entity_coref_v2_<seq_len>, which datasets.load_from_disk opens
 
-Two chained pipelines with a small reduce between them: candidates per shard (rules, Kiwi, tokens, places), one choice over all of them, samples
-per shard. Every finished shard of either stays when a run is stopped, and the next run goes on from there.
+Two stages: candidates per shard (rules, Kiwi, tokens, places) and one choice over all of them; samples per shard. Every finished shard of
+either stays when a run is stopped, and the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -12,32 +12,27 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import get_all_start_methods
 from pathlib import Path
-from typing import Any
 
 from moai import resources
 from moai.config import Setting
-from moai.engine.executor import Executor, Processes, Serial
+from moai.engine.executor import Executor, make_executor
 from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Pipeline
-from moai.engine.run import Done, run
-from moai.failpoints import failpoint
+from moai.engine.stage import Results, Stage, run_stages
 from moai.files import storage_errors
-from moai.recipes.assembly import Stream
 from moai.recipes.attempts import attempt, locked
+from moai.recipes.bad_records import InputWatch
 from moai.recipes.entity_coref import assembly
-from moai.recipes.entity_coref.assembly import Wanted
+from moai.recipes.entity_coref.assembly import Stream, Wanted
 from moai.recipes.entity_coref.options import CorefConfig
-from moai.recipes.entity_coref.progress import Stage
-from moai.recipes.entity_coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other, total
-from moai.recipes.entity_coref.selection import Selection, select
-from moai.recipes.places import Processed
-from moai.recipes.publish import BadRecords
+from moai.recipes.entity_coref.progress import StageProgress
+from moai.recipes.entity_coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other
+from moai.recipes.entity_coref.selection import select
 from moai.stopping import stoppable
 
 logger = logging.getLogger(__name__)
@@ -95,97 +90,63 @@ def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.P
     started, workers = time.monotonic(), chosen.num_proc
     for line in (*resources.lines(chosen), *chosen.warnings):
         logger.info("%s", line)
-    if isinstance(executor, Processes):
-        logger.info("start_method = %s: %s", executor.method, start_method(wanted.config).reason)
-    inputs = assembly.streams(wanted, staging, chosen.batch_bytes.value)
-    for stream in inputs:
-        logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.to_text.shape.name)
-    record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
-    record.unlink(missing_ok=True)
-
+    if workers.value:
+        logger.info("start_method = %s: %s", *vars(start_method(wanted.config)).values())
+    streams = assembly.streams(wanted, staging, chosen.batch_bytes.value)
+    for stream in streams:
+        logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.shape.name)
     wanted.tokenizer.reference.load()  # the report needs it; Kiwi is still loading elsewhere
     logger.info("[1/2] 배치 병렬 품질 필터링 (%s 워커)", workers.value)
-    stages = [Stage(wanted.request.nominal_bytes, name="candidates", batches=_about(wanted), record=record)]
-    parts = _candidates(wanted, inputs, executor, staging, stages[0])
-    counts = total(done.receipt.counts for part in parts for done in part.done)
-    for name, number, what in funnel(counts):
-        logger.info("  %s%s: %s", "- " if what == "lost" else "  ", name, f"{number:,}")
-
-    candidates = [done for part in parts for done in part.done]
-    selection = _select(wanted, candidates)
-    failpoint("coref.selected")
-    if not selection.total:
-        raise no_samples(counts)
-    pipeline = assembly.samples(wanted, candidates, selection, staging)
-    groups = list(pipeline.source.shards())
-    logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)", f"{selection.total:,}", len(groups), f"{wanted.config.token_chunk_size:,}")
-    stages.append(Stage(selection.total, name="samples", batches=len(groups), record=record))
-    samples = _run_stage([pipeline], _without_kiwi(executor), stages[1])[0]
-
+    corpus: Corpus = run_stages(stages(wanted, streams, staging), executor)
     logger.info("배치 병합 중... (links, no second copy)")
+    reused = [done.reused for done in corpus.done]
     made_how = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_workers": workers.value,
-        "shards_made": sum(stage.shards - stage.reused for stage in stages), "shards_reused": sum(stage.reused for stage in stages),
-        "stamps_prove": wanted.request.stamps_prove,
+        "shards_made": reused.count(False), "shards_reused": reused.count(True), "stamps_prove": wanted.stamps_prove,
     }  # fmt: skip
-    path = publish(wanted, staging, Corpus(parts, selection, samples), made_how)
+    path = publish(wanted, staging, corpus, made_how)
     seconds = time.monotonic() - started
     logger.info("저장 완료: %s", path)
-    logger.info("샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused", f"{selection.total:,}", seconds, seconds / 60,
-                made_how["shards_made"], made_how["shards_reused"])  # fmt: skip
+    logger.info("샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused", f"{corpus.selection.total:,}", seconds, seconds / 60,
+                reused.count(False), reused.count(True))  # fmt: skip
     return path
 
 
-def _candidates(wanted: Wanted, inputs: Sequence[Stream], executor: Executor, staging: Path, stage: Stage) -> list[Processed]:
-    """All inputs from files to committed candidate shards. Raises TooManyBadRecords."""
-    ledger = Ledger(wanted.cache)
-    bad = BadRecords(wanted.config.max_bad_ratio, stage)
-
-    def on_shard(done: Done) -> None:
-        ledger.note_transform(done.receipt.transform_key, inputs[done.pipeline].identity)
-        bad.add(done.receipt.counts)
-
-    pipelines = [assembly.candidates(wanted, stream, staging) for stream in inputs]
-    results = _run_stage(pipelines, executor, stage, on_shard)
-    parts = [Processed(stream, done) for stream, done in zip(inputs, results)]
-    bad.check(parts, wanted.cache / "quarantine" / f"{wanted.key}.jsonl")
-    return parts
-
-
-def _select(wanted: Wanted, candidates: Sequence[Done]) -> Selection:
+def stages(wanted: Wanted, streams: Sequence[Stream], staging: Path) -> tuple[Stage[None, Corpus], Stage[Corpus, Corpus]]:
+    """Candidates in every document, and which of them are picked over all; then a sample of each of these."""
     config, ledger = wanted.config, Ledger(wanted.cache)
-    paths = [ledger.shard(done.receipt.shard_key) for done in candidates]
-    return select(paths, cap=config.max_entity_freq, policy=config.cap_policy, max_samples=config.max_samples)
+    record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
 
+    record.unlink(missing_ok=True)
+    about = max(1, -(-sum(given.text_bytes for given in wanted.inputs) // config.shard_bytes))
+    progress = StageProgress(sum(given.nominal_bytes for given in wanted.inputs), name="candidates", batches=about, record=record)
+    reading = InputWatch(streams=streams, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=config.max_bad_ratio)
 
-def _run_stage(pipelines: Sequence[Pipeline], executor: Executor, stage: Stage, on_shard: Any = lambda done: None) -> list[list[Done]]:
-    def finished(done: Done) -> None:
-        on_shard(done)
-        stage.add(done.receipt.counts)
-        stage.on_shard(done.shard.nominal_bytes, reused=done.reused)
-        if "samples" in done.receipt.counts:
-            logger.info(" → 배치 %d 완료: %s개", stage.shards, f"{done.receipt.counts['samples']:,}")
-        if done.reused:
-            stage.on_documents(Counter(done.receipt.counts)["read"] + Counter(done.receipt.counts)["samples"])
+    def pick(_: None, results: Results) -> Corpus:
+        paths = [ledger.shard(done.receipt.shard_key) for part in results for done in part]
+        selection = select(paths, cap=config.max_entity_freq, policy=config.cap_policy, max_samples=config.max_samples)
+        return Corpus(reading.processed(results), selection)
 
-    results = run(pipelines, executor, on_documents=stage.on_documents, on_shard=finished)
-    stage.close()
-    return results
+    def samples(corpus: Corpus) -> list[Pipeline]:
+        for name, number, what in funnel(corpus.counts):
+            logger.info("  %s%s: %s", "- " if what == "lost" else "  ", name, f"{number:,}")
+        if not corpus.selection.total:
+            raise no_samples(corpus.counts)
+        return [assembly.samples(wanted, corpus.candidates, corpus.selection, staging)]
+
+    def watch_samples(corpus: Corpus, pipelines: Sequence[Pipeline]) -> StageProgress:
+        files, number = sum(1 for _ in pipelines[0].source.shards()), corpus.selection.total
+        logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)", f"{number:,}", files, f"{config.token_chunk_size:,}")
+        return StageProgress(number, name="samples", batches=files, record=record)
+
+    return (
+        Stage(pipelines=lambda _: [assembly.candidates(wanted.cache, stream, staging) for stream in streams], reduce=pick, watch=lambda *_: reading),
+        Stage(pipelines=samples, reduce=lambda corpus, results: replace(corpus, samples=results[0]), watch=watch_samples),
+    )
 
 
 def _executor(config: CorefConfig, chosen: resources.Plan) -> Executor:
-    if not chosen.num_proc.value:
-        return Serial()
-    return Processes(
-        num_proc=chosen.num_proc.value, method=start_method(config).value, threads=1, stall_seconds=config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
+    return make_executor(
+        chosen.num_proc.value, method=start_method(config).value, threads=1, stall_seconds=config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
         modules=assembly.WORKER_MODULES, warm=assembly.warm(config),
     )  # fmt: skip
-
-
-def _without_kiwi(executor: Executor) -> Executor:
-    """For the second pipeline: spawned workers shall not load for nothing what forked ones have anyway."""
-    return replace(executor, warm=()) if isinstance(executor, Processes) else executor
-
-
-def _about(wanted: Wanted) -> int:
-    return max(1, -(-wanted.request.text_bytes // wanted.config.shard_bytes))

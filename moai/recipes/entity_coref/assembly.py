@@ -9,35 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from moai.config import identity
 from moai.engine.ledger import Ledger
-from moai.engine.pipeline import Pipeline
+from moai.engine.part import Part, class_identity
+from moai.engine.pipeline import Pipeline, Source
 from moai.engine.run import Done
 from moai.engine.schema import with_features
 from moai.files import canonical_json, digest_json
-from moai.recipes import assembly
-from moai.recipes.assembly import Stream
-from moai.recipes.dataset import DatasetEntry
-from moai.recipes.entity_coref.options import AFTER_CANDIDATES, WHERE_TO_CUT, CorefConfig
+from moai.recipes.entity_coref.manifest import FORMAT_VERSION
+from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.entity_coref.selection import Selection
-from moai.recipes.identity import plan_fields
-from moai.recipes.options import DataConfig
+from moai.recipes.inputs import find_inputs, open_input, plan_inputs, stamps_prove, text_shape
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input
 from moai.sources.local import LocalSource
 from moai.sources.picked import PickedSource, Picks
-from moai.sources.schema import columns_of
 from moai.tokenizer import digest_of, find_tokenizer
 from moai.transforms import coref_candidates, coref_samples
+from moai.transforms.coref_candidates import Candidates
 from moai.transforms.coref_documents import Documents
 from moai.transforms.coref_placement import Placement
+from moai.transforms.coref_samples import Samples
 from moai.transforms.entities import Repetition
-from moai.transforms.korean import CheapRules, KiwiQuality, kiwi_identity
+from moai.transforms.korean import CheapRules, Kiwi, KiwiQuality
 from moai.transforms.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
-from moai.transforms.text import ToText
+from moai.transforms.text import TextShape, ToText
 
-FORMAT_VERSION = 1
+_PARTS = (ToText, Documents, CheapRules, KiwiQuality, Repetition, Placement, Candidates, Samples)
+"""A plan is another one where the version of any of them is."""
 WORKER_MODULES = (
     "moai.engine.executor", "moai.sources.local", "moai.sources.picked", "moai.transforms.coref_documents", "moai.transforms.coref_candidates",
     "moai.transforms.coref_samples", "moai.sinks.arrow",
@@ -56,31 +57,35 @@ class Wanted:
     cache: Path
     output: Path
     tokenizer: MlmTokenizer
-    request: assembly.Request
-    text_columns: Mapping[str, str | None]
-    kiwi: Mapping[str, str]
+    inputs: tuple[Input, ...]
+    stamps_prove: bool
+    kiwi: Kiwi
     fields: Mapping[str, Any]
     key: str
 
 
+@dataclass(frozen=True)
+class Stream:
+    """One input on its way to candidates: its source, the parts that its records pass, and what names its shards."""
+
+    given: Input
+    source: LocalSource
+    shape: TextShape
+    parts: tuple[Part, ...]
+    identity: Mapping[str, Any]
+
+
 def want(config: CorefConfig) -> Wanted:
     """Find files and tokenizer; read no data. Raises ConfigError, SourceError, TokenizerError."""
-    kiwi = kiwi_identity(config.kiwi_model)
+    kiwi = Kiwi(config.kiwi_model)
     tokenizer = load_mlm_tokenizer(config.model, config.mask_token)
     cache, output = places(config)
     columns = dict(config.inputs)
-    data = DataConfig(
-        dataset=tuple(columns), tokenizer_path=tokenizer.spec.path, eos_token=tokenizer.mask_token, cache_dir=str(cache), shard_bytes=config.shard_bytes,
-        text_column=config.text_column, text_template=config.text_template, stall_timeout=config.stall_timeout, rehash=config.rehash,
-    )  # fmt: skip
-    found = assembly.find(data)
-    request = assembly.Request(**vars(found), tokenizer=tokenizer.spec, fields=plan_fields(data, tokenizer.spec, found.inputs, found.entries), key="")
-    fields: dict[str, Any] = {
-        **request.fields, "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns,
-        "format": {"entity_coref_version": FORMAT_VERSION, "text_version": ToText.version, **kiwi},
-    }  # fmt: skip
+    inputs = find_inputs(tuple(columns), cache)
+    versions = {"entity_coref_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in _PARTS]), **kiwi.identity()}
+    fields = {**plan_inputs(inputs), "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns, "format": versions}
     fields = json.loads(canonical_json(fields))  # as it will be read back, to be compared
-    return Wanted(config, cache, output, tokenizer, request, columns, kiwi, fields, digest_json(fields)[:40])
+    return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, fields, digest_json(fields)[:40])
 
 
 def places(config: CorefConfig) -> tuple[Path, Path]:
@@ -91,80 +96,74 @@ def places(config: CorefConfig) -> tuple[Path, Path]:
 
 
 def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
-    """The inputs, each with the shape of its text. Raises SourceError where none fits."""
-    return [_stream(wanted, given, spool_dir, batch_bytes) for given in wanted.request.inputs]
+    """The inputs, each with its parts. Raises SourceError where no shape of text fits."""
+    config = wanted.config
+    found = []
+    for given in wanted.inputs:
+        source, columns = open_input(
+            given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, trust_stamps=not config.rehash
+        )
+        template = config.text_template if given.spec in config.input else None  # the columns of a preset are known
+        shape = text_shape(given, columns, text_column=dict(config.inputs)[given.spec], template=template) or TextShape(name="plain text")
+        parts = _parts(wanted, given, shape)
+        what = {"format_version": FORMAT_VERSION, "source": {"kind": given.kind.identity}, "parts": [part.identity() for part in parts]}
+        names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
+        source = replace(source, columns=tuple(dict.fromkeys(names)), transform_key=digest_json(what)[:40])
+        found.append(Stream(given, source, shape, parts, what))
+    return found
 
 
-def candidates(wanted: Wanted, stream: Stream, staging: Path) -> Pipeline:
+def candidates(cache: Path, stream: Stream, staging: Path) -> Pipeline:
     """The first pipeline: everything that needs Kiwi and the tokenizer, up to candidates that have a place in a row."""
-    config = wanted.config
-    assert isinstance(stream.to_text, ToText)
-    return Pipeline(
-        source=stream.source,
-        transforms=(
-            Documents(to_text=stream.to_text, id_column=config.id_column, batch_rows=min(_DOCUMENTS_PER_BATCH, config.tokenizer_batch_size)),
-            CheapRules(
-                min_length=config.min_length, max_length=config.max_length, min_sentences=config.min_sentences, min_hangul_ratio=config.min_hangul_ratio,
-                max_special_ratio=config.max_special_ratio,
-            ),
-            coref_candidates.Candidates(
-                source=stream.given.name, kiwi_model=config.kiwi_model, tokenizer=wanted.tokenizer,
-                quality=KiwiQuality(min_nnp_ratio=config.min_nnp_ratio, max_nnp_ratio=config.max_nnp_ratio, pronoun_filter=config.pronoun_filter),
-                repetition=Repetition(
-                    tags=config.entity_tags, merge_latin=config.merge_latin, max_mentions=config.max_mentions, min_distance=config.min_distance,
-                    max_distance=config.max_distance,
-                ),
-                placement=Placement(
-                    room=wanted.tokenizer.room(config.seq_len), mode=config.mode, skip_widened=config.skip_widened, unknown_id=wanted.tokenizer.unknown_id
-                ),
-            ),
-        ),
-        sink=ArrowShards(cache=wanted.cache, staging=staging, schema=coref_candidates.SCHEMA, rows_per_batch=_CANDIDATE_ROWS),
-        transform_key=stream.transform_key,
-        probe=Ledger(wanted.cache).has_transform(stream.transform_key),
-    )  # fmt: skip
+    return _pipeline(cache, stream.source, stream.parts, stream.identity, coref_candidates.SCHEMA, _CANDIDATE_ROWS, staging)
 
 
-def samples(wanted: Wanted, parts: Sequence[Done], selection: Selection, staging: Path) -> Pipeline:
-    """The second pipeline: the picked candidates of the finished shards `parts`, about token_chunk_size of them a file."""
+def samples(wanted: Wanted, done: Sequence[Done], selection: Selection, staging: Path) -> Pipeline:
+    """The second pipeline: the picked candidates of the finished shards `done`, about token_chunk_size of them a file."""
     config = wanted.config
-    what = {
-        "recipe": "entity_coref samples", "version": FORMAT_VERSION, "tokenizer": wanted.tokenizer.identity(), "mode": config.mode,
-        "validation_ratio": config.validation_ratio,
-    }  # fmt: skip
-    return Pipeline(
-        source=PickedSource(name="samples", column="candidates", groups=_groups(wanted.cache, parts, selection, config.token_chunk_size)),
-        transforms=(coref_samples.Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),),
-        sink=ArrowShards(cache=wanted.cache, staging=staging, schema=with_features(coref_samples.SCHEMA), rows_per_batch=coref_samples.ROWS_PER_BATCH),
-        transform_key=digest_json(what)[:40],
-    )
+    source = PickedSource(name="samples", column="candidates", groups=_groups(wanted.cache, done, selection, config.token_chunk_size))
+    parts = (Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),)
+    what = {"format_version": FORMAT_VERSION, "parts": [part.identity() for part in parts]}
+    return _pipeline(wanted.cache, source, parts, what, with_features(coref_samples.SCHEMA), coref_samples.ROWS_PER_BATCH, staging)
 
 
 def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
     """What workers shall find loaded: Kiwi, so that its 500 MB are there once, and the tokenizer. Raises ConfigError, TokenizerError where there is none."""
-    kiwi_identity(config.kiwi_model)
+    Kiwi(config.kiwi_model).identity()
     file = find_tokenizer(config.model)
     backend = {"names": ["tokenizers"], "path": str(file), "digest": digest_of(file), "split_special_tokens": True}
     return (("moai.transforms.korean:warm", {"model": config.kiwi_model}), ("moai.backends:warm", backend))
 
 
-def _stream(wanted: Wanted, given: Input, spool_dir: Path, batch_bytes: int) -> Stream:
-    config, column = wanted.config, wanted.text_columns[given.spec]
-    of_preset = given.spec not in config.input
-    data = replace(wanted.request.config, text_column=column, text_template=None if of_preset else config.text_template)
-    (stream,) = assembly.streams(replace(wanted.request, inputs=(given,), entries=(DatasetEntry(path=given.spec),), config=data), spool_dir, batch_bytes)
-    assert isinstance(stream.source, LocalSource)
-    shape = stream.to_text.shape
-    what = {
-        "recipe": "entity_coref candidates", "version": FORMAT_VERSION, "tokenizer": wanted.tokenizer.identity(), "kiwi": dict(wanted.kiwi), "source": given.name,
-        "config": {name: value for name, value in identity(config).items() if name not in (*AFTER_CANDIDATES, *WHERE_TO_CUT)},
-        "text_version": ToText.version, "kind": stream.given.kind.identity, "shape": [shape.name, list(shape.columns), shape.template],
-    }  # fmt: skip
+def _parts(wanted: Wanted, given: Input, shape: TextShape) -> tuple[Part, ...]:
+    config, tokenizer = wanted.config, wanted.tokenizer
+    return (
+        Documents(
+            to_text=ToText(shape=shape, plain=given.kind.plain), id_column=config.id_column,
+            batch_rows=min(_DOCUMENTS_PER_BATCH, config.tokenizer_batch_size),
+        ),
+        CheapRules(
+            min_length=config.min_length, max_length=config.max_length, min_sentences=config.min_sentences, min_hangul_ratio=config.min_hangul_ratio,
+            max_special_ratio=config.max_special_ratio,
+        ),
+        Candidates(
+            source=given.name, kiwi=wanted.kiwi, tokenizer=tokenizer,
+            quality=KiwiQuality(min_nnp_ratio=config.min_nnp_ratio, max_nnp_ratio=config.max_nnp_ratio, pronoun_filter=config.pronoun_filter),
+            repetition=Repetition(
+                tags=config.entity_tags, merge_latin=config.merge_latin, max_mentions=config.max_mentions, min_distance=config.min_distance,
+                max_distance=config.max_distance,
+            ),
+            placement=Placement(
+                room=tokenizer.room(config.seq_len), mode=config.mode, skip_widened=config.skip_widened, unknown_id=tokenizer.unknown_id
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _pipeline(cache: Path, source: Source, parts: tuple[Part, ...], what: Mapping[str, Any], schema: pa.Schema, rows_per_batch: int, staging: Path) -> Pipeline:
     key = digest_json(what)[:40]
-    source = replace(stream.source, transform_key=key)
-    if given.kind.columnar and config.id_column in columns_of(given):
-        source = replace(source, columns=tuple(dict.fromkeys((*source.columns, config.id_column))))
-    return replace(stream, source=source, identity=what, transform_key=key)
+    sink = ArrowShards(cache=cache, staging=staging, schema=schema, rows_per_batch=rows_per_batch)
+    return Pipeline(source=source, transforms=parts, sink=sink, transform_key=key, probe=Ledger(cache).has_transform(key))
 
 
 def _groups(cache: Path, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:

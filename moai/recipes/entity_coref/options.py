@@ -111,9 +111,3 @@ class CorefConfig:
         """(what to read, the column of its text if it is known), in order."""
         names = self.sources or (() if self.input else tuple(PRESETS))
         return (*((spec, self.text_column) for spec in self.input), *((PRESETS[name].spec, PRESETS[name].text_column) for name in names))
-
-
-AFTER_CANDIDATES = ("max_entity_freq", "cap_policy", "max_samples", "validation_ratio", "token_chunk_size", "report_samples")
-"""Options that change only what is done with finished candidates: other values of these start Kiwi for nothing."""
-WHERE_TO_CUT = ("shard_bytes", "text_column", "text_template")
-"""Options that decide what a shard's bytes are, or stand in its identity by another name; a finished shard of the same bytes is good under any of them."""

@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 import psutil
 
 from moai.engine.progress import Progress
+from moai.engine.run import Done
+from moai.engine.stage import Results
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _MEMORY_SECONDS = 10.0
 
 
 @dataclass
-class Stage(Progress):
+class StageProgress(Progress):
     """One of the two pipelines. `batches` is about how many shards there are: of a compressed file nobody knows before it was read."""
 
     name: str = ""
@@ -40,16 +41,19 @@ class Stage(Progress):
     """(this process, all processes below it), in bytes."""
     memory_read: float = float("-inf")
 
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Count a finished shard."""
+    def on_shard(self, done: Done) -> None:
+        counts = done.receipt.counts
         self.counts.update(counts)
         self.last_passed = counts.get("passed", counts.get("samples", 0))
+        super().on_shard(done)
+        if done.reused:
+            self.on_documents(counts.get("samples", 0))
 
     @property
     def passed(self) -> int:
         return self.counts["passed"] + self.counts["samples"]
 
-    def close(self) -> None:
+    def close(self, results: Results) -> None:
         """The last line of the stage, with its average."""
         seconds = max(time.monotonic() - self.started, 1e-6)
         self._measure()

@@ -16,32 +16,30 @@ import logging
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from moai.backends import Reference
 from moai.config import identity
 from moai.engine.ledger import Ledger
-from moai.engine.run import Done
-from moai.engine.schema import features
+from moai.engine.run import Done, total
 from moai.errors import ConfigError, DamagedError, SourceError
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, digest_json, link_or_copy, publish_directory
+from moai.recipes.bad_records import bad_records
 from moai.recipes.entity_coref import report, statistics
-from moai.recipes.entity_coref.assembly import Wanted
+from moai.recipes.entity_coref.assembly import Stream, Wanted
 from moai.recipes.entity_coref.manifest import FORMAT_VERSION, read_manifest
 from moai.recipes.entity_coref.selection import Selection, names_of
 from moai.recipes.identity import compare, dataset_key
 from moai.recipes.places import Processed
-from moai.recipes.prepared import write_file, write_manifest
-from moai.recipes.publish import bad_records
+from moai.recipes.prepared import write_dataset_files, write_file, write_manifest
 from moai.transforms.coref_placement import SKIPS
 from moai.transforms.coref_samples import SCHEMA
-from moai.transforms.korean import RULES
+from moai.transforms.korean import RULE, RULES
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +50,21 @@ _TOP = 20
 class Corpus:
     """All there is to publish: the finished candidate shards by input, what was picked of them, and the finished sample shards."""
 
-    parts: Sequence[Processed]
+    parts: Sequence[Processed[Stream]]
     selection: Selection
-    samples: Sequence[Done]
+    samples: Sequence[Done] = ()
 
     @property
     def candidates(self) -> list[Done]:
         return [done for part in self.parts for done in part.done]
 
     @property
+    def done(self) -> list[Done]:
+        return [*self.candidates, *self.samples]
+
+    @property
     def counts(self) -> Counter[str]:
-        return total(done.receipt.counts for done in (*self.candidates, *self.samples))
+        return total(self.done)
 
 
 def existing(wanted: Wanted) -> dict[str, Any] | None:
@@ -118,7 +120,7 @@ def check_conservation(corpus: Corpus) -> None:
     """No document, mention or sample is lost or made on the way. Raises AssertionError, always: a corpus that does not add up is not published."""
     counts = corpus.counts
     sums = {
-        "documents read": (counts["read"], counts["quarantined"] + counts["passed"] + sum(counts[f"dropped.{rule}"] for rule in RULES)),
+        "documents read": (counts["read"], counts["quarantined"] + counts["passed"] + sum(counts[f"filtered.{RULE}.{rule}"] for rule in RULES)),
         "later mentions": (counts["mentions"], counts["candidates"] + sum(counts[f"skipped.{reason}"] for reason in SKIPS)),
         "candidates read for the cap": (counts["candidates"], sum(corpus.selection.before.values())),
         "samples picked": (corpus.selection.total, counts["samples"]),
@@ -129,19 +131,12 @@ def check_conservation(corpus: Corpus) -> None:
             raise AssertionError(f"{what}: {expected:,}, but their parts sum to {found:,}: {dict(counts)}")
 
 
-def total(many: Iterable[Mapping[str, int]]) -> Counter[str]:
-    result: Counter[str] = Counter()
-    for counts in many:
-        result.update(counts)
-    return result
-
-
 def funnel(counts: Mapping[str, int]) -> list[list[Any]]:
-    """(step, documents, "left" or "lost"), in the order of the filters."""
+    """(step, documents, "left" or "lost"), in the order of the rules."""
     steps: list[list[Any]] = [["read", counts.get("read", 0), "left"], ["errors", counts.get("quarantined", 0), "lost"]]
     left = steps[0][1] - steps[1][1]
     for number, rule in enumerate(RULES, start=1):
-        lost = counts.get(f"dropped.{rule}", 0)
+        lost = counts.get(f"filtered.{RULE}.{rule}", 0)
         left -= lost
         steps += [[f"{number} {rule}", lost, "lost"], *([["passed the cheap rules", left, "left"]] if rule == "special" else [])]
     return [*steps, ["passed", counts.get("passed", 0), "left"], ["with a sample to give", counts.get("documents", 0), "left"]]
@@ -170,7 +165,7 @@ def _content(wanted: Wanted, staged: Path, corpus: Corpus, bad: bytes) -> dict[s
     kept = counts["samples"]
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION, "recipe": "entity_coref", "dataset_key": key, "config": identity(wanted.config), "seq_len": wanted.config.seq_len,
-        "tokenizer": wanted.tokenizer.identity(), "kiwi": dict(wanted.kiwi), "rows": kept, "documents": counts["documents"], "widened": counts["samples.widened"],
+        "tokenizer": wanted.tokenizer.identity(), "kiwi": wanted.kiwi.identity(), "rows": kept, "documents": counts["documents"], "widened": counts["samples.widened"],
         "split": {"train": kept - counts["samples.validation"], "validation": counts["samples.validation"]},
         "funnel": funnel(counts),
         "mentions": [["later mentions", counts["mentions"], "left"], *([f"skipped: {reason}", counts[f"skipped.{reason}"], "lost"] for reason in SKIPS if counts[f"skipped.{reason}"]),
@@ -180,23 +175,15 @@ def _content(wanted: Wanted, staged: Path, corpus: Corpus, bad: bytes) -> dict[s
         **measured.as_json(),
         "sources": [_source(part) for part in corpus.parts],
     }  # fmt: skip
-    _write_dataset_files(staged, [shard["file"] for shard in shards], key)
+    write_dataset_files(staged, [shard["file"] for shard in shards], SCHEMA, key)
     write_file(staged / "tokenizer.json", Path(wanted.tokenizer.spec.path).read_bytes())
     if bad:
         write_file(staged / "quarantine.jsonl", bad)
     some = statistics.some_samples(paths, [shard["rows"] for shard in shards], wanted.config.report_samples)
-    page = report.render(content, some, _Decoder(wanted.tokenizer.reference), measured.lengths, measured.distances)
+    page = report.render(content, some, wanted.tokenizer.reference, measured.lengths, measured.distances)
     write_file(staged / "report.html", page.encode("utf-8", "replace"))
     files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]
     return {**content, "shards": shards, "files": files}
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    reference: Reference
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.reference.decode(ids)
 
 
 def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
@@ -212,9 +199,9 @@ def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
     }
 
 
-def _source(part: Processed) -> dict[str, Any]:
-    counts = total(done.receipt.counts for done in part.done)
-    return {"name": part.stream.given.name, "kind": part.stream.given.kind.name, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "origin": part.stream.given.origin,
+def _source(part: Processed[Stream]) -> dict[str, Any]:
+    counts = total(part.done)
+    return {"name": part.given.name, "kind": part.given.kind.name, "text": part.stream.shape.name, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
             "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
 
 
@@ -227,16 +214,6 @@ def metadata(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, An
         **{name: content[name] for name in ("entity_length_stats", "distance_stats", "distance_distribution", "length_stats", "masked_tokens_stats")},
         "kiwi": content["kiwi"], "content_digest": digest_json({**content}),
     }  # fmt: skip
-
-
-def _write_dataset_files(path: Path, names: list[str], fingerprint: str) -> None:
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint[:32], "_format_columns": None, "_format_kwargs": {},
-        "_format_type": None, "_output_all_columns": False, "_split": None,
-    }  # fmt: skip
-    info = {"citation": "", "description": "", "features": features(SCHEMA), "homepage": "", "license": ""}
-    write_file(path / "state.json", canonical_json(state))
-    write_file(path / "dataset_info.json", canonical_json(info))
 
 
 def _same(path: Path, content: Mapping[str, Any]) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
+from moai.backends import Reference
 from moai.pages import bars, page
 from moai.transforms.coref_samples import IGNORED
 
@@ -18,11 +19,7 @@ mark { color: inherit; background: var(--antecedent); padding: 0 .15em; border-r
 """
 
 
-class Decoder(Protocol):
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-def render(content: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], decoder: Decoder, lengths: Counter[int], distances: Counter[int]) -> str:
+def render(content: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], decoder: Reference, lengths: Counter[int], distances: Counter[int]) -> str:
     """The page. `decoder` turns ids to text; `samples` are rows of the corpus."""
     config, entities = content["config"], content["entities"]
     shown = [_sample(number, sample, decoder) for number, sample in enumerate(samples, start=1)]
@@ -40,7 +37,7 @@ def render(content: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], dec
     return page(name, parts, style=_STYLE, lang="ko")
 
 
-def pieces(sample: Mapping[str, Any], decoder: Decoder) -> tuple[str, str, str, str, str]:
+def pieces(sample: Mapping[str, Any], decoder: Reference) -> tuple[str, str, str, str, str]:
     """A sample's text before, in and behind the antecedent, in and behind the mask, where labels stand for what is masked.
 
     Each is what decoding adds to the text so far, since a piece alone would be decoded as the beginning of one.
@@ -56,7 +53,7 @@ def pieces(sample: Mapping[str, Any], decoder: Decoder) -> tuple[str, str, str, 
     return (texts[0], texts[1], texts[2], texts[3], texts[4]) if masked else (texts[0], texts[1], texts[2], "", "")
 
 
-def _sample(number: int, sample: Mapping[str, Any], decoder: Decoder) -> str:
+def _sample(number: int, sample: Mapping[str, Any], decoder: Reference) -> str:
     before, antecedent, between, mask, behind = (escape(text) for text in pieces(sample, decoder))
     style = " class=mask" if sample["span_exact"] else " class='mask widened'"
     return (

@@ -20,17 +20,17 @@ from typing import Any
 from moai import resources
 from moai.config import Setting
 from moai.database import Database, sqlite_version, wal_reset_bug
-from moai.engine.overlapped import Seconds, ahead
 from moai.errors import ConfigError, MoaiError, SourceError, StorageError
 from moai.files import digest_json
 from moai.recipes.reembedding import schema, search, versions
+from moai.recipes.reembedding.documents import GONE, KINDS, LawDocuments, check_tables, count_documents
 from moai.recipes.reembedding.loading import LoadedWhenNeeded, sample_rows
 from moai.recipes.reembedding.options import DEFAULT_MODEL, ReembedConfig, cuda_bytes, embedding_batch_size, pragmas
+from moai.recipes.reembedding.overlapped import Seconds, ahead
 from moai.recipes.reembedding.progress import Progress
+from moai.recipes.reembedding.runs import Run, refuse_while_running
 from moai.recipes.reembedding.versions import Version
-from moai.sinks.runs import Run, refuse_while_running
-from moai.sinks.sqlite import VersionSink
-from moai.sources.sqlite import GONE, KINDS, LawDocuments, check_tables, count_documents
+from moai.recipes.reembedding.writer import VersionWriter
 from moai.stopping import Stop
 from moai.transforms import chunk
 from moai.transforms.embed import Embed, Model
@@ -93,7 +93,7 @@ def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[
         totals = _totals(config, reader)
         migrated = not config.replace_all_versions and schema.old_index(reader) is not None
     found = {name: {"changed": 0, "without chunks": 0, GONE: 0} for name in config.source_types}
-    for batch in _source(config, asked, version_id or 0).read():
+    for batch in _documents(config, asked, version_id or 0).pages():
         for source_type, reason in zip(batch["source_type"].to_pylist(), batch["reason"].to_pylist()):
             found[source_type][GONE if reason == GONE else "without chunks" if reason else "changed"] += 1
     name = f"version {version_id}" if version_id else "a new version"
@@ -236,18 +236,18 @@ def _warn_of_sqlite(version: tuple[int, ...]) -> None:
                        "pip install apsw brings a newer one, which moai then uses", ".".join(map(str, version)))  # fmt: skip
 
 
-def _source(config: ReembedConfig, asked: _Asked, version_id: int) -> LawDocuments:
+def _documents(config: ReembedConfig, asked: _Asked, version_id: int) -> LawDocuments:
     return LawDocuments(path=Path(config.db), version_id=version_id, content_key=asked.content_key, doc_batch_size=config.doc_batch_size,
                         source_types=config.source_types, limit=config.limit)  # fmt: skip
 
 
 def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Database, run: Run, total: int) -> Report:
-    source, seconds = _source(config, asked, version.id), Seconds()
+    documents, seconds = _documents(config, asked, version.id), Seconds()
     if lost := versions.forget_lost(writer, version.id):
         logger.warning("%s documents of version %d had lost chunks or embeddings to another program: they are embedded again", f"{lost:,}", version.id)
     same = asked.made.get("content_key") == asked.content_key
     lazy = LoadedWhenNeeded(
-        model=asked.model, precision=asked.precision, min_cosine=config.min_cosine, seconds=seconds, sample=lambda tokens: sample_rows(source, cut, tokens),
+        model=asked.model, precision=asked.precision, min_cosine=config.min_cosine, seconds=seconds, sample=lambda tokens: sample_rows(documents, cut, tokens),
         expected_dim=None if config.replace_all_versions else asked.made.get("dim") or _dim(writer, version.id),
         batch_tokens_made=asked.made.get("batch_tokens") if same else None,
     )  # fmt: skip
@@ -255,33 +255,33 @@ def _work(config: ReembedConfig, asked: _Asked, version: Version, writer: Databa
     cut = chunk.Chunk(strategy=config.chunking_strategy, query_type=config.query_type, embedding_batch_size=size, tokens=lazy.tokens)
     embed = Embed(encoder=lazy, vector_dtype=asked.vector_dtype)
     run.seconds, run.live = seconds.by_stage, lambda: {"chunks_encoded": embed.encoded.chunks, "encode_batches": embed.encoded.batches}
-    sink = VersionSink(
+    into = VersionWriter(
         database=writer, run=run, version_id=version.id, strategy=config.chunking_strategy, query_type=config.query_type, model_name=asked.model.name,
         commit_interval=config.commit_interval, gone=GONE, replace_all_versions=config.replace_all_versions,
         on_change=lambda: _note_making(config, asked, version, writer, lazy),
     )  # fmt: skip
     progress = Progress(total=total, run=run)
-    chunks = ahead(seconds.waiting("chunk", cut(seconds.waiting("read", source.read()))))
+    chunks = ahead(seconds.waiting("chunk", cut(seconds.waiting("read", documents.pages()))))
 
     def idle() -> None:
-        sink.beat()
+        into.beat()
         progress.say()
 
     encoded = ahead(seconds.waiting("encode", embed(seconds.waiting("wait", chunks))), idle=idle)
     try:
         for batch in encoded:
             with seconds.of("write"):
-                sink.write(batch)
-                sink.beat()
+                into.add(batch)
+                into.beat()
             progress.say()
         with seconds.of("write"):
-            sink.flush()
+            into.commit()
     except BaseException as error:
         embed.stop.set()
         encoded.close()
         if not isinstance(error, StorageError):  # what is encoded and whole is kept; where the disk refused it, it would refuse again
             with contextlib.suppress(MoaiError):
-                sink.flush()
+                into.commit()
         raise
     finally:
         progress.end()

@@ -21,10 +21,10 @@ from moai.errors import ConfigError, DamagedError, MoaiError
 from moai.lean import without_pandas
 from moai.recipes.reembedding import schema, search, versions
 from moai.recipes.reembedding.build import Report, build, plan
+from moai.recipes.reembedding.documents import check_tables
 from moai.recipes.reembedding.loading import opened
 from moai.recipes.reembedding.options import ReembedConfig, bounded, known_device
-from moai.sinks.runs import refuse_while_running
-from moai.sources.sqlite import check_tables
+from moai.recipes.reembedding.runs import refuse_while_running
 from moai.stopping import stoppable
 from moai.transforms.embed import TokenBudget, encode_all
 from moai.transforms.encoders import SentenceEncoder, SentenceModel

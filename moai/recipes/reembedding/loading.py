@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moai.engine.overlapped import Seconds
 from moai.errors import ConfigError, MoaiError, SourceError
-from moai.sources.sqlite import LawDocuments
+from moai.recipes.reembedding.documents import LawDocuments
+from moai.recipes.reembedding.overlapped import Seconds
 from moai.transforms.chunk import Chunk, Tokens
 from moai.transforms.embed import Encoder, Model, TokenBudget, Vectors, encode_all
 
@@ -147,17 +147,17 @@ class _TokensLater:
         return self.lazy.encoder.tokens.ids(texts)
 
 
-def sample_rows(source: LawDocuments, chunk: Chunk, tokens: Tokens) -> list[list[int]]:
+def sample_rows(documents: LawDocuments, chunk: Chunk, tokens: Tokens) -> list[list[int]]:
     """Token ids of chunks from the first documents of every source type, evenly over them."""
-    rows = [row for ids in _sampled(source, replace(chunk, tokens=tokens)) for row in ids]
+    rows = [row for ids in _sampled(documents, replace(chunk, tokens=tokens)) for row in ids]
     step = max(1, -(-len(rows) // _SAMPLE_CHUNKS))
     return rows[::step]
 
 
-def _sampled(source: LawDocuments, chunk: Chunk) -> Iterator[list[list[int]]]:
-    for source_type in source.source_types:
-        few = replace(source, source_types=(source_type,), limit=SAMPLE_DOCUMENTS)
-        for batch in chunk(few.read()):
+def _sampled(documents: LawDocuments, chunk: Chunk) -> Iterator[list[list[int]]]:
+    for source_type in documents.source_types:
+        few = replace(documents, source_types=(source_type,), limit=SAMPLE_DOCUMENTS)
+        for batch in chunk(few.pages()):
             yield [row for row in batch["ids"].to_pylist() if row is not None]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from moai.config import Setting, option
 from moai.errors import ConfigError
-from moai.sources.sqlite import KINDS
+from moai.recipes.reembedding.documents import KINDS
 from moai.transforms.chunk import BY_QUERY, STRATEGIES
 from moai.transforms.embed import VECTOR_DTYPES
 from moai.transforms.encoders import BACKENDS, PRECISIONS

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from moai.sinks.runs import Pace, Run, Sample, pace
+from moai.recipes.reembedding.runs import Pace, Run, Sample, pace
 
 logger = logging.getLogger(__name__)
 

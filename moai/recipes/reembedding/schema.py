@@ -17,7 +17,7 @@ from moai.database import Database
 from moai.errors import ConfigError, StorageError
 from moai.failpoints import failpoint
 from moai.files import free_bytes, sync
-from moai.sinks import runs, sqlite
+from moai.recipes.reembedding import runs, writer
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool)
 def create_tables(database: Database) -> None:
     """Those of moai that are not there."""
     with database.transaction("reembed.tables"):
-        for sql in (*sqlite.TABLES, *runs.TABLES, ACTIVATIONS):
+        for sql in (*writer.TABLES, *runs.TABLES, ACTIVATIONS):
             failpoint("reembed.create", database.path)
             database.run(sql)
 

@@ -15,7 +15,7 @@ from typing import Any
 from moai.database import Database
 from moai.errors import ConfigError
 from moai.failpoints import failpoint
-from moai.sinks.runs import now, refuse_while_running
+from moai.recipes.reembedding.runs import now, refuse_while_running
 
 logger = logging.getLogger(__name__)
 

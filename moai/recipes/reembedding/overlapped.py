@@ -1,9 +1,9 @@
-"""The overlapped executor: the stages of one pipeline run beside each other in this process, a bounded queue between them.
+"""Reading, encoding and writing beside each other in this process, a bounded queue between them.
 
-    for batch in ahead(embed(ahead(chunk(source.read())))):     # reading and chunking, encoding, and here: writing
-        sink.write(batch)
+    for batch in ahead(embed(ahead(chunk(documents.pages())))):     # reading and chunking, encoding, and here: writing
+        into.add(batch)
 
-For a pipeline whose one writer must hold the pen, as with SQLite, and whose heavy stage lets go of the interpreter while it computes. `ahead` runs
+For work whose one writer must hold the pen, as with SQLite, and whose heavy part lets go of the interpreter while it computes. `ahead` runs
 everything behind it in a thread of its own and keeps `depth` batches ready, so the encoder finds its next batch waiting and the
 writer's disk time costs the encoder nothing. The caller's own thread is the last stage: it gets Ctrl-C, and errors of every stage come out there.
 Order is kept, so the result is that of the same generators without any thread.

@@ -1,7 +1,7 @@
 """The table `reembed_runs`: one row a run, which the run itself keeps and every monitor reads.
 
     run = Run.begin(database, version_id=5, documents_total=14_306)     # refuses while another run is at work
-    run.add(chunks=812); run.write()                                    # inside the sink's transaction
+    run.add(chunks=812); run.write()                                    # inside the writer's transaction
     run.beat()                                                          # between transactions, while the encoder works
     run.end("done")
 

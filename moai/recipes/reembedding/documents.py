@@ -1,6 +1,6 @@
 """Documents of a law database, from its original tables, page by page in the order of their ids.
 
-    for batch in LawDocuments(path=db, version_id=5, content_key=key, doc_batch_size=300).read():
+    for batch in LawDocuments(path=db, version_id=5, content_key=key, doc_batch_size=300).pages():
         batch               # RecordBatch: source_type, source_id, paragraphs, content_hash, reason
 
 A page is a range of ids, so where it is cut depends on the table alone, not on what is embedded already. Of a page only those documents come
@@ -117,7 +117,7 @@ class LawDocuments:
     limit: int | None = None
     """Documents that need work, at most; None for all."""
 
-    def read(self) -> Iterator[pa.RecordBatch]:
+    def pages(self) -> Iterator[pa.RecordBatch]:
         """A batch a page. Its rows are the documents that need work, its schema's metadata "documents" says how many were looked at.
 
         The connection is opened in the thread that asks for the first batch, and belongs to it.
@@ -126,7 +126,7 @@ class LawDocuments:
         with Database.open(self.path) as database:
             codec = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(str(database.value("PRAGMA encoding")), "utf-8")
             for source_type in self.source_types:
-                for batch in self._pages(database, source_type, codec):
+                for batch in self._pages_of(database, source_type, codec):
                     if left is not None:
                         batch = _first(batch, left)
                         left -= batch.num_rows
@@ -134,7 +134,7 @@ class LawDocuments:
                     if left == 0:
                         return
 
-    def _pages(self, database: Database, source_type: str, codec: str) -> Iterator[pa.RecordBatch]:
+    def _pages_of(self, database: Database, source_type: str, codec: str) -> Iterator[pa.RecordBatch]:
         kind, last = KINDS[source_type], _BEFORE_ALL
         while ids := [row[0] for row in database.rows(kind.page_sql(), (last, self.doc_batch_size))]:
             here = set(ids)

@@ -1,9 +1,9 @@
 """The one writer of a version: chunks, embeddings, receipts and the run's counts of several batches in one short transaction.
 
-    sink = VersionSink(database=writer, run=run, version_id=5, ...)
+    into = VersionWriter(database=database, run=run, version_id=5, ...)
     for batch in ahead(...):
-        sink.write(batch)        # every `commit_interval` batches that change something: delete, insert, receipts, commit
-    sink.flush()
+        into.add(batch)          # every `commit_interval` batches that change something: delete, insert, receipts, commit
+    into.commit()
 
 What was encoded before the transaction begins is all it needs, so it lasts milliseconds, and at no moment is a document without the embeddings it
 had: before COMMIT the old ones are there, after it the new ones. The receipt row of a document is written in the same transaction, so a document
@@ -23,7 +23,7 @@ import pyarrow as pa
 from moai.database import Database
 from moai.errors import StorageError
 from moai.failpoints import failpoint
-from moai.sinks.runs import Run, now
+from moai.recipes.reembedding.runs import Run, now
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS reembed_receipts(version_id INTEGER NOT NULL, source_type TEXT NOT NULL, source_id INTEGER NOT NULL, "
@@ -54,7 +54,7 @@ class _Document:
 
 
 @dataclass(kw_only=True)
-class VersionSink:
+class VersionWriter:
     """`gone` is the reason that marks a document which left its table."""
 
     database: Database
@@ -71,19 +71,19 @@ class VersionSink:
     _waiting: list[pa.RecordBatch] = field(default_factory=list)
     """As Arrow until their transaction: as rows of Python objects they take several times as much."""
 
-    def write(self, batch: pa.RecordBatch) -> None:
+    def add(self, batch: pa.RecordBatch) -> None:
         self.run.waiting += int((batch.schema.metadata or {}).get(b"documents", b"0"))
         if batch.num_rows:
             self._waiting.append(batch)
         if not self._waiting:
             self._note_seen()
         if len(self._waiting) >= self.commit_interval:  # batches without a chunk too: a million deleted documents may not wait in memory
-            self.flush()
+            self.commit()
 
-    def flush(self) -> None:
+    def commit(self) -> None:
         """Commit what waits. Without anything but unchanged documents there is nothing to commit."""
         if self._waiting:
-            self._commit()
+            self._transact()
             self._waiting = []
         self._note_seen()
 
@@ -95,7 +95,7 @@ class VersionSink:
         self.run.add(documents_seen=self.run.waiting)
         self.run.waiting = 0
 
-    def _commit(self) -> None:
+    def _transact(self) -> None:
         before, waiting = dict(self.run.counts), self.run.waiting
         try:
             self._note_seen()
