@@ -47,6 +47,7 @@ def option(
     affects_output: bool = False,
     only: str | None = None,
     parse: Callable[..., Any] | None = None,
+    spell: Callable[[Any], Any] | None = None,
     env: str | None = None,
     names: Sequence[str] = (),
     choices: Sequence[str] = (),
@@ -57,6 +58,7 @@ def option(
     affects_output  the prepared bytes depend on it, so it belongs to the plan key
     only            the one value of `data_format` that it has a meaning for
     parse           makes the value of what was written: `parse(written, place=..., folder=...)`, the place for errors, the folder of the YAML or None
+    spell           the way back: what a file would say, for settings.json
     names           further spellings of the flag and the YAML key, without dashes
     bare            what the flag means when it is given without a value
     """
@@ -65,6 +67,7 @@ def option(
         "affects_output": affects_output,
         "only": only,
         "parse": parse,
+        "spell": spell,
         "env": env,
         "names": tuple(names),
         "choices": tuple(choices),
@@ -85,7 +88,7 @@ class Resolved:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """`{name: {"value": ..., "origin": ...}}` over all classes, for printing and for saving beside a run."""
-        values = {f.name: getattr(instance, f.name) for instance in self.instances.values() for f in dataclasses.fields(instance)}
+        values = {f.name: _spelled(f, getattr(instance, f.name)) for instance in self.instances.values() for f in dataclasses.fields(instance)}
         return {name: {"value": value, "origin": self.origins[name]} for name, value in sorted(values.items())}
 
 
@@ -149,6 +152,11 @@ def parse_size(text: str) -> int:
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
     return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+
+
+def _spelled(f: dataclasses.Field[Any], value: Any) -> Any:
+    spell = f.metadata.get("spell")
+    return spell(value) if spell else value
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -315,7 +316,7 @@ def as_value(text: str, like: Any) -> Any:
 def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
     starred = {flag for row in tables(document) if row[0].startswith("`--") for flag in re.findall(r"`--([\w-]+)` \*", row[0])}
     affecting = {field for field, f in configuration().items() if f.metadata["affects_output"]}
-    assert starred - {"tokenizer_path"} == affecting
+    assert starred == affecting | {"tokenizer_path", "transforms"}  # these are in the key by what they hold
 
 
 @pytest.mark.parametrize("document", PRETRAINING, ids=name)
@@ -448,6 +449,21 @@ def test_the_layout_names_every_directory_of_a_cache(document: Path, demo: Run) 
     layout = next(text for info, text in fences(document) if "<cache>/" in text)
     made = {path.name for path in demo.directory.parent.parent.iterdir()}
     assert made <= set(re.findall(r"^  (\w+)/", layout, re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", PRETRAINING, ids=name)
+def test_the_filter_shown_keeps_what_is_shown(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(text for info, text in fences(document) if "class MostlyLetters" in text)
+    entry = next(text for info, text in fences(document) if text.startswith("transforms:"))
+    shown = next(text for info, text in fences(document) if text.startswith("documents "))
+    (tmp_path / "my_filters.py").write_text(f"from dataclasses import dataclass\n\nfrom moai.engine.part import Filter\n\n\n{code}")
+    (tmp_path / "data.yaml").write_text(entry)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    sys.modules.pop("my_filters", None)
+    printed = prepare(tmp_path / "cache", "--config", "data.yaml", "--packing", "bfd_split").printed
+    sys.modules.pop("my_filters")
+    assert shown.strip() in printed
 
 
 def test_the_packing_table_is_what_the_demo_gives(tmp_path: Path) -> None:

@@ -384,6 +384,17 @@ def test_an_entry_that_says_something_odd_is_refused(user: Any, entry: Any, said
         parse_dataset([entry], place="--dataset")
 
 
+def test_settings_json_says_entries_and_parts_as_a_file_would(user: Any) -> None:
+    from moai.config import resolve
+    from moai.recipes.options import DataConfig
+
+    user(LETTERS)
+    words = ["--dataset", "data/a", "b=data/b,weight=0.5", "--transforms", "my_parts:MostlyLetters: {min_share: 0.6}"]
+    written = json.loads(json.dumps(resolve([DataConfig], words, {}, prog="moai").table()))
+    assert written["dataset"]["value"] == ["data/a", {"name": "b", "path": "data/b", "weight": 0.5}]
+    assert written["transforms"]["value"] == [{"my_parts:MostlyLetters": {"min_share": 0.6}}]
+
+
 def test_weights_of_entries_are_the_mixture(tmp_path: Path) -> None:
     from moai.recipes.dataset import own_mixture, parse_dataset
 

@@ -144,7 +144,7 @@ def test_equal_documents_are_on_one_side(place: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_held_out_is_said(place: Path) -> None:
-    with pytest.raises(SourceError, match=r"no document is left .* 120 not_held_out; nothing is held out: raise --eval_ratio"):
+    with pytest.raises(SourceError, match=r"no document is left .* 120 split.not_held_out; nothing is held out: raise --eval_ratio"):
         prepared_of(place / "first.jsonl", place, eval_ratio=1e-9, held_out=True)
 
 

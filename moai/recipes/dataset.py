@@ -118,6 +118,11 @@ def parse_dataset(written: Any, *, place: str, folder: Path | None = None) -> tu
     return tuple(_entry(one, place=place, folder=folder) for one in given)
 
 
+def spelled_dataset(dataset: Sequence[Any]) -> list[Any]:
+    """The entries as `parse_dataset` reads them; one that is a path alone as that path."""
+    return [entry.path if entry == DatasetEntry(path=entry.path or ".") else entry.as_yaml() for entry in entries_of(dataset)]
+
+
 def own_mixture(dataset: Sequence[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the entries' own weights and epochs say, as --mixture and --mixture_epochs would. Raises ConfigError where only some have a weight."""
     named = [(entry.name or short_name(str(entry)), entry) for entry in entries_of(dataset)]

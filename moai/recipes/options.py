@@ -9,8 +9,8 @@ from typing import Any
 from moai.config import option
 from moai.engine.part import ordered
 from moai.errors import ConfigError
-from moai.recipes.dataset import parse_dataset
-from moai.transforms.named import parse_parts
+from moai.recipes.dataset import parse_dataset, spelled_dataset
+from moai.transforms.named import parse_parts, spelled_parts
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
@@ -26,6 +26,7 @@ class DataConfig:
         "files, folders, globs or Hub names (name[:config][@split]), or NAME=PATH[,setting=value...]; an existing path wins",
         names=("train_file",),
         parse=parse_dataset,
+        spell=spelled_dataset,
     )
     dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
     data_format: str = option("text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS)
@@ -49,7 +50,7 @@ class DataConfig:
     min_chars: int = option(1, "drop documents with fewer characters (after stripping white space)", affects_output=True)
     max_chars: int | None = option(None, "drop documents with more characters", affects_output=True)
     transforms: tuple[Any, ...] = option(
-        (), "filters, maps and signals: Name: {field: value} of moai's, or my_module:MyFilter: {field: value} of yours", parse=parse_parts
+        (), "filters, maps and signals: Name: {field: value} of moai's, or my_module:MyFilter: {field: value} of yours", parse=parse_parts, spell=spelled_parts
     )
     sample: float = option(1.0, "share of the documents that is taken, by the hash of their text", affects_output=True)
     carry_columns: tuple[str, ...] = option((), "columns of the source that travel beside the rows, a value a piece", affects_output=True)

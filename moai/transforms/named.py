@@ -45,6 +45,10 @@ def spelled(part: Part) -> dict[str, Any]:
     return {name: {field: _plain(value) for field, value in fields.items()}}
 
 
+def spelled_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    return [spelled(part) for part in parts]
+
+
 def load_class(name: str, *, place: str, folder: Path | None = None) -> type:
     """The class that `module:Class` names. Raises ConfigError."""
     module_name, _, class_name = name.partition(":")
