@@ -51,7 +51,7 @@ def plan_fields(
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
     objects = [source_identity(entry.source) for entry in entries if entry.source]
-    return {
+    fields = {
         "config": {
             **identity(config),
             **({"transforms": [part.identity() for part in config.transforms]} if config.transforms else {}),
@@ -62,6 +62,7 @@ def plan_fields(
         "inputs": digest_json([inputs_read, objects]),
         "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)},
     }
+    return dict(json.loads(canonical_json(fields)))  # as a record gives them back: a tuple is a list there
 
 
 def plan_key(fields: Mapping[str, Any]) -> str:
