@@ -270,7 +270,7 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
     beside += [column for part in inner for column in part.adds if column.per == "piece"]
     pack = Pack(seq_len=config.seq_len, strategy=config.packing, dtype=np.dtype(wanted.tokenizer.dtype).name, split_long=config.long_documents == "split",
                 beside=(*((TRAINED,) if wanted.template else ()), *beside))  # fmt: skip
-    what = identity.transform_identity(reading.given, config, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside))
+    what = identity.transform_identity(reading.given, reading.entry.source, config, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside))
     key = digest_json(what)[:40]
     source = reading.source
     if isinstance(source, LocalSource):

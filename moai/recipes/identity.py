@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from moai.config import identity
-from moai.engine.part import Part, class_identity
+from moai.engine.part import Part, class_identity, identity_of
 from moai.engine.schema import Column
 from moai.files import canonical_json, digest_json, is_plain_name, write_atomic
 from moai.fsops import read_regular
-from moai.recipes.dataset import DatasetEntry, source_identity
+from moai.recipes.dataset import DatasetEntry
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
 from moai.sources.discover import Input
@@ -50,7 +50,7 @@ def plan_fields(
     inputs_read = [[given.name, given.kind, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
     files = {file.path: file.stamp.as_list() for given in inputs for file in given.files}
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
-    objects = [source_identity(entry.source) for entry in entries if entry.source]
+    objects = [identity_of(entry.source) for entry in entries if entry.source]
     fields = {
         "config": {
             **identity(config),
@@ -74,9 +74,9 @@ def tokenizer_identity(tokenizer: TokenizerSpec, template: ChatTemplate | None) 
     return {**tokenizer.identity(), **(template.identity() if template else {})}
 
 
-def transform_identity(given: Input, config: DataConfig, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:
+def transform_identity(given: Input, source: Any, config: DataConfig, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:
     """What a shard's content depends on besides its raw bytes: how a file is read, the parts as they are, and the columns of the rows."""
-    reading = {"kind": given.kind, **({"txt_document": config.txt_document} if given.kind == "txt" else {})}
+    reading = {"kind": given.kind, **({"txt_document": config.txt_document} if given.kind == "txt" else {}), **({"own": identity_of(source)} if source else {})}
     return {
         "format_version": FORMAT_VERSION,
         "source": reading,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,21 @@ class Placed:
     name: str
 
     def shards(self) -> Iterator[Shard]:
-        yield from self.source.shards()
+        """Under names that no other source's shards have."""
+        seen = set[str]()
+        for shard in self.source.shards():
+            if shard.id in seen:
+                raise SourceError(f"{self.name}: gives two shards called {shard.id!r}; give each an id of its own")
+            seen.add(shard.id)
+            yield replace(shard, id=f"{self.name}:{shard.id}")
 
     def digest(self, shard: Shard) -> Raw:
-        found: Raw = self.source.digest(shard)
+        found: Raw = self.source.digest(self._own(shard))
         return found
 
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
         row = 0
-        for batch in self.source.read(shard, meter):
+        for batch in self.source.read(self._own(shard), meter):
             if taken := [name for name in (*_PLACE, "record") if name in batch.schema.names]:
                 raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
             rows = np.arange(row, row + batch.num_rows)
@@ -43,7 +49,10 @@ class Placed:
             yield batch.append_column("offset", pa.nulls(batch.num_rows, pa.int64()))
 
     def remember(self, shard: Shard, raw: Raw) -> None:
-        self.source.remember(shard, raw)
+        self.source.remember(self._own(shard), raw)
+
+    def _own(self, shard: Shard) -> Shard:
+        return replace(shard, id=shard.id.removeprefix(f"{self.name}:"))
 
     def looks(self, number: int) -> Iterator[Iterator[pa.RecordBatch]]:
         """The first shards, each from its beginning."""
