@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from moai.recipes.identity import plans
 from moai.recipes.options import DataConfig
 from moai.recipes.places import Processed, sources_listing
 from moai.sources.discover import Input, discover
+from moai.sources.placed import OfSource
 from moai.tokenizer import TokenizerSpec, load_file, load_tokenizer
 from moai.transforms.named import parse_parts
 from moai.transforms.template import ChatTemplate
@@ -104,8 +105,8 @@ class Recipe:
                     yield position, shard, shard.raw or stream.source.digest(shard)
             finally:
                 for segment in shard.segments:
-                    if segment.spool:
-                        Path(segment.spool).unlink(missing_ok=True)
+                    if spool := getattr(segment, "spool", None):
+                        Path(spool).unlink(missing_ok=True)
 
     def _run(self, stream: Stream, shard: Shard) -> tuple[Receipt, Path]:
         reference = Reference(spec=self._tokenizer, split_special_tokens=self._config.split_special_tokens)
@@ -127,20 +128,20 @@ class Recipe:
         if now != entry["shard_key"]:
             then = self.manifest["content"]["tokenizer"].get("tokenizers")
             raise DamagedError(
-                f"{self.directory / entry['file']}: cannot be made again here: it was made with tokenizers {then}, this is {version('tokenizers')}, by other versions of "
+                f"{self.directory / _name(entry)}: cannot be made again here: it was made with tokenizers {then}, this is {version('tokenizers')}, by other versions of "
                 f"its parts, or it leaves out records that its worker died of; remove {self.directory} and prepare again"
             )
 
     def _changed(self, entry: Entry, shard: Shard | None) -> SourceError:
         """Which files are to be looked at: those whose stamps are no more what a plan says, or else all that the range spans."""
-        files = list(dict.fromkeys(segment.file.path for segment in shard.segments)) if shard else []
+        files = list(dict.fromkeys(segment.file.path for segment in shard.segments if hasattr(segment, "file"))) if shard else []
         stamps: Mapping[str, Any] = (
             next((record["fields"]["files"] for _, record in plans(self.cache) if record["directory"] == self.directory.name), {}) if self.cache else {}
         )
         changed = [file for file in files if file in stamps and stamps[file] != storage_of(file).stamp(file).as_list()] or files
         names = ", ".join(changed[:_FILES_NAMED]) or f"the input {entry['source']}"
         return SourceError(
-            f"{names}: changed since {self.directory.name} was prepared: no range of it has the content {entry['raw_digest']} any more that {entry['file']} was made from; "
+            f"{names}: changed since {self.directory.name} was prepared: no range of it has the content {entry['raw_digest']} any more that {_name(entry)} was made from; "
             f"bring back the old file (--dataset names another place), or prepare again"
         )
 
@@ -154,8 +155,7 @@ class Recipe:
         try:
             if unknown := content["config"].keys() - known:
                 raise ConfigError(f"unknown flags {sorted(unknown)}")
-            transforms = parse_parts(self.manifest["run"].get("transforms", []), place=f"{self.directory}: transforms")
-            return DataConfig(**content["config"], transforms=transforms, num_proc=0)
+            return DataConfig(**content["config"], transforms=self._named(parse_parts, "transforms"), num_proc=0)
         except (TypeError, ConfigError) as error:
             raise DamagedError(f"{self.directory}: its flags are none that this moai takes ({error}); remove it and prepare again") from error
 
@@ -170,18 +170,29 @@ class Recipe:
     @cached_property
     def _entries(self) -> tuple[DatasetEntry, ...]:
         """One for each source of the manifest, with the settings that it had."""
+        found: tuple[DatasetEntry, ...] = self._named(parse_dataset, "entries")
+        return found
+
+    def _named(self, parse: Callable[..., Any], what: str) -> Any:
+        """Parts and sources, of which some may be a user's. Raises SourceError where these are not found."""
         try:
-            return parse_dataset(self.manifest["run"].get("entries", []), place=f"{self.directory}: run.entries")
+            return parse(self.manifest["run"].get(what, []), place=f"{self.directory}: {what}")
         except ConfigError as error:
-            raise DamagedError(f"{error}; remove {self.directory} and prepare again") from error
+            raise SourceError(f"{error}; run repair in the folder that holds what it was prepared with, or prepare again") from error
 
     @cached_property
     def _inputs(self) -> tuple[Input, ...]:
         """As `prepare` found them, under the names that the manifest has for them."""
         sources = self.manifest["content"]["sources"]
-        specs = list(self.dataset) or [str(spec) for spec in self.manifest["run"].get("inputs", [])]
+        if len(self._entries) != len(sources):
+            raise DamagedError(f"{self.directory}: its manifest names {len(self._entries)} entries for {len(sources)} sources; remove it and prepare again")
+        given = [str(spec) for spec, entry in zip(self.manifest["run"].get("inputs", []), self._entries) if not entry.source]
+        specs = list(self.dataset) or given
         found: list[Input] = []
-        while specs:
+        while specs or (len(found) < len(sources) and self._entries[len(found)].source):
+            if len(found) < len(sources) and self._entries[len(found)].source:
+                found.append(Input(str(self._entries[len(found)]), "", OfSource(source=self._entries[len(found)].source), (), {}))
+                continue
             inputs = self._look_up(specs[0], sources[len(found) :], self._config.dataset_config if not found else None)
             # A folder of several kinds stands in the manifest once for each of them.
             specs = specs[1 if self.dataset else len(inputs) :]
@@ -218,3 +229,8 @@ class Recipe:
     @cached_property
     def _streams(self) -> list[Stream]:
         return streams(self._request, self.own, _BATCH_BYTES)
+
+
+def _name(entry: Entry) -> str:
+    """The shard's file; of one without rows the file of its documents."""
+    return str(entry["file"] or entry["documents_file"]["file"])

@@ -155,7 +155,7 @@ def _inputs_of(entry: DatasetEntry, dataset_config: str | None) -> list[Input]:
     """The inputs of one entry, under its own name where it has one."""
     if entry.source:
         name = entry.name or str(entry.source.name)
-        return [Input(str(entry), name, OfSource(made_by=type(entry.source)), (), {})]
+        return [Input(str(entry), name, OfSource(source=entry.source), (), {})]
     found = discover(entry.spec, dataset_config)
     return found if not entry.name else [replace(given, name=entry.name if len(found) == 1 else f"{entry.name}.{given.kind.name}") for given in found]
 

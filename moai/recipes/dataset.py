@@ -12,6 +12,9 @@ entry's own setting wins over the global one; its transforms run behind the glob
 from __future__ import annotations
 
 import dataclasses
+import glob
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moai.config import did_you_mean
-from moai.engine.part import Part, identity_of
+from moai.engine.part import Part
+from moai.engine.part import described as described_part
 from moai.errors import ConfigError
+from moai.recipes.inputs import distinct_names
 from moai.sources.discover import short_name
 from moai.transforms.named import load_class, make, name_and_fields, parse_parts, spelled, yaml_value
 
@@ -65,10 +70,12 @@ class DatasetEntry:
         if self.sample is not None and not 0 < self.sample <= 1:
             raise ConfigError(f"{self}: sample = {self.sample}: must lie above 0, and 1 at most")
         for field in ("weight", "max_epochs"):
-            if (value := getattr(self, field)) is not None and value < 0:
-                raise ConfigError(f"{self}: {field} = {value}: must not be negative")
+            if (value := getattr(self, field)) is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{self}: {field} = {value}: must be a number, and not negative")
         if self.source is not None and (missing := [method for method in _SOURCE_METHODS if not hasattr(self.source, method)]):
             raise ConfigError(f"{self}: is no source: it has no {missing[0]} (a source has {', '.join(_SOURCE_METHODS)})")
+        if self.source is not None and not dataclasses.is_dataclass(self.source):
+            raise ConfigError(f"{self}: {described_part(self.source)} has no fields to be told by; write @dataclass(frozen=True) above the class")
 
     def __str__(self) -> str:
         return self.path or self.name or str(getattr(self.source, "name", type(self.source).__name__))
@@ -125,7 +132,8 @@ def spelled_dataset(dataset: Sequence[Any]) -> list[Any]:
 
 def own_mixture(dataset: Sequence[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the entries' own weights and epochs say, as --mixture and --mixture_epochs would. Raises ConfigError where only some have a weight."""
-    named = [(entry.name or short_name(str(entry)), entry) for entry in entries_of(dataset)]
+    entries = entries_of(dataset)
+    named = list(zip(distinct_names([entry.name or short_name(str(entry)) for entry in entries]), entries))
     without = [name for name, entry in named if entry.weight is None]
     if without and len(without) < len(named):
         raise ConfigError(f"dataset: {without[0]} has no weight and others have one; give each entry a weight (0 leaves it out)")
@@ -133,16 +141,11 @@ def own_mixture(dataset: Sequence[Any]) -> tuple[tuple[str, ...], tuple[str, ...
     return weights, tuple(f"{name}={entry.max_epochs:g}" for name, entry in named if entry.max_epochs is not None)
 
 
-def source_identity(source: Any) -> Any:
-    """What a plan holds of a source that is not files. Raises ConfigError."""
-    return identity_of(source) if dataclasses.is_dataclass(source) else {"class": type(source).__qualname__, "name": source.name}
-
-
 def _entry(given: Any, *, place: str, folder: Path | None) -> DatasetEntry:
     if isinstance(given, DatasetEntry):
         return given
     if isinstance(given, str):
-        return DatasetEntry(path=given) if "=" not in given or Path(given).expanduser().exists() else _of_flag(given, place)
+        return DatasetEntry(path=given) if "=" not in given or _is_there(given) else _of_flag(given, place)
     if isinstance(given, Path):
         return DatasetEntry(path=str(given))
     if isinstance(given, Mapping):
@@ -152,9 +155,17 @@ def _entry(given: Any, *, place: str, folder: Path | None) -> DatasetEntry:
     raise ConfigError(f"{place}: {given!r} is no path, no entry and no source")
 
 
+def _is_there(path: str) -> bool:
+    """Whether it names a file, a folder, or files by a pattern."""
+    return Path(path).expanduser().exists() or (glob.has_magic(path) and next(glob.iglob(os.path.expanduser(path), recursive=True), None) is not None)
+
+
 def _of_flag(given: str, place: str) -> DatasetEntry:
     """`NAME=PATH[,setting=value...]`; a path that holds an equals sign stays one."""
     named = _NAMED.fullmatch(given)
+    bare, *rest = _SETTING.split(given)
+    if rest and not named and _is_there(bare):
+        raise ConfigError(f"{place}: {given!r}: settings follow a name; write NAME={given}")
     if not named or "/" in named[1] or any(c in named[1] for c in "*?"):
         return DatasetEntry(path=given)
     path, *settings = _SETTING.split(named[2])

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from moai.config import identity
-from moai.engine.part import Part, class_identity
+from moai.engine.part import Part, class_identity, identity_of
 from moai.engine.schema import Column
 from moai.files import canonical_json, digest_json, is_plain_name, write_atomic
 from moai.fsops import read_regular
-from moai.recipes.dataset import DatasetEntry, source_identity
+from moai.recipes.dataset import DatasetEntry
 from moai.recipes.inputs import plan_inputs
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
@@ -48,8 +48,8 @@ def plan_fields(
 ) -> dict[str, Any]:
     """All that the plan key is made of."""
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
-    objects = [source_identity(entry.source) for entry in entries if entry.source]
-    return {
+    objects = [identity_of(entry.source) for entry in entries if entry.source]
+    fields = {
         "config": {
             **identity(config),
             **({"transforms": [part.identity() for part in config.transforms]} if config.transforms else {}),
@@ -60,6 +60,7 @@ def plan_fields(
         **({"sources": objects} if objects else {}),
         **plan_inputs(inputs),
     }
+    return dict(json.loads(canonical_json(fields)))  # as a record gives them back: a tuple is a list there
 
 
 def plan_key(fields: Mapping[str, Any]) -> str:

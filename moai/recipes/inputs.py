@@ -63,10 +63,15 @@ def keep_apart(cache: Path, specs: Iterable[str]) -> None:
 
 
 def distinct(inputs: Iterable[Input]) -> tuple[Input, ...]:
+    """The inputs, each under a name of its own."""
+    given = list(inputs)
+    return tuple(replace(one, name=name) for one, name in zip(given, distinct_names(one.name for one in given)))
+
+
+def distinct_names(names: Iterable[str]) -> list[str]:
     """Names of sources are names of shards: a second `train` becomes `train-2`."""
-    seen: dict[str, Input] = {}
-    for given in inputs:
-        names = (given.name if number == 1 else f"{given.name}-{number}" for number in itertools.count(1))
-        name = next(name for name in names if name not in seen)
-        seen[name] = replace(given, name=name)
-    return tuple(seen.values())
+    found: dict[str, None] = {}
+    for name in names:
+        numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        found[next(free for free in numbered if free not in found)] = None
+    return list(found)

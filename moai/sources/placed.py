@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from moai.engine.part import class_identity
+from moai.engine.part import identity_of
 from moai.engine.pipeline import Meter, Raw, Shard
 from moai.errors import SourceError
 from moai.sources.kinds.kind import File, Kind, Segment, type_names
@@ -25,11 +25,11 @@ class OfSource(Kind):
     name: ClassVar[str] = "source"
     endings: ClassVar[tuple[str, ...]] = ()
 
-    made_by: type
+    source: Any
 
     @property
     def identity(self) -> list[Any]:
-        return [self.name, class_identity(self.made_by)]
+        return [self.name, identity_of(self.source)]
 
     def schema(self, file: File) -> Mapping[str, str]:
         raise AssertionError("no file is of this kind")
@@ -46,15 +46,21 @@ class Placed:
     name: str
 
     def shards(self) -> Iterator[Shard]:
-        yield from self.source.shards()
+        """Under names that no other source's shards have."""
+        seen = set[str]()
+        for shard in self.source.shards():
+            if shard.id in seen:
+                raise SourceError(f"{self.name}: gives two shards called {shard.id!r}; give each an id of its own")
+            seen.add(shard.id)
+            yield replace(shard, id=f"{self.name}:{shard.id}")
 
     def digest(self, shard: Shard) -> Raw:
-        found: Raw = self.source.digest(shard)
+        found: Raw = self.source.digest(self._own(shard))
         return found
 
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
         row = 0
-        for batch in self.source.read(shard, meter):
+        for batch in self.source.read(self._own(shard), meter):
             if taken := [name for name in (*_PLACE, "record") if name in batch.schema.names]:
                 raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
             rows = np.arange(row, row + batch.num_rows)
@@ -63,7 +69,10 @@ class Placed:
             yield batch.append_column("offset", pa.nulls(batch.num_rows, pa.int64()))
 
     def remember(self, shard: Shard, raw: Raw) -> None:
-        self.source.remember(shard, raw)
+        self.source.remember(self._own(shard), raw)
+
+    def _own(self, shard: Shard) -> Shard:
+        return replace(shard, id=shard.id.removeprefix(f"{self.name}:"))
 
     def looks(self, number: int) -> Iterator[Iterator[pa.RecordBatch]]:
         """The first shards, each from its beginning."""

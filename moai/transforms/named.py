@@ -84,8 +84,9 @@ def make(cls: type, fields: Mapping[str, Any], *, place: str, folder: Path | Non
             near = difflib.get_close_matches(str(name), known, n=1)
             raise ConfigError(f"{place} has no field {name!r}; {f'did you mean {near[0]}?' if near else 'it has ' + (', '.join(known) or 'none')}")
     hints = typing.get_type_hints(cls) if fields else {}
+    values = {name: _valued(value, hints.get(name), f"{place}, field {name}", folder) for name, value in fields.items()}
     try:
-        return cls(**{name: _valued(value, hints.get(name), f"{place}, field {name}", folder) for name, value in fields.items()})
+        return cls(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{place}: {error}") from error
 
