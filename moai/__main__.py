@@ -20,11 +20,11 @@ def prepare(argv: Sequence[str]) -> int:
     numpy_without_threads()
     from moai.config import resolve
     from moai.recipes.options import DataConfig
-    from moai.recipes.pretraining import prepare_or_wait
+    from moai.recipes.saving import SaveConfig, prepare_and_save
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
-    prepared = prepare_or_wait(resolved[DataConfig], origins=resolved.origins)
+    resolved = resolve([DataConfig, SaveConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
+    prepared = prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins)
     content = prepared.content
     records, tokens = content["records"], content["token_counts"]
     print(f"documents    {records['read']:,} read = {records['kept']:,} kept + {records['filtered']:,} filtered + {records['quarantined']:,} quarantined")
@@ -38,6 +38,8 @@ def prepare(argv: Sequence[str]) -> int:
             f" left out: {counts.get('too_long', 0):,} too long, {counts.get('untrained', 0):,} with nothing to learn"
         )
     print(f"rows         {content['rows']:,} of {content['seq_len']}, fill rate {content['fill_rate']:.4f}, {prepared.columns[0].type}, {content['packing']}")
+    if held_out := prepared.held_out:
+        print(f"held out     {held_out.content['documents']:,} documents, {held_out.content['rows']:,} rows, in {held_out.path}")
     print(f"content      {prepared.content_digest}")
     print(prepared.path)
     return 0
@@ -48,9 +50,10 @@ def plan(argv: Sequence[str]) -> int:
     from moai.config import resolve
     from moai.planning import describe
     from moai.recipes.options import DataConfig
+    from moai.recipes.saving import SaveConfig
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig])
+    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig, SaveConfig])
     for line in describe(resolved[DataConfig], resolved.origins):
         print(line)
     return 0
@@ -61,9 +64,12 @@ def bench(argv: Sequence[str]) -> int:
     from moai.bench import BenchConfig, measure
     from moai.config import resolve
     from moai.recipes.options import DataConfig
+    from moai.recipes.saving import SaveConfig
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig, BenchConfig], argv, os.environ, prog="python -m moai bench", description=bench.__doc__ or "", others=[TrainConfig])
+    resolved = resolve(
+        [DataConfig, BenchConfig], argv, os.environ, prog="python -m moai bench", description=bench.__doc__ or "", others=[TrainConfig, SaveConfig]
+    )
     for line in measure(resolved[DataConfig], resolved[BenchConfig], resolved.origins).lines():
         print(line)
     return 0
@@ -146,9 +152,12 @@ def explain(argv: Sequence[str]) -> int:
     from moai.explain import ExplainConfig
     from moai.explain import explain as lines
     from moai.recipes.options import DataConfig
+    from moai.recipes.saving import SaveConfig
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig, ExplainConfig], argv, os.environ, prog="python -m moai explain", description=explain.__doc__ or "", others=[TrainConfig])
+    resolved = resolve(
+        [DataConfig, ExplainConfig], argv, os.environ, prog="python -m moai explain", description=explain.__doc__ or "", others=[TrainConfig, SaveConfig]
+    )
     _print(lines(resolved[DataConfig], resolved[ExplainConfig].against))
     return 0
 

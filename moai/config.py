@@ -148,7 +148,8 @@ def parse_size(text: str) -> int:
 
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
-    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 class _Parser(argparse.ArgumentParser):

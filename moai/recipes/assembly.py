@@ -22,6 +22,7 @@ from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
 from moai.recipes.options import DataConfig
+from moai.recipes.prepared import is_prepared
 from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
@@ -112,6 +113,9 @@ class Stream:
 
 def find(config: DataConfig) -> Found:
     """Find files and tokenizer. Raises SourceError, TokenizerError, ConfigError."""
+    for spec in config.dataset:
+        if is_prepared(Path(spec).expanduser()):
+            raise ConfigError(f"--dataset {spec}: is a prepared directory, whose rows are ready; train on it with --prepared {spec}")
     tokenizer_file = find_tokenizer(config.tokenizer_path)
     inputs = tuple(_distinct(given for index, spec in enumerate(config.dataset) for given in discover(spec, config.dataset_config if index == 0 else None)))
     cache = Path(config.cache_dir).expanduser().absolute()

@@ -27,11 +27,11 @@ from moai.errors import DamagedError, SourceError, TooManyBadRecords
 from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
 from moai.recipes.assembly import Stream
-from moai.recipes.identity import dataset_key, tokenizer_identity
+from moai.recipes.identity import dataset_key, tokenizer_files, tokenizer_identity
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.sources.discover import Input
-from moai.tokenizer import TokenizerSpec
+from moai.tokenizer import TokenizerSpec, files_beside
 from moai.transforms.named import spelled
 from moai.transforms.template import ChatTemplate
 
@@ -77,7 +77,7 @@ def publish(
             logger.warning("%s line %d is left out: its worker %s (%s) when it was alone with it, too. Another machine may take it",
                            entry["file"], entry["line"], "hung" if entry["reason"] == HUNG else "died", entry["detail"])  # fmt: skip
     keys = [done.receipt.shard_key for part in parts for done in part.done] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else [])
-    final = cache / "datasets" / dataset_key(keys)
+    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer)])
     if final.exists():
         if _holds(final, parts):
             logger.info("The same content is already published: %s", final)
@@ -124,7 +124,8 @@ def _content(
     shards = _link_shards(cache, staged, parts)
     names = [shard["file"] for shard in shards if shard["file"]]
     write_dataset_files(staged, names, arrow_schema(columns), dataset_key(shard["shard_key"] for shard in shards))
-    write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
+    for name, data in {"tokenizer.json": Path(tokenizer.path).read_bytes(), **files_beside(Path(tokenizer.path))}.items():
+        write_file(staged / name, data)
     if bad:
         write_file(staged / "quarantine.jsonl", bad)
     if left_out := counts["quarantined_without_place"]:
