@@ -18,7 +18,7 @@ from typing import NoReturn
 from moai.config import Resolved, resolve
 from moai.distributed import ranks
 from moai.errors import Interrupted, MoaiError
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.stopping import stoppable
 from moai.training.arguments import TrainConfig
 from moai.training.group import SHARED
@@ -39,7 +39,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     from moai.recipes.prepared import Prepared
-    from moai.recipes.saving import SaveConfig
 
     description = "From raw text to a trained model."
     resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description=description, others=[SaveConfig])

@@ -19,8 +19,8 @@ def prepare(argv: Sequence[str]) -> int:
     """Prepare data without training; the last line of standard output is the prepared directory."""
     numpy_without_threads()
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
-    from moai.recipes.saving import SaveConfig, prepare_and_save
+    from moai.recipes.options import DataConfig, SaveConfig
+    from moai.recipes.saving import prepare_and_save
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([DataConfig, SaveConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
@@ -49,8 +49,7 @@ def plan(argv: Sequence[str]) -> int:
     """Show what prepare would do with the same flags: key, hit or miss and why, shards, disk, memory."""
     from moai.config import resolve
     from moai.planning import describe
-    from moai.recipes.options import DataConfig
-    from moai.recipes.saving import SaveConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig, SaveConfig])
@@ -63,8 +62,7 @@ def bench(argv: Sequence[str]) -> int:
     """Measure prepare on a slice of the data: MB/s, tokens/s, where the time goes, this machine's limit, hours for all of it."""
     from moai.bench import BenchConfig, measure
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
-    from moai.recipes.saving import SaveConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
     resolved = resolve(
@@ -124,11 +122,11 @@ def gc(argv: Sequence[str]) -> int:
     """Give space in a cache back: what killed runs left, what nothing leads to; by age and size; never anything in use."""
     from moai.collect import GcConfig, collect
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.stopping import stoppable
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([GcConfig], argv, os.environ, prog="python -m moai gc", description=gc.__doc__ or "", others=[DataConfig, TrainConfig])
+    resolved = resolve([GcConfig], argv, os.environ, prog="python -m moai gc", description=gc.__doc__ or "", others=[DataConfig, SaveConfig, TrainConfig])
     with stoppable("nothing is half removed"):
         _print(collect(resolved[GcConfig]))
     return 0
@@ -137,11 +135,13 @@ def gc(argv: Sequence[str]) -> int:
 def status(argv: Sequence[str]) -> int:
     """What launches are doing: state, progress, rate, heartbeat; --watch looks again and again."""
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.status import StatusConfig, show
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([StatusConfig], argv, os.environ, prog="python -m moai status", description=status.__doc__ or "", others=[DataConfig, TrainConfig])
+    resolved = resolve(
+        [StatusConfig], argv, os.environ, prog="python -m moai status", description=status.__doc__ or "", others=[DataConfig, SaveConfig, TrainConfig]
+    )
     _print(show(resolved[StatusConfig]))
     return 0
 
@@ -151,8 +151,7 @@ def explain(argv: Sequence[str]) -> int:
     from moai.config import resolve
     from moai.explain import ExplainConfig
     from moai.explain import explain as lines
-    from moai.recipes.options import DataConfig
-    from moai.recipes.saving import SaveConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
     resolved = resolve(

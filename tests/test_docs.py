@@ -27,10 +27,9 @@ from moai.explain import ExplainConfig
 from moai.monitor.speed import SpeedConfig
 from moai.monitor.state import WatchConfig
 from moai.recipes.entity_coref.options import CorefConfig
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.recipes.reembedding.command import VersionConfig
 from moai.recipes.reembedding.options import ReembedConfig
-from moai.recipes.saving import SaveConfig
 from moai.recipes.tokenizer_training import TokenizerConfig
 from moai.status import StatusConfig
 from moai.training.arguments import TrainConfig
@@ -47,6 +46,7 @@ PAGES = (
     "entity-coref.md",
     "guides.md",
     "instruction-tuning.md",
+    "library.md",
     "pretraining.md",
     "reembedding.md",
     "reliability.md",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,9 +19,9 @@ import tiny_run
 from moai.config import resolve
 from moai.errors import ConfigError, DamagedError
 from moai.files import digest_json
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.recipes.prepared import MANIFEST, Prepared, read_manifest, write_manifest
-from moai.recipes.saving import SaveConfig, prepare_and_save
+from moai.recipes.saving import prepare_and_save
 from moai.repair import repair
 from moai.training import prepared_data
 from moai.training.arguments import TrainConfig
@@ -109,6 +110,22 @@ def test_the_same_content_is_fine_and_another_is_refused_unless_overwritten(save
     assert (second.path, second.content["seq_len"]) == (first.path, 64)
     assert all_ok(second.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "cache", "raw.jsonl", "ready"], "nothing is left beside it"
+
+
+@pytest.mark.parametrize(("at", "left"), [("save.file:3", "old"), ("save.manifest:1", "old"), ("save.rename:1", "old"), ("save.placed:1", "new")])
+def test_a_kill_leaves_the_old_directory_or_the_new_one_and_the_next_run_mends_the_rest(
+    save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any], at: str, left: str
+) -> None:
+    old = save("ready").content_digest
+    words = ["prepare", "--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 64, "--eval_ratio", 0.2, "--cache_dir", tmp_path / "cache"]
+    words += ["--num_proc", 0, "--save_to", tmp_path / "ready", "--overwrite"]
+    (tmp_path / "points").mkdir()
+    killed = run_moai(*words, env={"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": f"{at}=kill"})
+    assert killed.returncode == -signal.SIGKILL
+    assert (Prepared.open(tmp_path / "ready").content_digest == old) is (left == "old")
+    assert run_moai(*words).returncode == 0
+    assert Prepared.open(tmp_path / "ready").content["seq_len"] == 64
+    assert [path.name for path in tmp_path.glob(".*")] == [], "nothing is left beside it"
 
 
 def test_what_is_no_prepared_directory_is_never_replaced(save: SaveIt, tmp_path: Path) -> None:
@@ -249,9 +266,31 @@ def test_training_where_nothing_else_is_killed_and_resumed_on_other_ranks_loses_
     assert (tmp_path / "machine" / "out" / "final_model" / "tokenizer_config.json").exists()
     evaluated = [json.loads(line) for line in (tmp_path / "machine" / "out" / "history.jsonl").read_text().splitlines()]
     assert any("eval_loss" in line for line in evaluated), "held_out/ is evaluated"
-    gone_on = train(tmp_path, "raw", "--prepared", moved, "--max_steps", 7, "--gradient_accumulation_steps", 1, "--batch_size", 4, "--resume_from_checkpoint")
-    assert gone_on.returncode == 0, gone_on.stderr[-3000:]
-    assert sorted(losses(tmp_path, "raw")) == [1, 2, 3, 4, 5, 6, 7], "a run begun on raw data goes on from the directory"
+
+
+@pytest.mark.long
+def test_a_run_begun_on_raw_data_goes_on_from_the_directory_and_back(save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> None:
+    saved = save("ready", eval_ratio=0.2)
+    raw = ["--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 32, "--packing", "bfd_split", "--shard_bytes", 4000, "--eval_ratio", 0.2]
+    raw += ["--cache_dir", tmp_path / "cache", "--num_proc", 0]
+    for out, first, second in (("one", raw, ["--prepared", saved.path]), ("two", ["--prepared", saved.path], raw)):
+        for steps, data, more in ((2, first, []), (4, second, ["--resume_from_checkpoint"])):
+            done = train(tmp_path, out, *data, "--max_steps", steps, "--gradient_accumulation_steps", 1, "--batch_size", 4, *more)
+            assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path, "one") == losses(tmp_path, "two")
+    assert sorted(losses(tmp_path, "one")) == [1, 2, 3, 4]
+
+
+def test_the_commands_say_where_it_is_and_refuse_in_one_line(tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]) -> None:
+    made = run_moai("prepare", "--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 32, "--eval_ratio", 0.2, "--cache_dir", tmp_path / "cache",
+                    "--save_to", tmp_path / "ready", "--num_proc", 0)  # fmt: skip
+    assert made.stdout.splitlines()[-1] == str(tmp_path / "ready"), made.stderr
+    assert f", in {tmp_path / 'ready' / 'held_out'}" in made.stdout
+    refused = train(tmp_path, "out", "--prepared", tmp_path / "ready", "--seq_len", 64)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert f"seq_len = 64 (flag): {tmp_path / 'ready'} was prepared with 32" in refused.stderr
+    absent = train(tmp_path, "out", "--prepared", tmp_path)
+    assert (absent.returncode, len(absent.stderr.splitlines())) == (65, 1), absent.stderr
 
 
 def asked(*words: object) -> tuple[TrainConfig, DataConfig, Mapping[str, str]]:

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -69,10 +69,10 @@ class Prepared:
         return tuple(column for column in self.columns if column.name not in ("input_ids", "seq_lengths", TRAINED.name))
 
     @property
-    def held_out(self) -> Prepared | None:
+    def held_out(self) -> Self | None:
         """What was held out of it, where both sides were saved together."""
         manifest = self.manifest.get(HELD_OUT)
-        return Prepared(self.path / HELD_OUT, manifest, self.memory_mode) if manifest else None
+        return type(self)(self.path / HELD_OUT, manifest, self.memory_mode) if manifest else None
 
     @classmethod
     def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0, recipe: str | None = PRETRAINING) -> Prepared:
@@ -168,7 +168,7 @@ def is_prepared(path: Path) -> bool:
     if not (path / MANIFEST).is_file():
         return False
     try:
-        return read_manifest(path)["content"]["recipe"] == PRETRAINING
+        return str(read_manifest(path, None)["content"]["recipe"]) == PRETRAINING
     except DamagedError:
         return any(path.glob("data-*-of-*.arrow")) and (path / "tokenizer.json").is_file()
 

@@ -42,7 +42,7 @@ from moai.transforms.chat import check_template
 
 logger = logging.getLogger(__name__)
 
-_NOTED: Mapping[str, str] = MappingProxyType({})
+CALLER: Mapping[str, str] = MappingProxyType({})
 """Where no option says where it came from, it is the caller's."""
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
 _ALONE = Ranks()
@@ -55,7 +55,7 @@ _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
 
 
-def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = _NOTED, environ: Mapping[str, str] = os.environ) -> Prepared:
+def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Prepared:
     """The prepared data, from rank 0's work or, in the other ranks, from waiting for it. Raises errors of moai.errors.
 
     Must be called before TrainingArguments, Accelerator or anything else that makes a process group.
@@ -64,7 +64,7 @@ def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = _NOTED, 
 
 
 def prepare_all_or_wait(
-    configs: Sequence[DataConfig], *, origins: Mapping[str, str] = _NOTED, environ: Mapping[str, str] = os.environ, finish: Finish | None = None
+    configs: Sequence[DataConfig], *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ, finish: Finish | None = None
 ) -> list[Prepared]:
     """The same for all that a launch needs, one behind the other in one cache: a launch prepares once.
 
@@ -133,7 +133,7 @@ def why_missed(wanted: Request) -> str:
 
 
 def prepare(
-    config: DataConfig, *, origins: Mapping[str, str] = _NOTED, here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
+    config: DataConfig, *, origins: Mapping[str, str] = CALLER, here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
 ) -> Prepared:
     """Prepare in this process and its workers, or find it prepared."""
     files = find(config.require())

@@ -11,49 +11,38 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from moai.config import option
 from moai.errors import ConfigError, DamagedError
 from moai.failpoints import failpoint
 from moai.files import link_or_copy, remove_directory, replace_directory, storage_errors
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.recipes.prepared import HELD_OUT, MANIFEST, Prepared, listed_files, read_manifest, write_manifest
-from moai.recipes.pretraining import prepare_all_or_wait
+from moai.recipes.pretraining import CALLER, prepare_all_or_wait
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SaveConfig:
-    """Saving: what is prepared, under a name of your own."""
-
-    save_to: str | None = option(None, "also give the prepared directory this name: links or copies of all that training needs")
-    overwrite: bool = option(False, "replace a prepared directory of other content that save_to names")
-
-    def __post_init__(self) -> None:
-        if self.overwrite and self.save_to is None:
-            raise ConfigError("overwrite is set and save_to is not: name the directory with --save_to DIR")
-
-
-def prepare_and_save(config: DataConfig, saving: SaveConfig, *, origins: Mapping[str, str] | None = None, environ: Mapping[str, str] = os.environ) -> Prepared:
+def prepare_and_save(config: DataConfig, saving: SaveConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Prepared:
     """The prepared data, in the cache or, with save_to, where that says. Raises ConfigError where something else is there."""
     config = config.require()
-    known = {"origins": origins} if origins is not None else {}
     if saving.save_to is None:
-        return prepare_all_or_wait([config], environ=environ, **known)[0]
+        return prepare_all_or_wait([config], origins=origins, environ=environ)[0]
     place = Path(saving.save_to).expanduser().absolute()
     _check_place(place, config)
     sides = [config, *([replace(config, held_out=True)] if config.eval_ratio and not config.held_out else [])]
-    return prepare_all_or_wait(sides, environ=environ, finish=partial(save, place=place, overwrite=saving.overwrite), **known)[0]
+    finish = partial(save, place=place, overwrite=saving.overwrite)
+    return prepare_all_or_wait(sides, origins=origins, environ=environ, finish=finish)[0]
 
 
 def save(sides: Sequence[Prepared], *, place: Path, overwrite: bool = False) -> list[Prepared]:
     """Give a prepared directory, and what is held out of it, the name `place`. Returns it. Raises ConfigError, StorageError."""
     prepared, *others = sides
     held_out = others[0] if others else None
+    staged = place.with_name(f".{place.name}.saving")
+    remove_directory(staged)  # of a run that was killed
     if os.path.lexists(place) and (there := _holds(place, prepared, held_out)) != "":
         if not overwrite:
             raise ConfigError(f"--save_to {place}: {there}; name another, or replace it with --overwrite")
@@ -62,23 +51,30 @@ def save(sides: Sequence[Prepared], *, place: Path, overwrite: bool = False) -> 
         return [Prepared.open(place, memory_mode=prepared.memory_mode)]
     with storage_errors(place, "--save_to"):
         place.parent.mkdir(parents=True, exist_ok=True)
-        staged = place.with_name(f".{place.name}.saving")
-        remove_directory(staged)  # of a run that was killed
-        _link(prepared, staged)
-        if held_out:
-            _link(held_out, staged / HELD_OUT)
-        other = {name: held_out.manifest[name] for name in ("content", "content_digest", "run")} if held_out else None
-        failpoint("save.manifest", staged)
-        write_manifest(staged, prepared.manifest["content"], prepared.manifest["run"], other)
+        try:
+            _fill(staged, prepared, held_out)
+        except BaseException:
+            remove_directory(staged)
+            raise
         replace_directory(staged, place, named="save")
     logger.info("Saved to %s", place)
     return [Prepared.open(place, memory_mode=prepared.memory_mode)]
 
 
+def _fill(staged: Path, prepared: Prepared, held_out: Prepared | None) -> None:
+    """Both sides, and the manifest of both at the end."""
+    _link(prepared, staged)
+    if held_out:
+        _link(held_out, staged / HELD_OUT)
+    other = {name: held_out.manifest[name] for name in ("content", "content_digest", "run")} if held_out else None
+    failpoint("save.manifest")
+    write_manifest(staged, prepared.manifest["content"], prepared.manifest["run"], other)
+
+
 def _link(prepared: Prepared, staged: Path) -> None:
     staged.mkdir()
     for entry in listed_files(prepared.manifest["content"]):
-        failpoint("save.file", prepared.path / entry["file"])
+        failpoint("save.file")
         link_or_copy(prepared.path / entry["file"], staged / entry["file"])
 
 
@@ -99,8 +95,8 @@ def _holds(place: Path, prepared: Prepared, held_out: Prepared | None) -> str:
         there = Prepared.open(place)
     except DamagedError as error:
         return f"is there and is not whole ({error})"
-    wanted = [side.content_digest if side else None for side in (prepared, held_out)]
-    found = [side.content_digest if side else None for side in (there, there.held_out)]
+    wanted = [side.content_digest for side in (prepared, held_out) if side]
+    found = [side.content_digest for side in (there, there.held_out) if side]
     if found == wanted:
         return ""
-    return f"holds other content ({found[0][:16]}{' and a held-out side' if found[1] else ''}) than was prepared now ({prepared.content_digest[:16]})"
+    return f"holds other content ({found[0][:16]}{' and a held-out side' if there.held_out else ''}) than was prepared now ({prepared.content_digest[:16]})"

@@ -20,7 +20,7 @@ from pathlib import Path
 from moai import resources
 from moai.config import Resolved, Setting, resolve
 from moai.errors import ConfigError, MoaiError
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.stopping import hangup_is_ignored
 from moai.training.arguments import TrainConfig
 from moai.training.sharding import check_launch
@@ -134,7 +134,7 @@ def _command(argv: Sequence[str]) -> tuple[str, str, list[str]]:
 
 
 def _resolve(config: str, flags: Sequence[str], environ: Mapping[str, str]) -> Resolved:
-    return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py")
+    return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py", others=[SaveConfig])
 
 
 def _first(name: str, variables: Sequence[str]) -> Run:

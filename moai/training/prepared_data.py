@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from moai.training.steps import wish_of
 
 logger = logging.getLogger(__name__)
 
-_ALIKE = {
+_ALIKE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "tokenizer": lambda content: {name: content["tokenizer"][name] for name in ("tokenizer_sha256", "eos_id", "bos_id")},
     "seq_len": lambda content: content["seq_len"],
     "data_format": lambda content: content["config"].get("data_format", "text"),
@@ -99,7 +99,9 @@ def memory_mode(data: DataConfig, here: Ranks, environ: Mapping[str, str]) -> st
 def check_mixture(config: TrainConfig, prepared: Iterable[Prepared]) -> None:
     """Raises ConfigError for names of sources that are not there, before torch is loaded."""
     wish, _ = wish_of(config)
-    for one in prepared if wish else ():
+    if wish is None:
+        return
+    for one in prepared:
         wish.check_names([source["name"] for source in one.content["sources"]])
 
 
@@ -168,7 +170,12 @@ def _joined(sides: Sequence[Prepared], names: Mapping[Path, Mapping[str, str]]) 
     for _, content, _ in contents:
         total.update({name: content[name] for name in ("rows", "tokens", "documents")})
     files = [
-        {**shard, "source": called[shard["source"]], "file": str(side.path / shard["file"]) if shard["file"] else None}
+        {
+            **shard,
+            "source": called[shard["source"]],
+            "file": str(side.path / shard["file"]) if shard["file"] else None,
+            "documents_file": {**shard["documents_file"], "file": str(side.path / shard["documents_file"]["file"])},
+        }
         for side, content, called in contents
         for shard in content["shards"]
     ]
