@@ -16,7 +16,7 @@ from pathlib import Path
 from moai.config import Resolved, resolve
 from moai.distributed import ranks
 from moai.errors import Interrupted, MoaiError
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.stopping import end, stoppable
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.group import SHARED
@@ -36,10 +36,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
-    resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description="From raw text to a trained model.")
+    from moai.recipes.prepared import Prepared
+
+    description = "From raw text to a trained model."
+    resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description=description, others=[SaveConfig])
     config = resolved[TrainConfig].require()
-    data = resolved[DataConfig].of_mode(config.mode).require()
+    data = resolved[DataConfig]
     here = ranks(environ)
+    directories: list[Prepared] = []
+    if config.prepared:
+        from moai.training import prepared_data
+
+        directories = prepared_data.open_all(config.prepared)
+        data = prepared_data.settings(directories, data, resolved.origins, config)
+    data = data.of_mode(config.mode).require()
     from moai.training.checkpoints import is_restart
     from moai.training.finished import finished
     from moai.training.logs import start_logging
@@ -57,18 +67,29 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         show_settings(resolved)
     check_model(config, data)
 
-    from moai.recipes.pretraining import prepare_all_or_wait
+    prepared: dict[DataConfig, Prepared] = {}
+    if directories:
+        prepared_data.log(directories, evaluates=not config.eval_dataset)
+        mode = prepared_data.memory_mode(data, here, environ)
+        by_path = {str(one.path): one for one in directories}
+        prepared = {own: prepared_data.joined([by_path[path] for path in own.dataset], memory_mode=mode) for _, own in settings}
+        prepared_data.check_mixture(config, prepared.values())
 
     held_out = [evaluation_data(config, data) for _, data in settings]
-    wanted = list(dict.fromkeys([*(data for _, data in settings), *filter(None, held_out)]))
-    prepared = dict(zip(wanted, prepare_all_or_wait(wanted, origins=resolved.origins, environ=environ)))
+    wanted = list(dict.fromkeys([*(data for _, data in settings if data not in prepared), *filter(None, held_out)]))
+    if wanted:
+        from moai.recipes.pretraining import prepare_all_or_wait
+
+        prepared |= zip(wanted, prepare_all_or_wait(wanted, origins=resolved.origins, environ=environ))
 
     from moai.training.stages import Stage
     from moai.training.trainer import train
 
     run = Path(config.output_dir) if config.sequential else None
     table = resolved.table()
-    stages = [Stage(own, data, prepared[data], prepared[aside] if aside else None, run, table) for (own, data), aside in zip(settings, held_out)]
+    stages = [
+        Stage(own, data, prepared[data], prepared[aside] if aside else prepared[data].held_out, run, table) for (own, data), aside in zip(settings, held_out)
+    ]
     for summary in train(config, stages, resolved.origins, environ=environ):
         if here.rank == 0:
             print("\n".join(summary.lines()), flush=True)

@@ -19,12 +19,12 @@ def prepare(argv: Sequence[str]) -> int:
     """Prepare data without training; the last line of standard output is the prepared directory."""
     numpy_without_threads()
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
-    from moai.recipes.pretraining import prepare_or_wait
+    from moai.recipes.options import DataConfig, SaveConfig
+    from moai.recipes.saving import prepare_and_save
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
-    prepared = prepare_or_wait(resolved[DataConfig], origins=resolved.origins)
+    resolved = resolve([DataConfig, SaveConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
+    prepared = prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins)
     content = prepared.content
     records, tokens = content["records"], content["token_counts"]
     print(f"documents    {records['read']:,} read = {records['kept']:,} kept + {records['filtered']:,} filtered + {records['quarantined']:,} quarantined")
@@ -38,6 +38,8 @@ def prepare(argv: Sequence[str]) -> int:
             f" left out: {counts.get('too_long', 0):,} too long, {counts.get('untrained', 0):,} with nothing to learn"
         )
     print(f"rows         {content['rows']:,} of {content['seq_len']}, fill rate {content['fill_rate']:.4f}, {prepared.columns[0].type}, {content['packing']}")
+    if held_out := prepared.held_out:
+        print(f"held out     {held_out.content['documents']:,} documents, {held_out.content['rows']:,} rows, in {held_out.path}")
     print(f"content      {prepared.content_digest}")
     print(prepared.path)
     return 0
@@ -47,10 +49,10 @@ def plan(argv: Sequence[str]) -> int:
     """Show what prepare would do with the same flags: key, hit or miss and why, shards, disk, memory."""
     from moai.config import resolve
     from moai.planning import describe
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig])
+    resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig, SaveConfig])
     for line in describe(resolved[DataConfig], resolved.origins):
         print(line)
     return 0
@@ -60,10 +62,12 @@ def bench(argv: Sequence[str]) -> int:
     """Measure prepare on a slice of the data: MB/s, tokens/s, where the time goes, this machine's limit, hours for all of it."""
     from moai.bench import BenchConfig, measure
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig, BenchConfig], argv, os.environ, prog="python -m moai bench", description=bench.__doc__ or "", others=[TrainConfig])
+    resolved = resolve(
+        [DataConfig, BenchConfig], argv, os.environ, prog="python -m moai bench", description=bench.__doc__ or "", others=[TrainConfig, SaveConfig]
+    )
     for line in measure(resolved[DataConfig], resolved[BenchConfig], resolved.origins).lines():
         print(line)
     return 0
@@ -133,11 +137,11 @@ def gc(argv: Sequence[str]) -> int:
     """Give space in a cache back: what killed runs left, what nothing leads to; by age and size; never anything in use."""
     from moai.collect import GcConfig, collect
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.stopping import stoppable
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([GcConfig], argv, os.environ, prog="python -m moai gc", description=gc.__doc__ or "", others=[DataConfig, TrainConfig])
+    resolved = resolve([GcConfig], argv, os.environ, prog="python -m moai gc", description=gc.__doc__ or "", others=[DataConfig, SaveConfig, TrainConfig])
     with stoppable("nothing is half removed"):
         _print(collect(resolved[GcConfig]))
     return 0
@@ -146,11 +150,13 @@ def gc(argv: Sequence[str]) -> int:
 def status(argv: Sequence[str]) -> int:
     """What launches are doing: state, progress, rate, heartbeat; --watch looks again and again."""
     from moai.config import resolve
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.status import StatusConfig, show
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([StatusConfig], argv, os.environ, prog="python -m moai status", description=status.__doc__ or "", others=[DataConfig, TrainConfig])
+    resolved = resolve(
+        [StatusConfig], argv, os.environ, prog="python -m moai status", description=status.__doc__ or "", others=[DataConfig, SaveConfig, TrainConfig]
+    )
     _print(show(resolved[StatusConfig]))
     return 0
 
@@ -160,10 +166,12 @@ def explain(argv: Sequence[str]) -> int:
     from moai.config import resolve
     from moai.explain import ExplainConfig
     from moai.explain import explain as lines
-    from moai.recipes.options import DataConfig
+    from moai.recipes.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
-    resolved = resolve([DataConfig, ExplainConfig], argv, os.environ, prog="python -m moai explain", description=explain.__doc__ or "", others=[TrainConfig])
+    resolved = resolve(
+        [DataConfig, ExplainConfig], argv, os.environ, prog="python -m moai explain", description=explain.__doc__ or "", others=[TrainConfig, SaveConfig]
+    )
     _print(lines(resolved[DataConfig], resolved[ExplainConfig].against))
     return 0
 

@@ -106,8 +106,7 @@ def resolve(
 
     others  classes whose names the file may hold too: one file serves several commands
     """
-    fields = {f.name: f for cls in classes for f in dataclasses.fields(cls)}
-    hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
+    fields, hints = _fields_of(classes)
     parser = build_parser(classes, prog=prog, description=description, epilog=epilog)
     flags = vars(parser.parse_args(list(argv)))
     values: dict[str, Any] = {name: f.default for name, f in fields.items()}
@@ -116,16 +115,51 @@ def resolve(
     for name, value in _read_file(config_path, fields, others).items() if config_path else ():
         place = f"{config_path}: {name}"
         values[name], origins[name] = _read(value, fields[name], hints[name], place, Path(str(config_path)).absolute().parent), f"file {config_path}"
+    _read_environment(environ, fields, hints, values, origins)
+    for name, value in flags.items():
+        values[name], origins[name] = _read(value, fields[name], hints[name], f"--{name}"), "flag"
+    return _resolved(classes, values, origins)
+
+
+def configured(classes: Sequence[type], options: Mapping[str, Any], environ: Mapping[str, str], *, caller: str) -> Resolved:
+    """Merge defaults, environment and a caller's keyword arguments. Raises ConfigError naming argument, value and the way out."""
+    fields, hints = _fields_of(classes)
+    values: dict[str, Any] = {name: f.default for name, f in fields.items()}
+    origins = dict.fromkeys(fields, "default")
+    _read_environment(environ, fields, hints, values, origins)
+    for name, value in options.items():
+        place = f"{caller}({name}=...)"
+        if name not in fields:
+            raise ConfigError(f"{caller}: no option is called {name!r}{did_you_mean(name, fields)}")
+        if value is None and fields[name].default is not None:
+            raise ConfigError(f"{place}: None is not a value for it; leave it away for the default")
+        one = (value,) if isinstance(value, str | Path) and _is_tuple(_base(hints[name])) else value
+        values[name], origins[name] = _read(one, fields[name], hints[name], place), "the caller"
+    return _resolved(classes, values, origins)
+
+
+def _fields_of(classes: Sequence[type]) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Every field and its type, by name."""
+    return (
+        {f.name: f for cls in classes for f in dataclasses.fields(cls)},
+        {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()},
+    )
+
+
+def _read_environment(
+    environ: Mapping[str, str], fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, Any], values: dict[str, Any], origins: dict[str, str]
+) -> None:
     for name, f in fields.items():
         variable = f.metadata["env"]
         if variable and environ.get(variable, "") != "":
             values[name], origins[name] = _read(environ[variable], f, hints[name], variable), f"environment {variable}"
-    for name, value in flags.items():
-        values[name], origins[name] = _read(value, fields[name], hints[name], f"--{name}"), "flag"
-    for name, f in fields.items():
-        _check_choice(values[name], f, origins[name])
-    instances = {cls: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in classes}
-    return Resolved(instances, origins)
+
+
+def _resolved(classes: Sequence[type], values: Mapping[str, Any], origins: Mapping[str, str]) -> Resolved:
+    for cls in classes:
+        for f in dataclasses.fields(cls):
+            _check_choice(values[f.name], f, origins[f.name])
+    return Resolved({cls: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in classes}, origins)
 
 
 def build_parser(classes: Sequence[type], *, prog: str, description: str = "", epilog: str = "") -> argparse.ArgumentParser:
@@ -151,7 +185,8 @@ def parse_size(text: str) -> int:
 
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
-    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _spelled(f: dataclasses.Field[Any], value: Any) -> Any:

@@ -26,7 +26,7 @@ from moai.recipes.pretraining import find_prepared, why_missed
 _CUTS = "other cuts: only shards that are cut at the same places are reused"
 _READS = "finished shards are reused where the text comes from the same columns"
 _REUSE = {
-    "shard_bytes": _CUTS, "dataset_config": "other data", "sources": "other data", "text_column": _READS, "text_template": _READS,
+    "shard_bytes": _CUTS, "dataset_config": "other data", "sources": "other data", "tokenizer_files": "another directory of the same shards", "text_column": _READS, "text_template": _READS,
 }  # fmt: skip
 """Fields that name no shard. Any other that differs makes every shard anew."""
 _FILES_SHOWN = 20

@@ -4,11 +4,13 @@ write_atomic(path, data)          a small file, replaced as a whole
 publish_file(staged, final)       a finished file gets its final name; an existing one stays
 publish_directory(staged, final)  likewise for a directory
 storage_of(path)                  how an input is read: every input byte comes through it
+replace_directory(staged, final)  a directory that may have the name is swapped as a whole
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _RACY_NS = 2_000_000_000
 _BLOCK_BYTES = 4 << 20
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)."""
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free space there or name another --cache_dir; finished shards are kept and the next run goes on from them",
     errno.EDQUOT: "the quota is used up: free space there or name another --cache_dir; finished shards are kept and the next run goes on from them",
@@ -128,14 +132,14 @@ def digest_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def storage_errors(place: Path) -> Iterator[None]:
-    """Turn what a full, read-only or forbidden place raises into one line with the way out."""
+def storage_errors(place: Path, flag: str = "--cache_dir") -> Iterator[None]:
+    """Turn what a full, read-only or forbidden place raises into one line with the way out. `flag` names the place."""
     try:
         yield
     except OSError as error:
         if isinstance(error, StorageError) or error.errno not in _ADVICE:
             raise
-        raise StorageError(f"{error.filename or place}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}") from error
+        raise StorageError(f"{error.filename or place}: {os.strerror(error.errno)}; {_ADVICE[error.errno].replace('--cache_dir', flag)}") from error
 
 
 @contextlib.contextmanager
@@ -211,6 +215,51 @@ def publish_directory(staged: Path, final: Path) -> bool:
     failpoint("directory.published")
     sync(final.parent)
     return True
+
+
+def replace_directory(staged: Path, final: Path, *, named: str) -> None:
+    """Give `staged` its name; what had it before is removed afterwards. `named` begins the names of its failpoints.
+
+    The two exchange their names in one step of the kernel. Some file systems cannot do that (NFS); there the old one is renamed first, and a
+    kill at that moment leaves it as `.<name>.before`.
+    """
+    aside = final.with_name(f".{final.name}.before")
+    for path in (*staged.rglob("*"), staged):
+        sync(path)
+    failpoint(f"{named}.rename", staged)
+    if not os.path.lexists(final):
+        staged.rename(final)
+    elif not _exchange(staged, final):
+        remove_directory(aside)
+        final.rename(aside)
+        failpoint(f"{named}.aside", staged)
+        staged.rename(final)
+    sync(final.parent)
+    failpoint(f"{named}.placed", final)
+    for old in (staged, aside):
+        remove_directory(old)
+
+
+def remove_directory(path: Path) -> None:
+    """With all that is in it; of a link, the link. One that is not there is fine."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Each gets the other's name. False where system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def sync(path: Path) -> None:

@@ -12,12 +12,12 @@ from moai.distributed import ranks
 from moai.files import free_bytes
 from moai.recipes.assembly import Request, request
 from moai.recipes.options import DataConfig
-from moai.recipes.pretraining import find_prepared, machine_plan, why_missed
+from moai.recipes.pretraining import CALLER, find_prepared, machine_plan, why_missed
 
 _GB = 10**9
 
 
-def describe(config: DataConfig, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+def describe(config: DataConfig, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
     """Lines: key, hit or miss and why, shards, disk and memory. Reads no data but the tokenizer, and writes nothing."""
     wanted = request(config.require())
     chosen = machine_plan(wanted, origins, ranks(environ), environ)

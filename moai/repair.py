@@ -32,8 +32,9 @@ from moai.recipes.attempts import OWNER
 from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.formats import ENTITY_COREF
 from moai.recipes.identity import dataset_key
-from moai.recipes.prepared import Prepared, listed_files, read_manifest, write_dataset_files
+from moai.recipes.prepared import HELD_OUT, Prepared, listed_files, read_manifest, write_dataset_files
 from moai.recipes.publish import SOURCES
+from moai.tokenizer import FILES
 from moai.verify_corpus import METADATA, metadata
 
 
@@ -50,9 +51,19 @@ def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str 
     if manifest["content"]["recipe"] == ENTITY_COREF:
         yield from _corpus(directory, manifest)
         return
-    cache = directory.parent.parent if directory.parent.name == "datasets" else None
+    cache = directory.parent.parent if directory.parent.name == "datasets" and (directory.parent.parent / "shards").is_dir() else None
     with storage_errors(directory), _staging(directory, cache) as staging:
+        failed: MoaiError | None = None
+        if HELD_OUT in manifest:  # first: at the end of the other both are looked at
+            for folder in (directory / HELD_OUT, staging / HELD_OUT):
+                folder.mkdir(exist_ok=True)
+            try:
+                yield from _Repair(directory / HELD_OUT, manifest[HELD_OUT], staging / HELD_OUT, cache, dataset, tokenizer_path).run()
+            except MoaiError as error:
+                failed = error
         yield from _Repair(directory, manifest, staging, cache, dataset, tokenizer_path).run()
+        if failed:
+            raise failed
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,10 @@ class _Repair:
         return f"it was made with {versions}: remove {self.directory} and prepare again"
 
     def _small_file(self, name: str) -> Path:
-        """state.json and dataset_info.json follow from the manifest; the tokenizer must be given."""
+        """state.json and dataset_info.json follow from the manifest; the tokenizer's files must be given."""
         content = self.manifest["content"]
-        if name == "tokenizer.json":
-            return self._tokenizer()
+        if name in FILES:
+            return self._tokenizer(name)
         place = self.staging / "small"
         if not place.exists():
             place.mkdir()
@@ -152,11 +163,11 @@ class _Repair:
             raise DamagedError(f"{self.directory / name}: damaged, and nothing tells how to make it again; remove {self.directory} and prepare again")
         return place / name
 
-    def _tokenizer(self) -> Path:
+    def _tokenizer(self, name: str) -> Path:
         given = Path(self.tokenizer_path).expanduser()
-        given = given / "tokenizer.json" if given.is_dir() else given
+        given = given / name if given.is_dir() else given if name == FILES[0] else given.with_name(name)
         if not self.tokenizer_path or not given.is_file():
-            raise DamagedError(f"{self.directory / 'tokenizer.json'}: damaged; name the tokenizer that made the ids with --tokenizer_path DIR")
+            raise DamagedError(f"{self.directory / name}: damaged; name the tokenizer that made the ids with --tokenizer_path DIR")
         return given
 
     def _finished(self, shard: Mapping[str, Any]) -> bool:

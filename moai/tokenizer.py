@@ -19,7 +19,8 @@ import numpy.typing as npt
 from moai.errors import SlowTokenizerError, TokenizerError
 from moai.hub import absent
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""All that a tokenizer is loaded from; the first makes the ids."""
 _MAKE = "make it: python scripts/train_tokenizer.py --dataset FILE --vocab_size 128000 --output_dir {}"
 _SLOW_FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -113,6 +114,19 @@ def load_file(file: Path, digest: str | None = None) -> Any:
         raise TokenizerError(f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})") from error
 
 
+def files_beside(file: Path) -> dict[str, bytes]:
+    """Configuration, special tokens and chat template beside a tokenizer.json, those that are there. Raises TokenizerError."""
+    found = {}
+    for name in FILES[1:]:
+        try:
+            found[name] = file.with_name(name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise TokenizerError(f"{file.with_name(name)}: not readable ({error.strerror})") from error
+    return found
+
+
 def digest_of(file: Path) -> str:
     """sha256, in hex: the identity of a tokenizer."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -130,7 +144,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:
         if "/" in name and Path(name).parent.is_dir():  # `tokenizers/moai` beside `tokenizers/demo` is meant as a place here
             raise TokenizerError(f"{name}: no such tokenizer directory, nor one of the Hub; {_MAKE.format(name)}") from error

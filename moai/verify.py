@@ -27,7 +27,7 @@ from moai.engine.schema import TRAINED, Column, arrow_schema, columns_from_json
 from moai.errors import DamagedError, TokenizerError
 from moai.files import digest_file
 from moai.recipes.formats import ENTITY_COREF, FORMATS
-from moai.recipes.prepared import MANIFEST, Prepared, listed_files
+from moai.recipes.prepared import HELD_OUT, MANIFEST, Prepared, listed_files
 from moai.tokenizer import load_tokenizer
 
 _SAMPLE_TOKENS = 60
@@ -40,14 +40,22 @@ def verify(path: Path, *, full: bool = True) -> Iterator[Check]:
     except DamagedError as error:
         yield Check("manifest and sizes", False, str(error))
         return
-    content = prepared.content
+    held_out = prepared.held_out
+    yield from _side(prepared, {MANIFEST, HELD_OUT} if held_out else {MANIFEST}, full=full)
+    if held_out:
+        yield from (Check(f"held out: {check.name}", check.ok, check.detail) for check in _side(held_out, set(), full=full))
+
+
+def _side(prepared: Prepared, own: set[str], *, full: bool) -> Iterator[Check]:
+    """Checks of one manifest. `own` are the names in its directory that it does not list."""
+    path, content = prepared.path, prepared.content
     shards = [shard for shard in content["shards"] if shard["file"]]
     yield Check("manifest and sizes", True, f"{len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes, content {prepared.content_digest[:16]}")
     wrong: list[str] = []
     if full:
         wrong = damaged(prepared)
         yield Check("hashes", not wrong, _said(wrong) if wrong else f"xxh3_128 of {len(listed_files(content))} files")
-    yield _files(path, content, wrong)
+    yield _files(path, content, own, wrong)
     whole = [shard for shard in shards if shard["file"] not in wrong]
     if content["recipe"] == ENTITY_COREF:
         yield from verify_corpus.checks(prepared, whole, wrong, full=full)
@@ -69,8 +77,8 @@ def _said(wrong: Sequence[str]) -> str:
     return f"{len(wrong)} differ from the manifest: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}"
 
 
-def _files(path: Path, content: dict[str, Any], wrong: Sequence[str]) -> Check:
-    listed = {entry["file"] for entry in listed_files(content)} | {MANIFEST} | FORMATS[content["recipe"]].unlisted
+def _files(path: Path, content: dict[str, Any], own: set[str], wrong: Sequence[str]) -> Check:
+    listed = {entry["file"] for entry in listed_files(content)} | own | FORMATS[content["recipe"]].unlisted
     if unknown := sorted(p.name for p in path.iterdir() if p.name not in listed):
         return Check("files", False, f"unknown files {unknown[:5]}")
     if absent := {"state.json", "dataset_info.json", "tokenizer.json"} - listed:

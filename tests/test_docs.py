@@ -28,7 +28,7 @@ from moai.explain import ExplainConfig
 from moai.monitor.speed import SpeedConfig
 from moai.monitor.state import WatchConfig
 from moai.recipes.entity_coref.options import CorefConfig
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.recipes.reembedding.command import VersionConfig
 from moai.recipes.reembedding.options import ReembedConfig
 from moai.recipes.tokenizer_training import TokenizerConfig
@@ -51,6 +51,7 @@ PAGES = (
     "entity-coref.md",
     "guides.md",
     "instruction-tuning.md",
+    "library.md",
     "other-trainers.md",
     "pretraining.md",
     "re_embedding_troubleshooting.md",
@@ -106,7 +107,7 @@ def check(command: str) -> None:
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
     match words:
-        case ["python", "-m", "moai", "verify", directory]:
+        case ["python", "-m", "moai", "verify", directory] | ["python", "-m", "moai", "verify", directory, "--full"]:
             assert not directory.startswith("-")
         case ["python", "-m", "moai", "inspect", directory, *_]:
             assert not directory.startswith("-")
@@ -115,7 +116,9 @@ def check(command: str) -> None:
             assert not out.startswith("-")
         case ["python", "-m", "moai", ("prepare" | "plan") as which, *flags]:
             assert which in {*COMMANDS, *OTHER_NAMES}
-            resolve([DataConfig], flags, {}, prog="moai")[DataConfig].require()
+            resolve([DataConfig, SaveConfig], flags, {}, prog="moai")[DataConfig].require()
+        case ["rsync", "-a", *_]:
+            pass
         case ["python", "-m", "moai", "training", directory]:
             assert not directory.startswith("-")
         case ["python", "-m", "moai", "evaluate", *flags]:
@@ -162,8 +165,8 @@ def check(command: str) -> None:
 
 def check_training(flags: list[str]) -> None:
     resolved = resolve([TrainConfig, DataConfig], flags, {}, prog="train.py")
-    resolved[TrainConfig].require()
-    resolved[DataConfig].require()
+    if not resolved[TrainConfig].require().prepared:
+        resolved[DataConfig].require()
 
 
 def check_launcher(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -229,6 +232,7 @@ def known_flags() -> set[str]:
         f
         for cls in (
             DataConfig,
+            SaveConfig,
             TrainConfig,
             BenchConfig,
             DoctorConfig,

@@ -15,9 +15,8 @@ import pytest
 import tiny_run
 from tiny_training import train_here
 
-from moai import failpoints
+from moai import failpoints, files
 from moai.errors import ConfigError
-from moai.training import final
 from moai.training.checkpoints import weights_problem
 from moai.training.final import point, put, staging
 
@@ -79,7 +78,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path, at: str, lef
 
 
 def test_where_names_cannot_be_exchanged_the_old_model_is_set_aside_and_a_crash_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     place = tmp_path / "final_model"
     put(written(staging(place), "old"), place)
     put(written(staging(place), "new"), place)

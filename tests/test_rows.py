@@ -215,7 +215,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path: Path, wri
 
 def test_shards_are_read_ahead(rows: PackedRows) -> None:
     size = sum(path.stat().st_size for path in rows.path.glob("data-*.arrow"))
-    assert read_ahead(rows.path) == (size if hasattr(os, "posix_fadvise") else 0)
+    assert read_ahead(rows) == (size if hasattr(os, "posix_fadvise") else 0)
     assert size > 0
 
 

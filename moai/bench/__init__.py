@@ -31,7 +31,7 @@ from moai.files import nearest_existing, storage_errors
 from moai.recipes.assembly import Request, Stream, executor_of, pipeline, request, sample, streams
 from moai.recipes.choosing import Chosen, Wrong, choose, distrusted
 from moai.recipes.options import DataConfig
-from moai.recipes.pretraining import machine_plan
+from moai.recipes.pretraining import CALLER, machine_plan
 from moai.resources import Plan
 from moai.sources.local import LocalSource
 from moai.stopping import stoppable
@@ -56,7 +56,7 @@ class BenchConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be above 0")
 
 
-def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Report:
+def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Report:
     """Raises what prepare would raise, and Interrupted; leaves nothing behind."""
     started = time.monotonic() - _process_age()
     wanted = request(config.require())

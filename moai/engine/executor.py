@@ -5,9 +5,11 @@ What one must be able to do is small: `map(pipelines, orders) -> finished`.
 
 from __future__ import annotations
 
+import ast
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from moai.engine.pipeline import Pipeline, run_shard
 from moai.engine.supervisor import Supervisor
 from moai.engine.warm import WARM, without_interrupts
 from moai.engine.worker import Worker
-from moai.errors import WorkerDied
+from moai.errors import ConfigError, WorkerDied
 
 T = TypeVar("T")
 
@@ -76,6 +78,7 @@ class Processes:
     """Where /proc and /sys are found that say how much memory is left."""
 
     def start(self) -> None:
+        check_main_guard()
         if self.method != "forkserver":
             return  # there is no process yet that could load anything
         multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.warm"])
@@ -115,6 +118,28 @@ class Processes:
 def make_executor(num_proc: int, **how: Any) -> Executor:
     """Who does the work of a run, for every system: this process where `num_proc` is 0, else so many workers; `how` is fields of Processes."""
     return Processes(num_proc=num_proc, **how) if num_proc else Serial()
+
+
+def check_main_guard() -> None:
+    """Raises ConfigError where the program that calls this would begin anew in every worker: a worker imports it, and only what stands under
+    `if __name__ == "__main__":` is left out."""
+    frame: Any = sys._getframe()
+    while frame and not (frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"):
+        frame = frame.f_back
+    file = Path(frame.f_code.co_filename) if frame else Path()
+    if not file.is_file():  # typed in, or in a notebook: there is nothing to import
+        return
+    try:
+        statements = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return
+    running = [one for one in statements if one.lineno <= frame.f_lineno <= (one.end_lineno or one.lineno)]
+    tests = [name for one in running if isinstance(one, ast.If) for name in ast.walk(one.test)]
+    if running and not any(isinstance(name, ast.Name) and name.id == "__name__" for name in tests):
+        raise ConfigError(
+            f"{file}, line {frame.f_lineno}: worker processes import this program, which would begin its work in each of them; "
+            'put this line under `if __name__ == "__main__":`, or work in this process: num_proc=0'
+        )
 
 
 def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:

@@ -23,6 +23,7 @@ from moai.recipes.choosing import SAMPLE_CHARS, Chosen
 from moai.recipes.dataset import DatasetEntry, entries_of
 from moai.recipes.inputs import distinct, keep_apart, open_input, stamps_prove, text_shape
 from moai.recipes.options import DataConfig
+from moai.recipes.prepared import is_prepared
 from moai.resources import Plan
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input, discover
@@ -139,6 +140,9 @@ class Stream:
 
 def find(config: DataConfig) -> Found:
     """Find files and tokenizer. Raises SourceError, TokenizerError, ConfigError."""
+    for spec in config.dataset:
+        if is_prepared(Path(spec).expanduser()):
+            raise ConfigError(f"--dataset {spec}: is a prepared directory, whose rows are ready; train on it with --prepared {spec}")
     tokenizer_file = find_tokenizer(config.tokenizer_path)
     found = [
         (given, entry) for index, entry in enumerate(entries_of(config.dataset)) for given in _inputs_of(entry, config.dataset_config if index == 0 else None)

@@ -66,7 +66,7 @@ FORMATS = {
 def misfits(manifest: Mapping[str, Any], recipe: str) -> Iterator[str]:
     """Where a manifest has not the shape of its recipe, in words."""
     yield from _misfits(manifest, FORMATS[recipe].shape, "")
-    if recipe == PRETRAINING and "chat" in manifest["content"]:
+    if recipe == PRETRAINING and isinstance(manifest, dict) and "chat" in (manifest.get("content") or ()):
         yield from _misfits(manifest["content"]["chat"], _CHAT, "content.chat")
 
 

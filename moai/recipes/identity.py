@@ -9,6 +9,7 @@ A plan record under `<cache>/plans/<plan-key>.json` leads from the first to the 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from moai.recipes.inputs import plan_inputs
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import FORMAT_VERSION
 from moai.sources.discover import Input
-from moai.tokenizer import TokenizerSpec
+from moai.tokenizer import TokenizerSpec, files_beside
 from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
@@ -68,8 +69,13 @@ def plan_key(fields: Mapping[str, Any]) -> str:
 
 
 def tokenizer_identity(tokenizer: TokenizerSpec, template: ChatTemplate | None) -> dict[str, Any]:
-    """What makes ids of texts, and of conversations the template too."""
-    return {**tokenizer.identity(), **(template.identity() if template else {})}
+    """What makes ids of texts, and of conversations the template too; and what stands beside it in the directory."""
+    return {**tokenizer.identity(), **(template.identity() if template else {}), "tokenizer_files": digest_json(tokenizer_files(tokenizer))}
+
+
+def tokenizer_files(tokenizer: TokenizerSpec) -> list[str]:
+    """What stands beside tokenizer.json and goes into the prepared directory with it."""
+    return [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in files_beside(Path(tokenizer.path)).items()]
 
 
 def transform_identity(given: Input, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:

@@ -125,3 +125,15 @@ class DataConfig:
     def _set_only_for(self, data_format: str) -> list[str]:
         """Flags that were set and have a meaning for that format alone."""
         return [f.name for f in fields(self) if f.metadata["only"] == data_format and getattr(self, f.name) != f.default]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """Saving: what is prepared, under a name of your own."""
+
+    save_to: str | None = option(None, "also give the prepared directory this name: links or copies of all that training needs")
+    overwrite: bool = option(False, "replace a prepared directory of other content that save_to names")
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.save_to is None:
+            raise ConfigError("overwrite is set and save_to is not: name the directory with --save_to DIR")

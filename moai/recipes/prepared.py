@@ -2,12 +2,14 @@
 
     data-00000-of-00012.arrow ...  state.json  dataset_info.json    for `datasets`
     documents-00000.arrow ...                                       what became of each document, a file a shard
-    tokenizer.json                                                  the bytes that made the ids
+    tokenizer.json  tokenizer_config.json ...                       the bytes that made the ids, and what stood beside them
     quarantine.jsonl                                                bad records with file, line, offset and reason, if any
+    held_out/                                                       the other side of --eval_ratio, in directories of --save_to
     manifest.json                                                   written last: without it the directory is nothing
 
 The manifest has two parts. `content` follows from input and configuration alone and is the same for any number of workers;
-`run` tells how it came about this time. What is read here may come from anywhere: a directory is opened only if its manifest has
+`run` tells how it came about this time. Where there is a held-out side, its own manifest stands in `held_out`, and there
+is none in that directory. What is read here may come from anywhere: a directory is opened only if its manifest has
 the shape of one, names nothing outside, and lists regular files of just these sizes.
 """
 
@@ -21,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -33,8 +35,8 @@ from moai.recipes.formats import FORMATS, PRETRAINING, misfits
 
 FORMAT_VERSION = FORMATS[PRETRAINING].version
 MANIFEST = "manifest.json"
-
-
+HELD_OUT = "held_out"
+"""The directory inside a prepared one with what is held out of it."""
 _POLL_SECONDS = 0.1
 _MOST_BYTES = 1 << 28
 """A manifest takes some 350 bytes a shard: this is hundreds of thousands of them. A file beyond is none, and is not read into memory."""
@@ -66,6 +68,12 @@ class Prepared:
         """The columns that travel with the tokens and are no part of training."""
         return tuple(column for column in self.columns if column.name not in ("input_ids", "seq_lengths", TRAINED.name))
 
+    @property
+    def held_out(self) -> Self | None:
+        """What was held out of it, where both sides were saved together."""
+        manifest = self.manifest.get(HELD_OUT)
+        return type(self)(self.path / HELD_OUT, manifest, self.memory_mode) if manifest else None
+
     @classmethod
     def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0, recipe: str | None = PRETRAINING) -> Prepared:
         """Raises DamagedError, naming file and difference, unless the manifest is whole and every file has its size.
@@ -84,9 +92,18 @@ class Prepared:
 
     @classmethod
     def _open(cls, path: Path, memory_mode: str, recipe: str | None) -> Prepared:
-        manifest = read_manifest(path, recipe)
+        prepared = cls(path, read_manifest(path, recipe), memory_mode)
+        prepared._check_files()
+        if prepared.held_out:
+            prepared.held_out._check_files()
+        return prepared
+
+    def _check_files(self) -> None:
+        path = self.path
         again = f"remove {path} and prepare again, or mend it: python -m moai repair {path}"
-        for name, size in file_sizes(manifest).items():
+        if path.name == HELD_OUT and path.is_symlink():
+            raise DamagedError(f"{path}: a symbolic link, not a directory; {again}")
+        for name, size in file_sizes(self.manifest).items():
             try:
                 found = look_at(path / name)
             except OSError as error:
@@ -95,7 +112,6 @@ class Prepared:
                 raise DamagedError(f"{path / name}: {kind_of(found.st_mode)}, though the manifest lists it as a file of {size} bytes; {again}")
             if found.st_size != size:
                 raise DamagedError(f"{path / name}: {found.st_size} bytes, the manifest says {size}; {again}")
-        return cls(path, manifest, memory_mode)
 
 
 def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any]:
@@ -104,6 +120,10 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
     Raises DamagedError if it is absent, cut, changed in any bit, of another recipe or shape, or names odd files.
     """
     file = path / MANIFEST
+    if path.name == HELD_OUT and not os.path.lexists(file) and os.path.lexists(path.parent / MANIFEST):
+        around = read_manifest(path.parent, recipe)
+        if HELD_OUT in around:
+            return dict(around[HELD_OUT])
     again = f"remove {path} and prepare again: finished shards are reused"
     try:
         data = read_regular(file, _MOST_BYTES)
@@ -129,21 +149,35 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
         raise DamagedError(f"{path}: was made by {FORMATS[made_by].command}; what is needed here is made by {FORMATS[str(recipe)].command}")
     if version != FORMATS[made_by].version:
         raise DamagedError(f"{file}: format {str(version)[:40]}, this moai reads {FORMATS[made_by].version}; prepare again")
-    if misfit := next(misfits(manifest, made_by), None):
-        raise DamagedError(f"{file}: no manifest that moai wrote: {misfit}; {again}")
-    try:
-        columns_from_json(manifest["content"].get("columns", ()))
-    except (ConfigError, TypeError) as error:
-        raise DamagedError(f"{file}: no manifest that moai wrote: {error}; {again}") from error
-    _check_names(file, manifest)
+    for side in (manifest, manifest.get(HELD_OUT)) if HELD_OUT in manifest else (manifest,):
+        misfit = next(misfits(side, made_by), None)
+        try:
+            columns_from_json(side["content"].get("columns", ()) if not misfit else ())
+        except (ConfigError, TypeError) as error:
+            misfit = str(error)
+        if misfit:
+            raise DamagedError(f"{file}: no manifest that moai wrote: {misfit}; {again}")
+        _check_names(file, side)
+    if HELD_OUT in manifest and manifest[HELD_OUT]["content_digest"] != digest_json(manifest[HELD_OUT]["content"]):
+        raise DamagedError(f"{file}: no manifest that moai wrote: {HELD_OUT} has another digest than it says; {again}")
     return dict(manifest)
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether this is a prepared directory, whole or not: it is not read as data."""
+    if not (path / MANIFEST).is_file():
+        return False
+    try:
+        return str(read_manifest(path, None)["content"]["recipe"]) == PRETRAINING
+    except DamagedError:
+        return any(path.glob("data-*-of-*.arrow")) and (path / "tokenizer.json").is_file()
 
 
 def listed_files(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Every file the manifest answers for, each with `file`, `bytes` and `xxh3_128`: shards, their documents files, all others."""
     shards = content["shards"]
     documents = [shard["documents_file"] for shard in shards if "documents_file" in shard]
-    return [*(shard for shard in shards if shard["file"]), *documents, *content["files"]]
+    return [*(shard for shard in shards if shard["file"] is not None), *documents, *content["files"]]
 
 
 def file_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -151,9 +185,9 @@ def file_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
     return {entry["file"]: entry["bytes"] for entry in listed_files(manifest["content"])}
 
 
-def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """The last file of a directory in staging."""
-    manifest: dict[str, Any] = {"content": content, "content_digest": digest_json(content), "run": run}
+def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any], held_out: Mapping[str, Any] | None = None) -> None:
+    """The last file of a directory in staging. `held_out` is the manifest of its other side."""
+    manifest: dict[str, Any] = {"content": content, "content_digest": digest_json(content), "run": run, **({HELD_OUT: held_out} if held_out else {})}
     manifest["self_digest"] = digest_json(manifest)
     write_file(path / MANIFEST, _rendered(manifest))
 

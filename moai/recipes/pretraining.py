@@ -1,6 +1,6 @@
 """System 1: text -> filter -> tokenize -> pack -> sharded Arrow, prepared once a launch and opened by every rank.
 
-prepared = prepare_or_wait(config, origins=origins)         # in every rank, before any process group exists
+prepared = prepare_or_wait(config)                          # in every rank, before any process group exists
 dataset = datasets.load_from_disk(str(prepared.path))
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,11 @@ from moai.transforms.chat import check_template
 
 logger = logging.getLogger(__name__)
 
+CALLER: Mapping[str, str] = MappingProxyType({})
+"""Where no option says where it came from, it is the caller's."""
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
 _ALONE = Ranks()
+Finish = Callable[[list[Prepared]], list[Prepared]]
 _SETTLE_SECONDS = 5.0
 """A directory that another launch renamed first, just now, may show up so much later."""
 _FEW_SHARDS = 4
@@ -54,7 +58,7 @@ _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
 
 
-def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Prepared:
+def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Prepared:
     """The prepared data, from rank 0's work or, in the other ranks, from waiting for it. Raises errors of moai.errors.
 
     Must be called before TrainingArguments, Accelerator or anything else that makes a process group.
@@ -62,14 +66,20 @@ def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str], environ: 
     return prepare_all_or_wait([config], origins=origins, environ=environ)[0]
 
 
-def prepare_all_or_wait(configs: Sequence[DataConfig], *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> list[Prepared]:
-    """The same for all that a launch needs, one behind the other in one cache: a launch prepares once."""
+def prepare_all_or_wait(
+    configs: Sequence[DataConfig], *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ, finish: Finish | None = None
+) -> list[Prepared]:
+    """The same for all that a launch needs, one behind the other in one cache: a launch prepares once.
+
+    finish  what rank 0 does with them at the end; its results take their place
+    """
     here = ranks(environ)
     configs = [config.require() for config in configs]
     cache = Path(configs[0].cache_dir).expanduser().absolute()
 
     def prepare_here(report: Report) -> dict[str, Any]:
         made = [prepare(config, origins=origins, here=here, report=report, environ=environ) for config in configs]
+        made = finish(made) if finish else made
         return {"prepared": [{"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode} for one in made]}
 
     result = build_once(prepare_here, ranks=here, cache=cache, scope=configs[0].cache_scope, stall_timeout=configs[0].stall_timeout, environ=environ)
@@ -127,7 +137,7 @@ def why_missed(wanted: Request) -> str:
 
 
 def prepare(
-    config: DataConfig, *, origins: Mapping[str, str], here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
+    config: DataConfig, *, origins: Mapping[str, str] = CALLER, here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
 ) -> Prepared:
     """Prepare in this process and its workers, or find it prepared."""
     files = find(config.require())

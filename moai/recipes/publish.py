@@ -22,12 +22,12 @@ from moai.failpoints import failpoint
 from moai.files import canonical_json, digest_file, link_or_copy, publish_directory
 from moai.recipes.assembly import Stream
 from moai.recipes.bad_records import bad_records, grouped
-from moai.recipes.identity import dataset_key, tokenizer_identity
+from moai.recipes.identity import dataset_key, tokenizer_files, tokenizer_identity
 from moai.recipes.options import DataConfig
 from moai.recipes.places import Processed, sources_listing
 from moai.recipes.prepared import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.sources.discover import Input
-from moai.tokenizer import TokenizerSpec
+from moai.tokenizer import TokenizerSpec, files_beside
 from moai.transforms.named import spelled
 from moai.transforms.template import ChatTemplate
 
@@ -60,7 +60,7 @@ def publish(
     sources = sources_listing(parts)
     # What is said of sources is content too: renamed ones get a directory of their own, by links.
     keys = [done.receipt.shard_key for part in parts for done in part.done] + [xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing]
-    final = cache / "datasets" / dataset_key(keys)
+    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer)])
     if final.exists():
         if _holds(final, parts):
             logger.info("The same content is already published: %s", final)
@@ -117,10 +117,9 @@ def _content(
     shards = _link_shards(cache, staged, parts)
     names = [shard["file"] for shard in shards if shard["file"]]
     write_dataset_files(staged, names, arrow_schema(columns), dataset_key(shard["shard_key"] for shard in shards))
-    write_file(staged / "tokenizer.json", Path(tokenizer.path).read_bytes())
-    for name, listing in listings.items():
-        if listing:
-            write_file(staged / name, listing)
+    for name, data in {"tokenizer.json": Path(tokenizer.path).read_bytes(), **files_beside(Path(tokenizer.path)), **listings}.items():
+        if data:
+            write_file(staged / name, data)
     if left_out := counts["quarantined_without_place"]:
         logger.warning("quarantine.jsonl leaves out %s bad records: of one shard it keeps %s with their place", f"{left_out:,}", f"{MAX_DETAILS:,}")
     files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]

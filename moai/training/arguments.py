@@ -24,6 +24,7 @@ class TrainConfig:
     """Training: from packed rows to a model."""
 
     mode: str = option("pretrain", "what is learned: every token of texts, or of conversations what the assistant says", choices=MODES)
+    prepared: tuple[str, ...] = option((), "train on these prepared directories, without raw data, cache or tokenizer; their sources are mixed by name")
     model_config: str | None = option(None, "JSON file of the model: moai's fields, or any transformers configuration with its model_type")
     pretrained_model: str | None = option(None, "directory of a saved model to start from: old weights, new optimizer")
     output_dir: str = option("", "where checkpoints, logs, settings.json and final_model/ go (required)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from moai import resources
 from moai.config import Resolved, Setting, resolve
 from moai.errors import ConfigError, MoaiError
-from moai.recipes.options import DataConfig
+from moai.recipes.options import DataConfig, SaveConfig
 from moai.stopping import hangup_is_ignored
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.checkpoints import numbered
@@ -152,7 +152,7 @@ def _command(argv: Sequence[str]) -> tuple[str, str, list[str]]:
 
 
 def _resolve(config: str, flags: Sequence[str], environ: Mapping[str, str]) -> Resolved:
-    return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py")
+    return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py", others=[SaveConfig])
 
 
 def _first(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
@@ -327,8 +327,8 @@ def _summary(run: Run, resolved: Resolved, nodes: Nodes) -> list[str]:
         "config": run.config,
         "ranks": f"{ranks}{where}, port {nodes.port}" if nodes.world_size > 1 else ranks,
         "model": training.pretrained_model or training.model_config,
-        "data": f"{', '.join(map(str, data.dataset))} -> {data.cache_dir}",
-        "rows": f"seq_len {data.seq_len}, packing {data.packing}, tokenizer {data.tokenizer_path}",
+        "data": ", ".join(training.prepared) or f"{', '.join(map(str, data.dataset))} -> {data.cache_dir}",
+        "rows": "as prepared" if training.prepared else f"seq_len {data.seq_len}, packing {data.packing}, tokenizer {data.tokenizer_path}",
         "step": f"{accumulation} = {rows} rows, {rows * data.seq_len:,} tokens",
         "output": training.output_dir,
         "afterwards": run.then,

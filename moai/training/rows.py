@@ -93,15 +93,15 @@ class PackedRows:
         return _Shard.open(self.path / name, rows, arrow_schema(self.columns))
 
 
-def read_ahead(directory: Path) -> int:
+def read_ahead(rows: PackedRows) -> int:
     """Ask the kernel to bring the shards into the page cache while the model is built. Returns the bytes asked for; 0 where it cannot."""
     if not hasattr(os, "posix_fadvise"):
         return 0
     total = 0
-    for path in sorted(directory.glob("data-*.arrow")):
-        with open(path, "rb") as file:
+    for name, _ in rows.shards:
+        with open(rows.path / name, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            total += path.stat().st_size
+            total += os.fstat(file.fileno()).st_size
     return total
 
 

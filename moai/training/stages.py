@@ -48,7 +48,8 @@ def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, 
         raise ConfigError(f"eval_dataset and eval_ratio = {data.eval_ratio} are both set: evaluate on other files, or hold documents out; choose one")
     config = _with_own_weights(config, data)
     if not config.sequential:
-        _check_mixture(config, data)
+        if not config.prepared:
+            _check_mixture(config, data)
         return [(config, data)]
     if config.resume_from_checkpoint not in (None, AUTO):
         raise ConfigError(f"resume_from_checkpoint = {config.resume_from_checkpoint}: with --sequential only auto, which finds the stage and its checkpoint")
