@@ -140,19 +140,18 @@ class Stream:
 
 def find(config: DataConfig) -> Found:
     """Find files and tokenizer. Raises SourceError, TokenizerError, ConfigError."""
-    for spec in config.dataset:
-        if is_prepared(Path(spec).expanduser()):
-            raise ConfigError(f"--dataset {spec}: is a prepared directory, whose rows are ready; train on it with --prepared {spec}")
+    entries = entries_of(config.dataset)
+    for entry in entries:
+        if entry.path and is_prepared(Path(entry.path).expanduser()):
+            raise ConfigError(f"--dataset {entry}: is a prepared directory, whose rows are ready; train on it with --prepared {entry}")
     tokenizer_file = find_tokenizer(config.tokenizer_path)
-    found = [
-        (given, entry) for index, entry in enumerate(entries_of(config.dataset)) for given in _inputs_of(entry, config.dataset_config if index == 0 else None)
-    ]
-    inputs, entries = distinct(given for given, _ in found), tuple(entry for _, entry in found)
+    found = [(given, entry) for index, entry in enumerate(entries) for given in _inputs_of(entry, config.dataset_config if index == 0 else None)]
+    inputs, own = distinct(given for given, _ in found), tuple(entry for _, entry in found)
     cache = Path(config.cache_dir).expanduser().absolute()
     keep_apart(cache, [entry.path for entry in entries if entry.path])
     # What a source that is not files holds is known only from reading it.
     proven = stamps_prove(inputs) and not any(entry.source for entry in entries)
-    return Found(config, cache, inputs, entries, tokenizer_file, proven)
+    return Found(config, cache, inputs, own, tokenizer_file, proven)
 
 
 def _inputs_of(entry: DatasetEntry, dataset_config: str | None) -> list[Input]:

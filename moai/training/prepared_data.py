@@ -90,7 +90,7 @@ def joined(directories: Sequence[Prepared], *, memory_mode: str = "balanced") ->
 def memory_mode(data: DataConfig, here: Ranks, environ: Mapping[str, str]) -> str:
     """How much memory reading may cost, as `prepare` would choose it where the directories lie."""
     chosen = resources.plan(
-        resources.detect(Path(data.dataset[0]), environ=environ), num_proc=0, num_proc_origin="what is prepared", local_world_size=here.local_world_size, ranks_wait=True,
+        resources.detect(Path(str(data.dataset[0])), environ=environ), num_proc=0, num_proc_origin="what is prepared", local_world_size=here.local_world_size, ranks_wait=True,
         memory_mode=data.memory_mode, shard_bytes=data.shard_bytes, batch_size=data.dataset_batch_size, environ=environ,
     )  # fmt: skip
     return str(chosen.memory_mode.value)
@@ -126,8 +126,8 @@ def _refuse_others(prepared: Prepared, data: DataConfig, origins: Mapping[str, s
             raise _refusal(f.name, _short(value), origins, prepared, _short(said[f.name]))
     if "dataset" in given:
         inputs = list(dict.fromkeys(prepared.manifest["run"].get("inputs", ())))
-        if not {Path(spec).name for spec in data.dataset} >= {Path(str(spec)).name for spec in inputs}:
-            raise _refusal("dataset", " ".join(data.dataset), origins, prepared, " ".join(map(str, inputs)))
+        if not {Path(str(spec)).name for spec in data.dataset} >= {Path(str(spec)).name for spec in inputs}:
+            raise _refusal("dataset", " ".join(map(str, data.dataset)), origins, prepared, " ".join(map(str, inputs)))
     if "tokenizer_path" in given:
         _check_tokenizer(prepared, data.tokenizer_path, origins)
     if "chat_template" in given and data.chat_template:

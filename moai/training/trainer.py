@@ -231,7 +231,7 @@ def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> re
     first, last = report.losses(trainer.state.log_history)
     nothing_left = trainer.plan.steps.first == trainer.plan.steps.last
     summary = (report.Summary.load(output) if nothing_left else None) or report.Summary(
-        prepared=", ".join(stage.data.dataset) if stage.config.prepared else str(prepared.path), content_digest=prepared.manifest["content_digest"], **report.data_figures(prepared.content), loss_first=first, loss_last=last,
+        prepared=", ".join(map(str, stage.data.dataset)) if stage.config.prepared else str(prepared.path), content_digest=prepared.manifest["content_digest"], **report.data_figures(prepared.content), loss_first=first, loss_last=last,
         parameters=total, parameters_without_embeddings=body, steps=trainer.state.global_step, tokens_seen=trainer.clock.tokens,
         tokens_per_second=round(trainer.clock.tokens_per_second, 1), seconds=round(trainer.clock.seconds, 2),
         resumed_from=str(resumed_from) if resumed_from else None, final_model=str(final), output_dir=str(output),
