@@ -332,6 +332,39 @@ def test_flags_that_say_the_same_or_what_is_not_here_any_more_are_fine(save: Sav
         assert (data.seq_len, data.packing, data.tokenizer_path) == (32, "bfd_split", str(saved.path))
 
 
+def test_one_yaml_file_serves_the_machine_that_prepares_and_the_one_that_trains(save: SaveIt, tmp_path: Path) -> None:
+    saved = save("ready", eval_ratio=0.2)
+    lines = ["dataset: corpora/raw.jsonl", "tokenizer_path: tokenizers/mine", "packing: bfd_split", "shard_bytes: 4000", "eval_ratio: 0.2", "save_to: ready"]
+    yaml = tmp_path / "run.yaml"
+    for seq_len in (32, 48):
+        yaml.write_text("\n".join([*lines, f"seq_len: {seq_len}"]))
+        resolved = resolve([TrainConfig, DataConfig], ["--config", str(yaml), "--prepared", str(saved.path)], {}, prog="train.py", others=[SaveConfig])
+        opened = prepared_data.open_all(resolved[TrainConfig].prepared)
+        given = (opened, resolved[DataConfig], resolved.origins, resolved[TrainConfig])
+        if seq_len == 32:
+            assert prepared_data.settings(*given).dataset == (str(saved.path),)
+        else:
+            with pytest.raises(ConfigError, match=r"seq_len = 48 \(file .*run.yaml\): .* prepared with 32"):
+                prepared_data.settings(*given)
+
+
+def test_conversations_are_trained_on_with_the_template_of_their_directory(save: SaveIt, tmp_path: Path) -> None:
+    chats = tmp_path / "chat.jsonl"
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": f"ok {text}"}] for text in TEXTS[:20]]
+    chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    template = ROOT / "configs" / "chat_template_demo.jinja"
+    saved = save("chat", dataset=(str(chats),), data_format="chat", packing="bfd", seq_len=128, chat_template=str(template))
+    data = settings_of("--prepared", saved.path, "--mode", "sft", "--chat_template", template).of_mode("sft").require()
+    assert (data.data_format, data.seq_len) == ("chat", 128)
+    with pytest.raises(ConfigError, match=r"mode = pretrain: .* prepared with data_format chat; --mode sft"):
+        settings_of("--prepared", saved.path)
+    (tmp_path / "other.jinja").write_text("{{ messages }}")
+    with pytest.raises(ConfigError, match=r"chat_template = .*other.jinja .* another template"):
+        settings_of("--prepared", saved.path, "--mode", "sft", "--chat_template", tmp_path / "other.jinja")
+    with pytest.raises(ConfigError, match="do not go together: data_format chat there, text here"):
+        prepared_data.open_all([str(saved.path), str(save("text", seq_len=128).path)])
+
+
 def test_several_directories_are_one_with_sources_told_apart(save: SaveIt, tmp_path: Path) -> None:
     other = tmp_path / "code.jsonl"
     other.write_text("".join(json.dumps({"text": f"def f{number}(): return {number}"}) + "\n" for number in range(50)))
