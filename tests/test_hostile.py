@@ -104,7 +104,7 @@ SHAPES: list[Callable[[dict[str, Any]], object]] = [
     lambda content: content.update(columns=["uint16"]), lambda content: content.update(records=3), lambda content: content["token_counts"].update(bos="many"),
     lambda content: content["files"].append(content["files"][0]), lambda content: content["files"].append({"file": MANIFEST, "bytes": 1, "xxh3_128": ""}),
     lambda content: content.update(tokenizer=None), lambda content: content.pop("vocab_size"), lambda content: content.update(seq_len=None),
-    lambda content: content.update(format_version=2), lambda content: content.update(format_version={"a": [1]}), lambda content: content.clear(),
+    lambda content: content.update(format_version=99), lambda content: content.update(format_version={"a": [1]}), lambda content: content.clear(),
 ]  # fmt: skip
 
 

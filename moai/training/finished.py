@@ -56,4 +56,11 @@ def _chosen(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def finished(resolved: Resolved, places: Sequence[TrainConfig]) -> Summary | None:
     """The summary of the run that was asked for, if it has ended."""
     summary = ended(places)
+    config = resolved[TrainConfig]
+    if config.sequential and not _has_its_name(Path(config.output_dir), Path(places[-1].output_dir)):
+        return None  # killed after its last model was in its place: the run still has to give it its other name
     return summary if summary and not differing(resolved) else None
+
+
+def _has_its_name(run: Path, stage: Path) -> bool:
+    return (run / FINAL).is_symlink() and (run / FINAL).resolve() == (stage / FINAL).resolve()

@@ -20,7 +20,6 @@ from moai.errors import SourceError
 from moai.transforms.template import Message
 from moai.transforms.text import BadRecord, TextShape, first_fitting, need_columns
 
-VERSION = 1
 ASSISTANT = "assistant"
 _ROLES = {
     "system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": ASSISTANT, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT,
