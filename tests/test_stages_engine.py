@@ -17,42 +17,12 @@ import pytest
 from test_engine import JsonFiles, Numbers
 
 from moai.engine.executor import Executor, Processes, Serial
-from moai.engine.pipeline import Meter, Pipeline, Raw, Shard, count
+from moai.engine.pipeline import Pipeline, count
 from moai.engine.run import Done, total
 from moai.engine.stage import Results, Stage, run_stages
 from moai.errors import SourceError
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Second stage's source: finished shards of the first, by the content that their receipts name."""
-
-    done: tuple[Done, ...]
-    cache: Path
-    name: str = "kept"
-
-    def shards(self) -> Iterator[Shard]:
-        for number, done in enumerate(self.done):
-            yield Shard(f"{self.name}:{number:05d}", (done.receipt.shard_key,), "", 10, self._raw(done.receipt.shard_key))
-
-    def _raw(self, shard_key: str) -> Raw:
-        meter = Meter()
-        meter.begin_segment()
-        meter.update(shard_key.encode())
-        return meter.raw()
-
-    def digest(self, shard: Shard) -> Raw:
-        return self._raw(shard.segments[0])
-
-    def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
-        meter.begin_segment()
-        meter.update(shard.segments[0].encode())
-        yield pa.record_batch({"n": pa.array(json.loads((self.cache / "shards" / f"{shard.segments[0]}.arrow").read_text()))})
-
-    def remember(self, shard: Shard, raw: Raw) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -64,15 +34,6 @@ class AtLeast:
             kept = [n for n in batch["n"].to_pylist() if n >= self.least]
             count("kept", len(kept))
             yield pa.record_batch({"n": pa.array(kept, pa.int64())})
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The mean of all numbers, and the shards that have one above it."""
-
-    mean: int
-    shards: tuple[Done, ...]
-    done: tuple[Done, ...] = ()
 
 
 @dataclass
@@ -91,23 +52,23 @@ class Heard:
         self.said.append([len(done) for done in results])
 
 
-def stages(cache: Path, heard: Heard) -> tuple[Stage[None, Decision], Stage[Decision, Decision]]:
-    """Numbers 0 to 29 in three shards and 0 to 9 in another pipeline; then those at least as large as the mean of all."""
+def stages(cache: Path, heard: Heard) -> tuple[Stage[None, int], Stage[int, tuple[int, list[Done]]]]:
+    """Numbers 0 to 29 in three shards, and 0 to 9 in another pipeline; then those of the first that are at least the mean of all."""
 
-    def mean(_: None, results: Results) -> Decision:
-        done = [one for part in results for one in part]
-        values = {one.receipt.shard_key: read(cache, one) for one in done}
-        average = sum(map(sum, values.values())) // sum(map(len, values.values()))
-        return Decision(average, tuple(one for one in done if max(values[one.receipt.shard_key]) >= average))
+    def made(name: str, shards: int, key: str, *transforms: AtLeast) -> Pipeline:
+        return Pipeline(source=Numbers(shards, name), transforms=transforms, sink=JsonFiles(cache), transform_key=key)
 
-    def again(before: Decision) -> list[Pipeline]:
-        key = f"at least {before.mean}"
-        return [Pipeline(source=Kept(before.shards, cache), transforms=(AtLeast(before.mean),), sink=JsonFiles(cache), transform_key=key)]
+    def mean(_: None, results: Results) -> int:
+        values = [n for part in results for done in part for n in read(cache, done)]
+        return sum(values) // len(values)
 
-    first = [Pipeline(source=Numbers(shards, name), transforms=(), sink=JsonFiles(cache), transform_key=name) for name, shards in (("a", 3), ("b", 1))]
     return (
-        Stage(pipelines=lambda _: first, reduce=mean, watch=lambda *_: heard),
-        Stage(pipelines=again, reduce=lambda before, results: Decision(before.mean, before.shards, tuple(results[0])), watch=lambda *_: heard),
+        Stage(pipelines=lambda _: [made("a", 3, "all"), made("b", 1, "others")], reduce=mean, watch=lambda *_: heard),
+        Stage(
+            pipelines=lambda least: [made("c", 3, f"at least {least}", AtLeast(least))],
+            reduce=lambda least, results: (least, results[0]),
+            watch=lambda *_: heard,
+        ),
     )
 
 
@@ -126,23 +87,26 @@ def executor(request: pytest.FixtureRequest) -> Executor:
     return Serial() if request.param == "serial" else Processes(num_proc=2, stall_seconds=60)
 
 
+LARGE = [[], list(range(12, 20)), list(range(20, 30))]
+"""The mean is 12: (0 + ... + 29 + 0 + ... + 9) / 40."""
+
+
 def test_the_second_stage_is_made_of_what_the_first_decided(executor: Executor, cache: Path) -> None:
     heard = Heard()
-    found: Decision = run_stages(stages(cache, heard), executor)
-    assert found.mean == 12  # (0 + ... + 29 + 0 + ... + 9) / 40
-    assert [done.shard.id for done in found.shards] == ["a:00001", "a:00002"]
-    assert [read(cache, done) for done in found.done] == [list(range(12, 20)), list(range(20, 30))]
-    assert total(found.done)["kept"] == 18
-    assert heard.said == [False] * 4 + [[3, 1]] + [False] * 2 + [[2]]  # all of the first stage, its end, then the second
+    mean, done = run_stages(stages(cache, heard), executor)
+    assert mean == 12
+    assert [read(cache, one) for one in done] == LARGE
+    assert total(done)["kept"] == 18
+    assert heard.said == [False] * 4 + [[3, 1]] + [False] * 3 + [[3]]  # all of the first stage, its end, then the second
 
 
 def test_a_second_run_makes_nothing_and_decides_the_same(executor: Executor, cache: Path) -> None:
-    first: Decision = run_stages(stages(cache, Heard()), executor)
+    mean, done = run_stages(stages(cache, Heard()), executor)
     files = {path: path.stat().st_mtime_ns for path in (cache / "shards").iterdir()}
     heard = Heard()
-    again: Decision = run_stages(stages(cache, heard), executor)
-    assert heard.said == [True] * 4 + [[3, 1]] + [True] * 2 + [[2]]
-    assert [done.receipt for done in again.done] == [done.receipt for done in first.done]
+    again, found = run_stages(stages(cache, heard), executor)
+    assert heard.said == [True] * 4 + [[3, 1]] + [True] * 3 + [[3]]
+    assert (again, [one.receipt for one in found]) == (mean, [one.receipt for one in done])
     assert {path: path.stat().st_mtime_ns for path in (cache / "shards").iterdir()} == files
 
 
@@ -160,9 +124,9 @@ def test_killed_between_the_stages_the_next_run_goes_on_with_the_second(cache: P
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list((cache / "shards").glob("*.json"))) == 4  # the first stage, and nothing of the second
     heard = Heard()
-    found: Decision = run_stages(stages(cache, heard), Serial())
-    assert heard.said == [True] * 4 + [[3, 1]] + [False] * 2 + [[2]]
-    assert [read(cache, done) for done in found.done] == [list(range(12, 20)), list(range(20, 30))]
+    _, done = run_stages(stages(cache, heard), Serial())
+    assert heard.said == [True] * 4 + [[3, 1]] + [False] * 3 + [[3]]
+    assert [read(cache, one) for one in done] == LARGE
 
 
 def test_a_watch_ends_the_run_before_anything_is_decided(cache: Path) -> None:

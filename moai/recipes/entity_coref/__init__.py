@@ -116,7 +116,6 @@ def stages(wanted: Wanted, streams: Sequence[Stream], staging: Path) -> tuple[St
     """Candidates in every document, and which of them are picked over all; then a sample of each of these."""
     config, ledger = wanted.config, Ledger(wanted.cache)
     record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
-
     record.unlink(missing_ok=True)
     about = max(1, -(-sum(given.text_bytes for given in wanted.inputs) // config.shard_bytes))
     progress = StageProgress(sum(given.nominal_bytes for given in wanted.inputs), name="candidates", batches=about, record=record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,9 @@ def want(config: CorefConfig) -> Wanted:
     columns = dict(config.inputs)
     inputs = find_inputs(tuple(columns), cache)
     versions = {"entity_coref_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in _PARTS]), **kiwi.identity()}
-    fields = {**plan_inputs(inputs), "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns, "format": versions}
-    fields = json.loads(canonical_json(fields))  # as it will be read back, to be compared
-    return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, fields, digest_json(fields)[:40])
+    plan = {**plan_inputs(inputs), "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns, "format": versions}
+    plan = json.loads(canonical_json(plan))  # as it will be read back, to be compared
+    return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, plan, digest_json(plan)[:40])
 
 
 def places(config: CorefConfig) -> tuple[Path, Path]:
@@ -142,22 +142,18 @@ def _parts(wanted: Wanted, given: Input, shape: TextShape) -> tuple[Part, ...]:
             to_text=ToText(shape=shape, plain=given.kind.plain), id_column=config.id_column,
             batch_rows=min(_DOCUMENTS_PER_BATCH, config.tokenizer_batch_size),
         ),
-        CheapRules(
-            min_length=config.min_length, max_length=config.max_length, min_sentences=config.min_sentences, min_hangul_ratio=config.min_hangul_ratio,
-            max_special_ratio=config.max_special_ratio,
-        ),
+        CheapRules(**_named_alike(config, CheapRules)),
         Candidates(
-            source=given.name, kiwi=wanted.kiwi, tokenizer=tokenizer,
-            quality=KiwiQuality(min_nnp_ratio=config.min_nnp_ratio, max_nnp_ratio=config.max_nnp_ratio, pronoun_filter=config.pronoun_filter),
-            repetition=Repetition(
-                tags=config.entity_tags, merge_latin=config.merge_latin, max_mentions=config.max_mentions, min_distance=config.min_distance,
-                max_distance=config.max_distance,
-            ),
-            placement=Placement(
-                room=tokenizer.room(config.seq_len), mode=config.mode, skip_widened=config.skip_widened, unknown_id=tokenizer.unknown_id
-            ),
+            source=given.name, kiwi=wanted.kiwi, tokenizer=tokenizer, quality=KiwiQuality(**_named_alike(config, KiwiQuality)),
+            repetition=Repetition(tags=config.entity_tags, **_named_alike(config, Repetition)),
+            placement=Placement(room=tokenizer.room(config.seq_len), unknown_id=tokenizer.unknown_id, **_named_alike(config, Placement)),
         ),
     )  # fmt: skip
+
+
+def _named_alike(config: CorefConfig, part: Any) -> dict[str, Any]:
+    """The options that are a part's fields, by name."""
+    return {field.name: getattr(config, field.name) for field in fields(part) if hasattr(config, field.name)}
 
 
 def _pipeline(cache: Path, source: Source, parts: tuple[Part, ...], what: Mapping[str, Any], schema: pa.Schema, rows_per_batch: int, staging: Path) -> Pipeline:
