@@ -52,7 +52,8 @@ class Documents:
         self.number = 0
         self.filtered = 0
         self._places: list[tuple[npt.NDArray[Any], ...]] = []
-        self._reasons: dict[int, str] = {}
+        self._reasons: dict[str, int] = {}
+        self._dropped: list[tuple[Numbers, npt.NDArray[Any]]] = []
         self._tokens: list[tuple[Numbers, Numbers]] = []
         self._placed: list[tuple[Numbers, Numbers, Numbers, Numbers]] = []
         self._measured: dict[str, list[tuple[Numbers, pa.Array]]] = {}
@@ -60,34 +61,46 @@ class Documents:
     def add(self, segments: npt.NDArray[Any], offsets: npt.NDArray[Any], sizes: npt.NDArray[Any]) -> Numbers:
         """Further documents; their numbers."""
         first, self.number = self.number, self.number + len(segments)
-        self._places.append((segments, offsets, sizes))
+        self._places.append((segments.astype(np.uint32), offsets.astype(np.uint64), sizes.astype(np.uint32)))
         return np.arange(first, self.number)
 
     def drop(self, numbers: Numbers, reasons: Sequence[str]) -> None:
+        assert len(numbers) == len(reasons)
         self.filtered += len(numbers)
-        self._reasons.update(zip(numbers.tolist(), reasons, strict=True))
+        codes = [self._reasons.setdefault(reason, len(self._reasons)) for reason in reasons]  # a shard may drop a million
+        self._dropped.append((numbers.astype(np.uint32), np.array(codes, np.int32)))
 
     def note_tokens(self, numbers: Numbers, tokens: Numbers) -> None:
-        self._tokens.append((numbers, tokens))
+        self._tokens.append((numbers.astype(np.uint32), tokens.astype(np.uint32)))
 
     def note_places(self, numbers: Numbers, rows: Numbers, positions: Numbers, pieces: Numbers) -> None:
-        self._placed.append((numbers, rows, positions, pieces))
+        self._placed.append((numbers.astype(np.uint32), rows.astype(np.uint32), positions.astype(np.uint32), pieces.astype(np.uint32)))
 
     def note_measured(self, numbers: Numbers, name: str, values: pa.Array) -> None:
         self._measured.setdefault(name, []).append((numbers, values))
 
     def batch(self, measured: Sequence[Column]) -> pa.RecordBatch:
         """All of them, one row each."""
-        segments, offsets, sizes = (np.concatenate(parts) for parts in zip(*self._places)) if self._places else (np.empty(0, np.int64),) * 3
+        segments, offsets, sizes = (
+            (np.concatenate(parts) for parts in zip(*self._places))
+            if self._places
+            else (np.empty(0, np.uint32), np.empty(0, np.uint64), np.empty(0, np.uint32))
+        )
+        self._places = []
         tokens, rows, positions, pieces = np.zeros((4, self.number), np.uint32)
         for numbers, more in self._tokens:
-            np.add.at(tokens, numbers, more.astype(np.uint32))
+            np.add.at(tokens, numbers, more)
         for numbers, *places in self._placed:
             rows[numbers], positions[numbers], pieces[numbers] = places
-        reasons = pa.array([self._reasons.get(number) for number in range(self.number)] if self._reasons else [None] * self.number, pa.string())
-        made = [columns.numbers(segments.astype(np.uint32)), columns.numbers(offsets.astype(np.uint64)), columns.numbers(sizes.astype(np.uint32))]
-        made += [columns.numbers(values) for values in (tokens, rows, positions, pieces)]
-        return pa.record_batch([*made, reasons, *(self._values(column) for column in measured)], schema=schema(measured))
+        made = [columns.numbers(values) for values in (segments, offsets, sizes, tokens, rows, positions, pieces)]
+        return pa.record_batch([*made, self._reasons_of_all(), *(self._values(column) for column in measured)], schema=schema(measured))
+
+    def _reasons_of_all(self) -> pa.Array:
+        """Why each was dropped, null for one that was not."""
+        codes = np.full(self.number, -1, np.int32)
+        for numbers, found in self._dropped:
+            codes[numbers] = found
+        return pa.array(list(self._reasons), pa.string()).take(pa.array(codes, mask=codes < 0))
 
     def _values(self, column: Column) -> pa.Array:
         """A value a document, null for one that was dropped before it was measured."""

@@ -156,9 +156,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Differences between two plans' fields. That the inputs are others is said where no file says why."""
     found = []
-    for group in ("config", "tokenizer", "format"):
+    same_format = old.get("format") == new.get("format")
+    for group in ("format", "config", "tokenizer"):
         before, after = (plan.get(group, {}) for plan in (old, new))
-        names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+        # Another version's options are not said one by one: what they are absent for is the format.
+        known = {*before, *after} if same_format or group == "format" else before.keys() & after.keys()
+        names = [name for name in sorted(known) if before.get(name) != after.get(name)]
         found += [Difference(group, name, _short(before.get(name)), _short(after.get(name))) for name in names]
     before, after = old.get("files", {}), new["files"]
     shared = [path for path in after if path in before]

@@ -111,12 +111,15 @@ class ArrowShards:
         """What became of each document, in Arrow's file format. Returns its bytes and their digest."""
         if sealed.documents is None:
             return 0, None
-        buffer = pa.BufferOutputStream()
-        with pa.ipc.new_file(buffer, sealed.documents.schema) as writer:
-            writer.write_batch(sealed.documents)
-        data = buffer.getvalue()
-        self._publish(data, ledger.documents(sealed.shard_key))
-        return data.size, xxhash.xxh3_128_hexdigest(data)
+        staged = self.staging / uuid.uuid4().hex
+        with open(staged, "xb") as file:
+            out = Hashed(file)
+            with pa.ipc.new_file(pa.PythonFile(out, mode="w"), sealed.documents.schema) as writer:
+                writer.write_batch(sealed.documents)
+            file.flush()
+            os.fsync(file.fileno())
+        publish_file(staged, ledger.documents(sealed.shard_key))
+        return out.bytes, out.hash.hexdigest()
 
     def _publish(self, data: Any, final: Path) -> None:
         staged = self.staging / uuid.uuid4().hex
@@ -180,6 +183,9 @@ class Hashed:
         self.bytes += view.nbytes
         self._file.write(view)
         return view.nbytes
+
+    def tell(self) -> int:
+        return self.bytes
 
     def flush(self) -> None:
         self._file.flush()
