@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -47,17 +46,6 @@ def a_dead_owner(**changes: Any) -> bytes:
 def age(path: Path, days: float) -> None:
     for place in [path, *path.rglob("*")]:
         os.utime(place, (time.time() - days * DAY,) * 2)
-
-
-def ended(prepare: PrepareIt, cache: Path) -> PrepareIt:
-    """`prepare` as if by a process that has ended: this one would be taken to use what it prepared as long as the tests run."""
-
-    def once(*dataset: Path | str, **flags: Any) -> Prepared:
-        prepared = prepare(*dataset, **flags)
-        shutil.rmtree(cache / "uses", ignore_errors=True)
-        return prepared
-
-    return once
 
 
 def collect_in(cache: Path, marks: Path, wanted: str) -> subprocess.Popen[str]:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import collecting
+import crashes
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
@@ -91,9 +93,53 @@ def prepare(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Prepared]:
 
     def run(*dataset: Any, **changes: Any) -> Prepared:
         given = {"tokenizer_path": str(tokenizer_dir), "seq_len": 4096, "num_proc": 0, "cache_dir": str(tmp_path / "cache"), **changes}
-        return pretraining.prepare(DataConfig(dataset=dataset, **given), origins={"num_proc": "flag"})
+        prepared = pretraining.prepare(DataConfig(dataset=dataset, **given), origins={"num_proc": "flag"})
+        # As if by a process that has ended: this one would be taken to use what it prepared as long as the tests run.
+        shutil.rmtree(Path(given["cache_dir"]) / "uses", ignore_errors=True)
+        return prepared
 
     return run
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """The one that `prepare` prepares into."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Input to `collecting.changed`."""
+    return collecting.write(tmp_path / "a.jsonl")
+
+
+@pytest.fixture
+def run(source: Path, prepare: Callable[..., Prepared]) -> Callable[[], Prepared]:
+    """`run()`: prepare `source` as it is now, in several shards."""
+    return lambda: prepare(source, shard_bytes=4000)
+
+
+@pytest.fixture
+def superseded(source: Path, run: Callable[[], Prepared]) -> Prepared:
+    """What was prepared of `source` before it changed; it was prepared anew since."""
+    old = run()
+    collecting.changed(source)
+    run()
+    return old
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The input of tests/crashes.py."""
+    return crashes.write_corpus(tmp_path_factory.mktemp("crashes") / "data")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What `corpus` is prepared to where nothing is in the way."""
+    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
+    assert crashes.run(corpus, cache, "serial").codes == [0]
+    return crashes.content(cache)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from collecting import PrepareIt, a_dead_owner, age, changed, ended, gc, tree, write
+from collecting import PrepareIt, a_dead_owner, age, changed, gc, tree
 
 from moai.collect import mapped
 from moai.distributed import owner
@@ -22,26 +22,6 @@ from moai.files import canonical_json
 from moai.recipes.prepared import Prepared
 from moai.recipes.uses import DEAD_SECONDS, lives, note_use, uses
 from moai.verify import verify
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write(tmp_path / "a.jsonl")
-
-
-@pytest.fixture
-def prepare(cache: Path, prepare: PrepareIt) -> PrepareIt:
-    return ended(prepare, cache)
-
-
-@pytest.fixture
-def run(cache: Path, source: Path, prepare: PrepareIt) -> Callable[[], Prepared]:
-    return lambda: prepare(source, shard_bytes=4000)
 
 
 def test_a_cache_of_nothing_but_what_is_needed_stays_as_it_is(cache: Path, run: Callable[[], Prepared]) -> None:
@@ -174,14 +154,6 @@ def test_nothing_goes_while_a_preparation_is_at_work(cache: Path, source: Path, 
         if not old.path.exists():
             break
     assert not old.path.exists()
-
-
-@pytest.fixture
-def superseded(source: Path, run: Callable[[], Prepared]) -> Prepared:
-    old = run()
-    changed(source)
-    run()
-    return old
 
 
 def test_a_directory_that_a_process_notes_as_used_stays(cache: Path, superseded: Prepared) -> None:

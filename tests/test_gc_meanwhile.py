@@ -8,42 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from collecting import PrepareIt, begin_an_attempt, changed, collect_in, ended, gc, paused, tree, write
+from collecting import begin_an_attempt, collect_in, gc, paused, tree
 
 from moai.distributed import owner
 from moai.files import canonical_json
 from moai.recipes.prepared import Prepared
 from moai.retire import Retirement
 from moai.verify import verify
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write(tmp_path / "a.jsonl")
-
-
-@pytest.fixture
-def prepare(cache: Path, prepare: PrepareIt) -> PrepareIt:
-    return ended(prepare, cache)
-
-
-@pytest.fixture
-def run(cache: Path, source: Path, prepare: PrepareIt) -> Callable[[], Prepared]:
-    return lambda: prepare(source, shard_bytes=4000)
-
-
-@pytest.fixture
-def superseded(source: Path, run: Callable[[], Prepared]) -> Prepared:
-    old = run()
-    changed(source)
-    run()
-    return old
-
 
 PLACES = ["gc.receipts:1", "gc.receipts:2", "gc.receipts:3", "gc.data:1", "gc.delete:1", "gc.delete:2"]
 
@@ -98,7 +69,7 @@ def test_a_whole_preparation_in_the_midst_of_it_ends_with_the_same_bytes(tmp_pat
     assert {path.name: path.read_bytes() for path in meanwhile.path.glob("data-*")} == whole
     assert all(check.ok for check in verify(meanwhile.path))
     finished = {path.name for path in (cache / "shards").iterdir()}
-    assert {f"{shard['shard_key']}.{ending}" for shard in meanwhile.content["shards"] for ending in ("json", "arrow")} == finished
+    assert {f"{shard['shard_key']}.{ending}" for shard in meanwhile.content["shards"] for ending in ("json", "arrow", "documents")} == finished
     assert run().path == meanwhile.path
     gc(cache)
     assert all(check.ok for check in verify(meanwhile.path))

@@ -6,11 +6,12 @@ import json
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
-from collecting import LINES, PrepareIt, age, begin_an_attempt, changed, collect_in, ended, gc, paused, tree, write
+from collecting import LINES, PrepareIt, age, begin_an_attempt, changed, collect_in, gc, paused, tree
 
 from moai import files
 from moai.engine.ledger import Ledger
@@ -30,25 +31,10 @@ def stamps_prove_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write(tmp_path / "a.jsonl")
-
-
-@pytest.fixture
-def prepare(cache: Path, prepare: PrepareIt) -> PrepareIt:
-    return ended(prepare, cache)
-
-
-@pytest.fixture
-def superseded(source: Path, prepare: PrepareIt) -> tuple[Prepared, Prepared]:
-    old = prepare(source, shard_bytes=4000)
+def superseded(source: Path, run: Callable[[], Prepared]) -> tuple[Prepared, Prepared]:
+    old = run()
     changed(source)
-    return old, prepare(source, shard_bytes=4000)
+    return old, run()
 
 
 def digests(cache: Path) -> set[str]:

@@ -16,18 +16,6 @@ from moai.fsops import Weather, look_at, names_in, read_regular
 WEATHERS = ("", "late=0.3", "estale", "nolocks", "late=0.3,estale,nolocks")
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashes.write_corpus(tmp_path_factory.mktemp("shared") / "data")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
-    assert crashes.run(corpus, cache, "serial").codes == [0]
-    return crashes.content(cache)
-
-
 def launch_together(data: Path, cache: Path, number: int, weather: str, way: str) -> list[str]:
     """Rank 0 and 1 of `number` launches, all at once. What each said; raises unless all of them end well."""
     running = []

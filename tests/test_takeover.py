@@ -18,18 +18,6 @@ from moai.recipes import attempts
 POINT = "receipt.commit"
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashes.write_corpus(tmp_path_factory.mktemp("takeover") / "data")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
-    assert crashes.run(corpus, cache, "serial").codes == [0]
-    return crashes.content(cache)
-
-
 class Paused:
     """A preparation that has two shards done and stands before the third, as long as nobody lets it go on."""
 
