@@ -21,7 +21,7 @@ from moai.files import digest_json
 from moai.recipes import identity
 from moai.recipes.choosing import SAMPLE_CHARS, Chosen
 from moai.recipes.dataset import DatasetEntry, entries_of
-from moai.recipes.inputs import distinct, keep_apart, open_input, stamps_prove, text_shape
+from moai.recipes.inputs import distinct, keep_apart, open_input, stamps_prove
 from moai.recipes.options import DataConfig
 from moai.recipes.prepared import is_prepared
 from moai.resources import Plan
@@ -35,7 +35,7 @@ from moai.transforms.conversation import choose_chat_shape
 from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
 from moai.transforms.template import RENDERER, ChatTemplate, find_template
-from moai.transforms.text import TextShape, ToText
+from moai.transforms.text import TextShape, ToText, choose_shape
 from moai.transforms.tokenize import Tokenize
 
 logger = logging.getLogger(__name__)
@@ -313,7 +313,9 @@ def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path
     shape = (
         choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
         if wanted.template
-        else text_shape(given, columns, text_column=config.text_column, template=config.text_template)
+        else None
+        if given.kind.plain
+        else choose_shape(columns, source=given.spec, text_column=config.text_column, template=config.text_template)
     )
     return Reading(given, entry, config, source, shape, columns)
 

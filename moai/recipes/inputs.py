@@ -1,8 +1,7 @@
-"""Inputs as every system finds and opens them: names to files, files to a source, columns to the shape of a text. Plain arguments, no configuration.
+"""Inputs as every system finds and opens them: names to files, files to a source and its columns. Plain arguments, no configuration.
 
 inputs = find_inputs(["data/", "org/name@train"], cache)
 source, columns = open_input(inputs[0], cache=cache, spool_dir=staging, shard_bytes=16 << 20, batch_bytes=4 << 20)
-shape = text_shape(inputs[0], columns, text_column="body")
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from moai.files import digest_json
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
-from moai.transforms.text import TextShape, choose_shape
 
 _FILES_LISTED = 2000
 
@@ -45,11 +43,6 @@ def open_input(given: Input, **reading: Any) -> tuple[LocalSource, Mapping[str, 
     """An input as a source, and the types of its columns; plain text has none. `reading` is fields of LocalSource. Raises SourceError."""
     source = LocalSource(name=given.name, kind=given.kind, files=given.files, **reading)
     return source, {} if given.kind.plain else columns_of(given)
-
-
-def text_shape(given: Input, columns: Mapping[str, str], *, text_column: str | None = None, template: str | None = None) -> TextShape | None:
-    """How its columns make a text; None where records are texts themselves. Raises SourceError where no shape fits."""
-    return None if given.kind.plain else choose_shape(columns, source=given.spec, text_column=text_column, template=template)
 
 
 def keep_apart(cache: Path, specs: Iterable[str]) -> None:

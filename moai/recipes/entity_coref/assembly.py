@@ -21,7 +21,7 @@ from moai.files import canonical_json, digest_json
 from moai.recipes.entity_coref.manifest import FORMAT_VERSION
 from moai.recipes.entity_coref.options import CorefConfig
 from moai.recipes.entity_coref.selection import Selection
-from moai.recipes.inputs import find_inputs, open_input, plan_inputs, stamps_prove, text_shape
+from moai.recipes.inputs import find_inputs, open_input, plan_inputs, stamps_prove
 from moai.sinks.arrow import ArrowShards
 from moai.sources.discover import Input
 from moai.sources.local import LocalSource
@@ -35,7 +35,7 @@ from moai.transforms.coref_samples import Samples
 from moai.transforms.entities import Repetition
 from moai.transforms.korean import CheapRules, Kiwi, KiwiQuality
 from moai.transforms.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
-from moai.transforms.text import TextShape, ToText
+from moai.transforms.text import TextShape, ToText, choose_shape
 
 _PARTS = (ToText, Documents, CheapRules, KiwiQuality, Repetition, Placement, Candidates, Samples)
 """A plan is another one where the version of any of them is."""
@@ -104,7 +104,9 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
             given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, trust_stamps=not config.rehash
         )
         template = config.text_template if given.spec in config.input else None  # the columns of a preset are known
-        shape = text_shape(given, columns, text_column=dict(config.inputs)[given.spec], template=template) or TextShape(name="plain text")
+        shape = TextShape(name="plain text")
+        if not given.kind.plain:
+            shape = choose_shape(columns, source=given.spec, text_column=dict(config.inputs)[given.spec], template=template)
         parts = _parts(wanted, given, shape)
         what = {"format_version": FORMAT_VERSION, "source": {"kind": given.kind.identity}, "parts": [part.identity() for part in parts]}
         names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
