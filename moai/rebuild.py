@@ -170,7 +170,8 @@ class Recipe:
     @cached_property
     def _entries(self) -> tuple[DatasetEntry, ...]:
         """One for each source of the manifest, with the settings that it had."""
-        return self._named(parse_dataset, "entries")
+        found: tuple[DatasetEntry, ...] = self._named(parse_dataset, "entries")
+        return found
 
     def _named(self, parse: Callable[..., Any], what: str) -> Any:
         """Parts and sources, of which some may be a user's. Raises SourceError where these are not found."""

@@ -259,7 +259,8 @@ def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence
     makers = {column.name: part for part in reversed(parts) for column in _adds(part)}
     seen = {*shown, *carried}
     for part in parts:
-        if isinstance(part.needs, str):
+        needs: Any = part.needs
+        if isinstance(needs, str):
             raise ConfigError(f"{described(part)}: needs is a string; write a tuple, needs = ({part.needs!r},)")
         for name in part.needs:
             if name in makers and name not in seen:
