@@ -18,7 +18,7 @@ _moai_optimize_env() (
 
     found=""
     for python in .venv/bin/python python3.11 python3; do
-        found=$(PYTHONPATH=. "$python" -m moai.resources --summary --exports 2>/dev/null) && [ -n "$found" ] && break
+        found=$(PYTHONPATH=. "$python" -m moai.core.resources --summary --exports 2>/dev/null) && [ -n "$found" ] && break
         found=""
     done
 

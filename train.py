@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moai.config import Resolved, resolve
-from moai.distributed import ranks
-from moai.errors import Interrupted, MoaiError
-from moai.recipes.options import DataConfig, SaveConfig
-from moai.stopping import end, stoppable
+from moai.core.config import Resolved, resolve
+from moai.core.distributed import ranks
+from moai.core.errors import Interrupted, MoaiError
+from moai.core.stopping import end, stoppable
+from moai.pretraining.options import DataConfig, SaveConfig
 from moai.training.arguments import AUTO, TrainConfig
-from moai.training.group import SHARED
+from moai.training.process_group import SHARED
 
 logger = logging.getLogger("moai.train")
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
-    from moai.recipes.prepared import Prepared
+    from moai.prepared.manifest import Prepared
 
     description = "From raw text to a trained model."
     resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description=description, others=[SaveConfig])
@@ -78,7 +78,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     held_out = [evaluation_data(config, data) for _, data in settings]
     wanted = list(dict.fromkeys([*(data for _, data in settings if data not in prepared), *filter(None, held_out)]))
     if wanted:
-        from moai.recipes.pretraining import prepare_all_or_wait
+        from moai.pretraining.recipe import prepare_all_or_wait
 
         prepared |= zip(wanted, prepare_all_or_wait(wanted, origins=resolved.origins, environ=environ))
 
@@ -111,7 +111,7 @@ def show_settings(resolved: Resolved) -> None:
 
 def check_model(config: TrainConfig, data: DataConfig) -> None:
     """Refuse a model that cannot fit before hours are spent on its data."""
-    from moai.tokenizer import load_tokenizer
+    from moai.tokenizers.load import load_tokenizer
     from moai.training.model import check_early
 
     local = Path(data.tokenizer_path).expanduser().exists()  # one from the Hub is fetched by rank 0 when it prepares, and checked later

@@ -29,12 +29,12 @@ from typing import Any
 import xxhash
 from nasty import nasty
 
-from moai.backends import BACKENDS, Ids, Offsets, Reference, first_difference, make
+from moai.core.errors import BackendRefused
 from moai.engine import pipeline
-from moai.errors import BackendRefused
-from moai.probes import probes
 from moai.sources.streams import COMPRESSIONS, open_blocks
-from moai.tokenizer import load_tokenizer
+from moai.tokenizers.backends import BACKENDS, Ids, Offsets, Reference, first_difference, make
+from moai.tokenizers.differing_strings import probes
+from moai.tokenizers.load import load_tokenizer
 from moai.transforms.tokenize import Tokenize
 
 BATCH_BYTES = 4_000_000

@@ -33,8 +33,8 @@ import psutil
 import zstandard
 from measure import Measured, measure
 
-from moai.recipes.entity_coref.manifest import read_manifest
-from moai.transforms.korean import CheapRules
+from moai.coref.korean import CheapRules
+from moai.coref.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "benchmarks" / "peers"

@@ -24,12 +24,12 @@ from typing import Any
 
 from coref import read
 
-from moai.config import resolve
-from moai.lean import with_pandas
-from moai.recipes import entity_coref
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.training.mlm_evaluate import EvaluateConfig, evaluate
-from moai.training.mlm_finetune import FinetuneConfig, finetune
+from moai import coref as entity_coref
+from moai.core.config import resolve
+from moai.core.without_pandas import with_pandas
+from moai.coref.mlm_evaluate import EvaluateConfig, evaluate
+from moai.coref.mlm_finetune import FinetuneConfig, finetune
+from moai.coref.options import CorefConfig
 
 MODEL = {
     "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512, "relative_attention": True, "position_buckets": 64,

@@ -67,10 +67,10 @@ def main() -> int:
 
 def limit(path: Path, tokenizer: Path, processes: int) -> dict[str, float]:
     """Bytes a second of all processes together, and how many ids there were."""
-    from moai.backends import make
     from moai.bench.limit import Bare, ceiling
     from moai.bench.report import bytes_per_second
-    from moai.tokenizer import load_tokenizer
+    from moai.tokenizers.backends import make
+    from moai.tokenizers.load import load_tokenizer
 
     backend, size = make("fastokens", load_tokenizer(str(tokenizer)), split_special_tokens=False), path.stat().st_size
     starts = range(0, size, PART_BYTES)

@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 
 from moai.engine.schema import arrow_schema
-from moai.recipes.prepared import Prepared, write_dataset_files, write_manifest
+from moai.prepared.manifest import Prepared, write_dataset_files, write_manifest
+from moai.prepared.rows import PackedRows, Row
 from moai.training.data import PackedCollator
 from moai.training.loop import start_reader
 from moai.training.model import build_model, load_config
 from moai.training.order import Order, Sampler, sources_of
-from moai.training.rows import PackedRows, Row
 
 COLLATOR = PackedCollator(pad_id=0)
 Load = Callable[[list[int]], dict[str, Any]]

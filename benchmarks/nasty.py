@@ -1,6 +1,6 @@
 """Texts on which tokenizers have been seen to differ, at full length: what tests and benchmarks ask of every backend.
 
-`moai.probes` repeats the classes in short, since the reference reads those at every start.
+`moai.tokenizers.differing_strings` repeats the classes in short, since the reference reads those at every start.
 """
 
 from __future__ import annotations

@@ -112,10 +112,10 @@ def environment(threads: int) -> dict[str, str]:
 
 def one(given: argparse.Namespace) -> dict[str, object]:
     """One way in this process: seconds for all chunks, the model loaded and warm before."""
-    from moai.recipes.reembedding.options import embedding_batch_size
-    from moai.resources import detect
-    from moai.transforms.embed import TokenBudget, encode_all
-    from moai.transforms.encoders import SentenceModel
+    from moai.core.resources import detect
+    from moai.reembedding.embed import TokenBudget, encode_all
+    from moai.reembedding.encoders import SentenceModel
+    from moai.reembedding.options import embedding_batch_size
 
     model = SentenceModel.find(given.model, threads=given.threads)
     encoder = model.open("float32")
@@ -124,7 +124,7 @@ def one(given: argparse.Namespace) -> dict[str, object]:
     if given.one in ("moai", "auto"):
         size = embedding_batch_size(detect(Path.cwd()).memory_bytes.value, cuda_bytes=None).value
         if given.one == "auto":
-            from moai.recipes.reembedding.loading import LoadedWhenNeeded
+            from moai.reembedding.loading import LoadedWhenNeeded
 
             exact = encode_all(encoder, rows[::10], TokenBudget())
             lazy = LoadedWhenNeeded(model=model, precision="auto", min_cosine=0.995, expected_dim=None, sample=lambda tokens: rows[:: max(1, len(rows) // 48)])
@@ -155,8 +155,8 @@ def one(given: argparse.Namespace) -> dict[str, object]:
 
 def chunks_of(given: argparse.Namespace, tokens: object) -> tuple[list[str], list[list[int]], list[tuple[str, int]]]:
     """(texts, token ids, document of each), as moai cuts them, in the order of the documents."""
-    from moai.recipes.reembedding.documents import LawDocuments
-    from moai.transforms.chunk import Chunk
+    from moai.reembedding.chunk import Chunk
+    from moai.reembedding.documents import LawDocuments
 
     texts, rows, documents = [], [], []
     chunk = Chunk(strategy="dynamic", tokens=tokens, embedding_batch_size=1024)  # type: ignore[arg-type]
@@ -241,9 +241,9 @@ def generated(path: Path, documents: int, model: str) -> Path:
     sys.path.insert(0, str(HERE.parent / "tests"))
     import tiny_law
 
-    from moai.recipes.reembedding.build import build
-    from moai.recipes.reembedding.options import ReembedConfig
-    from moai.transforms.encoders import SentenceModel
+    from moai.reembedding.build import build
+    from moai.reembedding.encoders import SentenceModel
+    from moai.reembedding.options import ReembedConfig
 
     tiny_law.make(path, documents=2)
     with sqlite3.connect(path) as db:

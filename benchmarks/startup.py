@@ -102,7 +102,7 @@ def run_all(given: argparse.Namespace) -> str:
 
 
 def imported(command: list[str], environment: dict[str, str]) -> set[str]:
-    """Names of all modules that the command's processes imported; of a package that was only tried (moai.lean) there is nothing but its name."""
+    """Names of all modules that the command's processes imported; of a package that was only tried (moai.core.without_pandas) there is nothing but its name."""
     given = {**os.environ, **environment}
     said = subprocess.run([command[0], "-X", "importtime", *command[1:]], env=given, cwd=ROOT, capture_output=True, text=True, check=True).stderr
     found = set(re.findall(r"import time: +\d+ \| +\d+ \| +([\w.]+)", said))

@@ -23,8 +23,8 @@ from corpus import repeat
 
 from moai.engine.executor import Finished, Order
 from moai.engine.pipeline import Pipeline, run_shard
-from moai.recipes import pretraining
-from moai.recipes.options import DataConfig
+from moai.pretraining import recipe as pretraining
+from moai.pretraining.options import DataConfig
 
 
 @dataclass(frozen=True)

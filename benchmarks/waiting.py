@@ -26,8 +26,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from moai.distributed import build_once, ranks
-from moai.errors import MoaiError
+from moai.core.distributed import build_once, ranks
+from moai.core.errors import MoaiError
 
 FROZEN_SECONDS = 40.0
 

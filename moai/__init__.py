@@ -14,9 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moai.engine.part import Filter, Map, Part, Signal
-    from moai.engine.schema import Column
-    from moai.errors import (
+    from moai.core.errors import (
         ConfigError,
         DamagedError,
         Interrupted,
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
         TooManyBadRecords,
         WorkerDied,
     )
+    from moai.engine.part import Filter, Map, Part, Signal
+    from moai.engine.schema import Column
     from moai.library import PreparedData, open_prepared, prepare
 
 __version__ = "0.1.0"
@@ -65,7 +65,7 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'moai' has no attribute {name!r}")
-    place = next((place for place, names in _PLACES.items() if name in names), "moai.errors")
+    place = next((place for place, names in _PLACES.items() if name in names), "moai.core.errors")
     found = globals()[name] = getattr(import_module(place), name)
     return found
 

@@ -10,17 +10,17 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from moai.errors import MoaiError
-from moai.lean import numpy_without_threads, with_pandas, without_pandas
-from moai.stopping import end
+from moai.core.errors import MoaiError
+from moai.core.stopping import end
+from moai.core.without_pandas import numpy_without_threads, with_pandas, without_pandas
 
 
 def prepare(argv: Sequence[str]) -> int:
     """Prepare data without training; the last line of standard output is the prepared directory."""
     numpy_without_threads()
-    from moai.config import resolve
-    from moai.recipes.options import DataConfig, SaveConfig
-    from moai.recipes.saving import prepare_and_save
+    from moai.core.config import resolve
+    from moai.pretraining.options import DataConfig, SaveConfig
+    from moai.pretraining.saving import prepare_and_save
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([DataConfig, SaveConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
@@ -47,9 +47,9 @@ def prepare(argv: Sequence[str]) -> int:
 
 def plan(argv: Sequence[str]) -> int:
     """Show what prepare would do with the same flags: key, hit or miss and why, shards, disk, memory."""
-    from moai.config import resolve
-    from moai.planning import describe
-    from moai.recipes.options import DataConfig, SaveConfig
+    from moai.core.config import resolve
+    from moai.pretraining.options import DataConfig, SaveConfig
+    from moai.pretraining.plan import describe
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig, SaveConfig])
@@ -61,8 +61,8 @@ def plan(argv: Sequence[str]) -> int:
 def bench(argv: Sequence[str]) -> int:
     """Measure prepare on a slice of the data: MB/s, tokens/s, where the time goes, this machine's limit, hours for all of it."""
     from moai.bench import BenchConfig, measure
-    from moai.config import resolve
-    from moai.recipes.options import DataConfig, SaveConfig
+    from moai.core.config import resolve
+    from moai.pretraining.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
     resolved = resolve(
@@ -75,7 +75,7 @@ def bench(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Check a prepared directory: manifest, sizes, rows, a decoded sample; with --full every byte and token. Exit 65 if a check fails."""
-    from moai.verify import verify as checks
+    from moai.prepared.verify import verify as checks
 
     parser = argparse.ArgumentParser(prog="python -m moai verify", description=verify.__doc__)
     parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
@@ -92,8 +92,8 @@ def verify(argv: Sequence[str]) -> int:
 
 def repair(argv: Sequence[str]) -> int:
     """Make the damaged and missing files of a prepared directory again, to the same bytes."""
-    from moai.repair import repair as lines
-    from moai.stopping import stoppable
+    from moai.core.stopping import stoppable
+    from moai.pretraining.repair import repair as lines
 
     parser = argparse.ArgumentParser(prog="python -m moai repair", description=repair.__doc__)
     parser.add_argument("directory", type=Path, help="the prepared directory")
@@ -107,7 +107,7 @@ def repair(argv: Sequence[str]) -> int:
 
 def inspect(argv: Sequence[str]) -> int:
     """Show prepared rows token by token: what is learned, where documents end; --html FILE writes a page."""
-    from moai.inspect import inspect as lines
+    from moai.prepared.inspect import inspect as lines
 
     parser = argparse.ArgumentParser(prog="python -m moai inspect", description=inspect.__doc__)
     parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
@@ -120,8 +120,8 @@ def inspect(argv: Sequence[str]) -> int:
 
 def export(argv: Sequence[str]) -> int:
     """Write the documents of a prepared directory for another trainer: --to megatron; the last line is what it takes as --data-path."""
-    from moai.export import FORMATS
-    from moai.stopping import stoppable
+    from moai.core.stopping import stoppable
+    from moai.prepared.export import FORMATS
 
     parser = argparse.ArgumentParser(prog="python -m moai export", description=export.__doc__)
     parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
@@ -135,10 +135,10 @@ def export(argv: Sequence[str]) -> int:
 
 def gc(argv: Sequence[str]) -> int:
     """Give space in a cache back: what killed runs left, what nothing leads to; by age and size; never anything in use."""
-    from moai.collect import GcConfig, collect
-    from moai.config import resolve
-    from moai.recipes.options import DataConfig, SaveConfig
-    from moai.stopping import stoppable
+    from moai.cache.gc.collect import GcConfig, collect
+    from moai.core.config import resolve
+    from moai.core.stopping import stoppable
+    from moai.pretraining.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([GcConfig], argv, os.environ, prog="python -m moai gc", description=gc.__doc__ or "", others=[DataConfig, SaveConfig, TrainConfig])
@@ -149,9 +149,9 @@ def gc(argv: Sequence[str]) -> int:
 
 def status(argv: Sequence[str]) -> int:
     """What launches are doing: state, progress, rate, heartbeat; --watch looks again and again."""
-    from moai.config import resolve
-    from moai.recipes.options import DataConfig, SaveConfig
-    from moai.status import StatusConfig, show
+    from moai.core.config import resolve
+    from moai.pretraining.options import DataConfig, SaveConfig
+    from moai.pretraining.status import StatusConfig, show
     from moai.training.arguments import TrainConfig
 
     resolved = resolve(
@@ -163,10 +163,10 @@ def status(argv: Sequence[str]) -> int:
 
 def explain(argv: Sequence[str]) -> int:
     """Why this key differs from a prepared directory's, field by field; prepare's flags, and --against DIR."""
-    from moai.config import resolve
-    from moai.explain import ExplainConfig
-    from moai.explain import explain as lines
-    from moai.recipes.options import DataConfig, SaveConfig
+    from moai.core.config import resolve
+    from moai.pretraining.explain import ExplainConfig
+    from moai.pretraining.explain import explain as lines
+    from moai.pretraining.options import DataConfig, SaveConfig
     from moai.training.arguments import TrainConfig
 
     resolved = resolve(
@@ -179,7 +179,7 @@ def explain(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """Score a saved model on a prepared directory: loss, perplexity and bits per byte of each source; the last line is JSON."""
     with_pandas()  # torch looks for it
-    from moai.config import resolve
+    from moai.core.config import resolve
     from moai.training.score import ScoreConfig, score
 
     _print(score(resolve([ScoreConfig], argv, os.environ, prog="python -m moai evaluate", description=evaluate.__doc__ or "")[ScoreConfig]))
@@ -204,7 +204,7 @@ def _print(lines: Iterable[str]) -> None:
 def generate(argv: Sequence[str]) -> int:
     """Let a trained model go on with a text: --model DIR --prompt TEXT; --chat uses its chat template."""
     with_pandas()  # torch looks for it
-    from moai.config import resolve
+    from moai.core.config import resolve
     from moai.training.generate import GenerateConfig
     from moai.training.generate import generate as write
 
@@ -215,9 +215,9 @@ def generate(argv: Sequence[str]) -> int:
 
 def entity_coref(argv: Sequence[str]) -> int:
     """Prepare the Korean entity-coref corpus; the last line of standard output is its directory."""
-    from moai.config import resolve
-    from moai.recipes.entity_coref import prepare as prepare_corpus
-    from moai.recipes.entity_coref.options import CorefConfig
+    from moai.core.config import resolve
+    from moai.coref import prepare as prepare_corpus
+    from moai.coref.options import CorefConfig
 
     resolved = resolve([CorefConfig], argv, os.environ, prog="python -m moai entity-coref", description=entity_coref.__doc__ or "")
     print(prepare_corpus(resolved[CorefConfig], origins=resolved.origins))
@@ -226,14 +226,14 @@ def entity_coref(argv: Sequence[str]) -> int:
 
 def reembed(argv: Sequence[str]) -> int:
     """Re-embed a law database: build, versions, compare, activate, rollback, search, delete, gc, restore-index; `build` if the first word is a flag."""
-    from moai.recipes.reembedding.command import main as command
+    from moai.reembedding.command import main as command
 
     return command(argv, os.environ)
 
 
 def tokenizer(argv: Sequence[str]) -> int:
     """Train a fast byte-level BPE tokenizer on your data, or convert a slow-only one."""
-    from moai.recipes.tokenizer_training import main as command
+    from moai.tokenizers.train import main as command
 
     return command(argv)
 
@@ -290,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = OTHER_NAMES.get(words[0], words[0])
     command = version if name == "version" else COMMANDS.get(name)
     if command is None:
-        from moai.config import did_you_mean
+        from moai.core.config import did_you_mean
 
         near = did_you_mean(words[0], [*COMMANDS, *OTHER_NAMES])
         print(f"moai: error: unknown command {words[0]!r}{near} (moai --help lists them)", file=sys.stderr)

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from moai.config import configured
-from moai.distributed import ranks
-from moai.recipes.options import DataConfig, SaveConfig
-from moai.recipes.prepared import Prepared
-from moai.recipes.saving import prepare_and_save
+from moai.core.config import configured
+from moai.core.distributed import ranks
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows, Row
+from moai.pretraining.options import DataConfig, SaveConfig
+from moai.pretraining.saving import prepare_and_save
 from moai.training import prepared_data
 from moai.training.loader import Batches, loader, order_of
-from moai.training.rows import PackedRows, Row
 
 if TYPE_CHECKING:
     import datasets
@@ -111,7 +111,7 @@ def prepare(**options: Any) -> PreparedData:
     """Prepare text, or find it prepared. In a launch rank 0 prepares and the others wait: call it before anything makes a process group.
 
     `options` are those of `python -m moai prepare`: dataset, tokenizer_path, seq_len, packing, transforms, save_to, ...; `dataset` may be one
-    path or several, `transforms` may hold parts. Raises errors of moai.errors, ConfigError for a name that is no option.
+    path or several, `transforms` may hold parts. Raises errors of moai.core.errors, ConfigError for a name that is no option.
     """
     resolved = configured([DataConfig, SaveConfig], options, os.environ, caller="moai.prepare")
     return _opened(prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins))

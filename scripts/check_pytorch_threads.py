@@ -1,12 +1,12 @@
-"""See moai/monitor/threads.py:  python scripts/check_pytorch_threads.py --help"""
+"""See moai/reembedding/monitor/threads.py:  python scripts/check_pytorch_threads.py --help"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as for train.py: this checkout's moai, installed or not
 
-from moai.monitor.entry import run
-from moai.monitor.threads import main
+from moai.reembedding.monitor.entry import run
+from moai.reembedding.monitor.threads import main
 
 if __name__ == "__main__":
     sys.exit(run(main, "check_pytorch_threads.py"))

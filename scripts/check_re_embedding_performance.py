@@ -1,12 +1,12 @@
-"""See moai/monitor/performance.py:  python scripts/check_re_embedding_performance.py --help"""
+"""See moai/reembedding/monitor/performance.py:  python scripts/check_re_embedding_performance.py --help"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as for train.py: this checkout's moai, installed or not
 
-from moai.monitor.entry import run
-from moai.monitor.performance import main
+from moai.reembedding.monitor.entry import run
+from moai.reembedding.monitor.performance import main
 
 if __name__ == "__main__":
     sys.exit(run(main, "check_re_embedding_performance.py"))

@@ -1,12 +1,12 @@
-"""See moai/monitor/specs.py:  python scripts/check_system_specs.py --help"""
+"""See moai/reembedding/monitor/specs.py:  python scripts/check_system_specs.py --help"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as for train.py: this checkout's moai, installed or not
 
-from moai.monitor.entry import run
-from moai.monitor.specs import main
+from moai.reembedding.monitor.entry import run
+from moai.reembedding.monitor.specs import main
 
 if __name__ == "__main__":
     sys.exit(run(main, "check_system_specs.py"))

@@ -1,12 +1,12 @@
-"""See moai/monitor/speed.py:  python scripts/monitor_re_embedding_speed.py --help"""
+"""See moai/reembedding/monitor/speed.py:  python scripts/monitor_re_embedding_speed.py --help"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as for train.py: this checkout's moai, installed or not
 
-from moai.monitor.entry import run
-from moai.monitor.speed import main
+from moai.reembedding.monitor.entry import run
+from moai.reembedding.monitor.speed import main
 
 if __name__ == "__main__":
     sys.exit(run(main, "monitor_re_embedding_speed.py"))

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moai.backends import Reference
 from moai.engine.pipeline import Tally, _tally
-from moai.recipes.prepared import Prepared
+from moai.prepared.manifest import Prepared
+from moai.tokenizers.backends import Reference
 from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.conversation import choose_chat_shape
 from moai.transforms.template import ChatTemplate

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moai.collect import GcConfig, collect
-from moai.distributed import owner
-from moai.files import canonical_json
-from moai.recipes.prepared import Prepared
+from moai.cache.gc.collect import GcConfig, collect
+from moai.core.distributed import owner
+from moai.core.files import canonical_json
+from moai.prepared.manifest import Prepared
 
 PrepareIt = Callable[..., Prepared]
 

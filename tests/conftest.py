@@ -20,11 +20,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 
-from moai.backends import Reference
-from moai.recipes import pretraining
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_tokenizer
+from moai.prepared.manifest import Prepared
+from moai.pretraining import recipe as pretraining
+from moai.pretraining.options import DataConfig
+from moai.tokenizers.backends import Reference
+from moai.tokenizers.load import load_tokenizer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell: what is ignored here would be ignored in every child, and no Ctrl-C could be tried.

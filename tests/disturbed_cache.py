@@ -14,14 +14,14 @@ from typing import Any
 
 import zstandard
 
-from moai import failpoints
-from moai.collect import GcConfig, collect
-from moai.engine.ledger import Ledger
-from moai.errors import SourceError
-from moai.recipes import pretraining
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import MANIFEST, Prepared
-from moai.repair import repair
+from moai.cache.gc.collect import GcConfig, collect
+from moai.cache.ledger import Ledger
+from moai.core import failpoints
+from moai.core.errors import SourceError
+from moai.prepared.manifest import MANIFEST, Prepared
+from moai.pretraining import recipe as pretraining
+from moai.pretraining.options import DataConfig
+from moai.pretraining.repair import repair
 
 TOKENIZER = str(Path(__file__).parent.parent / "tokenizers" / "demo")
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from typing import Any
 
 import tiny_run
 
-from moai.stopping import end
+from moai.core.stopping import end
 
 SOURCES = ("ko", "ko", "ko", "en", "en", "code")
 """Of the six shards."""
@@ -28,8 +28,8 @@ def write_place(folder: Path) -> Path:
     """Rows of 12 ids whose first two say which row it is, in six shards of three sources."""
     import datasets
 
-    from moai.files import digest_json
-    from moai.tokenizer import load_tokenizer
+    from moai.core.files import digest_json
+    from moai.tokenizers.load import load_tokenizer
 
     tokenizer = tiny_run.write_tokenizer(folder / "tokenizer")
     tiny_run.write_model_config(folder)

@@ -7,10 +7,10 @@ import os
 import sys
 
 if __name__ == "__main__":
-    from moai.config import resolve
-    from moai.errors import MoaiError
-    from moai.recipes.options import DataConfig
-    from moai.recipes.pretraining import prepare_or_wait
+    from moai.core.config import resolve
+    from moai.core.errors import MoaiError
+    from moai.pretraining.options import DataConfig
+    from moai.pretraining.recipe import prepare_or_wait
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     resolved = resolve([DataConfig], sys.argv[1:], os.environ, prog="rank.py")

@@ -7,7 +7,7 @@ import tiny_run
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from moai.stopping import end
+from moai.core.stopping import end
 
 decide = AcceleratorState.__init__
 

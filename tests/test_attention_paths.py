@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_run import write_model_config
 
-from moai.errors import ConfigError, MoaiError
+from moai.core.errors import ConfigError, MoaiError
+from moai.prepared.rows import Row
 from moai.training.attention import FLASH, choose_attention
 from moai.training.data import IGNORE, PackedCollator
 from moai.training.model import architecture, build_model, load_config
 from moai.training.packed_attention import TOLERANCE, packed_forward_selfcheck
-from moai.training.rows import Row
 
 ROWS = [[[5, 6, 7, 8, 9], [40], [12, 13, 14]], [[20, 21, 22, 23]]]
 COLLATOR = PackedCollator(pad_id=257)

@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moai.backends import BACKENDS, Fastokens, Ids, Offsets, Reference, make
-from moai.config import resolve
+from moai.core.config import resolve
+from moai.core.errors import ConfigError
 from moai.engine.pipeline import Tally, _tally
-from moai.errors import ConfigError
-from moai.recipes import options
-from moai.recipes.choosing import choose
-from moai.recipes.options import DataConfig
+from moai.pretraining import options
+from moai.pretraining.options import DataConfig
+from moai.pretraining.tokenizer_backend import choose
 from moai.sources.streams import open_blocks
-from moai.tokenizer import load_tokenizer
+from moai.tokenizers.backends import BACKENDS, Fastokens, Ids, Offsets, Reference, make
+from moai.tokenizers.load import load_tokenizer
 from moai.transforms.tokenize import Tokenize
 
 ROOT = Path(__file__).parent.parent

@@ -21,14 +21,15 @@ import pyarrow as pa
 import pytest
 from test_backends import ROOT, Shape, documents, shape  # noqa: F401  (fixtures)
 
-from moai.backends import BACKENDS, Fastokens, Ids, Offsets, _loaded
-from moai.engine.ledger import Ledger
+from moai.cache.ledger import Ledger
 from moai.engine.pipeline import Receipt, count
-from moai.recipes import choosing, pretraining
-from moai.recipes.choosing import distrusted
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared, write_manifest
-from moai.tokenizer import load_tokenizer
+from moai.prepared.manifest import Prepared, write_manifest
+from moai.pretraining import recipe as pretraining
+from moai.pretraining import tokenizer_backend as choosing
+from moai.pretraining.options import DataConfig
+from moai.pretraining.tokenizer_backend import distrusted
+from moai.tokenizers.backends import BACKENDS, Fastokens, Ids, Offsets, _loaded
+from moai.tokenizers.load import load_tokenizer
 
 SHARD_BYTES = 150_000
 EOS = "<|endoftext|>"
@@ -388,7 +389,7 @@ import json, os
 from dataclasses import replace
 from pathlib import Path
 from test_backends_run import Spy, make, receipts
-from moai.recipes import pretraining
+from moai.pretraining import recipe as pretraining
 
 if __name__ == "__main__":
     real = pretraining.pipeline

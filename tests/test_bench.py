@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moai.backends import Fastokens
 from moai.bench import BenchConfig, measure
 from moai.bench.limit import Bare
 from moai.bench.report import Report, Stretch, bytes_per_second
-from moai.errors import ConfigError
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
+from moai.core.errors import ConfigError
+from moai.prepared.manifest import Prepared
+from moai.pretraining.options import DataConfig
 from moai.sources.streams import open_blocks
+from moai.tokenizers.backends import Fastokens
 from moai.transforms.tokenize import WINDOW_CHARS
 
 ROOT = Path(__file__).parent.parent

@@ -25,13 +25,13 @@ from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from moai import failpoints, files
-from moai.collect import GcConfig, collect
-from moai.errors import ConfigError, DamagedError, MoaiError, StorageError
-from moai.recipes import pretraining
-from moai.recipes.prepared import MANIFEST, Prepared
-from moai.repair import repair
-from moai.verify import verify
+from moai.cache.gc.collect import GcConfig, collect
+from moai.core import failpoints, files
+from moai.core.errors import ConfigError, DamagedError, MoaiError, StorageError
+from moai.prepared.manifest import MANIFEST, Prepared
+from moai.prepared.verify import verify
+from moai.pretraining import recipe as pretraining
+from moai.pretraining.repair import repair
 
 AREAS = ("datasets/*/*", "datasets/*/manifest.json", "shards/*.arrow", "shards/*.json", "shards/*.bad.jsonl", "ranges/*/*", "plans/*", "**/*")
 """Where damage is done, each as likely as the others; the last is all of it."""

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moai.errors import SourceError
-from moai.recipes.prepared import Prepared
+from moai.core.errors import SourceError
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
+from moai.prepared.verify import verify
 from moai.training.data import PackedCollator
-from moai.training.rows import PackedRows
-from moai.verify import verify
 
 ROWS = 12
 BAD = 5

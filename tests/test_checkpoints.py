@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import tiny_run
 
-from moai.config import resolve
-from moai.errors import ConfigError, StorageError
-from moai.recipes.options import DataConfig
+from moai.core.config import resolve
+from moai.core.errors import ConfigError, StorageError
+from moai.pretraining.options import DataConfig
 from moai.training import checkpoints
 from moai.training.arguments import TrainConfig
 from moai.training.checkpoints import Record, check_place, choose, newest_complete, problem

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_training import losses, train_here
 
-from moai.training.rows import PackedRows, Row
+from moai.prepared.rows import PackedRows, Row
 
 STEPS = ("--max_steps", "5", "--learning_rate", "1e-2", "--dataloader_num_workers", "0")
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from test_docs import ROOT, anchors, commands, fences, flag_rows, headings, prose, tables
 
-from moai.config import parse_size, resolve
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.training.mlm_evaluate import EvaluateConfig
-from moai.training.mlm_finetune import FinetuneConfig
-from moai.transforms.coref_samples import SCHEMA
+from moai.core.config import parse_size, resolve
+from moai.coref.mlm_evaluate import EvaluateConfig
+from moai.coref.mlm_finetune import FinetuneConfig
+from moai.coref.options import CorefConfig
+from moai.coref.samples import SCHEMA
 
 ENGLISH, KOREAN = ROOT / "docs" / "entity-coref.md", ROOT / "docs" / "ko" / "entity-coref.md"
 CONFIGS = (CorefConfig, FinetuneConfig, EvaluateConfig)

@@ -10,10 +10,10 @@ from coref_corpus import FIRMS, PEOPLE, PLACES, byte_level, news, wordpiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moai.errors import TokenizerError
-from moai.transforms.coref_placement import Placed, Placement, Spans
-from moai.transforms.entities import Candidate
-from moai.transforms.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
+from moai.core.errors import TokenizerError
+from moai.coref.entities import Candidate
+from moai.coref.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
+from moai.coref.placement import Placed, Placement, Spans
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "byte_level"])

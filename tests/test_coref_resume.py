@@ -16,10 +16,10 @@ import psutil
 import pytest
 from coref_corpus import contents, news, wordpiece, write
 
-from moai.config import Setting
-from moai.recipes import entity_coref
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.resources import GB, Machine
+from moai import coref as entity_coref
+from moai.core.config import Setting
+from moai.core.resources import GB, Machine
+from moai.coref.options import CorefConfig
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = 24
@@ -117,7 +117,7 @@ def test_spawned_workers_give_the_same_bytes_and_may_be_killed_too(start: Start,
 
 def test_where_a_loaded_process_cannot_be_forked_memory_sizes_the_workers(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(cpus=Setting(16, "all cores"), memory_bytes=Setting(8 * GB, "MemAvailable"), total_memory_bytes=8 * GB, disk_free_bytes=GB, gpus=0)
-    monkeypatch.setattr("moai.resources.detect", lambda *_, **__: machine)
+    monkeypatch.setattr("moai.core.resources.detect", lambda *_, **__: machine)
     config = CorefConfig(input=(str(data[0]),), model=str(data[1]), output_dir=str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert entity_coref.start_method(config).value == "forkserver"
@@ -174,7 +174,7 @@ def test_a_death_while_one_corpus_replaces_another_leaves_the_old_one_aside(
 ) -> None:
     config: dict[str, Any] = {"input": (str(data[0]),), "model": str(data[1]), "output_dir": str(tmp_path / "out"), "num_workers": 0, **OPTIONS}
     old = contents(entity_coref.prepare(CorefConfig(**{**config, "max_entity_freq": 2}), origins={}))
-    from moai.recipes.entity_coref import publishing
+    from moai.coref import publishing
 
     class Killed(Exception):
         pass

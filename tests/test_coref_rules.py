@@ -8,9 +8,9 @@ from coref_corpus import failing, news
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moai.coref.entities import Candidate, Repetition
+from moai.coref.korean import RULES, CheapRules, KiwiQuality, analyser
 from moai.engine.pipeline import peek
-from moai.transforms.entities import Candidate, Repetition
-from moai.transforms.korean import RULES, CheapRules, KiwiQuality, analyser
 
 ANY = CheapRules(min_length=0, max_length=10**9, min_sentences=0, min_hangul_ratio=0, max_special_ratio=1)
 

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pytest
 from coref_corpus import byte_level, contents, failing, news, rows, wordpiece, write
 
-from moai.backends import Reference
-from moai.config import resolve
-from moai.errors import ConfigError, SourceError, TooManyBadRecords
-from moai.recipes import entity_coref
-from moai.recipes.entity_coref import publishing
-from moai.recipes.entity_coref.manifest import read_manifest
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.sinks.arrow import regroup
-from moai.transforms.coref_samples import IGNORED
-from moai.transforms.korean import RULES
-from moai.transforms.mlm_tokens import load_mlm_tokenizer
+from moai import coref as entity_coref
+from moai.cache.shards import regroup
+from moai.core.config import resolve
+from moai.core.errors import ConfigError, SourceError, TooManyBadRecords
+from moai.coref import publishing
+from moai.coref.korean import RULES
+from moai.coref.manifest import read_manifest
+from moai.coref.mlm_tokens import load_mlm_tokenizer
+from moai.coref.options import CorefConfig
+from moai.coref.samples import IGNORED
+from moai.tokenizers.backends import Reference
 
 Run = Callable[..., Path]
 DOCUMENTS = [news(seed) for seed in range(12)]
@@ -95,7 +95,7 @@ def test_a_run_that_loses_a_document_is_not_published(run: Run, corpus: Path, mo
     def lose(self: Any, batches: Any) -> Any:
         yield from (batch.slice(1) for batch in batches)
 
-    monkeypatch.setattr("moai.transforms.korean.CheapRules.__call__", lose)
+    monkeypatch.setattr("moai.coref.korean.CheapRules.__call__", lose)
     with pytest.raises(AssertionError, match="documents read: 20"):
         run(corpus)
     assert not (corpus.parent / "out" / "entity_coref_v2_2048").exists()
@@ -104,9 +104,9 @@ def test_a_run_that_loses_a_document_is_not_published(run: Run, corpus: Path, mo
 def test_bytes_do_not_depend_on_batches_or_on_how_samples_wait(run: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = contents(run(corpus, output_dir=str(corpus.parent / "a"), shard_bytes=9000))
     assert len([name for name in first if name.endswith(".arrow")]) == 1
-    monkeypatch.setattr("moai.transforms.coref_samples.ROWS_PER_BATCH", 256)
+    monkeypatch.setattr("moai.coref.samples.ROWS_PER_BATCH", 256)
     for number, size in enumerate((1, 3, 50)):
-        monkeypatch.setattr("moai.recipes.entity_coref.assembly._DOCUMENTS_PER_BATCH", size)
+        monkeypatch.setattr("moai.coref.assembly._DOCUMENTS_PER_BATCH", size)
         other = contents(run(corpus, output_dir=str(corpus.parent / f"b{number}"), shard_bytes=9000, tokenizer_batch_size=7))
         assert other == first
 
@@ -245,7 +245,7 @@ def test_no_samples_ends_with_the_funnel(run: Run, tmp_path: Path) -> None:
 def test_a_second_run_finds_it_and_another_is_refused_or_set_aside(
     run: Run, corpus: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moai.files._RACY_NS", 0)  # stamps of the last two seconds prove nothing, and everything would be looked at again
+    monkeypatch.setattr("moai.core.files._RACY_NS", 0)  # stamps of the last two seconds prove nothing, and everything would be looked at again
     path = run(corpus)
     before = contents(path)
     with caplog.at_level("INFO"):
@@ -284,7 +284,8 @@ def test_broken_records_are_set_aside_with_their_place_until_there_are_too_many(
 
 
 def test_a_document_on_which_kiwi_fails_is_an_error_with_its_class(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moai.transforms import coref_candidates, korean
+    from moai.coref import candidates as coref_candidates
+    from moai.coref import korean
 
     class Failing:
         def tokenize(self, text: str) -> Any:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from moai.recipes.entity_coref.selection import names_of, select
-from moai.transforms.coref_candidates import CANDIDATE, SCHEMA, entity_hash
+from moai.coref.candidates import CANDIDATE, SCHEMA, entity_hash
+from moai.coref.selection import names_of, select
 
 NAMES = ["서울", "부산", "인천", "독일", "이순신"]
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from coref_corpus import news, rows, wordpiece, write
 
-from moai.errors import ConfigError, DamagedError
-from moai.recipes import entity_coref
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.training import mlm_evaluate
-from moai.training.mlm import PadBatch, RandomMasking, fill, in_batches, likeliest, span_scores, with_one_mask
-from moai.training.mlm_data import Corpus, check_window
-from moai.training.mlm_evaluate import EvaluateConfig, evaluate, lenient
-from moai.training.mlm_finetune import FinetuneConfig, finetune
+from moai import coref as entity_coref
+from moai.core.errors import ConfigError, DamagedError
+from moai.coref import mlm_evaluate
+from moai.coref.mlm import PadBatch, RandomMasking, fill, in_batches, likeliest, span_scores, with_one_mask
+from moai.coref.mlm_data import Corpus, check_window
+from moai.coref.mlm_evaluate import EvaluateConfig, evaluate, lenient
+from moai.coref.mlm_finetune import FinetuneConfig, finetune
+from moai.coref.options import CorefConfig
 
 TINY = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "relative_attention": True, "position_buckets": 32, "pos_att_type": ["p2c", "c2p"],

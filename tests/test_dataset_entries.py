@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from test_repair_parts import Numbers
 
-from moai.errors import ConfigError, SourceError
-from moai.recipes.dataset import own_mixture, parse_dataset
-from moai.recipes.prepared import Prepared
+from moai.core.errors import ConfigError, SourceError
+from moai.prepared.manifest import Prepared
+from moai.pretraining.dataset import own_mixture, parse_dataset
 
 PrepareIt = Callable[..., Prepared]
 

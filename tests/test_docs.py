@@ -17,27 +17,27 @@ from typing import Any
 
 import pytest
 
-from moai import errors
 from moai.__main__ import COMMANDS, OTHER_NAMES
 from moai.__main__ import main as moai_main
 from moai.bench import BenchConfig
-from moai.collect import GcConfig
-from moai.config import parse_size, resolve
+from moai.cache.gc.collect import GcConfig
+from moai.core import errors
+from moai.core.config import parse_size, resolve
+from moai.coref.mlm_evaluate import EvaluateConfig
+from moai.coref.mlm_finetune import FinetuneConfig
+from moai.coref.options import CorefConfig
 from moai.doctor import DoctorConfig
-from moai.explain import ExplainConfig
-from moai.monitor.speed import SpeedConfig
-from moai.monitor.state import WatchConfig
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.recipes.options import DataConfig, SaveConfig
-from moai.recipes.reembedding.command import VersionConfig
-from moai.recipes.reembedding.options import ReembedConfig
-from moai.recipes.tokenizer_training import TokenizerConfig
-from moai.status import StatusConfig
+from moai.pretraining.explain import ExplainConfig
+from moai.pretraining.options import DataConfig, SaveConfig
+from moai.pretraining.status import StatusConfig
+from moai.reembedding.command import VersionConfig
+from moai.reembedding.monitor.speed import SpeedConfig
+from moai.reembedding.monitor.state import WatchConfig
+from moai.reembedding.options import ReembedConfig
+from moai.tokenizers.train import TokenizerConfig
 from moai.training.arguments import TrainConfig
 from moai.training.generate import GenerateConfig
 from moai.training.launch import NAMES
-from moai.training.mlm_evaluate import EvaluateConfig
-from moai.training.mlm_finetune import FinetuneConfig
 from moai.training.score import ScoreConfig
 
 ROOT = Path(__file__).parent.parent

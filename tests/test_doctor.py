@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from moai.backends import Reference
-from moai.config import Setting
+from moai.core.config import Setting
+from moai.core.resources import GB, Machine, exports
 from moai.doctor import environment, filesystem
 from moai.doctor.check import ADVICE, FAILED, OK, Check
 from moai.doctor.summary import summarize
 from moai.doctor.tokenization import check_round_trip, check_tokenizer, sample
-from moai.resources import GB, Machine, exports
-from moai.tokenizer import load_tokenizer
+from moai.tokenizers.backends import Reference
+from moai.tokenizers.load import load_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 SETTINGS = (

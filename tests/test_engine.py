@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from moai.cache.ledger import Ledger
+from moai.core.errors import SourceError
+from moai.core.files import publish_file
 from moai.engine.executor import Executor, Processes, Serial
-from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Meter, Pipeline, Raw, Receipt, Sealed, Shard, advance, count, run_shard, shard_key
 from moai.engine.run import Done, run
-from moai.errors import SourceError
-from moai.files import publish_file
 
 
 @dataclass(frozen=True)

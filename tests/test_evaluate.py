@@ -16,13 +16,13 @@ import torch
 from tiny_run import write_model_config
 
 from moai.__main__ import main as moai
-from moai.distributed import ranks
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_file
+from moai.core.distributed import ranks
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
+from moai.tokenizers.load import load_file
 from moai.training.data import PackedCollator
 from moai.training.evaluate import ALL, HeldOut, Score, evaluate, log_figures
 from moai.training.model import build_model, load_config
-from moai.training.rows import PackedRows
 from moai.training.token_bytes import TokenBytes
 
 ROOT = Path(__file__).parent.parent
@@ -107,9 +107,9 @@ def test_training_does_not_notice(held_out: Prepared, model: Any) -> None:
 DRIVER = """
 import json, os, sys, torch
 from pathlib import Path
-from moai.distributed import Ranks
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_file
+from moai.core.distributed import Ranks
+from moai.prepared.manifest import Prepared
+from moai.tokenizers.load import load_file
 from moai.training.data import PackedCollator
 from moai.training.evaluate import HeldOut, evaluate
 from moai.training.token_bytes import TokenBytes

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from moai.config import identity as affecting
-from moai.errors import DamagedError
-from moai.explain import explain
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
+from moai.core.config import identity as affecting
+from moai.core.errors import DamagedError
+from moai.prepared.manifest import Prepared
+from moai.pretraining.explain import explain
+from moai.pretraining.options import DataConfig
 
 PrepareIt = Callable[..., Prepared]
 

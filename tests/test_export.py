@@ -14,8 +14,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from moai.__main__ import main
-from moai.errors import DamagedError, StorageError
-from moai.export import to_megatron
+from moai.core.errors import DamagedError, StorageError
+from moai.prepared.export import to_megatron
 from moai.transforms.pack import unpack
 
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
@@ -154,7 +154,7 @@ def test_a_stopped_export_leaves_nothing(corpus, prepare, tmp_path, monkeypatch,
             os.kill(os.getpid(), signal.SIGTERM)
         return unpack(*given)
 
-    monkeypatch.setattr("moai.export.unpack", stopped_at_the_third)
+    monkeypatch.setattr("moai.prepared.export.unpack", stopped_at_the_third)
     assert main(["export", str(prepared.path), "--to", "megatron", str(tmp_path / "out")]) == 143
     assert seen == [[".tmp", ".tmp"]] * 3
     assert list(tmp_path.glob("*out*")) == []

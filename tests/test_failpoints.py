@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from moai.failpoints import Armed, failpoint
+from moai.core.failpoints import Armed, failpoint
 
-PASS_TWICE = "from moai.failpoints import failpoint\nfor _ in range(2): failpoint('here')\nprint('through')"
+PASS_TWICE = "from moai.core.failpoints import failpoint\nfor _ in range(2): failpoint('here')\nprint('through')"
 
 
 def run(directory: Path, wanted: str = "", testing: str = "1") -> subprocess.CompletedProcess[str]:

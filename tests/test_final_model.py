@@ -15,12 +15,12 @@ import pytest
 import tiny_run
 from tiny_training import train_here
 
-from moai import failpoints, files
-from moai.errors import ConfigError
+from moai.core import failpoints, files
+from moai.core.errors import ConfigError
 from moai.training.checkpoints import weights_problem
-from moai.training.final import point, put, staging
+from moai.training.final_model import point, put, staging
 
-PUT = "import sys; from pathlib import Path; from moai.training.final import put; put(*map(Path, sys.argv[1:]))"
+PUT = "import sys; from pathlib import Path; from moai.training.final_model import put; put(*map(Path, sys.argv[1:]))"
 
 
 def written(staged: Path, text: str) -> Path:

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from moai.errors import DamagedError
-from moai.files import digest_json
-from moai.recipes.prepared import MANIFEST, Prepared
+from moai.core.errors import DamagedError
+from moai.core.files import digest_json
+from moai.prepared.manifest import MANIFEST, Prepared
 
 PrepareIt = Callable[..., Prepared]
 

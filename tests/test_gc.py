@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from collecting import PrepareIt, a_dead_owner, age, changed, gc, tree
 
-from moai.collect import mapped
-from moai.distributed import owner
-from moai.errors import ConfigError
-from moai.files import canonical_json
-from moai.recipes.prepared import Prepared
-from moai.recipes.uses import DEAD_SECONDS, lives, note_use, uses
-from moai.verify import verify
+from moai.cache.gc.collect import mapped
+from moai.cache.leases import DEAD_SECONDS, lives, note_use, uses
+from moai.core.distributed import owner
+from moai.core.errors import ConfigError
+from moai.core.files import canonical_json
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
 
 
 def test_a_cache_of_nothing_but_what_is_needed_stays_as_it_is(cache: Path, run: Callable[[], Prepared]) -> None:
@@ -157,7 +157,7 @@ def test_nothing_goes_while_a_preparation_is_at_work(cache: Path, source: Path, 
 
 
 def test_a_directory_that_a_process_notes_as_used_stays(cache: Path, superseded: Prepared) -> None:
-    code = f"from moai.recipes.uses import note_use\nfrom pathlib import Path\nnote_use(Path({str(cache)!r}), {superseded.path.name!r})\nprint('noted', flush=True)\ninput()"
+    code = f"from moai.cache.leases import note_use\nfrom pathlib import Path\nnote_use(Path({str(cache)!r}), {superseded.path.name!r})\nprint('noted', flush=True)\ninput()"
     training = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert training.stdout is not None
     assert training.stdout.readline() == "noted\n"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from collecting import begin_an_attempt, collect_in, gc, paused, tree
 
-from moai.distributed import owner
-from moai.files import canonical_json
-from moai.recipes.prepared import Prepared
-from moai.retire import Retirement
-from moai.verify import verify
+from moai.cache.gc.sweep import Retirement
+from moai.core.distributed import owner
+from moai.core.files import canonical_json
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
 
 PLACES = ["gc.receipts:2", "gc.data:1", "gc.delete:1"]
 

@@ -13,13 +13,13 @@ import pytest
 import zstandard
 from collecting import LINES, PrepareIt, age, begin_an_attempt, changed, collect_in, gc, paused, tree
 
-from moai import files
-from moai.engine.ledger import Ledger
-from moai.errors import BackendDisagrees
-from moai.recipes.choosing import Wrong, distrust, distrusted
-from moai.recipes.prepared import Prepared
+from moai.cache.ledger import Ledger
+from moai.core import files
+from moai.core.errors import BackendDisagrees
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
+from moai.pretraining.tokenizer_backend import Wrong, distrust, distrusted
 from moai.sources import local
-from moai.verify import verify
 
 RECORDS = ("ranges", "transforms", "distrusted")
 

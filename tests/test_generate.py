@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from moai.__main__ import main
-from moai.config import resolve
-from moai.errors import ConfigError, DamagedError
+from moai.core.config import resolve
+from moai.core.errors import ConfigError, DamagedError
 from moai.training.generate import GenerateConfig, Stream, generate, load
 
 PROMPT = "+,-./012"

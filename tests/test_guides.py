@@ -14,7 +14,7 @@ import pytest
 import tiny_law
 from test_docs import ENGLISH, PAIRS, ROOT, fences, tables
 
-from moai.recipes.reembedding.options import DEFAULT_MODEL
+from moai.reembedding.options import DEFAULT_MODEL
 
 GUIDES = next(document for document in ENGLISH if document.name == "guides.md")
 KOREAN = dict(PAIRS)[GUIDES]
@@ -60,8 +60,8 @@ def test_the_lines_of_a_coref_corpus_are_printed(tmp_path: Path, caplog: pytest.
     pytest.importorskip("kiwipiepy")
     from coref_corpus import wordpiece
 
-    from moai.recipes import entity_coref
-    from moai.recipes.entity_coref.options import CorefConfig
+    from moai import coref as entity_coref
+    from moai.coref.options import CorefConfig
 
     config = CorefConfig(input=(str(ROOT / "data" / "demo" / "ko.jsonl.zst"),), model=str(wordpiece(tmp_path / "model")), num_workers=0, shard_bytes=60_000,
                          output_dir=str(tmp_path / "out"), pronoun_filter=False, min_nnp_ratio=0.02, max_nnp_ratio=0.4)  # fmt: skip

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moai.errors import DamagedError, MoaiError
-from moai.files import digest_json
-from moai.recipes.identity import find_plan, plans
-from moai.recipes.prepared import MANIFEST, Prepared, _rendered, read_manifest
-from moai.recipes.uses import read_owner
-from moai.verify import verify
+from moai.cache.leases import read_owner
+from moai.core.errors import DamagedError, MoaiError
+from moai.core.files import digest_json
+from moai.prepared.manifest import MANIFEST, Prepared, _rendered, read_manifest
+from moai.prepared.verify import verify
+from moai.pretraining.keys import find_plan, plans
 
 PrepareIt = Callable[..., Prepared]
 

@@ -16,8 +16,8 @@ from test_sources import ROOT
 
 _HUB = """
     import sys
-    from moai.recipes.options import DataConfig
-    from moai.recipes.pretraining import prepare
+    from moai.pretraining.options import DataConfig
+    from moai.pretraining.recipe import prepare
     import datasets
     datasets.disable_progress_bars()
     for name in sys.argv[3:]:

@@ -48,7 +48,7 @@ def rank_main(argv: list[str], environ: Mapping[str, str], said: Path, file_limi
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     import train
-    from moai import failpoints
+    from moai.core import failpoints
 
     failpoints._armed = failpoints.Armed.of(os.environ)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
@@ -344,7 +344,7 @@ def test_a_second_sigterm_ends_a_rank_that_waits_for_another_and_the_other_ends_
 
 WAITS_FOR_ONE_THAT_IS_GONE = """
 import os, signal, subprocess, time
-from moai.distributed import owner, start_token
+from moai.core.distributed import owner, start_token
 from moai.training.stop import Word
 other = subprocess.Popen(["sleep", "60"])
 one, two = owner(), owner() | {"pid": other.pid, "start_token": start_token(other.pid)}

@@ -22,21 +22,21 @@ from coref_corpus import contents, news, wordpiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from moai import coref as entity_coref
 from moai.bench import BenchConfig, measure
+from moai.core.errors import ConfigError, SourceError
+from moai.core.files import LocalFiles, Stamp, read_range
+from moai.coref.options import CorefConfig
 from moai.engine.part import source_digest
 from moai.engine.pipeline import Meter
-from moai.errors import ConfigError, SourceError
-from moai.files import LocalFiles, Stamp, read_range
-from moai.recipes import entity_coref
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.recipes.tokenizer_training import Documents, TokenizerConfig
+from moai.prepared.manifest import Prepared
+from moai.pretraining.options import DataConfig
 from moai.sources import kinds
 from moai.sources.discover import discover
 from moai.sources.kinds import File, Kind, Segment, kind_of, register
 from moai.sources.local import LocalSource
 from moai.sources.records import Limits
+from moai.tokenizers.train import Documents, TokenizerConfig
 
 PrepareIt = Callable[..., Prepared]
 Texts = Callable[[Prepared], list[str]]
@@ -253,7 +253,7 @@ def test_every_byte_of_every_kind_is_read_through_its_storage(tmp_path: Path, pr
     here.mkdir()
     for path in there.iterdir():
         (here / path.name).touch()
-    monkeypatch.setattr("moai.files._LOCAL", Elsewhere(here, there))
+    monkeypatch.setattr("moai.core.files._LOCAL", Elsewhere(here, there))
     expected = [*["table"] * 2, *["csv"] * 5, *["json"] * 5, *["lines"] * 5, *["table"] * 2, *["tsv"] * 5, *["txt"] * 5, *["large"] * 500]
     assert texts(prepare(here, shard_bytes=1000)) == expected
 

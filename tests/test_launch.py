@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moai.config import resolve
-from moai.errors import ConfigError
-from moai.recipes.options import DataConfig
+from moai.core.config import resolve
+from moai.core.errors import ConfigError
+from moai.pretraining.options import DataConfig
 from moai.training import launch
 from moai.training.arguments import TrainConfig
 from moai.training.report import Summary, save_settings

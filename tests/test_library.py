@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import moai
-from moai import errors
-from moai.errors import ConfigError
+from moai.core import errors
+from moai.core.errors import ConfigError
 from moai.training.order import Order, sources_of
 
 ROOT = Path(__file__).parent.parent
@@ -163,7 +163,7 @@ def test_a_script_without_a_main_guard_is_told_so_in_one_line(tmp_path: Path, co
     script.write_text(SCRIPT.format(guard="", **given))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environ)
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith(f"moai.errors.ConfigError: {script}, line 4: worker processes import this program")
+    assert last.startswith(f"moai.core.errors.ConfigError: {script}, line 4: worker processes import this program")
     assert "WorkerDied" not in ended.stderr
     script.write_text(SCRIPT.format(guard="if __name__ == '__main__': ", **given))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environ)

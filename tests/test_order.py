@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 from moai.training.mixture import Mixture, Shares, Wish
 from moai.training.order import Order, Permutation, Sampler, Source, sources_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moai.errors import MoaiError
+from moai.core.errors import MoaiError
 from moai.training.packed_attention import packed_forward_selfcheck
 
 ROOT = Path(__file__).parent.parent

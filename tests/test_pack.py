@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from moai.core.errors import DamagedError
 from moai.engine import pipeline
 from moai.engine.pipeline import Tally
-from moai.errors import DamagedError
 from moai.transforms.pack import ROWS_PER_BATCH, STRATEGIES, Pack, best_fit_decreasing, unpack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moai.core.errors import ConfigError, MoaiError, PartFailed
 from moai.engine.part import Filter, Map, Signal, source_digest
 from moai.engine.schema import Column
-from moai.errors import ConfigError, MoaiError, PartFailed
-from moai.recipes.prepared import Prepared
+from moai.prepared.manifest import Prepared
 
 TEXTS = [f"document number {number}" for number in range(20)]
 CHAT_TEMPLATE = Path(__file__).parent.parent / "configs" / "chat_template_demo.jinja"

@@ -23,15 +23,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from moai.engine.ledger import Ledger
-from moai.errors import DamagedError, SourceError, StorageError
-from moai.files import read_range
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.recipes.pretraining import prepare
+from moai.cache.ledger import Ledger
+from moai.core.errors import DamagedError, SourceError, StorageError
+from moai.core.files import read_range
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
+from moai.pretraining.options import DataConfig
+from moai.pretraining.recipe import prepare
 from moai.sources.discover import discover
 from moai.sources.streams import open_blocks
-from moai.verify import verify
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tokenizers" / "demo"
@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(corpus: Path, tmp_path
 
 
 def test_too_little_space_is_said_before_the_work(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moai.recipes.pretraining.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("moai.pretraining.recipe.free_bytes", lambda path: 1000)
     with pytest.raises(StorageError, match=r"GiB are needed, 0.0 GiB are free"):
         make(corpus, tmp_path)
     assert not list((tmp_path / "shards").iterdir())

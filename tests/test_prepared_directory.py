@@ -16,20 +16,20 @@ import datasets
 import pytest
 import tiny_run
 
-from moai.config import resolve
-from moai.errors import ConfigError, DamagedError
-from moai.files import digest_json
-from moai.recipes.options import DataConfig, SaveConfig
-from moai.recipes.prepared import MANIFEST, Prepared, read_manifest, write_manifest
-from moai.recipes.saving import prepare_and_save
-from moai.repair import repair
+from moai.core.config import resolve
+from moai.core.errors import ConfigError, DamagedError
+from moai.core.files import digest_json
+from moai.prepared.manifest import MANIFEST, Prepared, read_manifest, write_manifest
+from moai.prepared.rows import PackedRows
+from moai.prepared.verify import verify
+from moai.pretraining.options import DataConfig, SaveConfig
+from moai.pretraining.repair import repair
+from moai.pretraining.saving import prepare_and_save
 from moai.training import prepared_data
 from moai.training.arguments import TrainConfig
 from moai.training.checkpoints import numbered
 from moai.training.evaluate import HeldOut
 from moai.training.order import sources_of
-from moai.training.rows import PackedRows
-from moai.verify import verify
 
 TEXTS = [f"{number} " + "words that fill a document " * (number % 5 + 1) for number in range(120)]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from moai.distributed import Ranks, Status, build_once, cache_scope, launch_id, ranks, start_token, status_folders
-from moai.errors import ConfigError, PreparationFailed
+from moai.core.distributed import Ranks, Status, build_once, cache_scope, launch_id, ranks, start_token, status_folders
+from moai.core.errors import ConfigError, PreparationFailed
 from moai.sources.streams import open_blocks
 
 ROOT = Path(__file__).parent.parent
@@ -251,7 +251,7 @@ def test_garbage_where_the_status_file_should_be_is_no_sign_of_life(tmp_path: Pa
     ids=["dead pid", "reused pid", "silent other host"],
 )
 def test_a_marker_of_a_dead_preparer_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: Any, token: str, host: str | None) -> None:
-    monkeypatch.setattr("moai.distributed.DEAD_SECONDS", 0.5)
+    monkeypatch.setattr("moai.core.distributed.DEAD_SECONDS", 0.5)
     environ = {"MOAI_LAUNCH_ID": "dead"}
     status = Status(tmp_path / "made-by-hand.json")
     status.end("preparing")

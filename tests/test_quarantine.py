@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from moai.core.errors import SourceError, TooManyBadRecords
 from moai.engine import pipeline
 from moai.engine.pipeline import MAX_DETAILS
-from moai.errors import SourceError, TooManyBadRecords
-from moai.recipes.prepared import Prepared
+from moai.prepared.manifest import Prepared
 from moai.sources.discover import discover
 from moai.sources.local import LocalSource
 from moai.transforms.text import TextShape, ToText

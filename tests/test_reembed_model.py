@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tiny_law
 
-from moai.database import Database
-from moai.errors import ConfigError, DamagedError, MoaiError, SourceError
-from moai.recipes.reembedding import search, versions
-from moai.recipes.reembedding.build import build
-from moai.recipes.reembedding.options import ReembedConfig
-from moai.transforms.embed import OutOfMemory, TokenBudget, encode_all
-from moai.transforms.encoders import SentenceModel, device_of
+from moai.core.errors import ConfigError, DamagedError, MoaiError, SourceError
+from moai.reembedding import search, versions
+from moai.reembedding.build import build
+from moai.reembedding.database import Database
+from moai.reembedding.embed import OutOfMemory, TokenBudget, encode_all
+from moai.reembedding.encoders import SentenceModel, device_of
+from moai.reembedding.options import ReembedConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -105,7 +105,7 @@ def test_a_longer_reader_gets_longer_chunks(law: Path, reads: Any, tokens: int) 
 
 def test_search_by_index_and_by_brute_force_agree_and_a_rollback_stands(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("faiss")
-    from moai.recipes.reembedding.command import main
+    from moai.reembedding.command import main
 
     law = tmp_path / "law.db"
     shutil.copy(embedded, law)
@@ -127,7 +127,7 @@ def test_another_versions_index_is_found_out_and_a_long_question_is_cut(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("faiss")
-    from moai.recipes.reembedding.command import main
+    from moai.reembedding.command import main
 
     law = tmp_path / "law.db"
     shutil.copy(embedded, law)
@@ -178,7 +178,7 @@ def test_batches_by_length_give_the_vectors_of_single_rows(minilm: str) -> None:
 def test_a_question_has_the_prompt_of_questions_and_a_document_that_of_documents(minilm: str, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from moai.recipes.reembedding.command import query_vector
+    from moai.reembedding.command import query_vector
 
     model = SentenceTransformer(minilm, device="cpu", prompts={"query": "query: ", "document": "passage: "})
     model.save(str(tmp_path / "prompts"))
@@ -235,7 +235,7 @@ def test_the_guides_command_on_a_real_model_and_its_second_run(law: Path, minilm
     again = subprocess.run([sys.executable, "-X", "importtime", *command[1:]], cwd=tiny_law.ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert "0 encode calls" in again.stdout
     imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines() if line.startswith("import time:")}
-    assert {"moai.recipes.reembedding.build"} <= imported
+    assert {"moai.reembedding.build"} <= imported
     assert not {"torch", "transformers", "sentence_transformers"} & imported
 
 

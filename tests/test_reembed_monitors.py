@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 import tiny_law
 
-from moai.config import Setting
-from moai.database import Database
-from moai.distributed import owner
-from moai.errors import ConfigError, StorageError
-from moai.monitor import performance, progress, specs, speed, threads
-from moai.monitor.state import State, WatchConfig, is_paused, look
-from moai.recipes.reembedding.build import build
-from moai.recipes.reembedding.options import GIB, ReembedConfig, embedding_batch_size
-from moai.recipes.reembedding.runs import Sample, pace, parse
-from moai.resources import Machine
+from moai.core.config import Setting
+from moai.core.distributed import owner
+from moai.core.errors import ConfigError, StorageError
+from moai.core.resources import Machine
+from moai.reembedding.build import build
+from moai.reembedding.database import Database
+from moai.reembedding.monitor import performance, progress, specs, speed, threads
+from moai.reembedding.monitor.state import State, WatchConfig, is_paused, look
+from moai.reembedding.options import GIB, ReembedConfig, embedding_batch_size
+from moai.reembedding.runs import Sample, pace, parse
 
 START = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
 
@@ -245,8 +245,8 @@ def test_a_run_of_another_container_is_dead_once_it_is_silent_and_not_before() -
     """Its host may have the name of this one, and its pid may be anybody's."""
     from datetime import UTC, datetime, timedelta
 
-    from moai.distributed import owner
-    from moai.recipes.reembedding.runs import SILENT_SECONDS, _is_dead
+    from moai.core.distributed import owner
+    from moai.reembedding.runs import SILENT_SECONDS, _is_dead
 
     who = {**owner(), "pid_namespace": "pid:[1]"}
     now = datetime.now(UTC)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from moai.recipes.reembedding.overlapped import Seconds, ahead
+from moai.reembedding.overlapped import Seconds, ahead
 
 
 def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:

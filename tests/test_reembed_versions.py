@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import tiny_law
 
-from moai import database as databases
-from moai.database import Database
-from moai.errors import ConfigError, DamagedError, MoaiError, SourceError, StorageError
-from moai.recipes.reembedding import command, search, versions
-from moai.recipes.reembedding.build import Report, build, plan
-from moai.recipes.reembedding.options import ReembedConfig
+from moai.core.errors import ConfigError, DamagedError, MoaiError, SourceError, StorageError
+from moai.reembedding import command, search, versions
+from moai.reembedding import database as databases
+from moai.reembedding.build import Report, build, plan
+from moai.reembedding.database import Database
+from moai.reembedding.options import ReembedConfig
 
 NO_CHUNKS = [("no text", "case_paragraph"), ("under 50 characters", "statute_article")]
 
@@ -385,7 +385,7 @@ def test_a_file_that_may_not_be_written_is_one_line() -> None:
         law = tiny_law.make(Path(folder) / "law.db")
         law.chmod(0o444)
         before = law.read_bytes()
-        program = f"import os, sys; sys.path.insert(0, {str(tiny_law.ROOT / 'tests')!r}); import tiny_law, pathlib, moai.recipes.reembedding.build; os.setuid(65534); sys.exit(tiny_law.main(tiny_law.small(pathlib.Path({str(law)!r}))))"
+        program = f"import os, sys; sys.path.insert(0, {str(tiny_law.ROOT / 'tests')!r}); import tiny_law, pathlib, moai.reembedding.build; os.setuid(65534); sys.exit(tiny_law.main(tiny_law.small(pathlib.Path({str(law)!r}))))"
         failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert failed.returncode == 74, failed.stderr
         assert "read-only" in failed.stderr.splitlines()[-1]
@@ -421,8 +421,8 @@ def test_the_wal_reset_bug_is_known_by_version(version: tuple[int, ...], has: bo
 
 
 def test_the_writer_is_tuned_journal_first_and_foreign_keys_on(law: Path) -> None:
-    from moai.recipes.reembedding.options import GIB, pragmas
-    from moai.recipes.reembedding.schema import tune
+    from moai.reembedding.options import GIB, pragmas
+    from moai.reembedding.schema import tune
 
     with Database.open(law, writable=True) as db:
         tune(db, pragmas(16 * GIB))

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from moai.errors import DamagedError, SourceError
-from moai.files import canonical_json
-from moai.recipes.prepared import MANIFEST, Prepared, write_manifest
-from moai.recipes.publish import whereabouts
-from moai.repair import repair
+from moai.core.errors import DamagedError, SourceError
+from moai.core.files import canonical_json
+from moai.prepared.manifest import MANIFEST, Prepared, write_manifest
+from moai.prepared.verify import verify
+from moai.pretraining.publish import whereabouts
+from moai.pretraining.repair import repair
 from moai.sources.discover import Input
 from moai.sources.kinds.lines import Lines
-from moai.verify import verify
 
 PrepareIt = Callable[..., Prepared]
 RunIt = Callable[..., subprocess.CompletedProcess[str]]

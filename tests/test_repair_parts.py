@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from moai.core.errors import DamagedError, SourceError
 from moai.engine.part import Filter, Signal
 from moai.engine.pipeline import Meter, Raw, Shard
 from moai.engine.schema import Column
-from moai.errors import DamagedError, SourceError
-from moai.recipes import identity
-from moai.recipes.prepared import Prepared
-from moai.repair import repair
-from moai.verify import verify
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
+from moai.pretraining import keys as identity
+from moai.pretraining.repair import repair
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moai import resources
-from moai.config import Setting
-from moai.resources import GB, Machine, detect, exports, lines, plan
+from moai.core import resources
+from moai.core.config import Setting
+from moai.core.resources import GB, Machine, detect, exports, lines, plan
 
 REPO = Path(__file__).resolve().parents[1]
 V2_MOUNT = "25 24 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -103,7 +103,7 @@ def test_a_narrower_affinity_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
 def test_a_process_bound_to_one_core_finds_one() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from moai.resources import main; main(['--summary'])"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from moai.core.resources import main; main(['--summary'])"
     found = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=without_settings(), capture_output=True, text=True, check=True).stdout
     assert found.startswith("1 CPU (")
 
@@ -325,9 +325,9 @@ def without_settings(**extra: str) -> dict[str, str]:
 
 
 def test_the_module_runs_without_warnings_and_without_any_package() -> None:
-    code = "import runpy, sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--exports']; runpy.run_module('moai.resources', run_name='__main__')"
+    code = "import runpy, sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--exports']; runpy.run_module('moai.core.resources', run_name='__main__')"
     bare = [sys.executable, "-I", "-S", "-W", "error", "-c", code]  # -S: site-packages are out of reach
-    for command in ([sys.executable, "-W", "error", "-m", "moai.resources", "--exports"], bare):
+    for command in ([sys.executable, "-W", "error", "-m", "moai.core.resources", "--exports"], bare):
         ran = subprocess.run(command, cwd=REPO, env=without_settings(DATASET_NUM_PROC="7"), capture_output=True, text=True, check=False)
         assert (ran.returncode, ran.stderr) == (0, "")
         assert all(line.startswith("export ") and "  # " in line for line in ran.stdout.splitlines())

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from moai.core.errors import DamagedError
 from moai.engine.schema import arrow_schema, row_columns
-from moai.errors import DamagedError
-from moai.recipes.prepared import Prepared, write_dataset_files
-from moai.training import rows as rows_module
+from moai.prepared import rows as rows_module
+from moai.prepared.manifest import Prepared, write_dataset_files
+from moai.prepared.rows import PackedRows, Row, read_ahead
 from moai.training.data import PackedCollator
-from moai.training.rows import PackedRows, Row, read_ahead
 
 ROWS = [9, 1, 14]
 """Of three shards: with five rows a record batch, the last rows of the first and the third stand in short ones."""

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from moai.config import resolve
-from moai.errors import ConfigError
+from moai.core.config import resolve
+from moai.core.errors import ConfigError
 from moai.training.arguments import TrainConfig
 from moai.training.machine import schedule_options, training_arguments
 

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from moai.errors import ConfigError, PartFailed
-from moai.recipes.prepared import Prepared
+from moai.core.errors import ConfigError, PartFailed
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
+from moai.prepared.verify import verify
 from moai.training.data import PackedCollator
-from moai.training.rows import PackedRows
 from moai.transforms.named import parse_parts
-from moai.verify import verify
 
 HEAD = """
 from dataclasses import dataclass
@@ -377,7 +377,7 @@ def test_a_renamed_source_makes_no_shard_again_and_goes_by_its_new_name(prepare:
     ],
 )
 def test_an_entry_that_says_something_odd_is_refused(user: Any, entry: Any, said: str) -> None:
-    from moai.recipes.dataset import parse_dataset
+    from moai.pretraining.dataset import parse_dataset
 
     user(LETTERS)
     with pytest.raises(ConfigError, match=said):
@@ -385,8 +385,8 @@ def test_an_entry_that_says_something_odd_is_refused(user: Any, entry: Any, said
 
 
 def test_settings_json_says_entries_and_parts_as_a_file_would(user: Any) -> None:
-    from moai.config import resolve
-    from moai.recipes.options import DataConfig
+    from moai.core.config import resolve
+    from moai.pretraining.options import DataConfig
 
     user(LETTERS)
     words = ["--dataset", "data/a", "b=data/b,weight=0.5", "--transforms", "my_parts:MostlyLetters: {min_share: 0.6}"]
@@ -396,7 +396,7 @@ def test_settings_json_says_entries_and_parts_as_a_file_would(user: Any) -> None
 
 
 def test_weights_of_entries_are_the_mixture(tmp_path: Path) -> None:
-    from moai.recipes.dataset import own_mixture, parse_dataset
+    from moai.pretraining.dataset import own_mixture, parse_dataset
 
     entries = parse_dataset([f"a={tmp_path}/x,weight=0.3,max_epochs=2", {"path": "data/b.jsonl", "weight": 1}], place="--dataset")
     assert own_mixture(entries) == (("a=0.3", "b.jsonl=1"), ("a=2",))

@@ -23,21 +23,21 @@ import tiny_run
 import torch
 
 from moai.__main__ import main as moai
-from moai.config import resolve
-from moai.distributed import ranks
-from moai.pages import bars
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_file
+from moai.core.config import resolve
+from moai.core.distributed import ranks
+from moai.core.pages import bars
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
+from moai.pretraining.options import DataConfig
+from moai.tokenizers.load import load_file
 from moai.training import plots
 from moai.training.arguments import TrainConfig
-from moai.training.course import Clock, clock_text, mix_text
+from moai.training.callback import Clock, clock_text, mix_text
 from moai.training.data import PackedCollator
 from moai.training.evaluate import HeldOut, evaluate, log_figures
 from moai.training.history import History, read
 from moai.training.order import Order, sources_of
 from moai.training.page import render
-from moai.training.rows import PackedRows
 from moai.training.token_bytes import TokenBytes
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def waited(run: Path) -> list[float]:
 
 def test_the_clock_counts_only_the_time_until_a_batch_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("moai.training.course.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("moai.training.callback.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def batches() -> Iterator[int]:
         for number in range(3):

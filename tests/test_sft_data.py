@@ -17,17 +17,17 @@ import pytest
 import zstandard
 from chat_examples import learned, rows_of, turns
 
-from moai.backends import Reference
-from moai.config import identity
-from moai.errors import ConfigError, SourceError, StorageError, TokenizerError, TooManyBadRecords
-from moai.inspect import View
-from moai.inspect import inspect as inspect_lines
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.repair import repair
-from moai.tokenizer import load_tokenizer
+from moai.core.config import identity
+from moai.core.errors import ConfigError, SourceError, StorageError, TokenizerError, TooManyBadRecords
+from moai.prepared.inspect import View
+from moai.prepared.inspect import inspect as inspect_lines
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
+from moai.pretraining.options import DataConfig
+from moai.pretraining.repair import repair
+from moai.tokenizers.backends import Reference
+from moai.tokenizers.load import load_tokenizer
 from moai.transforms.pack import run_lengths
-from moai.verify import verify
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = str(ROOT / "configs" / "chat_template_demo.jinja")
@@ -284,7 +284,7 @@ def test_damaged_shards_are_made_again_without_the_template_file(many: Path, pre
 
 def test_runs_that_do_not_fit_their_rows_are_found(tmp_path: Path, prepare_chat: PrepareIt) -> None:
     from moai.engine.schema import TRAINED
-    from moai.verify import _Totals, _trained_of
+    from moai.prepared.verify import _Totals, _trained_of
 
     def bad_rows(*runs: list[int]) -> int:
         totals = _Totals()

@@ -6,9 +6,9 @@ import chat_examples as chat
 import pytest
 from chat_examples import encode, learned, turns
 
-from moai.backends import Reference
-from moai.errors import TokenizerError
-from moai.tokenizer import load_tokenizer
+from moai.core.errors import TokenizerError
+from moai.tokenizers.backends import Reference
+from moai.tokenizers.load import load_tokenizer
 from moai.transforms.chat import check_template
 from moai.transforms.template import ChatTemplate, find_template
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tiny_run
 
-from moai.errors import ConfigError, DamagedError
-from moai.recipes.options import DataConfig
+from moai.core.errors import ConfigError, DamagedError
+from moai.prepared.rows import PackedRows, Row
+from moai.pretraining.options import DataConfig
 from moai.training.data import IGNORE, PackedCollator
 from moai.training.launch import plan
-from moai.training.rows import PackedRows, Row
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,7 +80,7 @@ def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path, train_py: Cal
     import torch
     from transformers import AutoModelForCausalLM
 
-    from moai.recipes.prepared import Prepared
+    from moai.prepared.manifest import Prepared
 
     model = tmp_path / "model.json"
     model.write_text(

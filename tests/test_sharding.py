@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from tiny_training import losses
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 from moai.training import launch
 from moai.training.checkpoints import problem, weights_problem
 from moai.training.sharding import check_launch

@@ -11,7 +11,7 @@ from pathlib import Path
 import crashes
 import pytest
 
-from moai.fsops import Weather, look_at, names_in, read_regular
+from moai.core.fsops import Weather, look_at, names_in, read_regular
 
 WEATHERS = ("", "late=0.3", "estale", "nolocks", "late=0.3,estale,nolocks")
 
@@ -67,7 +67,7 @@ def test_the_weather_is_as_bad_as_it_says(tmp_path: Path, monkeypatch: pytest.Mo
         stale.look(file)
     stale.look(file)
     assert Weather.of({"MOAI_WEATHER": "late=60"}) is None
-    monkeypatch.setattr("moai.fsops._weather", Weather.of({"MOAI_TESTING": "1", "MOAI_WEATHER": "estale"}))
+    monkeypatch.setattr("moai.core.fsops._weather", Weather.of({"MOAI_TESTING": "1", "MOAI_WEATHER": "estale"}))
     assert read_regular(file, 10) == b"x"
     assert look_at(tmp_path).st_mode
     assert names_in(tmp_path) == ["file"]

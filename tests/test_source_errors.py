@@ -20,9 +20,9 @@ import pytest
 import zstandard
 from test_sources import LINES, ROOT, TABLE, WRITERS, digest_by_reading, save_arrow, source_of
 
+from moai.core.errors import SourceError
 from moai.engine.pipeline import Meter
-from moai.errors import SourceError
-from moai.recipes.prepared import Prepared
+from moai.prepared.manifest import Prepared
 
 PrepareIt = Callable[..., Prepared]
 
@@ -245,7 +245,7 @@ _FORBIDDEN = """
     import os, sys
     from pathlib import Path
     from moai.engine.pipeline import Meter
-    from moai.errors import SourceError
+    from moai.core.errors import SourceError
     from moai.sources.discover import discover
     from moai.sources.local import LocalSource
     os.setuid(65534)

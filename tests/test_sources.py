@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from moai.engine.ledger import Ledger
+from moai.cache.ledger import Ledger
+from moai.core.errors import ConfigError, MoaiError, SourceError
 from moai.engine.pipeline import Meter, Raw, Shard, shard_key
-from moai.errors import ConfigError, MoaiError, SourceError
-from moai.recipes.assembly import request
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
+from moai.prepared.manifest import Prepared
+from moai.pretraining.assembly import request
+from moai.pretraining.options import DataConfig
 from moai.sources.discover import discover
 from moai.sources.local import LocalSource
 from moai.sources.streams import open_blocks
@@ -277,7 +277,7 @@ def test_a_file_appended_to_is_read_again_from_its_last_shard_on(tmp_path: Path,
 @pytest.fixture
 def stamps_prove(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files just written count as old, so that a test need not wait two seconds."""
-    monkeypatch.setattr("moai.files._RACY_NS", 0)
+    monkeypatch.setattr("moai.core.files._RACY_NS", 0)
 
 
 def settled(*paths: Path) -> None:
@@ -406,7 +406,7 @@ def test_stamps_that_were_too_young_to_prove_anything_do_not_grow_old_in_the_han
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     wanted = request(DataConfig(dataset=(str(tmp_path / "a.jsonl"),), tokenizer_path=str(tokenizer_dir), cache_dir=str(tmp_path / "cache")))
     assert not wanted.stamps_prove
-    monkeypatch.setattr("moai.files._RACY_NS", 0)  # as if two seconds had gone by while the work was done
+    monkeypatch.setattr("moai.core.files._RACY_NS", 0)  # as if two seconds had gone by while the work was done
     assert not wanted.stamps_prove
 
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from moai import failpoints
-from moai.config import resolve
-from moai.distributed import Ranks
-from moai.errors import ConfigError, SourceError, StorageError
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.recipes.pretraining import prepare
-from moai.training import group
+from moai.core import failpoints
+from moai.core.config import resolve
+from moai.core.distributed import Ranks
+from moai.core.errors import ConfigError, SourceError, StorageError
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
+from moai.pretraining.options import DataConfig
+from moai.pretraining.recipe import prepare
+from moai.training import process_group as group
 from moai.training.arguments import TrainConfig
-from moai.training.rows import PackedRows
 from moai.training.stages import check_places, stages_of
 
 ROOT = Path(__file__).parent.parent

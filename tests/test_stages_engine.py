@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 from test_engine import JsonFiles, Numbers
 
+from moai.core.errors import SourceError
 from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.pipeline import Pipeline, count
 from moai.engine.run import Done, total
 from moai.engine.stage import Results, Stage, run_stages
-from moai.errors import SourceError
 
 HERE = Path(__file__).parent
 

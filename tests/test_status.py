@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from moai import distributed
-from moai.errors import ConfigError
-from moai.files import canonical_json
-from moai.status import StatusConfig, show
+from moai.core import distributed
+from moai.core.errors import ConfigError
+from moai.core.files import canonical_json
+from moai.pretraining.status import StatusConfig, show
 
 RunIt = Callable[..., subprocess.CompletedProcess[str]]
 
 PREPARER = """
 import sys
 from pathlib import Path
-from moai import distributed
+from moai.core import distributed
 distributed.HEARTBEAT_SECONDS = 0.2
 status = distributed.Status.open(Path(sys.argv[1]), sys.argv[2])
 status.report({"line": "42%, 3 shards", "documents_per_second": 1234.5, "eta_seconds": 60.0})
@@ -78,7 +78,7 @@ def test_a_launch_at_work_is_shown_with_its_progress_and_its_beat(tmp_path: Path
 def test_a_preparer_that_is_stopped_has_no_beat_and_one_that_is_killed_is_dead(
     tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moai.status.LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("moai.pretraining.status.LOOK_SECONDS", 1.0)
     process = begin("one")
     os.kill(process.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
@@ -102,7 +102,7 @@ def test_how_launches_ended_is_told_and_no_file_can_steer_the_terminal(tmp_path:
 
 
 def test_watching_ends_with_the_launch(tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moai.status.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("moai.pretraining.status.HEARTBEAT_SECONDS", 0.2)
     process = begin("one")
     watching = show(StatusConfig(cache_dir=str(tmp_path), watch=True))
     while next(watching) != "":  # the end of the first look
@@ -158,8 +158,8 @@ def test_a_real_preparation_is_seen_at_work_and_at_its_end(tmp_path: Path, token
 ATTEMPT = """
 import sys
 from pathlib import Path
-from moai import distributed
-from moai.recipes.attempts import attempt
+from moai.core import distributed
+from moai.cache.staging import attempt
 distributed.HEARTBEAT_SECONDS = 0.2
 launch = distributed.Status.open(Path(sys.argv[1]), sys.argv[2]) if sys.argv[2:] else None
 with attempt(Path(sys.argv[1]), "a" * 40):
@@ -170,7 +170,7 @@ launch and launch.end("ready")
 
 
 def test_work_that_is_no_launch_is_shown_by_its_attempt_as_long_as_it_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moai.status.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("moai.pretraining.status.HEARTBEAT_SECONDS", 0.2)
     (tmp_path / "attempts" / "gc-1").mkdir(parents=True)
     (tmp_path / "attempts" / "gc-1" / "owner.json").write_bytes(canonical_json(distributed.owner()))
     process = subprocess.Popen([sys.executable, "-c", ATTEMPT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -10,12 +10,12 @@ import threading
 
 import pytest
 
-from moai.errors import Interrupted
-from moai.stopping import stoppable
+from moai.core.errors import Interrupted
+from moai.core.stopping import stoppable
 
 TIDYING = """
 import os, signal, sys
-from moai.stopping import stoppable
+from moai.core.stopping import stoppable
 first, second = (signal.Signals[name] for name in sys.argv[1:])
 try:
     with stoppable("all is kept"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import crashes
 import pytest
 
-from moai.recipes import attempts
+from moai.cache import staging as attempts
 
 POINT = "receipt.commit"
 

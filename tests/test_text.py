@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moai.errors import SourceError
-from moai.recipes.prepared import Prepared
+from moai.core.errors import SourceError
+from moai.prepared.manifest import Prepared
 from moai.transforms.text import BadRecord, TextShape, choose_shape
 
 PrepareIt = Callable[..., Prepared]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moai.backends import Reference, _loaded
-from moai.errors import SlowTokenizerError, TokenizerError
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_tokenizer
+from moai.core.errors import SlowTokenizerError, TokenizerError
+from moai.prepared.manifest import Prepared
+from moai.tokenizers.backends import Reference, _loaded
+from moai.tokenizers.load import load_tokenizer
 from moai.transforms.tokenize import add_ends
 
 PrepareIt = Callable[..., Prepared]

@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from moai.recipes.tokenizer_conversion import sentencepiece_as_fast
-from moai.recipes.tokenizer_training import SPECIAL_TOKENS, Documents, TokenizerConfig, main, train
+from moai.tokenizers.convert import sentencepiece_as_fast
+from moai.tokenizers.train import SPECIAL_TOKENS, Documents, TokenizerConfig, main, train
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = [sys.executable, str(REPO / "scripts/train_tokenizer.py")]

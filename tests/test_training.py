@@ -18,14 +18,14 @@ import pytest
 import tiny_run
 import torch
 
-from moai.config import resolve
-from moai.errors import ConfigError, DamagedError, MoaiError, TokenizerError
-from moai.recipes.options import DataConfig
+from moai.core.config import resolve
+from moai.core.errors import ConfigError, DamagedError, MoaiError, TokenizerError
+from moai.prepared.rows import PackedRows
+from moai.pretraining.options import DataConfig
 from moai.training.arguments import TrainConfig
 from moai.training.data import PackedCollator
 from moai.training.model import build_model, check_early, check_fit, count_parameters, load_config
 from moai.training.order import Order, sources_of
-from moai.training.rows import PackedRows
 
 ROOT = Path(__file__).parent.parent
 DRIVER = Path(__file__).parent / "tiny_run.py"
@@ -339,9 +339,9 @@ def launch_plainly(command: list[Any], **environ: str) -> list[tuple[int, str]]:
 LATE = """
 import os, sys, time
 from datetime import timedelta
-from moai.distributed import ranks
-from moai.stopping import end
-from moai.training.group import join_on_cpu
+from moai.core.distributed import ranks
+from moai.core.stopping import end
+from moai.training.process_group import join_on_cpu
 here = ranks(os.environ)
 import torch.distributed as dist
 if here.rank == 0:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moai.recipes.prepared import Prepared
-from moai.verify import verify
+from moai.prepared.manifest import Prepared
+from moai.prepared.verify import verify
 
 PrepareIt = Callable[..., Prepared]
 

@@ -19,13 +19,13 @@ from coref_corpus import contents, news, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moai.errors import DamagedError
-from moai.files import digest_file
-from moai.recipes import entity_coref
-from moai.recipes.entity_coref.options import CorefConfig
-from moai.recipes.prepared import MANIFEST, Prepared, read_manifest, write_manifest
-from moai.repair import repair
-from moai.verify import verify
+from moai import coref as entity_coref
+from moai.core.errors import DamagedError
+from moai.core.files import digest_file
+from moai.coref.options import CorefConfig
+from moai.prepared.manifest import MANIFEST, Prepared, read_manifest, write_manifest
+from moai.prepared.verify import verify
+from moai.pretraining.repair import repair
 
 RunIt = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 import torch
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 from moai.training.model import build_model, check_early, check_fit, load_config
 from moai.training.vocabulary import warn_of_moved_ids
 

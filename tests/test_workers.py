@@ -23,14 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import JsonFiles, Numbers, Square, numbers, run_all
 
-from moai.engine import deaths, worker
+from moai.core.errors import WorkerDied
+from moai.core.files import stamp
 from moai.engine.executor import Processes
 from moai.engine.pipeline import Care, Pipeline, Shard, shard_key
-from moai.engine.pressure import Reading, Room, oom_kills, read
-from moai.errors import WorkerDied
-from moai.files import stamp
-from moai.recipes import pretraining
-from moai.recipes.options import DataConfig
+from moai.engine.processes import retries as deaths
+from moai.engine.processes import worker
+from moai.engine.processes.memory import Reading, Room, oom_kills, read
+from moai.pretraining import recipe as pretraining
+from moai.pretraining.options import DataConfig
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tokenizers" / "demo"

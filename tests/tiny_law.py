@@ -195,11 +195,11 @@ def small(path: Path, *flags: str) -> list[str]:
 
 
 def main(flags: Iterable[str]) -> int:
-    from moai.config import resolve
-    from moai.errors import MoaiError
-    from moai.recipes.reembedding.build import build
-    from moai.recipes.reembedding.options import ReembedConfig
-    from moai.stopping import stoppable
+    from moai.core.config import resolve
+    from moai.core.errors import MoaiError
+    from moai.core.stopping import stoppable
+    from moai.reembedding.build import build
+    from moai.reembedding.options import ReembedConfig
 
     assert "torch" not in sys.modules
     try:
@@ -213,7 +213,7 @@ def main(flags: Iterable[str]) -> int:
 
 
 if __name__ == "__main__":
-    from moai.lean import without_pandas
+    from moai.core.without_pandas import without_pandas
 
     without_pandas()
     sys.exit(main(small(Path(sys.argv[1]), *sys.argv[2:])))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from moai.config import resolve
-from moai.errors import MoaiError
-from moai.files import digest_json
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.stopping import end
-from moai.tokenizer import load_tokenizer
+from moai.core.config import resolve
+from moai.core.errors import MoaiError
+from moai.core.files import digest_json
+from moai.core.stopping import end
+from moai.prepared.manifest import Prepared
+from moai.pretraining.options import DataConfig
+from moai.tokenizers.load import load_tokenizer
 from moai.training.arguments import TrainConfig
 
 SEQ_LEN = 24

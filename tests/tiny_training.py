@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tiny_run
 
-from moai.config import resolve
-from moai.recipes.options import DataConfig
+from moai.core.config import resolve
+from moai.pretraining.options import DataConfig
 from moai.training.arguments import TrainConfig
 
 FLAGS = ["--batch_size", "2", "--gradient_accumulation_steps", "1", "--warmup_steps", "0", "--logging_steps", "1", "--save_steps", "1000"]

@@ -21,20 +21,20 @@ from pathlib import Path
 from moai.bench.limit import Bare, ceiling, unit
 from moai.bench.report import Lap, Report
 from moai.bench.watch import lap_of, watched
-from moai.config import option
-from moai.distributed import ranks
+from moai.cache.ledger import Ledger
+from moai.core.config import option
+from moai.core.distributed import ranks
+from moai.core.errors import BackendDisagrees, ConfigError, SourceError
+from moai.core.files import nearest_existing, storage_errors
+from moai.core.resources import Plan
+from moai.core.stopping import stoppable
 from moai.engine.executor import Executor, Order
-from moai.engine.ledger import Ledger
 from moai.engine.pipeline import Receipt, Shard
-from moai.errors import BackendDisagrees, ConfigError, SourceError
-from moai.files import nearest_existing, storage_errors
-from moai.recipes.assembly import Request, Stream, executor_of, pipeline, request, sample, streams
-from moai.recipes.choosing import Chosen, Wrong, choose, distrusted
-from moai.recipes.options import DataConfig
-from moai.recipes.pretraining import CALLER, machine_plan
-from moai.resources import Plan
+from moai.pretraining.assembly import Request, Stream, executor_of, pipeline, request, sample, streams
+from moai.pretraining.options import DataConfig
+from moai.pretraining.recipe import CALLER, machine_plan
+from moai.pretraining.tokenizer_backend import Chosen, Wrong, choose, distrusted
 from moai.sources.local import LocalSource
-from moai.stopping import stoppable
 
 PLACES = 16
 """The files of an input are begun at up to this many places, evenly, so that a slice holds something of each kind of file."""

@@ -16,15 +16,15 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from moai.backends import Backend
 from moai.bench.report import Stretch
+from moai.core.errors import WorkerDied
+from moai.core.files import storage_of
 from moai.engine.executor import Executor
 from moai.engine.pipeline import Pipeline, Raw, Receipt, Sealed, Shard, run_shard
-from moai.errors import WorkerDied
-from moai.files import storage_of
-from moai.recipes.assembly import Stream
+from moai.pretraining.assembly import Stream
 from moai.sources.kinds import Kind, Segment
 from moai.sources.local import LocalSource
+from moai.tokenizers.backends import Backend
 from moai.transforms.text import ToText
 
 BLOCK_BYTES = 4 << 20

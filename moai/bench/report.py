@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from moai.config import Setting
-from moai.recipes.choosing import Chosen, name_of
-from moai.recipes.options import DataConfig
+from moai.core.config import Setting
+from moai.pretraining.options import DataConfig
+from moai.pretraining.tokenizer_backend import Chosen, name_of
 
 _SHORT_SECONDS = 1.0
 _HELD_UP = 0.8

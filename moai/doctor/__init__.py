@@ -17,14 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from moai import resources
-from moai.config import option, resolve
+from moai.core import resources
+from moai.core.config import option, resolve
+from moai.core.errors import ConfigError
 from moai.doctor.check import FAILED, Check
 from moai.doctor.environment import check_cores, check_environment, check_memory, check_versions
 from moai.doctor.filesystem import check_storage
 from moai.doctor.summary import summarize
 from moai.doctor.tokenization import check_tokenizer
-from moai.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from moai import resources
-from moai.config import Setting
+from moai.core import resources
+from moai.core.config import Setting
+from moai.core.resources import GB, Machine
 from moai.doctor.check import ADVICE, FAILED, OK, Check
-from moai.resources import GB, Machine
 
 SHARD_BYTES = 16_000_000
 ROW_BYTES = 8192

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moai.core.errors import TokenizerError
 from moai.doctor.check import ADVICE, FAILED, OK, Check
-from moai.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from moai.backends import Backend, Reference
-    from moai.recipes.choosing import Chosen
+    from moai.pretraining.tokenizer_backend import Chosen
+    from moai.tokenizers.backends import Backend, Reference
 
 MEASURE_SECONDS = 1.5
 ROUND_TRIP_LINES = 200
@@ -41,9 +41,9 @@ _SENTENCES = (
 def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> list[Check]:
     """Loading, speed and round trip; only the first if that fails."""
     try:
-        from moai.recipes.choosing import choose, distrusted  # needs packages, and their absence is for a doctor to report
-        from moai.recipes.options import DataConfig
-        from moai.tokenizer import load_tokenizer
+        from moai.pretraining.options import DataConfig
+        from moai.pretraining.tokenizer_backend import choose, distrusted  # needs packages, and their absence is for a doctor to report
+        from moai.tokenizers.load import load_tokenizer
 
         spec = load_tokenizer(tokenizer_path, eos_token=eos_token)
     except TokenizerError as error:

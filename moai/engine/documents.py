@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moai import columns
+from moai.core import columns
 from moai.engine.schema import Column
 
 DOCUMENT = "document"

@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+from moai.core.errors import ConfigError, WorkerDied
 from moai.engine.pipeline import Finished as Finished
 from moai.engine.pipeline import Order as Order
 from moai.engine.pipeline import Pipeline, run_shard
-from moai.engine.supervisor import Supervisor
-from moai.engine.warm import WARM, without_interrupts
-from moai.engine.worker import Worker
-from moai.errors import ConfigError, WorkerDied
+from moai.engine.processes.preload import WARM, without_interrupts
+from moai.engine.processes.supervisor import Supervisor
+from moai.engine.processes.worker import Worker
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class Processes:
     shards_per_worker: int = 512
     """A worker is replaced after this many shards, so that what its libraries keep cannot grow without end."""
     modules: tuple[str, ...] = ("moai.engine.executor",)
-    """Imported where workers are forked from, or first of all in each (moai.engine.warm)."""
+    """Imported where workers are forked from, or first of all in each (moai.engine.processes.preload)."""
     warm: tuple[tuple[str, dict[str, Any]], ...] = ()
     """"module:function" with its arguments, called once where workers are forked from. A spawned worker loads it with the first shard that needs it."""
     root: Path = Path("/")
@@ -81,7 +81,7 @@ class Processes:
         check_main_guard()
         if self.method != "forkserver":
             return  # there is no process yet that could load anything
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.warm"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.processes.preload"])
         os.environ[WARM] = json.dumps({"modules": self.modules, "calls": self.warm})
         try:
             with without_interrupts():

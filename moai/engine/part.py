@@ -31,11 +31,11 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from moai.core.errors import ConfigError, MoaiError, PartFailed
+from moai.core.files import canonical_json, digest_file
 from moai.engine.documents import DOCUMENT, SCHEMA
 from moai.engine.pipeline import drop, measured
 from moai.engine.schema import Column
-from moai.errors import ConfigError, MoaiError, PartFailed
-from moai.files import canonical_json, digest_file
 
 T = TypeVar("T")
 Mask = Any

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from moai.core.files import digest_json
 from moai.engine.documents import DOCUMENT, Documents, Numbers
 from moai.engine.schema import Column
-from moai.files import digest_json
 
 RECEIPT_VERSION = 2
 MAX_DETAILS = 20_000

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 
 PER = ("row", "piece", "token", "document")
 NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")

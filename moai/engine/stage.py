@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from moai.core.failpoints import failpoint
 from moai.engine.executor import Executor
 from moai.engine.pipeline import Pipeline
 from moai.engine.run import Done, run
-from moai.failpoints import failpoint
 
 Before = TypeVar("Before")
 After = TypeVar("After")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.errors import SourceError
-from moai.files import input_errors, storage_of
+from moai.core.errors import SourceError
+from moai.core.files import input_errors, storage_of
 from moai.sources.hub import HubFiles, HubName, fetch
 from moai.sources.kinds import File, Kind, endings, kind_of
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.errors import SourceError
-from moai.lean import with_pandas
+from moai.core.errors import SourceError
+from moai.core.without_pandas import with_pandas
 
 _HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<commit>[^/]+)/(?P<file>.+)")
 

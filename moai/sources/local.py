@@ -24,10 +24,10 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 
-from moai.engine.ledger import Ledger
+from moai.cache.ledger import Ledger
+from moai.core.errors import SourceError
+from moai.core.files import digest_json, input_errors, storage_of
 from moai.engine.pipeline import Meter, Raw, Shard, shard_key
-from moai.errors import SourceError
-from moai.files import digest_json, input_errors, storage_of
 from moai.sources.kinds import File, Kind, Segment, Stream
 from moai.sources.kinds.kind import EXPANSION
 from moai.sources.records import Limits

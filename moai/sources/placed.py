@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from moai.core.errors import SourceError
 from moai.engine.part import identity_of
 from moai.engine.pipeline import Meter, Raw, Shard
-from moai.errors import SourceError
 from moai.sources.kinds.kind import File, Kind, Segment, type_names
 from moai.sources.records import Limits
 

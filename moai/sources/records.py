@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moai import columns
+from moai.core import columns
+from moai.core.files import storage_of
 from moai.engine.pipeline import Meter
-from moai.files import storage_of
 
 SCHEMA = pa.schema([("record", pa.binary()), ("problem", pa.string()), ("segment", pa.int32()), ("line", pa.int64()), ("offset", pa.int64())])
 TOO_LARGE = "too large"

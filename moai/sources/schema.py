@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moai.errors import SourceError
-from moai.files import input_errors
+from moai.core.errors import SourceError
+from moai.core.files import input_errors
 from moai.sources.discover import Input
 from moai.sources.kinds import NoObjects
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from moai.core.errors import SourceError
+from moai.core.files import read_range
 from moai.engine.pipeline import Meter, Raw
-from moai.errors import SourceError
-from moai.files import read_range
 from moai.sources.records import scan_values
 
 COMPRESSIONS = {".zst": "zst", ".gz": "gz", ".xz": "xz", ".bz2": "bz2"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from moai.config import option
-from moai.errors import ConfigError
+from moai.core.config import option
+from moai.core.errors import ConfigError
 from moai.training.trackers import trackers
 
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay")

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moai.config import Setting
-from moai.errors import ConfigError
+from moai.core.config import Setting
+from moai.core.errors import ConfigError
 
 FLASH = "flash_attention_2"
 _NAMES = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "flash": FLASH}

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError, StorageError
-from moai.failpoints import failpoint
-from moai.files import free_bytes, write_atomic
+from moai.core.errors import ConfigError, StorageError
+from moai.core.failpoints import failpoint
+from moai.core.files import free_bytes, write_atomic
 from moai.training.arguments import AUTO
 
 logger = logging.getLogger(__name__)

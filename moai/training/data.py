@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moai.core.errors import DamagedError
 from moai.engine.schema import Column
-from moai.errors import DamagedError
-from moai.training.rows import Row
+from moai.prepared.rows import Row
 
 IGNORE = -100
 """The label no loss is computed for."""

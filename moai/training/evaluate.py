@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from moai.distributed import Ranks
-from moai.recipes.prepared import Prepared
+from moai.core.distributed import Ranks
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
 from moai.training.data import IGNORE
-from moai.training.rows import PackedRows
 from moai.training.token_bytes import TokenBytes
 
 ALL = "all sources"

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moai.config import Resolved
+from moai.core.config import Resolved
 from moai.training import checkpoints
 from moai.training.arguments import TrainConfig
-from moai.training.final import FINAL
+from moai.training.final_model import FINAL
 from moai.training.report import Summary
 
 _MAKE_NO_OTHER_MODEL = {"resume_from_checkpoint", "output_dir", "cache_dir", "use_cpu"}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.config import option
-from moai.errors import ConfigError, DamagedError
+from moai.core.config import option
+from moai.core.errors import ConfigError, DamagedError
 from moai.training.checkpoints import newest_complete, weights_problem
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moai.files import write_atomic
+from moai.core.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moai import resources
-from moai.config import Resolved, Setting, resolve
-from moai.errors import ConfigError, MoaiError
-from moai.recipes.options import DataConfig, SaveConfig
-from moai.stopping import hangup_is_ignored
+from moai.core import resources
+from moai.core.config import Resolved, Setting, resolve
+from moai.core.errors import ConfigError, MoaiError
+from moai.core.stopping import hangup_is_ignored
+from moai.pretraining.options import DataConfig, SaveConfig
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.checkpoints import numbered
-from moai.training.final import FINAL
+from moai.training.final_model import FINAL
 from moai.training.finished import differing, ended, finished
 from moai.training.report import Summary
 from moai.training.sharding import check_launch

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from moai.errors import ConfigError
-from moai.recipes.prepared import Prepared
+from moai.core.errors import ConfigError
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows
 from moai.training.data import PackedCollator
 from moai.training.mixture import Mixture, Wish
 from moai.training.order import Order, sources_of
-from moai.training.rows import PackedRows
 
 
 @dataclass(frozen=True)

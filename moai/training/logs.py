@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 
-_WAITING = ("moai.distributed", "moai.recipes.pretraining")
+_WAITING = ("moai.core.distributed", "moai.pretraining.recipe")
 """Whose lines about the wait every rank shows."""
 
 

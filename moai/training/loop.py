@@ -16,12 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from moai.distributed import Ranks
+from moai.core.distributed import Ranks
+from moai.core.errors import ConfigError, DamagedError, MoaiError, StorageError
+from moai.core.failpoints import failpoint
 from moai.engine.schema import Column
-from moai.errors import ConfigError, DamagedError, MoaiError, StorageError
-from moai.failpoints import failpoint
-from moai.training import checkpoints, group
-from moai.training.course import Clock, Course
+from moai.training import checkpoints
+from moai.training import process_group as group
+from moai.training.callback import Clock, Course
 from moai.training.data import IGNORE
 from moai.training.evaluate import Evaluation, log_figures
 from moai.training.order import Sampler

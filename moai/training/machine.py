@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from moai.config import Setting
-from moai.distributed import Ranks
-from moai.errors import ConfigError
+from moai.core.config import Setting
+from moai.core.distributed import Ranks
+from moai.core.errors import ConfigError
 from moai.training.arguments import TrainConfig
 from moai.training.trackers import trackers
 

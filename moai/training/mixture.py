@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 from moai.training.order import Ints, Permutation, Source
 
 _LEAST_BLOCK, _MOST_BLOCK = 1024, 1 << 20

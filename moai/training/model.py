@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError, DamagedError
+from moai.core.errors import ConfigError, DamagedError
 from moai.training import vocabulary
 from moai.training.checkpoints import weights_problem
 

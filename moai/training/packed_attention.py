@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from moai.errors import MoaiError
+from moai.core.errors import MoaiError
+from moai.prepared.rows import Row
 from moai.training.data import PackedCollator
-from moai.training.rows import Row
 
 logger = logging.getLogger(__name__)
 

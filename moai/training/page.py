@@ -12,9 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError
-from moai.files import write_atomic
-from moai.pages import bars, page
+from moai.core.errors import ConfigError
+from moai.core.files import write_atomic
+from moai.core.pages import bars, page
 from moai.training import plots
 from moai.training.history import NAME, Entry, read
 from moai.training.plots import Curve

@@ -16,13 +16,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from moai import resources
-from moai.distributed import Ranks
-from moai.errors import ConfigError
-from moai.files import digest_json
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import HELD_OUT, Prepared
-from moai.tokenizer import digest_of, find_tokenizer
+from moai.core import resources
+from moai.core.distributed import Ranks
+from moai.core.errors import ConfigError
+from moai.core.files import digest_json
+from moai.prepared.manifest import HELD_OUT, Prepared
+from moai.pretraining.options import DataConfig
+from moai.tokenizers.load import digest_of, find_tokenizer
 from moai.training.arguments import TrainConfig
 from moai.training.steps import wish_of
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError
-from moai.files import write_atomic
+from moai.core.errors import ConfigError
+from moai.core.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

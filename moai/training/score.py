@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moai.config import option
-from moai.distributed import ranks
-from moai.errors import ConfigError, DamagedError, TokenizerError
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_file
+from moai.core.config import option
+from moai.core.distributed import ranks
+from moai.core.errors import ConfigError, DamagedError, TokenizerError
+from moai.prepared.manifest import Prepared
+from moai.tokenizers.load import load_file
 from moai.training.data import PackedCollator
 from moai.training.evaluate import HeldOut, evaluate, lines
 from moai.training.generate import saved_model
@@ -48,7 +48,7 @@ class ScoreConfig:
 
 
 def score(config: ScoreConfig) -> Iterator[str]:
-    """The table and the JSON, in lines. Raises errors of moai.errors."""
+    """The table and the JSON, in lines. Raises errors of moai.core.errors."""
     import torch
 
     config = config.require()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

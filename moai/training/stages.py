@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moai.errors import ConfigError
-from moai.recipes.dataset import own_mixture
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.training import checkpoints, group
+from moai.core.errors import ConfigError
+from moai.prepared.manifest import Prepared
+from moai.pretraining.dataset import own_mixture
+from moai.pretraining.options import DataConfig
+from moai.training import checkpoints
+from moai.training import process_group as group
 from moai.training.arguments import AUTO, TrainConfig
-from moai.training.final import FINAL, point
+from moai.training.final_model import FINAL, point
 from moai.training.steps import wish_of
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _check_mixture(config: TrainConfig, data: DataConfig) -> None:
     """Raises ConfigError before hours of preparation, not after them. The names of data from elsewhere are not known yet."""
     wish, _ = wish_of(config)
     if wish and all(Path(place).expanduser().exists() for place in (data.tokenizer_path, *map(str, data.dataset))):
-        from moai.recipes.assembly import find
+        from moai.pretraining.assembly import find
 
         wish.check_names([given.name for given in find(data).inputs])
 

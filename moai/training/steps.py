@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moai.distributed import Ranks
-from moai.errors import ConfigError
-from moai.training import checkpoints, group
+from moai.core.distributed import Ranks
+from moai.core.errors import ConfigError
+from moai.training import checkpoints
+from moai.training import process_group as group
 from moai.training.arguments import TrainConfig
 from moai.training.checkpoints import Record
 from moai.training.mixture import Mixture, Shares, Wish

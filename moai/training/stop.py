@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from select import select
 from typing import TYPE_CHECKING, Any
 
-from moai.distributed import is_gone
-from moai.failpoints import failpoint
-from moai.stopping import by_others
-from moai.training.group import Question
+from moai.core.distributed import is_gone
+from moai.core.failpoints import failpoint
+from moai.core.stopping import by_others
+from moai.training.process_group import Question
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

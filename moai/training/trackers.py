@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from moai.config import did_you_mean
-from moai.errors import ConfigError
+from moai.core.config import did_you_mean
+from moai.core.errors import ConfigError
 
 _PACKAGES = {
     "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml", "dagshub": "dagshub", "dvclive": "dvclive",

@@ -17,24 +17,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moai import resources
-from moai.distributed import Ranks, ranks
-from moai.errors import DamagedError, Interrupted, MoaiError, TokenizerError
-from moai.recipes.options import DataConfig
-from moai.recipes.prepared import Prepared
-from moai.tokenizer import load_tokenizer
-from moai.training import checkpoints, group, report, sharding, vocabulary
+from moai.core import resources
+from moai.core.distributed import Ranks, ranks
+from moai.core.errors import DamagedError, Interrupted, MoaiError, TokenizerError
+from moai.prepared.manifest import Prepared
+from moai.prepared.rows import PackedRows, read_ahead
+from moai.pretraining.options import DataConfig
+from moai.tokenizers.load import load_tokenizer
+from moai.training import checkpoints, report, sharding, vocabulary
 from moai.training import model as models
+from moai.training import process_group as group
 from moai.training.arguments import TrainConfig
 from moai.training.attention import FLASH, choose_attention
 from moai.training.data import PackedCollator
 from moai.training.evaluate import Evaluation, HeldOut
-from moai.training.final import FINAL, put, staging
+from moai.training.final_model import FINAL, put, staging
 from moai.training.logs import quiet_libraries
 from moai.training.loop import PackedTrainer, packed_trainer
 from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, schedule_options, training_arguments
 from moai.training.packed_attention import packed_forward_selfcheck
-from moai.training.rows import PackedRows, read_ahead
 from moai.training.stages import Stage, left, link
 from moai.training.steps import plan_run
 from moai.training.stop import Word

@@ -24,13 +24,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moai import columns
-from moai.backends import Reference
+from moai.core import columns
+from moai.core.errors import TokenizerError
 from moai.engine.documents import DOCUMENT
 from moai.engine.part import EXAMPLES, UNKEYED, Part
 from moai.engine.pipeline import add_documents, advance, count, drop
 from moai.engine.schema import TRAINED, Column
-from moai.errors import TokenizerError
+from moai.tokenizers.backends import Reference
 from moai.transforms.conversation import ASSISTANT, Conversation, read_conversation
 from moai.transforms.template import ChatTemplate, Marks
 from moai.transforms.text import BadRecord, TextShape, column_value, each_record, each_row, parse_object, places_of, with_plain

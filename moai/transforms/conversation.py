@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moai.errors import SourceError
+from moai.core.errors import SourceError
 from moai.transforms.template import Message
 from moai.transforms.text import BadRecord, TextShape, first_fitting, need_columns
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from moai import columns
+from moai.core import columns
 from moai.engine.part import Filter
 from moai.engine.pipeline import drop
 

@@ -21,9 +21,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from moai.config import did_you_mean
+from moai.core.config import did_you_mean
+from moai.core.errors import ConfigError
 from moai.engine.part import Part, described
-from moai.errors import ConfigError
 from moai.transforms.filters import Length
 
 SHIPPED: dict[str, type[Part]] = {"Length": Length}

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moai import columns
+from moai.core import columns
+from moai.core.errors import DamagedError
 from moai.engine.documents import DOCUMENT
 from moai.engine.part import Part
 from moai.engine.pipeline import count, documents
 from moai.engine.schema import Column
-from moai.errors import DamagedError
 
 ROWS_PER_BATCH = 1024
 _SLICE_TOKENS = 64

@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from moai.errors import TokenizerError
-from moai.tokenizer import named_token
+from moai.core.errors import TokenizerError
+from moai.tokenizers.load import named_token
 from moai.transforms.text import BadRecord
 
 RENDERER = "transformers.utils.chat_template_utils"

@@ -20,11 +20,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moai.core.errors import SourceError
 from moai.engine.documents import DOCUMENT
 from moai.engine.part import Part
 from moai.engine.pipeline import add_documents, advance, count, quarantine
 from moai.engine.schema import Column
-from moai.errors import SourceError
 
 T = TypeVar("T")
 _SINGLE = ("text", "content", "document", "context", "body", "article")

@@ -13,11 +13,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 import pyarrow as pa
 
-from moai import columns
-from moai.backends import Backend, Ids, Offsets, Reference, difference
+from moai.core import columns
+from moai.core.errors import BackendDisagrees, BackendRefused
 from moai.engine.part import UNKEYED, Part
 from moai.engine.pipeline import count
-from moai.errors import BackendDisagrees, BackendRefused
+from moai.tokenizers.backends import Backend, Ids, Offsets, Reference, difference
 from moai.transforms.filters import Length
 
 WINDOW_CHARS = 1024

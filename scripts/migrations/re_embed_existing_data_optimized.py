@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # as for train.py: this checkout's moai, installed or not
 
-from moai.recipes.reembedding.command import run_script
+from moai.reembedding.command import run_script
 
 if __name__ == "__main__":
     sys.exit(run_script(sys.argv[1:], "re_embed_existing_data_optimized.py"))

@@ -12,7 +12,7 @@ import logging
 import os
 from importlib.metadata import EntryPoint
 
-from moai.errors import ConfigError
+from moai.core.errors import ConfigError
 from moai.sources.kinds.arrow import Arrow
 from moai.sources.kinds.csv import Csv, Tsv
 from moai.sources.kinds.json import Json

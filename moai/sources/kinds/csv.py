@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from moai.core.errors import ConfigError, SourceError
+from moai.core.files import canonical_json, input_errors, read_range
 from moai.engine.pipeline import Meter
-from moai.errors import ConfigError, SourceError
-from moai.files import canonical_json, input_errors, read_range
 from moai.sources.kinds.kind import File, Segment
 from moai.sources.kinds.stream import Stream
 from moai.sources.records import TOO_LARGE, Limits

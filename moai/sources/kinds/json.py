@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 
+from moai.core.files import input_errors
 from moai.engine.pipeline import Meter
-from moai.files import input_errors
 from moai.sources.kinds.kind import File, Segment
 from moai.sources.kinds.lines import Lines
 from moai.sources.records import Limits, scan_values, split_lines, split_values

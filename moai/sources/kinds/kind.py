@@ -22,9 +22,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 
+from moai.core.files import Stamp, read_range
 from moai.engine.part import is_ours, source_digest
 from moai.engine.pipeline import Meter
-from moai.files import Stamp, read_range
 from moai.sources.records import Limits
 
 EXPANSION = 8

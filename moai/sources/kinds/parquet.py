@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from moai.core.errors import SourceError
+from moai.core.files import canonical_json, read_range, storage_of
 from moai.engine.pipeline import Meter
-from moai.errors import SourceError
-from moai.files import canonical_json, read_range, storage_of
 from moai.sources.kinds.kind import File, Kind, Segment, one_line, type_names
 from moai.sources.records import Limits
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from moai.core.files import read_range
 from moai.engine.pipeline import Meter
-from moai.files import read_range
 from moai.sources.kinds.kind import File, Kind, Segment
 from moai.sources.records import Limits, read_lines_in
 from moai.sources.streams import line_cuts, open_blocks, skip

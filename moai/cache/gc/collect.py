@@ -1,0 +1,369 @@
+"""Give space in a cache back: what killed runs left, what newer data replaced, what nothing leads to. Never anything in use.
+
+    python -m moai gc --cache_dir DIR --dry_run          what would go
+    python -m moai gc --older_than 30                    only what has lain for 30 days
+    python -m moai gc --max_bytes 200GB                  then the longest unused, until the cache is that small
+
+A prepared directory is superseded when every plan that led to it can no longer be met, because its files have changed or the
+versions have, and a newer plan of the same flags covers all of its files. One whose raw data is merely gone is kept: nothing
+could make it again. Digests, transforms and verdicts go once they serve nothing that stays (`moai.cache.gc.mark`). In use is what a
+process on this host has mapped, what a record of `moai.cache.leases` says, and, while any preparation is at work in the cache,
+every shard, every directory and every such record. How a preparation that begins meanwhile is kept safe: see
+`moai.cache.gc.sweep`. Ages are file times against the time of a file just written there, so that only one clock is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moai.cache.gc.mark import Reach, listed, records_in
+from moai.cache.gc.sweep import Attempts, Retirement, published
+from moai.cache.leases import lives, read_owner, uses
+from moai.core.config import option
+from moai.core.errors import ConfigError, DamagedError
+from moai.core.failpoints import failpoint
+from moai.core.files import stamp, storage_errors
+from moai.prepared.manifest import MANIFEST, read_manifest
+from moai.pretraining.keys import plans, stands_for
+
+_DAY_SECONDS = 24 * 3600.0
+_TEMPORARY_SECONDS = 3600.0
+"""A file on its way to its name takes seconds."""
+_BATCH = 64
+"""Shards or records that are retired together: few enough that a preparation which begins meanwhile is seen soon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GcConfig:
+    """What goes."""
+
+    cache_dir: str = option("~/.cache/moai", "the cache", env="MOAI_CACHE_DIR")
+    older_than: float = option(7.0, "days that something must have lain unused; 0 takes all that nothing leads to")
+    max_bytes: int | None = option(None, "then let the longest unused go, prepared directories too, until the cache takes no more than this")
+    dry_run: bool = option(False, "only say what would go")
+
+    def __post_init__(self) -> None:
+        if self.older_than < 0:
+            raise ConfigError(f"older_than = {self.older_than}: must be 0 days or more")
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise ConfigError(f"max_bytes = {self.max_bytes}: must be 0 or more")
+
+
+def collect(config: GcConfig) -> Iterator[str]:
+    """Lines about what went. Raises ConfigError where there is no cache, StorageError where it cannot be written to."""
+    cache = Path(config.cache_dir).expanduser().absolute()
+    if not (cache / "shards").is_dir() and not (cache / "datasets").is_dir():
+        raise ConfigError(f"--cache_dir {cache}: holds no cache of moai")
+    with storage_errors(cache), contextlib.ExitStack() as stack:
+        space = _Space(cache)
+        retirement = None if config.dry_run else stack.enter_context(Retirement.open(cache))
+        now = retirement.now if retirement else time.time()
+        yield from _Collection(cache, config, now, retirement, space).run()
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """All that bears one key in shards/. `paths` in the order of removal."""
+
+    key: str
+    paths: tuple[Path, ...]
+    written_at: float
+    linked: bool
+    """Another name leads to the data: its removal would free nothing."""
+
+
+@dataclass
+class _Collection:
+    cache: Path
+    config: GcConfig
+    now: float
+    retirement: Retirement | None
+    space: _Space
+    gone: set[Path] = field(default_factory=set)
+    """What was retired, or with --dry_run would have been."""
+
+    def run(self) -> Iterator[str]:
+        verb = "would go" if self.config.dry_run else "removed"
+        before = self.space.bytes
+        yield from (f"{verb:9} {line}" for line in self._left_behind())
+        if live := self._attempts.live():
+            yield f"kept      all shards and prepared directories: {live[0].name} is at work in this cache"
+        else:
+            by_size = [self._largest, self._unneeded] if self.config.max_bytes is not None else []
+            for step in (self._unreached, self._unneeded, *by_size):
+                yield from (f"{verb:9} {line}" for line in step())
+            if self.retirement and self.retirement.stopped:
+                yield f"kept      the rest: {self.retirement.stopped}; run again later"
+        if self.config.max_bytes is not None and self.space.bytes > self.config.max_bytes:
+            yield f"kept      {_size(self.space.bytes)}, more than {_size(self.config.max_bytes)}: all of it is in use"
+        yield f"{_size(before - self.space.bytes)} {'would be freed' if self.config.dry_run else 'freed'}, {_size(self.space.bytes)} left in {self.cache}"
+
+    def _left_behind(self) -> Iterator[str]:
+        """What no preparation would ever look for again."""
+        yield from self._remove(self._attempts.dead(), "attempts of preparations that were killed")
+        folders = [self.cache / name for name in ("shards", "transforms", "plans", "launches", "uses", "distrusted")] + listed(self.cache / "ranges")
+        temporary = [path for folder in folders for path in listed(folder) if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)]
+        yield from self._remove([path for path in temporary if self.now - _written_at(path) > _TEMPORARY_SECONDS], "files that were never finished")
+        yield from self._remove(
+            [p for p in self._json("launches") if self._is_old(p) and not lives(read_owner(p), self.now - _written_at(p))],
+            "status files of launches that ended",
+        )
+        yield from self._remove([p for p in listed(self.cache / "quarantine") if self._is_old(p)], "lists of bad records of failed runs")
+        yield from self._remove([use.path for use in uses(self.cache) if not use.is_live(self.now) and self._is_old(use.path)], "records of uses that ended")
+        yield from self._remove_free_locks()
+
+    def _unreached(self) -> Iterator[str]:
+        """Directories and shards that nothing leads to, and that are old."""
+        for path, why in self._replaced():
+            if self.now - self._used_at(path) >= self._old_seconds:
+                yield from self._retire_directory(path, why)
+        plans_left = [path for path, record in plans(self.cache) if record["directory"] not in published(self.cache) and self._is_old(path)]
+        yield from self._remove(plans_left, "plans whose prepared directory is gone")
+        needed = self._needed()
+        shards = [shard for shard in self._shards() if shard.key not in needed and not shard.linked]
+        yield from self._retire_shards([shard for shard in shards if self.now - shard.written_at >= self._old_seconds], "that no prepared directory links")
+        asides = [path for path in listed(self.cache / "shards") if ".corrupt-" in path.name and self._is_old(path)]
+        yield from self._remove(asides, "damaged shards that were set aside")
+
+    def _unneeded(self) -> Iterator[str]:
+        """Records that serve no shard and no directory any more, and that are old. Retired like those: a preparation may count on what it saw."""
+        keys = [path.stem for path in records_in(self.cache / "shards") if path not in self.gone]
+        reach = Reach.of(self.cache, shards=keys, directories=self._directories(), plans=[record for _, record in plans(self.cache)])
+        for what, paths in reach.useless(self.cache):
+            old = [path for path in paths if path not in self.gone and self._is_old(path)]
+            yield from self._retire([(path,) for path in old], what)
+
+    def _largest(self) -> Iterator[str]:
+        """The longest unused, until the cache takes `max_bytes`: shards that nothing links, then directories with what only they link."""
+        most_bytes = self.config.max_bytes or 0
+        needed = self._needed()
+        for shard in sorted((s for s in self._shards() if s.key not in needed and not s.linked), key=lambda s: s.written_at):
+            if self.space.bytes <= most_bytes:
+                return
+            yield from self._retire_shards([shard], "that no prepared directory links")
+        for path in sorted(self._directories(), key=self._used_at):
+            if self.space.bytes <= most_bytes:
+                return
+            keys = _keys(path)
+            yield from self._retire_directory(path, f"unused for {(self.now - self._used_at(path)) / _DAY_SECONDS:.1f} days")
+            if path in self.gone:
+                freed = keys - self._needed()
+                yield from self._retire_shards([s for s in self._shards() if s.key in freed and not s.linked], "that it alone linked")
+
+    @property
+    def _attempts(self) -> Attempts:
+        return self.retirement.attempts if self.retirement else Attempts(self.cache, self.now)
+
+    @property
+    def _old_seconds(self) -> float:
+        return self.config.older_than * _DAY_SECONDS
+
+    def _is_old(self, path: Path) -> bool:
+        return self.now - _written_at(path) >= self._old_seconds
+
+    def _json(self, folder: str) -> list[Path]:
+        return [path for path in listed(self.cache / folder) if path.suffix == ".json" and not path.name.startswith(".")]
+
+    def _directories(self) -> list[Path]:
+        return [path for path in listed(self.cache / "datasets") if path not in self.gone]
+
+    def _shards(self) -> Iterator[_Shard]:
+        by_key: dict[str, dict[str, Path]] = {}
+        for path in listed(self.cache / "shards"):
+            key, _, ending = path.name.partition(".")
+            if key and ending in ("json", "arrow", "bad.jsonl", "documents") and path not in self.gone:
+                by_key.setdefault(key, {})[ending] = path
+        for key, found in sorted(by_key.items()):
+            paths = tuple(found[ending] for ending in ("json", "arrow", "bad.jsonl", "documents") if ending in found)
+            yield _Shard(key, paths, max(map(_written_at, paths)), any(self.space.names(path) > 1 for path in paths))
+
+    def _needed(self) -> set[str]:
+        """Keys of the shards that a directory which stays was made of."""
+        return {key for path in self._directories() for key in _keys(path)}
+
+    def _replaced(self) -> Iterator[tuple[Path, str]]:
+        """Directories that were set aside, and those to which only superseded plans lead."""
+        records = list(plans(self.cache))
+        superseded: dict[str, list[bool]] = {}
+        for path, record in records:
+            superseded.setdefault(record["directory"], []).append(_is_superseded(path, record, records, self.cache))
+        for path in listed(self.cache / "datasets"):
+            if ".wrong-" in path.name:
+                yield path, "made by a tokenizer backend that was wrong"
+            elif all(superseded.get(path.name, [False])):
+                yield path, "its files changed and were prepared anew"
+
+    def _used_at(self, directory: Path) -> float:
+        """When it was made or set aside, led to anew, or last used."""
+        times = [_written_at(path) for path, record in plans(self.cache) if record["directory"] == directory.name]
+        times += [use.written_at for use in uses(self.cache) if use.directory == directory.name]
+        with contextlib.suppress(FileNotFoundError):
+            times.append(os.lstat(directory / MANIFEST).st_mtime)
+        if ".wrong-" in directory.name or not times:
+            times.append(os.lstat(directory).st_ctime)
+        return max(times)
+
+    def _is_used(self, directory: str) -> bool:
+        """Also one that was set aside may be: its readers noted the name it had."""
+        names = {directory, directory.partition(".wrong-")[0]}
+        return any(use.directory in names and use.is_live(self.now) for use in uses(self.cache)) or directory in mapped(self.cache)
+
+    def _retire_directory(self, path: Path, why: str) -> Iterator[str]:
+        if self._is_used(path.name):
+            return
+        paths = [path, *_tree(path)]
+        if self.retirement and not self.retirement.retire([[path]], reclaimed=lambda: self._is_used(path.name)):
+            return
+        self.gone.add(path)
+        yield f"datasets/{path.name}, {why}: {_size(self.space.drop(paths))}"
+
+    def _retire_shards(self, shards: Iterable[_Shard], why: str) -> Iterator[str]:
+        yield from self._retire([shard.paths for shard in shards], f"shards {why}")
+
+    def _retire(self, entries: Sequence[Sequence[Path]], what: str) -> Iterator[str]:
+        """As many as go before a preparation begins. Of an entry, the first path is what says that it exists."""
+        number = size = 0
+        for start in range(0, len(entries), _BATCH):
+            batch = entries[start : start + _BATCH]
+            if self.retirement and not self.retirement.retire(batch, reclaimed=lambda: False):
+                break
+            paths = [path for entry in batch for path in entry]
+            self.gone.update(paths)
+            number, size = number + len(batch), size + self.space.drop(paths)
+        if number:
+            yield f"{number:,} {what}: {_size(size)}"
+
+    def _remove(self, paths: Sequence[Path], what: str) -> Iterator[str]:
+        """Things that no preparation looks for go at once."""
+        if not paths:
+            return
+        size = self.space.drop([inner for path in paths for inner in (path, *_tree(path))])
+        if self.retirement:
+            for path in paths:
+                failpoint("gc.remove", path)
+                _delete(path)
+        yield f"{len(paths):,} {what}: {_size(size)}"
+
+    def _remove_free_locks(self) -> Iterator[str]:
+        """A lock is removed while it is held here. Whoever waits for it makes a new one: filelock looks whether what it locked still has its name."""
+        with contextlib.ExitStack() as held:
+            free = []
+            for path in listed(self.cache / "locks"):
+                with contextlib.suppress(OSError, ValueError):
+                    held.enter_context(_locked(path))
+                    free.append(path)
+            yield from self._remove(free, "locks that nobody holds")
+
+
+class _Space:
+    """What the cache takes, counted by file, not by name: a shard and the directory that links it are one."""
+
+    def __init__(self, cache: Path) -> None:
+        self._files: dict[Path, tuple[tuple[int, int], int]] = {}
+        self._names: dict[tuple[int, int], int] = {}
+        for path in _tree(cache):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.lstat(path)
+                if stat.S_ISREG(found.st_mode):
+                    inode = (found.st_dev, found.st_ino)
+                    self._files[path], self._names[inode] = (inode, found.st_size), found.st_nlink
+        self.bytes = sum(dict(self._files.values()).values())
+
+    def names(self, path: Path) -> int:
+        """How many names the file still has."""
+        return self._names[self._files[path][0]] if path in self._files else 1
+
+    def drop(self, paths: Iterable[Path]) -> int:
+        """Count these names as gone. Returns the bytes of the files that have none left."""
+        freed = 0
+        for path in paths:
+            inode, size = self._files.pop(path, (None, 0))
+            if inode is not None:
+                self._names[inode] -= 1
+                freed += 0 if self._names[inode] else size
+        self.bytes -= freed
+        return freed
+
+
+def mapped(cache: Path, proc: Path = Path("/proc")) -> set[str]:
+    """Names of the published directories of which a process on this host, as far as it may be asked, has a file mapped."""
+    inside = re.compile(re.escape(os.path.realpath(cache / "datasets")) + r"/([^/\n]+)/")
+    names: set[str] = set()
+    for maps in proc.glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            names.update(inside.findall(maps.read_text(errors="replace")))
+    return names
+
+
+def _is_superseded(path: Path, record: Mapping[str, Any], records: Sequence[tuple[Path, Mapping[str, Any]]], cache: Path) -> bool:
+    """Whether a newer plan stands in for one that can no longer be met: a file is another now, or the versions are."""
+    newer = [other for other_path, other in records if _written_at(other_path) > _written_at(path) and (cache / "datasets" / other["directory"]).is_dir()]
+    instead = [other for other in newer if other["directory"] != record["directory"] and stands_for(other["fields"], record["fields"])]
+    if any(other["fields"][group] != record["fields"][group] for other in instead for group in ("tokenizer", "format")):
+        return True
+    return bool(instead) and any(_is_another(Path(name), seen) for name, seen in record["fields"]["files"].items())
+
+
+def _is_another(file: Path, seen: Sequence[int]) -> bool:
+    """A file that is absent may come back, with the disk it is on."""
+    try:
+        return stamp(file).as_list() != list(seen)
+    except OSError:
+        return False
+
+
+def _keys(directory: Path) -> set[str]:
+    """Of the shards that a published directory was made of. Of a damaged one only the links tell."""
+    try:
+        return {shard["shard_key"] for shard in read_manifest(directory)["content"]["shards"]}
+    except DamagedError:
+        return set()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this file. Raises OSError where another process does, or where there are no locks."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    """All that lies in a directory, no link followed."""
+    if path.is_dir() and not path.is_symlink():
+        for folder, folders, files in os.walk(path):
+            yield from (Path(folder) / name for name in [*folders, *files])
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _written_at(path: Path) -> float:
+    """What vanishes meanwhile is not old."""
+    try:
+        return os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def _size(size: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"

@@ -1,0 +1,87 @@
+"""How a process ends: by Ctrl-C, SIGTERM or a closed terminal (SIGHUP), with one line and an exit code that names the signal; and of itself, by `end`.
+
+with stoppable("finished shards are kept, run again to go on from them"):
+    ...                                            # Stop is raised wherever the main thread is; Interrupted leaves the block
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+from moai.core.errors import Interrupted, StorageError
+
+
+class Stop(KeyboardInterrupt):
+    """What a signal raises on the spot. No Exception: code that tries something out would take that for its answer and go on."""
+
+
+def hangup_is_ignored() -> bool:
+    """Whether this process was started to outlive its terminal, as nohup does it."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def by_others() -> set[signal.Signals]:
+    """The signals that launchers, clusters and terminals end a process with. Ctrl-C is a person's."""
+    return {signal.SIGTERM} if hangup_is_ignored() else {signal.SIGTERM, signal.SIGHUP}
+
+
+@contextlib.contextmanager
+def stoppable(what_remains: str) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP as Interrupted, so that there is time to tidy up and to tell others. Only where signals can be handled.
+
+    After the first, one of another kind is the same wish, since a launcher passes on what its group has had from the
+    terminal; the same one again is an impatient person, and ends the process at once. Not SIGHUP, which a shell passes on too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[signal.Signals] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if signum in seen and signum != signal.SIGHUP:
+            os._exit(128 + signum)
+        seen.append(signal.Signals(signum))
+        if len(seen) == 1:
+            raise Stop(f"stopped by {seen[0].name}; {what_remains}")
+
+    before = {number: signal.signal(number, stop) for number in {signal.SIGINT, *by_others()}}
+    try:
+        yield
+    except Stop as stopped:
+        raise Interrupted(str(stopped), seen[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end(code: int) -> NoReturn:
+    """End the process once what it printed is out, without tearing the interpreter down. A rank that joined a group must end so.
+
+    gloo's threads may still be dropping the tensors of the last collective. For that they need the interpreter's lock, which
+    Python takes away from them while it tears itself down: the rank hangs or aborts (-6), after its work was done and said.
+    """
+    atexit._run_exitfuncs()
+    os._exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed has really gone out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        print(f"error: standard output: {error.strerror}; what was printed is not whole", file=sys.stderr)
+        return StorageError.exit_code
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+    return code

@@ -1,0 +1,151 @@
+"""System 2: Korean text -> documents worth it -> repeated names -> a cap over the corpus -> samples with labels.
+
+path = prepare(config, origins=origins)         # <output-dir>/entity_coref_v2_<seq_len>, which datasets.load_from_disk opens
+
+Two stages: candidates per shard (rules, Kiwi, tokens, places) and one choice over all of them; samples per shard. Every finished shard of
+either stays when a run is stopped, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from multiprocessing import get_all_start_methods
+from pathlib import Path
+
+from moai.cache.ledger import Ledger
+from moai.cache.staging import attempt, locked
+from moai.core import resources
+from moai.core.config import Setting
+from moai.core.files import storage_errors
+from moai.core.stopping import stoppable
+from moai.coref import assembly
+from moai.coref.assembly import Stream, Wanted
+from moai.coref.options import CorefConfig
+from moai.coref.progress import StageProgress
+from moai.coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other
+from moai.coref.selection import select
+from moai.engine.executor import Executor, make_executor
+from moai.engine.pipeline import Pipeline
+from moai.engine.stage import Results, Stage, run_stages
+from moai.prepared.bad_records import InputWatch
+
+logger = logging.getLogger(__name__)
+
+_FOLDERS = ("shards", "ranges", "transforms", "attempts", "locks")
+_SHARDS_PER_WORKER = 64
+"""A worker is replaced after this many shards, some 25,000 documents: what its libraries keep cannot grow, and the next one costs a fork."""
+_KIWI_BYTES = 500_000_000
+"""What a worker that loads its own Kiwi holds beside the others."""
+
+
+def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
+    """Prepare the corpus, or find it prepared. Returns the published directory; raises errors of moai.core.errors."""
+    with stoppable("finished shards are kept, run again to go on from them"):
+        chosen = machine_plan(config, origins, environ)
+        executor = _executor(config, chosen)
+        if not assembly.places(config)[1].exists():
+            executor.start()  # Kiwi loads while the tokenizer and the files are looked at here
+        wanted = assembly.want(config)
+        if manifest := existing(wanted):
+            refuse_other(wanted, manifest)
+            if manifest["run"]["plan_key"] == wanted.key and manifest["run"]["stamps_prove"] and not config.rehash:
+                logger.info("이미 준비되어 있습니다 (nothing changed since it was prepared): %s", wanted.output)
+                return wanted.output
+        with storage_errors(wanted.cache):
+            for folder in _FOLDERS:
+                (wanted.cache / folder).mkdir(parents=True, exist_ok=True)
+            wanted.output.parent.mkdir(parents=True, exist_ok=True)
+            with locked(wanted.cache, wanted.key, lambda _: None), attempt(wanted.cache, wanted.key) as staging:
+                return _work(wanted, staging, executor, chosen)
+
+
+def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> resources.Plan:
+    """Workers and bytes. Forked workers share one Kiwi, so memory hardly limits them; of spawned ones each has its own."""
+    extra = _KIWI_BYTES if start_method(config).value == "spawn" else 0
+    return resources.plan(
+        resources.detect(assembly.places(config)[0], environ=environ), num_proc=config.num_workers, num_proc_origin=origins.get("num_workers", "the caller"),
+        local_world_size=1, ranks_wait=True, memory_mode="auto", shard_bytes=config.shard_bytes, batch_size=1000, environ=environ,
+        worker_extra_bytes=extra,
+    )  # fmt: skip
+
+
+def start_method(config: CorefConfig) -> Setting:
+    """Whether a process that has loaded Kiwi can be forked here."""
+    if config.start_method != "auto":
+        return Setting(config.start_method, "set")
+    if sys.platform == "darwin":
+        return Setting("spawn", "macOS: its libraries do not bear to be forked once they are loaded")
+    if "forkserver" not in get_all_start_methods():
+        return Setting("spawn", "no forkserver here")
+    return Setting("forkserver", "one Kiwi for all workers")
+
+
+def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.Plan) -> Path:
+    started, workers = time.monotonic(), chosen.num_proc
+    for line in (*resources.lines(chosen), *chosen.warnings):
+        logger.info("%s", line)
+    if workers.value:
+        logger.info("start_method = %s: %s", *vars(start_method(wanted.config)).values())
+    streams = assembly.streams(wanted, staging, chosen.batch_bytes.value)
+    for stream in streams:
+        logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.shape.name)
+    wanted.tokenizer.reference.load()  # the report needs it; Kiwi is still loading elsewhere
+    logger.info("[1/2] 배치 병렬 품질 필터링 (%s 워커)", workers.value)
+    corpus: Corpus = run_stages(stages(wanted, streams, staging), executor)
+    logger.info("배치 병합 중... (links, no second copy)")
+    reused = [done.reused for done in corpus.done]
+    made_how = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_workers": workers.value,
+        "shards_made": reused.count(False), "shards_reused": reused.count(True), "stamps_prove": wanted.stamps_prove,
+    }  # fmt: skip
+    path = publish(wanted, staging, corpus, made_how)
+    seconds = time.monotonic() - started
+    logger.info("저장 완료: %s", path)
+    logger.info("샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused", f"{corpus.selection.total:,}", seconds, seconds / 60,
+                reused.count(False), reused.count(True))  # fmt: skip
+    return path
+
+
+def stages(wanted: Wanted, streams: Sequence[Stream], staging: Path) -> tuple[Stage[None, Corpus], Stage[Corpus, Corpus]]:
+    """Candidates in every document, and which of them are picked over all; then a sample of each of these."""
+    config, ledger = wanted.config, Ledger(wanted.cache)
+    record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
+    record.unlink(missing_ok=True)
+    about = max(1, -(-sum(given.text_bytes for given in wanted.inputs) // config.shard_bytes))
+    progress = StageProgress(sum(given.nominal_bytes for given in wanted.inputs), name="candidates", batches=about, record=record)
+    reading = InputWatch(streams=streams, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=config.max_bad_ratio)
+
+    def pick(_: None, results: Results) -> Corpus:
+        paths = [ledger.shard(done.receipt.shard_key) for part in results for done in part]
+        selection = select(paths, cap=config.max_entity_freq, policy=config.cap_policy, max_samples=config.max_samples)
+        return Corpus(reading.processed(results), selection)
+
+    def samples(corpus: Corpus) -> list[Pipeline]:
+        for name, number, what in funnel(corpus.counts):
+            logger.info("  %s%s: %s", "- " if what == "lost" else "  ", name, f"{number:,}")
+        if not corpus.selection.total:
+            raise no_samples(corpus.counts)
+        return [assembly.samples(wanted, corpus.candidates, corpus.selection, staging)]
+
+    def watch_samples(corpus: Corpus, pipelines: Sequence[Pipeline]) -> StageProgress:
+        files, number = sum(1 for _ in pipelines[0].source.shards()), corpus.selection.total
+        logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)", f"{number:,}", files, f"{config.token_chunk_size:,}")
+        return StageProgress(number, name="samples", batches=files, record=record)
+
+    return (
+        Stage(pipelines=lambda _: [assembly.candidates(wanted.cache, stream, staging) for stream in streams], reduce=pick, watch=lambda *_: reading),
+        Stage(pipelines=samples, reduce=lambda corpus, results: replace(corpus, samples=results[0]), watch=watch_samples),
+    )
+
+
+def _executor(config: CorefConfig, chosen: resources.Plan) -> Executor:
+    return make_executor(
+        chosen.num_proc.value, method=start_method(config).value, threads=1, stall_seconds=config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
+        modules=assembly.WORKER_MODULES, warm=assembly.warm(config),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""From flags to the two pipelines: files, tokenizer and keys found, parts put together. No document is read here but a few to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moai.cache.ledger import Ledger
+from moai.cache.shards import ArrowShards
+from moai.core.config import identity
+from moai.core.files import canonical_json, digest_json
+from moai.coref import candidates as coref_candidates
+from moai.coref import samples as coref_samples
+from moai.coref.candidates import Candidates
+from moai.coref.documents import Documents
+from moai.coref.entities import Repetition
+from moai.coref.korean import CheapRules, Kiwi, KiwiQuality
+from moai.coref.manifest import FORMAT_VERSION
+from moai.coref.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
+from moai.coref.options import CorefConfig
+from moai.coref.picked import PickedSource, Picks
+from moai.coref.placement import Placement
+from moai.coref.samples import Samples
+from moai.coref.selection import Selection
+from moai.engine.part import Part, class_identity
+from moai.engine.pipeline import Pipeline, Source
+from moai.engine.run import Done
+from moai.engine.schema import with_features
+from moai.sources.discover import Input
+from moai.sources.inputs import find_inputs, open_input, plan_inputs, stamps_prove
+from moai.sources.local import LocalSource
+from moai.tokenizers.load import digest_of, find_tokenizer
+from moai.transforms.text import TextShape, ToText, choose_shape
+
+_PARTS = (ToText, Documents, CheapRules, KiwiQuality, Repetition, Placement, Candidates, Samples)
+"""A plan is another one where the version of any of them is."""
+WORKER_MODULES = (
+    "moai.engine.executor", "moai.sources.local", "moai.coref.picked", "moai.coref.documents", "moai.coref.candidates",
+    "moai.coref.samples", "moai.cache.shards",
+)  # fmt: skip
+"""What a worker needs, imported once where workers are forked from."""
+_DOCUMENTS_PER_BATCH = 16
+"""Tokenized in one call: what the tokenizer holds for them is most of what a worker has for itself."""
+_CANDIDATE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for, resolved as far as it goes without reading data."""
+
+    config: CorefConfig
+    cache: Path
+    output: Path
+    tokenizer: MlmTokenizer
+    inputs: tuple[Input, ...]
+    stamps_prove: bool
+    kiwi: Kiwi
+    fields: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One input on its way to candidates: its source, the parts that its records pass, and what names its shards."""
+
+    given: Input
+    source: LocalSource
+    shape: TextShape
+    parts: tuple[Part, ...]
+    identity: Mapping[str, Any]
+
+
+def want(config: CorefConfig) -> Wanted:
+    """Find files and tokenizer; read no data. Raises ConfigError, SourceError, TokenizerError."""
+    kiwi = Kiwi(config.kiwi_model)
+    tokenizer = load_mlm_tokenizer(config.model, config.mask_token)
+    cache, output = places(config)
+    columns = dict(config.inputs)
+    inputs = find_inputs(tuple(columns), cache)
+    versions = {"entity_coref_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in _PARTS]), **kiwi.identity()}
+    plan = {**plan_inputs(inputs), "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns, "format": versions}
+    plan = json.loads(canonical_json(plan))  # as it will be read back, to be compared
+    return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, plan, digest_json(plan)[:40])
+
+
+def places(config: CorefConfig) -> tuple[Path, Path]:
+    """(where unfinished work lives, where the corpus is published)."""
+    folder = Path(config.output_dir).expanduser().absolute()
+    cache = Path(config.cache_dir).expanduser().absolute() if config.cache_dir else folder / "cache_entity_coref"
+    return cache, folder / f"entity_coref_v2_{config.seq_len}"
+
+
+def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
+    """The inputs, each with its parts. Raises SourceError where no shape of text fits."""
+    config = wanted.config
+    found = []
+    for given in wanted.inputs:
+        source, columns = open_input(
+            given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, trust_stamps=not config.rehash
+        )
+        template = config.text_template if given.spec in config.input else None  # the columns of a preset are known
+        shape = TextShape(name="plain text")
+        if not given.kind.plain:
+            shape = choose_shape(columns, source=given.spec, text_column=dict(config.inputs)[given.spec], template=template)
+        parts = _parts(wanted, given, shape)
+        what = {"format_version": FORMAT_VERSION, "source": {"kind": given.kind.identity}, "parts": [part.identity() for part in parts]}
+        names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
+        source = replace(source, columns=tuple(dict.fromkeys(names)), transform_key=digest_json(what)[:40])
+        found.append(Stream(given, source, shape, parts, what))
+    return found
+
+
+def candidates(cache: Path, stream: Stream, staging: Path) -> Pipeline:
+    """The first pipeline: everything that needs Kiwi and the tokenizer, up to candidates that have a place in a row."""
+    return _pipeline(cache, stream.source, stream.parts, stream.identity, coref_candidates.SCHEMA, _CANDIDATE_ROWS, staging)
+
+
+def samples(wanted: Wanted, done: Sequence[Done], selection: Selection, staging: Path) -> Pipeline:
+    """The second pipeline: the picked candidates of the finished shards `done`, about token_chunk_size of them a file."""
+    config = wanted.config
+    source = PickedSource(name="samples", column="candidates", groups=_groups(wanted.cache, done, selection, config.token_chunk_size))
+    parts = (Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),)
+    what = {"format_version": FORMAT_VERSION, "parts": [part.identity() for part in parts]}
+    return _pipeline(wanted.cache, source, parts, what, with_features(coref_samples.SCHEMA), coref_samples.ROWS_PER_BATCH, staging)
+
+
+def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """What workers shall find loaded: Kiwi, so that its 500 MB are there once, and the tokenizer. Raises ConfigError, TokenizerError where there is none."""
+    Kiwi(config.kiwi_model).identity()
+    file = find_tokenizer(config.model)
+    backend = {"names": ["tokenizers"], "path": str(file), "digest": digest_of(file), "split_special_tokens": True}
+    return (("moai.coref.korean:warm", {"model": config.kiwi_model}), ("moai.tokenizers.backends:warm", backend))
+
+
+def _parts(wanted: Wanted, given: Input, shape: TextShape) -> tuple[Part, ...]:
+    config, tokenizer = wanted.config, wanted.tokenizer
+    return (
+        Documents(
+            to_text=ToText(shape=shape, plain=given.kind.plain), id_column=config.id_column,
+            batch_rows=min(_DOCUMENTS_PER_BATCH, config.tokenizer_batch_size),
+        ),
+        CheapRules(**_named_alike(config, CheapRules)),
+        Candidates(
+            source=given.name, kiwi=wanted.kiwi, tokenizer=tokenizer, quality=KiwiQuality(**_named_alike(config, KiwiQuality)),
+            repetition=Repetition(tags=config.entity_tags, **_named_alike(config, Repetition)),
+            placement=Placement(room=tokenizer.room(config.seq_len), unknown_id=tokenizer.unknown_id, **_named_alike(config, Placement)),
+        ),
+    )  # fmt: skip
+
+
+def _named_alike(config: CorefConfig, part: Any) -> dict[str, Any]:
+    """The options that are a part's fields, by name."""
+    return {field.name: getattr(config, field.name) for field in fields(part) if hasattr(config, field.name)}
+
+
+def _pipeline(cache: Path, source: Source, parts: tuple[Part, ...], what: Mapping[str, Any], schema: pa.Schema, rows_per_batch: int, staging: Path) -> Pipeline:
+    key = digest_json(what)[:40]
+    sink = ArrowShards(cache=cache, staging=staging, schema=schema, rows_per_batch=rows_per_batch)
+    return Pipeline(source=source, transforms=parts, sink=sink, transform_key=key, probe=Ledger(cache).has_transform(key))
+
+
+def _groups(cache: Path, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:
+    """Runs of candidate shards that hold `size` samples or a little more."""
+    groups: list[list[Picks]] = [[]]
+    for done, bits in zip(parts, selection.bits, strict=True):
+        if not bits.any():
+            continue
+        if sum(picks.number for picks in groups[-1]) >= size:
+            groups.append([])
+        path = Ledger(cache).shard(done.receipt.shard_key)
+        groups[-1].append(Picks(str(path), done.receipt.xxh3_128, np.packbits(bits).tobytes(), int(bits.sum())))
+    return tuple(tuple(group) for group in groups if group)

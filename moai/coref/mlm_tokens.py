@@ -1,0 +1,74 @@
+"""A tokenizer as masked language models need it: its mask, its padding, and what it puts around every text.
+
+The ends ([CLS] and [SEP], <s> and </s>, or nothing) are read off the tokenizer itself, by encoding a letter with and without them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moai.core.errors import TokenizerError
+from moai.tokenizers.backends import Reference
+from moai.tokenizers.load import TokenizerSpec, find_tokenizer, load_file, load_tokenizer
+
+_MASKS = ("[MASK]", "<mask>")
+_PADS = ("[PAD]", "<pad>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlmTokenizer:
+    """`spec` is what encodes; `prefix` and `suffix` stand around every text; `unknown_id` is None where every text has its tokens."""
+
+    spec: TokenizerSpec
+    mask_token: str
+    mask_id: int
+    pad_id: int
+    unknown_id: int | None
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def reference(self) -> Reference:
+        """A document that holds the characters [MASK] or [SEP] is read as plain text: no document can bring masks of its own."""
+        return Reference(spec=self.spec, split_special_tokens=True)
+
+    def room(self, seq_len: int) -> int:
+        """Tokens of text in a row of `seq_len`."""
+        return seq_len - len(self.prefix) - len(self.suffix)
+
+    def identity(self) -> dict[str, Any]:
+        return {**self.spec.identity(), "mask_id": self.mask_id, "pad_id": self.pad_id, "prefix": list(self.prefix), "suffix": list(self.suffix)}
+
+
+def load_mlm_tokenizer(path: str, mask_token: str | None = None) -> MlmTokenizer:
+    """From a directory, a tokenizer.json or a Hub name. Raises TokenizerError where it has no mask."""
+    file = find_tokenizer(path)
+    tokenizer = load_file(file)
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    masks = [mask_token] if mask_token else [*_named(file, "mask_token"), *_MASKS]
+    mask = next((token for token in masks if token in vocabulary), None)
+    if mask is None:
+        which = " and ".join(map(repr, dict.fromkeys(masks)))
+        raise TokenizerError(f"{file}: {which} {'are' if len(masks) > 1 else 'is'} not in the vocabulary; set --mask-token TOKEN, one of it")
+    # The mask stands where other recipes have the end of a document: the one token that must be in the vocabulary.
+    spec = load_tokenizer(str(file), eos_token=mask)
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a", add_special_tokens=True).ids
+    begin = next(at for at in range(len(whole) + 1) if whole[at : at + len(bare)] == bare)
+    return MlmTokenizer(
+        spec=spec, mask_token=mask, mask_id=vocabulary[mask], pad_id=next((vocabulary[pad] for pad in [*_named(file, "pad_token"), *_PADS] if pad in vocabulary), 0),
+        unknown_id=vocabulary.get(unknown) if unknown else None, prefix=tuple(whole[:begin]), suffix=tuple(whole[begin + len(bare) :]),
+    )  # fmt: skip
+
+
+def _named(file: Path, name: str) -> list[str]:
+    """A special token as the configuration beside tokenizer.json names it, if it does."""
+    try:
+        value = json.loads(file.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get(name)
+    except (OSError, ValueError, AttributeError):
+        return []
+    value = value.get("content") if isinstance(value, dict) else value
+    return [value] if isinstance(value, str) else []

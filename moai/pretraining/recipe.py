@@ -1,0 +1,292 @@
+"""System 1: text -> filter -> tokenize -> pack -> sharded Arrow, prepared once a launch and opened by every rank.
+
+prepared = prepare_or_wait(config)                          # in every rank, before any process group exists
+dataset = datasets.load_from_disk(str(prepared.path))
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from moai.cache.leases import note_use
+from moai.cache.staging import attempt, locked
+from moai.core import resources
+from moai.core.config import Setting
+from moai.core.distributed import FIRST_SIGN_SECONDS, Ranks, Report, build_once, ranks
+from moai.core.errors import BackendDisagrees, SourceError, StorageError
+from moai.core.failpoints import failpoint
+from moai.core.files import free_bytes, storage_errors
+from moai.engine.executor import Executor
+from moai.engine.part import check_importable
+from moai.engine.progress import Progress
+from moai.engine.stage import Stage, run_stages
+from moai.prepared.bad_records import InputWatch, check_content
+from moai.prepared.manifest import MANIFEST, Prepared
+from moai.prepared.places import Processed
+from moai.pretraining import keys as identity
+from moai.pretraining.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
+from moai.pretraining.dataset import described
+from moai.pretraining.options import DataConfig
+from moai.pretraining.publish import publish
+from moai.pretraining.tokenizer_backend import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
+from moai.tokenizers.backends import Reference
+from moai.transforms.chat import check_template
+
+logger = logging.getLogger(__name__)
+
+CALLER: Mapping[str, str] = MappingProxyType({})
+"""Where no option says where it came from, it is the caller's."""
+_FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
+_ALONE = Ranks()
+Finish = Callable[[list[Prepared]], list[Prepared]]
+_SETTLE_SECONDS = 5.0
+"""A directory that another launch renamed first, just now, may show up so much later."""
+_FEW_SHARDS = 4
+"""Until workers have started, this process alone, with a tokenizer on all cores, has done about as much (benchmarks/startup.py)."""
+_PACKING = {"wrapped": "sequence concatenation", "bfd_split": "best-fit decreasing, long documents split"}
+_DISK_PER_TEXT_BYTE = 1.0
+"""Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
+
+
+def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Prepared:
+    """The prepared data, from rank 0's work or, in the other ranks, from waiting for it. Raises errors of moai.core.errors.
+
+    Must be called before TrainingArguments, Accelerator or anything else that makes a process group.
+    """
+    return prepare_all_or_wait([config], origins=origins, environ=environ)[0]
+
+
+def prepare_all_or_wait(
+    configs: Sequence[DataConfig], *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ, finish: Finish | None = None
+) -> list[Prepared]:
+    """The same for all that a launch needs, one behind the other in one cache: a launch prepares once.
+
+    finish  what rank 0 does with them at the end; its results take their place
+    """
+    here = ranks(environ)
+    configs = [config.require() for config in configs]
+    cache = Path(configs[0].cache_dir).expanduser().absolute()
+
+    def prepare_here(report: Report) -> dict[str, Any]:
+        made = [prepare(config, origins=origins, here=here, report=report, environ=environ) for config in configs]
+        made = finish(made) if finish else made
+        return {"prepared": [{"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode} for one in made]}
+
+    result = build_once(prepare_here, ranks=here, cache=cache, scope=configs[0].cache_scope, stall_timeout=configs[0].stall_timeout, environ=environ)
+    return [_open(Path(one["path"]), one["content_digest"], one["memory_mode"], here) for one in result["prepared"]]
+
+
+def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Prepared:
+    started = time.monotonic()
+    logger.info("[Rank %d] Loading final dataset from: %s", here.rank, path)
+    prepared = Prepared.open(path, memory_mode=memory_mode, patience_seconds=FIRST_SIGN_SECONDS)
+    if prepared.content_digest != content_digest:
+        raise SourceError(f"{path}: holds {prepared.content_digest}, rank 0 said {content_digest}; do all ranks see the same --cache_dir?")
+    logger.info("[Rank %d] Loaded from disk in %.1fs: %s samples", here.rank, time.monotonic() - started, f"{prepared.content['rows']:,}")
+    return prepared
+
+
+def find_prepared(wanted: Request) -> Prepared | None:
+    """A hit: this plan was prepared before, its stamps prove that nothing changed, and its directory is whole."""
+    record = identity.find_plan(wanted.cache, wanted.key)
+    if record is None or not record["trusted"] or wanted.config.rehash:
+        return None
+    path = wanted.cache / "datasets" / record["directory"]
+    found = Prepared.open(path) if path.exists() else None
+    return None if found and _distrusted(wanted, found) else found
+
+
+def _distrusted(wanted: Request, found: Prepared) -> str | None:
+    """The backend that made some of it and was wrong since, with the same tokenizer."""
+    names = found.manifest["run"].get("tokenizer_backends", [])
+    same = (wrong for wrong in distrusted(wanted.cache) if wanted.tokenizer.digest.startswith(wrong.made_by["tokenizer_sha256"]))
+    return next((wrong.name for wrong in same if wrong.name in names), None)
+
+
+def _hold(wanted: Request) -> Prepared | None:
+    """A hit that stays: noted as used, and still there after that, so that no `gc` was faster."""
+    found = find_prepared(wanted)
+    if found:
+        note_use(wanted.cache, found.path.name)
+    return found if found and (found.path / MANIFEST).exists() else None
+
+
+def why_missed(wanted: Request) -> str:
+    """One line for people: why `find_prepared` found nothing."""
+    record = identity.find_plan(wanted.cache, wanted.key)
+    if record is None:
+        return identity.explain_miss(wanted.cache, wanted.key, wanted.fields)
+    if wanted.config.rehash:
+        return "--rehash: everything is read and digested again, finished shards are reused where their content is the same"
+    if not record["trusted"]:
+        return "files had just been written when they were prepared, so they are digested again; finished shards are reused"
+    path = wanted.cache / "datasets" / record["directory"]
+    if path.exists() and (backend := _distrusted(wanted, Prepared.open(path))):
+        return f"{backend}, which made it, was wrong since; what it made is made anew"
+    return f"its directory {record['directory']} is gone; finished shards are reused"
+
+
+def prepare(
+    config: DataConfig, *, origins: Mapping[str, str] = CALLER, here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
+) -> Prepared:
+    """Prepare in this process and its workers, or find it prepared."""
+    files = find(config.require())
+    planned = machine_plan(files, origins, here, environ)
+    executor = executor_of(files, planned)
+    if planned.num_proc.value:
+        own = (value for entry in files.entries for value in (*entry.transforms, entry.source))
+        check_importable((*files.config.transforms, *own))
+    if identity.is_new(files.cache):
+        executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
+    wanted = complete(files)
+    logger.info(
+        "[Rank %d] ✅ Using Fast Tokenizer (Rust-based): %s, %s ids, EOS %s",
+        here.rank,
+        config.tokenizer_path,
+        f"{wanted.tokenizer.vocab_size:,}",
+        wanted.tokenizer.eos_token,
+    )
+    if found := _hold(wanted):
+        return _hit(found, wanted, planned.memory_mode.value, here)
+    with storage_errors(wanted.cache):
+        for folder in _FOLDERS:
+            (wanted.cache / folder).mkdir(parents=True, exist_ok=True)
+        with locked(wanted.cache, wanted.key, report):
+            if found := _hold(wanted):
+                return _hit(found, wanted, planned.memory_mode.value, here)
+            logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], why_missed(wanted))
+            for line in (*resources.lines(planned), f"  - Writer batch size: writer_batch_size = {config.writer_batch_size}: rows at most", *planned.warnings):
+                logger.info("[Rank %d] %s", here.rank, line)
+            return _work(wanted, planned, executor, here, report)
+
+
+def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ranks, report: Report) -> Prepared:
+    started = time.monotonic()
+    check_space(wanted)
+    executor.start()
+    with attempt(wanted.cache, wanted.key) as staging:
+        if wanted.template:
+            check_chat(wanted, here)
+        inputs = streams(wanted, staging, planned.batch_bytes.value)
+        for stream in inputs:
+            own = described(stream.reading.entry)
+            logger.info("%s: %d files, text from %s%s", stream.given.name, len(stream.given.files), stream.to_text.shape.name, f"; {own}" if own else "")
+            if stream.not_read:
+                logger.info("%s: not read: %s", stream.given.name, ", ".join(stream.not_read))
+        for wrong in distrusted(wanted.cache):  # whoever took that down may have been stopped before it forgot the shards
+            forget(wanted.cache, wrong)
+        # Where the workers run it is loaded anyway, so this process need not load it too.
+        backend = executor.call(choose, wanted.config, wanted.tokenizer, distrusted(wanted.cache), sample(inputs), planned.threads.value)
+        if backend.wrong:
+            _distrust(wanted, backend.wrong, here)
+        logger.info("[Rank %d] %s", here.rank, backend)
+        for line in _steps(wanted.config, planned.num_proc.value):
+            logger.info("[Rank %d] %s", here.rank, line)
+        try:
+            parts, progress = _run(wanted, inputs, backend, executor, staging, here, report)
+        except BackendDisagrees as error:
+            wrong = Wrong(backend.backend.made_by(), str(error))
+            _distrust(wanted, wrong, here)
+            parts, progress = _run(wanted, inputs, backend.without(wrong), executor, staging, here, report)
+        logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
+        saving = time.monotonic()
+        made_how = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": planned.num_proc.value,
+            "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused,
+            "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
+        }  # fmt: skip
+        path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how, wanted.template)
+        failpoint("plan.note")
+        identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
+        failpoint("plan.noted")
+        note_use(wanted.cache, path.name)  # before the attempt goes: `gc` sees the one or the other
+        prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=_SETTLE_SECONDS)
+    seconds = time.monotonic() - started
+    logger.info("[Rank %d] Dataset saved in %.1fs", here.rank, time.monotonic() - saving)
+    logger.info("[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused", here.rank, f"{prepared.content['documents']:,}", seconds,
+                f"{progress.documents / max(seconds, 1e-6):,.0f}", progress.shards, progress.reused)  # fmt: skip
+    return prepared
+
+
+def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
+    made = distrust(wanted.cache, wrong)
+    logger.warning("[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made here are made anew",
+                   here.rank, wrong.name, wrong.because, made)  # fmt: skip
+
+
+def _run(
+    wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, staging: Path, here: Ranks, report: Report
+) -> tuple[list[Processed[Stream]], Progress]:
+    """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
+    progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
+    watch = InputWatch(streams=inputs, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=wanted.config.max_bad_ratio, report=report)
+    stage: Stage[None, list[Processed[Stream]]] = Stage(
+        pipelines=lambda _: [pipeline(wanted, stream, backend, staging) for stream in inputs],
+        reduce=lambda _, results: watch.processed(results),
+        watch=lambda *_: watch,
+    )
+    parts = run_stages([stage], executor)
+    progress.end()
+    read, kept = (sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept"))
+    logger.info("[Rank %d] Conversion completed: %s documents of %s", here.rank, f"{kept:,}", f"{read:,}")
+    return parts, progress
+
+
+def _steps(config: DataConfig, workers: int) -> Iterator[str]:
+    """What the one pass does, in the words that people look for."""
+    who = f"{workers} processes" if workers > 1 else "1 process"
+    yield f"Converting dataset with {who}, in one pass with all that follows..."
+    if config.data_format == "text" and config.min_chars:
+        yield f"Filtering {'empty texts' if config.min_chars == 1 else f'texts under {config.min_chars:,} characters'} with {who}..."
+    yield f"⚡ Tokenizing with {who}..."
+    if config.packing != "none":
+        yield f"📦 Using {_PACKING.get(config.packing, 'best-fit decreasing')} (packing mode {config.packing})"
+
+
+def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
+    """Workers, threads and bytes. Where moai chooses the workers itself, a few shards are not worth starting any."""
+    config = found.config
+    small = config.num_proc is None and found.text_bytes <= _FEW_SHARDS * config.shard_bytes
+    chosen = resources.plan(
+        resources.detect(found.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin="the size of the data" if small else origins.get("num_proc", "the caller"),
+        local_world_size=here.local_world_size, ranks_wait=True, memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size,
+        environ=environ,
+    )  # fmt: skip
+    return replace(chosen, num_proc=Setting(0, "a few shards of data: worked on in this process")) if small else chosen
+
+
+def check_chat(wanted: Request, here: Ranks) -> None:
+    """Refuse a template that cannot be learned from before any work. Raises TokenizerError."""
+    assert wanted.template
+    where = wanted.config.chat_template or wanted.config.tokenizer_path
+    tokens = Reference(spec=wanted.tokenizer).special_tokens()
+    if warning := check_template(wanted.template, tuple(token for token in tokens if token.strip()), where):
+        logger.warning("[Rank %d] %s", here.rank, warning)
+
+
+def check_space(wanted: Request) -> None:
+    """Refuse what cannot end well before hours are spent. Raises StorageError with what is missing."""
+    need = int(wanted.text_bytes * _DISK_PER_TEXT_BYTE * np.dtype(wanted.tokenizer.dtype).itemsize / 3)
+    free = free_bytes(wanted.cache)
+    if free < need // 2:
+        raise StorageError(
+            f"{wanted.cache}: about {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free; free space there or name another --cache_dir"
+        )
+    if free < need:
+        logger.warning("%s: about %.1f GiB may be needed, %.1f GiB are free", wanted.cache, need / 2**30, free / 2**30)
+
+
+def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Prepared:
+    check_content(found.content, wanted.config.max_bad_ratio)
+    logger.info("[Rank %d] Found prepared (plan %s unchanged, %d shards reused: all): %s", here.rank, wanted.key[:12], len(found.content["shards"]), found.path)
+    return Prepared(found.path, found.manifest, memory_mode)

@@ -1,7 +1,0 @@
-"""Re-embedding a law database: versions side by side, only what changed, safe against a crash at any moment.
-
-from moai.recipes.reembedding.build import build
-from moai.recipes.reembedding.options import ReembedConfig
-
-report = build(ReembedConfig(db="data/lawfirm_v2.db", chunking_strategy="dynamic", version_id=5))
-"""

@@ -1,0 +1,197 @@
+"""Give every chunk its vector: batches by length under a token budget, halved where memory does not suffice.
+
+    Embed(encoder=encoder, vector_dtype="float32")     # RecordBatch of chunks -> with a column `vector`
+
+`Encoder` is the seam for another model or another library: whatever has these few members can be passed to `reembedding.build`. The order of
+work inside a batch depends on that batch alone (longest first, ties by position), so the same batch gives the same device batches, and with them
+the same bits, before a crash and after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moai.core.errors import Interrupted, MoaiError
+from moai.reembedding.chunk import SCHEMA as CHUNKS
+from moai.reembedding.chunk import Tokens
+
+logger = logging.getLogger(__name__)
+
+Vectors = npt.NDArray[np.float32]
+VECTOR_DTYPES = ("float32", "float16")
+
+SCHEMA = pa.schema(
+    [*(column for column in CHUNKS if column.name != "ids"), pa.field("token_count", pa.int32()), pa.field("dim", pa.int32()), pa.field("vector", pa.binary())]
+)
+"""As the chunks', with the number of their tokens, and the vector's dimensions and little-endian bytes."""
+
+
+class Encoder(Protocol):
+    """A loaded embedding model."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a device batch that this device takes well, padding included."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """Device batches that are encoded at a time, each in a thread of its own."""
+        ...
+
+    def encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """(n, dim), of length 1 each, for rows of token ids. One device batch: raises OutOfMemory where the device cannot hold it."""
+        ...
+
+
+class Model(Protocol):
+    """A model that is not loaded yet: what it is called and which it is, known without its weights in memory."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str:
+        """Another one when any of its files is another one."""
+        ...
+
+    def open(self, precision: str) -> Encoder:
+        """Load it. `precision` is float32, bfloat16 or int8."""
+        ...
+
+
+Lengths = TypeVar("Lengths", int, npt.NDArray[np.int64])
+PAD_TO = 8
+"""Tokens. Libraries under torch keep a program for every shape of a batch that they met: with any length allowed, these grew to hundreds of MB."""
+
+
+def padded(tokens: Lengths) -> Lengths:
+    """The length that a row of so many tokens has in a device batch."""
+    return -(-tokens // PAD_TO) * PAD_TO
+
+
+class OutOfMemory(Exception):
+    """The device cannot hold this batch; a smaller one may fit."""
+
+
+@dataclass
+class TokenBudget:
+    """Tokens of a device batch, padding included; halved for good when memory does not suffice. None: what the encoder proposes."""
+
+    tokens: int | None = None
+
+    def halve(self, rows: int, longest: int) -> None:
+        """Raises MoaiError where one row is already too much."""
+        if rows == 1:
+            raise MoaiError(f"one chunk of {longest:,} tokens does not fit into this device's memory: use a smaller model, or --device cpu")
+        self.tokens = max(longest, rows * longest // 2)
+        logger.warning("Out of memory with %d chunks of up to %d tokens; going on with %s tokens a batch", rows, longest, f"{self.tokens:,}")
+
+
+def encode_all(
+    encoder: Encoder,
+    rows: Sequence[Sequence[int]],
+    budget: TokenBudget,
+    *,
+    stop: threading.Event | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> Vectors:
+    """(n, dim) in the order of `rows`, encoded longest first: what does not fit into memory shows at once, and neighbours hardly need padding.
+    Lengths that are the same when padded count as equal.
+
+    Which rows share a device batch depends on `rows` and the budget, not on how many batches are encoded at a time.
+    """
+    lengths = padded(np.array([len(row) for row in rows]))
+    vectors = np.empty((len(rows), encoder.dim), np.float32)
+    if budget.tokens is None:
+        budget.tokens = encoder.batch_tokens
+    batches = _batches(np.argsort(-lengths, kind="stable"), lengths, budget)
+    running: deque[tuple[Future[Vectors], npt.NDArray[np.int64]]] = deque()
+    with ThreadPoolExecutor(encoder.lanes, thread_name_prefix="encode") as pool:
+        while True:
+            if stop is not None and stop.is_set():
+                raise Interrupted("stopped between two batches", signal.SIGINT)
+            for chosen in itertools.islice(batches, encoder.lanes - len(running)):
+                running.append((pool.submit(encoder.encode, [rows[index] for index in chosen]), chosen))
+            if not running:
+                return vectors
+            future, chosen = running.popleft()
+            try:
+                vectors[chosen] = future.result()
+            except OutOfMemory:
+                budget.halve(len(chosen), len(rows[chosen[0]]))
+                vectors[chosen] = encode_all(encoder, [rows[index] for index in chosen], budget, stop=stop)
+            on_rows(len(chosen))
+
+
+def _batches(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], budget: TokenBudget) -> Iterator[npt.NDArray[np.int64]]:
+    """Indexes of neighbours in `order`, as many as the budget takes when all are padded to the first and longest; the budget may shrink on the way."""
+    start = 0
+    while start < len(order):
+        assert budget.tokens is not None
+        chosen = order[start : start + max(1, budget.tokens // max(1, int(lengths[order[start]])))]
+        yield chosen
+        start += len(chosen)
+
+
+@dataclass
+class Encoded:
+    """What went through the encoder so far, for whoever watches."""
+
+    batches: int = 0
+    """Batches as they came in: calls of the stage."""
+    chunks: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    encoder: Encoder
+    budget: TokenBudget = field(default_factory=TokenBudget)
+    vector_dtype: str = "float32"
+    """How vectors are kept; they are computed as the encoder computes."""
+    encoded: Encoded = field(default_factory=Encoded)
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set from another thread: the stage ends before its next device batch."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield self._embed(batch)
+
+    def _embed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        ids = batch["ids"]
+        rows = ids.to_pylist()
+        places = [place for place, row in enumerate(rows) if row is not None]
+        vectors: list[bytes | None] = [None] * len(rows)
+        if places:
+            found = encode_all(self.encoder, [rows[place] for place in places], self.budget, stop=self.stop, on_rows=self._count)
+            kept = found.astype("<f4" if self.vector_dtype == "float32" else "<f2")
+            for place, vector in zip(places, kept):
+                vectors[place] = vector.tobytes()
+            self.encoded.batches += 1
+        counts = [None if row is None else len(row) for row in rows]
+        columns = [batch[column.name] for column in CHUNKS if column.name != "ids"]
+        arrays = [
+            *columns,
+            pa.array(counts, pa.int32()),
+            pa.array([None if row is None else self.encoder.dim for row in rows], pa.int32()),
+            pa.array(vectors, pa.binary()),
+        ]
+        return pa.record_batch(arrays, schema=SCHEMA.with_metadata(batch.schema.metadata))
+
+    def _count(self, chunks: int) -> None:
+        self.encoded.chunks += chunks

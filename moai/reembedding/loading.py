@@ -1,0 +1,168 @@
+"""The encoder of a run, loaded when the first document needs it: a run that finds nothing to do imports neither torch nor the model.
+
+With `--precision auto` candidates are tried on a sample of the database first. What was chosen is noted in the version by the transaction that writes its first
+vectors, so a run that goes on after a crash computes as the first one did.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moai.core.errors import ConfigError, MoaiError, SourceError
+from moai.reembedding.chunk import Chunk, Tokens
+from moai.reembedding.documents import LawDocuments
+from moai.reembedding.embed import Encoder, Model, TokenBudget, Vectors, encode_all
+from moai.reembedding.overlapped import Seconds
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_DOCUMENTS = 8
+"""Of each source type: the candidates of `--precision auto` are judged on these documents' chunks."""
+_SAMPLE_CHUNKS = 48
+
+
+@dataclass(kw_only=True)
+class LoadedWhenNeeded:
+    """An Encoder that loads on first use, and what was chosen then."""
+
+    model: Model
+    precision: str
+    """float32, bfloat16, int8 or auto."""
+    min_cosine: float
+    expected_dim: int | None
+    """Of the vectors that the version holds or held; None before there are any."""
+    sample: Callable[[Tokens], list[list[int]]]
+    batch_tokens_made: int | None = None
+    seconds: Seconds = field(default_factory=Seconds)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """For the version's metadata; empty until the model is loaded."""
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        with self.seconds.of("load"):
+            return self._load()
+
+    def _load(self) -> Encoder:
+        started = time.perf_counter()
+        encoder, precision, cosine = self._open()
+        if self.expected_dim not in (None, encoder.dim):
+            raise ConfigError(
+                f"{self.model.name} makes vectors of {encoder.dim} dimensions, the version holds {self.expected_dim}: name a new --version-id for this model, or set the version's own"
+            )
+        self.chosen.update(
+            dim=encoder.dim,
+            precision=precision,
+            min_cosine=cosine,
+            batch_tokens=self.batch_tokens_made or encoder.batch_tokens,
+            max_tokens=encoder.tokens.max_tokens,
+        )
+        logger.info("Model %s: %d dimensions, reads %d tokens, %s, loaded in %.1fs", self.model.name, encoder.dim, encoder.tokens.max_tokens, precision, time.perf_counter() - started)  # fmt: skip
+        return encoder
+
+    @property
+    def dim(self) -> int:
+        return self.encoder.dim
+
+    @property
+    def tokens(self) -> Tokens:
+        return _TokensLater(self)
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_tokens_made or self.encoder.batch_tokens
+
+    @property
+    def lanes(self) -> int:
+        return self.encoder.lanes
+
+    def encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        return self.encoder.encode(rows)
+
+    def _open(self) -> tuple[Encoder, str, float | None]:
+        if self.precision != "auto":
+            return opened(self.model, self.precision), self.precision, None
+        exact = opened(self.model, "float32")
+        rows = self.sample(exact.tokens)
+        if not rows:
+            return exact, "float32", None
+        wanted, seconds = _timed(exact, rows)
+        logger.info("precision auto: float32 takes %.2fs for %d chunks of the sample", seconds, len(rows))
+        best: tuple[Encoder, str, float | None] = exact, "float32", None
+        for precision in ("bfloat16", "int8"):
+            encoder = self._candidate(precision)
+            if encoder is None:
+                continue
+            vectors, taken = _timed(encoder, rows)
+            cosine = float(np.min(np.sum(wanted * vectors, axis=1)))
+            good = cosine >= self.min_cosine and taken < seconds
+            logger.info("precision auto: %s takes %.2fs, least cosine to float32 %.4f: %s", precision, taken, cosine, "taken" if good else "not taken")
+            if good:
+                best, seconds = (encoder, precision, round(cosine, 6)), taken
+        return best
+
+    def _candidate(self, precision: str) -> Encoder | None:
+        try:
+            return opened(self.model, precision)
+        except ConfigError as error:
+            logger.info("precision auto: no %s here: %s", precision, error)
+            return None
+
+
+def opened(model: Model, precision: str) -> Encoder:
+    """Raises SourceError for whatever the libraries say of files that are no model, or of a device that is not there."""
+    try:
+        return model.open(precision)
+    except MoaiError:
+        raise
+    except Exception as error:
+        logger.debug("%s could not be loaded", model.name, exc_info=True)
+        said = str(error).strip().partition("\n")[0]
+        raise SourceError(
+            f"{model.name}: this model could not be loaded ({type(error).__name__}: {said}); check that its directory is whole, and that --device is there"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _TokensLater:
+    """The tokenizer of a model that is loaded when the first text is there."""
+
+    lazy: LoadedWhenNeeded
+
+    @property
+    def max_tokens(self) -> int:
+        return self.lazy.encoder.tokens.max_tokens
+
+    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        return self.lazy.encoder.tokens.spans(texts)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.lazy.encoder.tokens.ids(texts)
+
+
+def sample_rows(documents: LawDocuments, chunk: Chunk, tokens: Tokens) -> list[list[int]]:
+    """Token ids of chunks from the first documents of every source type, evenly over them."""
+    rows = [row for ids in _sampled(documents, replace(chunk, tokens=tokens)) for row in ids]
+    step = max(1, -(-len(rows) // _SAMPLE_CHUNKS))
+    return rows[::step]
+
+
+def _sampled(documents: LawDocuments, chunk: Chunk) -> Iterator[list[list[int]]]:
+    for source_type in documents.source_types:
+        few = replace(documents, source_types=(source_type,), limit=SAMPLE_DOCUMENTS)
+        for batch in chunk(few.pages()):
+            yield [row for row in batch["ids"].to_pylist() if row is not None]
+
+
+def _timed(encoder: Encoder, rows: list[list[int]]) -> tuple[Vectors, float]:
+    """After a first batch that pays for what only the first one pays for."""
+    encode_all(encoder, rows[:2], TokenBudget())
+    started = time.perf_counter()
+    return encode_all(encoder, rows, TokenBudget()), time.perf_counter() - started

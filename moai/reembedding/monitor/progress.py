@@ -1,0 +1,36 @@
+"""How far a version is: totals, documents and chunks of each type, and the state of the newest run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from moai.core.config import resolve
+from moai.reembedding.monitor.state import State, WatchConfig, bar, clock, is_paused, look
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    config = resolve([WatchConfig], argv, environ, prog="monitor_re_embedding_progress.py", description=__doc__ or "")[WatchConfig]
+    for line in lines(look(config)):
+        print(line)
+    return 0
+
+
+def lines(state: State) -> Iterator[str]:
+    share = state.done / state.total if state.total else 1.0
+    yield f"Version {state.version_id} at {state.at.isoformat(timespec='seconds')}"
+    yield f"documents  {state.done:,} of {state.total:,} ({share:.1%}), {state.skipped:,} of them recorded without chunks; {state.chunks:,} chunks"
+    for name, of in state.by_type.items():
+        per_document = f"{of.chunks / of.done:.2f}" if of.done else "-"
+        yield f"{name:25} {of.total:>8,} total {of.done:>8,} done {of.chunks:>9,} chunks {per_document:>7} chunks/doc  {bar(of.done / of.total if of.total else 1.0)}"
+    yield f"run        {_run(state)}"
+
+
+def _run(state: State) -> str:
+    if not state.run:
+        return f"none of moai; python -m moai reembed versions says what is in version {state.version_id}"
+    said = f"{state.run['id']} {'paused' if is_paused(state) else 'running' if state.is_running else 'died' if state.run['state'] == 'running' else state.run['state']}"
+    said += f", started {state.run['started_at']}, heartbeat {state.run['heartbeat_at']}"
+    if state.is_running and state.pace:
+        said += f", {state.pace.chunks:,.1f} chunks/s, about {clock(state.eta_seconds)} left"
+    return said + (f" ({state.run['message']})" if state.run.get("message") else "")

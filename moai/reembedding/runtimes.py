@@ -1,0 +1,100 @@
+"""The transformer of a sentence model in ONNX Runtime or OpenVINO; pooling and normalizing stay where they are.
+
+    transformer = open_runtime("openvino", model[0], precision="bfloat16", threads=2, type_ids=True)
+    features = transformer(features)                   # adds token_embeddings, as model[0] would
+
+Exported here, in memory or a temporary directory, when the model is loaded (seconds for a small one): the exporters that sentence-transformers calls pin versions
+of transformers that are older than the one moai stands on. int8 is ONNX Runtime's: weights per channel, activations as they come.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moai.core.errors import ConfigError
+
+_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+_NEEDS = {"onnx": "onnxruntime onnx", "openvino": "openvino"}
+_OPSET = 17
+_EXAMPLE = (2, 16)
+"""Rows and tokens of the example that is traced; one row is padded, so that the mask is not taken for a constant."""
+
+Features = dict[str, Any]
+
+
+def open_runtime(backend: str, transformer: Any, *, precision: str, threads: int, type_ids: bool) -> Callable[[Features], Features]:
+    """Raises ConfigError naming the package to install, or the precision that this backend has not."""
+    names = _NAMES if type_ids else _NAMES[:2]
+    try:
+        run = (_onnx if backend == "onnx" else _openvino)(_traced(transformer, names), names, precision, threads)
+    except ImportError as error:
+        raise ConfigError(f"--backend {backend} needs a package that is not installed ({error.name}): pip install {_NEEDS[backend]}") from error
+
+    def call(features: Features) -> Features:
+        import torch
+
+        found = run([features[name].cpu().numpy() for name in names])
+        return {**features, "token_embeddings": torch.from_numpy(found)}
+
+    return call
+
+
+def _traced(transformer: Any, names: tuple[str, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A module whose arguments are `names` in order, and an example of them."""
+    import torch
+
+    class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = transformer.auto_model
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.inner(**dict(zip(names, inputs))).last_hidden_state
+
+    ids = torch.full(_EXAMPLE, 5, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, _EXAMPLE[1] // 2 :] = 0
+    return Hidden().eval(), (ids, mask, torch.zeros_like(ids))[: len(names)]
+
+
+def _onnx(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision: str, threads: int) -> Callable[[list[Any]], Any]:
+    import onnxruntime
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    if precision == "bfloat16":
+        raise ConfigError("--backend onnx has float32 and int8, no bfloat16: use --backend torch or openvino for it")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        axes = {name: {0: "rows", 1: "tokens"} for name in (*names, "hidden")}
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about shapes that are constant on purpose
+            torch.onnx.export(
+                traced[0], traced[1], str(path), input_names=list(names), output_names=["hidden"], dynamic_axes=axes, dynamo=False, opset_version=_OPSET
+            )
+            if precision == "int8":
+                quantized = path.with_name("int8.onnx")
+                quantize_dynamic(str(path), str(quantized), weight_type=QuantType.QInt8, per_channel=True)
+                path = quantized
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
+
+
+def _openvino(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision: str, threads: int) -> Callable[[list[Any]], Any]:
+    import openvino
+    import torch
+
+    if precision == "int8":
+        raise ConfigError("--backend openvino has float32 and bfloat16 here; int8 is --backend onnx")
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        converted = openvino.convert_model(traced[0], example_input=traced[1])
+    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads})
+    return lambda inputs: compiled(inputs)[0].copy()
