@@ -231,6 +231,14 @@ def reembed(argv: Sequence[str]) -> int:
     return command(argv, os.environ)
 
 
+def train(argv: Sequence[str]) -> int:
+    """Prepare the data, or wait for rank 0 to do it, then train; also torchrun -m moai train, accelerate launch -m moai train."""
+    with_pandas()  # torch looks for it
+    from moai.training.command import main as command
+
+    return command(argv, os.environ)
+
+
 def tokenizer(argv: Sequence[str]) -> int:
     """Train a fast byte-level BPE tokenizer on your data, or convert a slow-only one."""
     from moai.tokenizers.train import main as command
@@ -259,6 +267,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "tokenizer": tokenizer,
         "prepare": prepare,
         "plan": plan,
+        "train": train,
         "evaluate": evaluate,
         "generate": generate,
         "training": training,
