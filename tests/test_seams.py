@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import pyarrow as pa
-from moai.engine.part import Filter, Map, Signal
-from moai.engine.schema import Column
+from moai import Column, Filter, Map, Signal
 """
 LETTERS = """
 @dataclass(frozen=True)
