@@ -17,13 +17,14 @@ from moai.core.without_pandas import numpy_without_threads, with_pandas, without
 
 def prepare(argv: Sequence[str]) -> int:
     """Prepare data without training; the last line of standard output is the prepared directory."""
-    numpy_without_threads()
     from moai.core.config import resolve
     from moai.pretraining.options import DataConfig, SaveConfig
-    from moai.pretraining.saving import prepare_and_save
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([DataConfig, SaveConfig], argv, os.environ, prog="python -m moai prepare", description=prepare.__doc__ or "", others=[TrainConfig])
+    numpy_without_threads()
+    from moai.pretraining.saving import prepare_and_save  # not for --help, which is there at once
+
     prepared = prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins)
     content = prepared.content
     records, tokens = content["records"], content["token_counts"]
@@ -49,10 +50,11 @@ def plan(argv: Sequence[str]) -> int:
     """Show what prepare would do with the same flags: key, hit or miss and why, shards, disk, memory."""
     from moai.core.config import resolve
     from moai.pretraining.options import DataConfig, SaveConfig
-    from moai.pretraining.plan import describe
     from moai.training.arguments import TrainConfig
 
     resolved = resolve([DataConfig], argv, os.environ, prog="python -m moai plan", description=plan.__doc__ or "", others=[TrainConfig, SaveConfig])
+    from moai.pretraining.plan import describe
+
     for line in describe(resolved[DataConfig], resolved.origins):
         print(line)
     return 0

@@ -460,7 +460,7 @@ def test_the_filter_shown_keeps_what_is_shown(document: Path, tmp_path: Path, mo
     code = next(text for info, text in fences(document) if "class MostlyLetters" in text)
     entry = next(text for info, text in fences(document) if text.startswith("transforms:"))
     shown = next(text for info, text in fences(document) if text.startswith("documents "))
-    (tmp_path / "my_filters.py").write_text(f"from dataclasses import dataclass\n\nfrom moai.engine.part import Filter\n\n\n{code}")
+    (tmp_path / "my_filters.py").write_text(f"from dataclasses import dataclass\n\nfrom moai import Filter\n\n\n{code}")
     (tmp_path / "data.yaml").write_text(entry)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])

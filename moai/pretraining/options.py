@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import date
+from importlib import import_module
 from typing import Any
 
 from moai.core.config import option
 from moai.core.errors import ConfigError
-from moai.engine.part import ordered
-from moai.pretraining.dataset import parse_dataset, spelled_dataset
-from moai.transforms.named import parse_parts, spelled_parts
+
+
+def _from(module: str, name: str) -> Callable[..., Any]:
+    """A function that is imported when it is called: `--help` needs none of what reads data."""
+    return lambda *given, **named: getattr(import_module(module), name)(*given, **named)
+
+
+_DATASET, _PARTS = "moai.pretraining.dataset", "moai.transforms.named"
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
@@ -25,8 +32,8 @@ class DataConfig:
         (),
         "files, folders, globs or Hub names (name[:config][@split]), or NAME=PATH[,setting=value...]; an existing path wins",
         names=("train_file",),
-        parse=parse_dataset,
-        spell=spelled_dataset,
+        parse=_from(_DATASET, "parse_dataset"),
+        spell=_from(_DATASET, "spelled_dataset"),
     )
     dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
     data_format: str = option("text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS)
@@ -50,7 +57,10 @@ class DataConfig:
     min_chars: int = option(1, "drop documents with fewer characters (after stripping white space)", affects_output=True)
     max_chars: int | None = option(None, "drop documents with more characters", affects_output=True)
     transforms: tuple[Any, ...] = option(
-        (), "filters, maps and signals: Name: {field: value} of moai's, or my_module:MyFilter: {field: value} of yours", parse=parse_parts, spell=spelled_parts
+        (),
+        "filters, maps and signals: Name: {field: value} of moai's, or my_module:MyFilter: {field: value} of yours",
+        parse=_from(_PARTS, "parse_parts"),
+        spell=_from(_PARTS, "spelled_parts"),
     )
     sample: float = option(1.0, "share of the documents that is taken, by the hash of their text", affects_output=True)
     carry_columns: tuple[str, ...] = option((), "columns of the source that travel beside the rows, a value a piece", affects_output=True)
@@ -86,7 +96,8 @@ class DataConfig:
             raise ConfigError(f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}: no document could pass")
         if self.text_column and self.text_template:
             raise ConfigError("text_column and text_template are both set: the template names its columns itself, drop text_column")
-        ordered(self.transforms)
+        if self.transforms:
+            _from("moai.engine.part", "ordered")(self.transforms)
         if self.data_format == "chat":
             self._check_chat()
 
