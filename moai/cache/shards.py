@@ -157,7 +157,16 @@ def regroup(batches: Iterator[pa.RecordBatch], rows_per_batch: int) -> Iterator[
 def _is_alone(batch: pa.RecordBatch) -> bool:
     """Whether its buffers hold its rows and nothing else. Of a slice the writer re-bases the offsets, but pads its buffers with what
     lies behind it, so that the bytes of a file would tell how many rows had waited."""
-    return bool(batch.nbytes == batch.get_total_buffer_size())
+    return all(_is_whole(column) for column in batch.columns)
+
+
+def _is_whole(column: pa.Array) -> bool:
+    """Of lists of numbers, which are nearly all there is; anything else is copied."""
+    if not pa.types.is_list(column.type) or not pa.types.is_primitive(column.type.value_type) or column.offset:
+        return False
+    values, (_, offsets, *_) = column.values, column.buffers()
+    own = values.buffers()[1]
+    return not values.offset and offsets.size == 4 * (len(column) + 1) and own.size * 8 == len(values) * values.type.bit_width
 
 
 def _alone(table: pa.Table) -> pa.RecordBatch:
