@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,17 @@ def rows_of(prepared: Prepared) -> Iterator[list[list[int]]]:
         yield [piece.tolist() for piece in np.split(row["input_ids"], np.cumsum(row["seq_lengths"])[:-1])]
 
 
-def expected_pieces(folder: Path, *, split: bool) -> list[tuple[int, ...]]:
-    """Independently of moai: encode, append EOS, cut every seq_len."""
+@cache
+def expected_ids(folder: Path) -> list[list[int]]:
+    """Independently of moai: encode, append EOS."""
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     eos = tokenizer.token_to_id("<|endoftext|>")
-    pieces = []
-    for text in texts(folder):
-        ids = [*tokenizer.encode(text, add_special_tokens=False).ids, eos]
-        pieces += [tuple(ids[at : at + SEQ_LEN]) for at in range(0, len(ids) if split else 1, SEQ_LEN)]
-    return pieces
+    return [[*encoding.ids, eos] for encoding in tokenizer.encode_batch_fast(texts(folder), add_special_tokens=False)]
+
+
+def expected_pieces(folder: Path, *, split: bool) -> list[tuple[int, ...]]:
+    """Those cut every seq_len."""
+    return [tuple(ids[at : at + SEQ_LEN]) for ids in expected_ids(folder) for at in range(0, len(ids) if split else 1, SEQ_LEN)]
 
 
 VARIANTS = [
