@@ -14,7 +14,7 @@ from typing import Any
 from moai.core.config import Resolved
 from moai.training import checkpoints
 from moai.training.arguments import TrainConfig
-from moai.training.final_model import FINAL
+from moai.training.final_model import FINAL, staging
 from moai.training.report import Summary
 
 _MAKE_NO_OTHER_MODEL = {"resume_from_checkpoint", "output_dir", "cache_dir", "use_cpu"}
@@ -28,7 +28,8 @@ def ended(places: Sequence[TrainConfig]) -> Summary | None:
         summary = Summary.load(folder)
         newest = checkpoints.numbered(folder)[:1]
         other = summary is None or any(checkpoints.step_of(path) != summary.steps for path in newest)
-        if other or checkpoints.weights_problem(folder / FINAL) is not None:
+        # What is staged still has to take the model's name, or was killed before the old one went.
+        if other or staging(folder / FINAL, writes=False).exists() or checkpoints.weights_problem(folder / FINAL) is not None:
             return None
     return summary
 
