@@ -30,6 +30,8 @@ from moai.training.loader import Batches, loader, order_of
 if TYPE_CHECKING:
     import datasets
 
+    from moai.engine.executor import Executor
+
 
 @dataclass(frozen=True)
 class PreparedData(Prepared):
@@ -107,14 +109,15 @@ class PreparedData(Prepared):
         return PackedRows.of(self)
 
 
-def prepare(**options: Any) -> PreparedData:
+def prepare(*, executor: Executor | None = None, **options: Any) -> PreparedData:
     """Prepare text, or find it prepared. In a launch rank 0 prepares and the others wait: call it before anything makes a process group.
 
     `options` are those of `python -m moai prepare`: dataset, tokenizer_path, seq_len, packing, transforms, save_to, ...; `dataset` may be one
-    path or several, `transforms` may hold parts. Raises errors of moai.core.errors, ConfigError for a name that is no option.
+    path or several, `transforms` may hold parts. `executor` runs the shards instead of this process or its workers (`start`, `call`, `map`:
+    moai.engine.executor.Executor). Raises errors of moai.core.errors, ConfigError for a name that is no option.
     """
     resolved = configured([DataConfig, SaveConfig], options, os.environ, caller="moai.prepare")
-    return _opened(prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins))
+    return _opened(prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins, executor=executor))
 
 
 def open_prepared(path: str | Path, *more: str | Path) -> PreparedData:

@@ -436,3 +436,33 @@ class Numbers:
         assert texts(prepared) == [f"number {n}" for n in range(30)]
         assert prepared.content["sources"][0]["name"] == "numbers"
         assert all(check.ok for check in verify(prepared.path))
+
+
+def test_an_executor_of_ones_own_gives_the_same_content(corpus: Path, tmp_path: Path, tokenizer_dir: Path, prepare: PrepareIt) -> None:
+    """Threads, in a few lines."""
+    import moai
+    from moai.engine.pipeline import run_shard
+
+    ran: list[str] = []
+
+    class Threads:
+        def start(self) -> None:
+            pass
+
+        def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            return function(*arguments)
+
+        def map(self, pipelines: Any, orders: Any, on_documents: Any) -> Iterator[Any]:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(2) as pool:
+                made = [(order, pool.submit(run_shard, pipelines[order[0]], order[1], on_documents)) for order in orders]
+                for order, future in made:
+                    ran.append(order[1].id)
+                    yield (order, *future.result())
+
+    options = {"tokenizer_path": str(tokenizer_dir), "seq_len": 64, "packing": "bfd_split", "shard_bytes": 1000}
+    big = write_lines(tmp_path / "big.jsonl", [{"text": f"document {number} " * 5} for number in range(200)])
+    made = moai.prepare(dataset=str(big), cache_dir=str(tmp_path / "threads"), executor=Threads(), **options)
+    assert len(ran) == len(made.manifest["content"]["shards"]) > 3
+    assert made.content_digest == prepare(big, **{name: value for name, value in options.items() if name != "tokenizer_path"}).content_digest

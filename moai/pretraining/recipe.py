@@ -67,18 +67,24 @@ def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = CALLER, 
 
 
 def prepare_all_or_wait(
-    configs: Sequence[DataConfig], *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ, finish: Finish | None = None
+    configs: Sequence[DataConfig],
+    *,
+    origins: Mapping[str, str] = CALLER,
+    environ: Mapping[str, str] = os.environ,
+    executor: Executor | None = None,
+    finish: Finish | None = None,
 ) -> list[Prepared]:
     """The same for all that a launch needs, one behind the other in one cache: a launch prepares once.
 
-    finish  what rank 0 does with them at the end; its results take their place
+    executor  what runs the shards, instead of this process or its workers; in no key
+    finish    what rank 0 does with them at the end; its results take their place
     """
     here = ranks(environ)
     configs = [config.require() for config in configs]
     cache = Path(configs[0].cache_dir).expanduser().absolute()
 
     def prepare_here(report: Report) -> dict[str, Any]:
-        made = [prepare(config, origins=origins, here=here, report=report, environ=environ) for config in configs]
+        made = [prepare(config, origins=origins, here=here, report=report, environ=environ, executor=executor) for config in configs]
         made = finish(made) if finish else made
         return {"prepared": [{"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode} for one in made]}
 
@@ -137,15 +143,21 @@ def why_missed(wanted: Request) -> str:
 
 
 def prepare(
-    config: DataConfig, *, origins: Mapping[str, str] = CALLER, here: Ranks = _ALONE, report: Report = lambda _: None, environ: Mapping[str, str] = os.environ
+    config: DataConfig,
+    *,
+    origins: Mapping[str, str] = CALLER,
+    here: Ranks = _ALONE,
+    report: Report = lambda _: None,
+    environ: Mapping[str, str] = os.environ,
+    executor: Executor | None = None,
 ) -> Prepared:
-    """Prepare in this process and its workers, or find it prepared."""
+    """Prepare in this process and its workers, or by `executor`, or find it prepared."""
     files = find(config.require())
     planned = machine_plan(files, origins, here, environ)
-    executor = executor_of(files, planned)
-    if planned.num_proc.value:
+    if executor is None and planned.num_proc.value:
         own = (value for entry in files.entries for value in (*entry.transforms, entry.source))
         check_importable((*files.config.transforms, *own))
+    executor = executor or executor_of(files, planned)
     if identity.is_new(files.cache):
         executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
     wanted = complete(files)

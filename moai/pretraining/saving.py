@@ -18,6 +18,7 @@ from pathlib import Path
 from moai.core.errors import ConfigError, DamagedError
 from moai.core.failpoints import failpoint
 from moai.core.files import link_or_copy, remove_directory, replace_directory, storage_errors
+from moai.engine.executor import Executor
 from moai.prepared.manifest import HELD_OUT, MANIFEST, Prepared, listed_files, read_manifest, write_manifest
 from moai.pretraining.options import DataConfig, SaveConfig
 from moai.pretraining.recipe import CALLER, prepare_all_or_wait
@@ -25,16 +26,23 @@ from moai.pretraining.recipe import CALLER, prepare_all_or_wait
 logger = logging.getLogger(__name__)
 
 
-def prepare_and_save(config: DataConfig, saving: SaveConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Prepared:
+def prepare_and_save(
+    config: DataConfig,
+    saving: SaveConfig,
+    *,
+    origins: Mapping[str, str] = CALLER,
+    environ: Mapping[str, str] = os.environ,
+    executor: Executor | None = None,
+) -> Prepared:
     """The prepared data, in the cache or, with save_to, where that says. Raises ConfigError where something else is there."""
     config = config.require()
     if saving.save_to is None:
-        return prepare_all_or_wait([config], origins=origins, environ=environ)[0]
+        return prepare_all_or_wait([config], origins=origins, environ=environ, executor=executor)[0]
     place = Path(saving.save_to).expanduser().absolute()
     _check_place(place, config)
     sides = [config, *([replace(config, held_out=True)] if config.eval_ratio and not config.held_out else [])]
     finish = partial(save, place=place, overwrite=saving.overwrite)
-    return prepare_all_or_wait(sides, origins=origins, environ=environ, finish=finish)[0]
+    return prepare_all_or_wait(sides, origins=origins, environ=environ, executor=executor, finish=finish)[0]
 
 
 def save(sides: Sequence[Prepared], *, place: Path, overwrite: bool = False) -> list[Prepared]:
