@@ -72,7 +72,7 @@ def test_the_two_commands_work_one_after_the_other(clone: Path) -> None:
 def test_a_test_that_looks_at_what_is_the_users_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     for look in (
-        lambda: list(Path("outputs/demo").glob("checkpoint-*")),
+        lambda: os.listdir("outputs/demo"),
         lambda: Path("outputs/demo/settings.json").read_text(),
         lambda: os.open(ROOT / "outputs/demo/settings.json", os.O_RDONLY),
         lambda: os.mkdir("outputs/of a test"),
