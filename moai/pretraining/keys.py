@@ -186,6 +186,9 @@ def _what_changed(before: Any, after: Any) -> tuple[str, str]:
 
 
 def _short(value: Any) -> str:
+    """A value for people; of parts their names, and a digest that tells two of one name apart."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "class" in one for one in value):
+        return ", ".join(one["class"] for one in value) + f" ({digest_json(value)[:6]})"
     text_ = str(value)
     return text_ if len(text_) <= 40 else text_[:12] + "…"
 
