@@ -17,13 +17,11 @@ import pytest
 import zstandard
 from chat_examples import learned, rows_of, turns
 
-from moai.core.config import identity
 from moai.core.errors import ConfigError, SourceError, StorageError, TokenizerError, TooManyBadRecords
 from moai.prepared.inspect import View
 from moai.prepared.inspect import inspect as inspect_lines
 from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
-from moai.pretraining.options import DataConfig
 from moai.pretraining.repair import repair
 from moai.tokenizers.backends import Reference
 from moai.tokenizers.load import load_tokenizer
@@ -258,7 +256,7 @@ def test_conversations_are_held_out_by_their_text(many: Path, prepare_chat: Prep
 
 
 def test_nothing_to_learn_at_all_is_an_error_with_the_reasons(tmp_path: Path, prepare_chat: PrepareIt) -> None:
-    with pytest.raises(SourceError, match="2 untrained; nothing to train on; only what the assistant says is learned: give the conversations answers"):
+    with pytest.raises(SourceError, match="2 chat.untrained; nothing to train on; only what the assistant says is learned: give the conversations answers"):
         prepare_chat(lines(tmp_path / "a.jsonl", [{"messages": turns("q")}] * 2))
     with pytest.raises(SourceError, match="2 too_long; nothing to train on; raise --seq_len, or cut them by --long_examples truncate"):
         prepare_chat(lines(tmp_path / "b.jsonl", [{"messages": turns("q", "word " * 60)}] * 2), seq_len=40)
@@ -315,12 +313,6 @@ def test_the_template_is_part_of_the_key_and_its_place_is_not(prepare_chat: Prep
     assert prepare_chat(data, train_on="last").path != first.path
 
 
-def test_flags_of_conversations_are_in_no_key_of_texts() -> None:
-    """What was prepared before there were conversations is still found."""
-    assert not {"data_format", "template_date", "train_on", "long_examples"} & identity(DataConfig()).keys()
-    assert identity(DataConfig(data_format="chat"))["data_format"] == "chat"
-
-
 @pytest.mark.parametrize(
     ("changes", "said_"),
     [({"packing": "wrapped"}, "choose bfd"), ({"packing": "bfd_split"}, "choose bfd"), ({"tokenizer_backend": "fastokens"}, "only tokenizers"), ({"add_bos": True}, "add_bos"),
@@ -345,10 +337,10 @@ def test_the_page_shows_every_token_once_and_what_is_learned(prepare_chat: Prepa
     rows = list(View.open(prepared.path).rows())
     for row, examples in zip(rows, rows_of(prepared), strict=True):
         for document, (ids, trained) in zip(row, examples, strict=True):
-            assert [token for piece in document for token in piece.ids] == ids
-            assert [int(learn) for piece in document for learn in piece.learned] == trained
-            assert "".join(piece.text for piece in document) == reference.decode(ids)
-            assert not any("\ufffd" in piece.text for piece in document)
+            assert [token for piece in document.pieces for token in piece.ids] == ids
+            assert [int(learn) for piece in document.pieces for learn in piece.learned] == trained
+            assert "".join(piece.text for piece in document.pieces) == reference.decode(ids)
+            assert not any("\ufffd" in piece.text for piece in document.pieces)
     (path,) = inspect_lines(prepared.path, rows=3, html=tmp_path / "page.html")
     page = Path(path).read_text()
     assert page.count("class=document") == sum(map(len, rows[:3]))
@@ -356,7 +348,7 @@ def test_the_page_shows_every_token_once_and_what_is_learned(prepare_chat: Prepa
     assert "«대한민국의 수도는 서울입니다.<|im_end|>»" in "\n".join(inspect_lines(prepared.path, rows=1, html=None))
     text = lines(tmp_path / "t.jsonl", [{"text": "두 <문서> & 글"}])
     (document,) = next(View.open(prepare(text).path).rows())
-    assert [learn for piece in document for learn in piece.learned] == [False, *[True] * (sum(len(piece.ids) for piece in document) - 1)]
+    assert [learn for piece in document.pieces for learn in piece.learned] == [False, *[True] * (sum(len(piece.ids) for piece in document.pieces) - 1)]
     (path,) = inspect_lines(prepare(text).path, rows=3, html=tmp_path / "text.html")
     with pytest.raises(StorageError, match=r"there is no directory .*; make it"):
         list(inspect_lines(prepared.path, rows=1, html=tmp_path / "absent" / "page.html"))

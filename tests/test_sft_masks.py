@@ -130,7 +130,7 @@ def test_a_template_that_drops_earlier_reasoning_gives_each_such_turn_the_text_i
         (user.format("2 x 3?") + assistant + first + "\n", [first]),
         (user.format("2 x 3?") + assistant + "6<|im_end|>\n" + user.format("x 2?") + assistant + second + "\n", [second]),
     ]
-    assert (counts["chat.turns"], counts["chat.examples"], counts["kept"]) == (2, 2, 1)
+    assert (counts["chat.turns"], counts["chat.examples"], counts.get("filtered", 0)) == (2, 2, 0)
 
 
 def test_turns_around_a_tool_share_an_example_where_the_template_keeps_their_reasoning(reference: Reference) -> None:

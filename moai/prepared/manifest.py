@@ -165,7 +165,7 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
 
 def is_prepared(path: Path) -> bool:
     """Whether this is a prepared directory, whole or not: it is not read as data."""
-    if not (path / MANIFEST).is_file():
+    if not os.path.isfile(path / MANIFEST):  # of a name that no path can have, too
         return False
     try:
         return str(read_manifest(path, None)["content"]["recipe"]) == PRETRAINING
