@@ -256,9 +256,9 @@ def test_conversations_are_held_out_by_their_text(many: Path, prepare_chat: Prep
 
 
 def test_nothing_to_learn_at_all_is_an_error_with_the_reasons(tmp_path: Path, prepare_chat: PrepareIt) -> None:
-    with pytest.raises(SourceError, match="2 chat.untrained; nothing to train on; only what the assistant says is learned: give the conversations answers"):
+    with pytest.raises(SourceError, match=r"2 chat\.untrained; nothing to train on; only what the assistant says is learned: give the conversations answers"):
         prepare_chat(lines(tmp_path / "a.jsonl", [{"messages": turns("q")}] * 2))
-    with pytest.raises(SourceError, match="2 too_long; nothing to train on; raise --seq_len, or cut them by --long_examples truncate"):
+    with pytest.raises(SourceError, match=r"2 chat\.too_long; nothing to train on; raise --seq_len, or cut them by --long_examples truncate"):
         prepare_chat(lines(tmp_path / "b.jsonl", [{"messages": turns("q", "word " * 60)}] * 2), seq_len=40)
 
 
