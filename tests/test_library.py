@@ -188,3 +188,19 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path) -> None:
         )
         assert ended.returncode == 0, f"{code}\n{ended.stderr[-2000:]}"
         assert ended.stdout
+
+
+def test_an_engine_of_ones_own_is_taken_whenever_it_was_put_in_place(make: MakeIt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The one of docs/architecture.md, put in the place of make_executor after moai.prepare was loaded."""
+    first = make()
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Threads" in code)
+    shown, line = block.split("\nexecutor.make_executor = ")
+    names: dict[str, Any] = {}
+    exec(shown, names)
+    run, calls = names["Threads"].map, []
+    monkeypatch.setattr(names["Threads"], "map", lambda self, *given: calls.append(1) or run(self, *given))
+    monkeypatch.setattr("moai.engine.executor.make_executor", eval(line.splitlines()[0], names))
+    again = make(cache_dir=tmp_path / "other")
+    assert calls == [1]
+    assert again.content_digest == first.content_digest

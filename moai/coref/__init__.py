@@ -30,7 +30,8 @@ from moai.coref.options import CorefConfig
 from moai.coref.progress import StageProgress
 from moai.coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other
 from moai.coref.selection import select
-from moai.engine.executor import Executor, make_executor
+from moai.engine import executor as engines
+from moai.engine.executor import Executor
 from moai.engine.pipeline import Pipeline
 from moai.engine.stage import Results, Stage, run_stages
 from moai.prepared.bad_records import InputWatch
@@ -145,7 +146,7 @@ def stages(wanted: Wanted, streams: Sequence[Stream], staging: Path) -> tuple[St
 
 
 def _executor(config: CorefConfig, chosen: resources.Plan) -> Executor:
-    return make_executor(
+    return engines.make_executor(
         chosen.num_proc.value, method=start_method(config).value, threads=1, stall_seconds=config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
         modules=assembly.WORKER_MODULES, warm=assembly.warm(config),
     )  # fmt: skip

@@ -15,7 +15,8 @@ from moai.cache.shards import ArrowShards
 from moai.core.errors import ConfigError, SourceError
 from moai.core.files import digest_json
 from moai.core.resources import Plan
-from moai.engine.executor import Executor, make_executor
+from moai.engine import executor as engines
+from moai.engine.executor import Executor
 from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
 from moai.engine.pipeline import Pipeline, peek
 from moai.engine.schema import TRAINED, Column, arrow_schema, row_columns
@@ -225,7 +226,7 @@ def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how:
         "digest": digest_of(found.tokenizer_file),
         "split_special_tokens": found.config.split_special_tokens,
     }
-    return make_executor(
+    return engines.make_executor(  # looked up now: a program may have put its own there
         planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
         modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ()), *modules),
         warm=tuple(("moai.tokenizers.backends:warm", {"names": [name], **arguments}) for name in BACKENDS), **how,
