@@ -144,7 +144,12 @@ def described(part: Any) -> str:
     """`filter MostlyLetters (my_filters.py)`: which part an error is about."""
     cls = part if isinstance(part, type) else type(part)
     kind = next((base.__name__.lower() for base in (Filter, Map, Signal) if issubclass(cls, base)), "part")
-    return f"{kind} {cls.__qualname__}" + ("" if is_ours(cls) else f" ({_where(cls)})")
+    return f"{kind} {named(cls)}"
+
+
+def named(cls: type) -> str:
+    """`MostlyLetters (my_filters.py)`; of moai's own classes the name."""
+    return cls.__qualname__ if is_ours(cls) else f"{cls.__qualname__} ({_where(cls)})"
 
 
 def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
@@ -156,10 +161,14 @@ def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
     except NotImplementedError:
         raise PartFailed(f"{described(part)} has no method {call.__name__}") from None
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        place = next((frame for frame in reversed(frames) if frame.filename == _file(type(part))), frames[-1])
-        said = " ".join(str(error).split())[:300]
-        raise PartFailed(f"{described(part)} failed in line {place.lineno} ({place.line}): {type(error).__name__}: {said}") from error
+        raise PartFailed(f"{described(part)} {failure(type(part), error)}") from error
+
+
+def failure(cls: type, error: Exception) -> str:
+    """`failed in line 12 (return ...): ValueError: ...`: where in a class's file something was raised, and what."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if frame.filename == _file(cls)), frames[-1])
+    return f"failed in line {place.lineno} ({place.line}): {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def identity_of(value: Any) -> Any:
