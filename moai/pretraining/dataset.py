@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moai.core.config import did_you_mean
-from moai.core.errors import ConfigError
+from moai.core.errors import ConfigError, SourceError
 from moai.engine.part import Part
 from moai.engine.part import described as described_part
 from moai.sources.discover import short_name
@@ -145,6 +145,8 @@ def _entry(given: Any, *, place: str, folder: Path | None) -> DatasetEntry:
     if isinstance(given, DatasetEntry):
         return given
     if isinstance(given, str):
+        if not given:
+            raise SourceError(f"{place}: an empty word names no data")
         return DatasetEntry(path=given) if "=" not in given or _is_there(given) else _of_flag(given, place)
     if isinstance(given, Path):
         return DatasetEntry(path=str(given))
