@@ -68,8 +68,8 @@ def test_the_exported_names_are_these_and_each_is_there() -> None:
     assert set(EXPORTED) <= set(dir(moai))
     family = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MoaiError)}
     assert family - set(EXPORTED) == {"BackendRefused", "BackendDisagrees"}, "what no caller ever sees"
-    with pytest.raises(AttributeError, match="has no attribute 'prepared'"):
-        moai.prepared  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'prepares'"):
+        moai.prepares  # noqa: B018
 
 
 def test_import_moai_loads_nothing_heavy_and_filters_load_no_torch() -> None:
@@ -149,6 +149,7 @@ def test_batches_are_the_order_of_training_for_any_ranks_and_from_any_position(m
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank = 2, world_size = 2"),
         ({"batch_size": 1, "epochs": 0}, "epochs = 0"),
         ({"batch_size": 1, "mixture": ["ko=1"]}, "mixture names 'ko'"),
+        ({"batch_size": 1, "mixture": "ko=1"}, "mixture names 'ko'"),
     ],
 )
 def test_batches_that_cannot_be_are_refused(make: MakeIt, options: dict[str, Any], message: str) -> None:

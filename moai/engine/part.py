@@ -44,6 +44,8 @@ Mask = Any
 
 UNKEYED = {"keyed": False}
 """Metadata of a field that is in no key, because the bytes that come out do not depend on it."""
+OF_DOCUMENTS = ("source", "shard", "row")
+"""What `PreparedData.documents` says of each document besides its columns."""
 EXAMPLES = "examples"
 """The column of conversations that what is learned is made of; `text` and `messages` beside it are only to look at."""
 
@@ -283,7 +285,7 @@ def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence
         if part.adds and isinstance(part, Filter):
             raise ConfigError(f"{described(part)} adds the column {part.adds[0].name!r}, but a filter only keeps or drops; let a Map add it")
         for column in part.adds:
-            if column.name in SCHEMA.names:
+            if column.name in SCHEMA.names or (column.name in OF_DOCUMENTS and isinstance(part, Signal)):
                 raise ConfigError(f"{described(part)} adds the column {column.name!r}, which every documents file has already; give it another name")
             if column.name in there:
                 raise ConfigError(f"{described(part)} adds the column {column.name!r}, which is there already; give it another name")
