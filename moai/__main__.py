@@ -238,7 +238,7 @@ def train(argv: Sequence[str]) -> int:
     with_pandas()  # torch looks for it
     from moai.training.command import main as command
 
-    return command(argv, os.environ)
+    return command(argv, os.environ, prog="python -m moai train")
 
 
 def tokenizer(argv: Sequence[str]) -> int:

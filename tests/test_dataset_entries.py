@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from test_repair_parts import Numbers
 
+from moai.core.config import resolve
 from moai.core.errors import ConfigError, SourceError
 from moai.prepared.manifest import Prepared
 from moai.pretraining.dataset import own_mixture, parse_dataset
+from moai.pretraining.options import DataConfig
 
 PrepareIt = Callable[..., Prepared]
 
@@ -98,3 +100,24 @@ def test_a_changed_source_serves_no_old_shard(prepare: PrepareIt, monkeypatch: p
     first = prepare(Numbers(10))
     monkeypatch.setattr(Numbers, "version", 2, raising=False)
     assert prepare(Numbers(10)).content["shards"][0]["shard_key"] != first.content["shards"][0]["shard_key"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dataset: a.jsonl\n\tseq_len: 2\n", r"line 2, column 1: .* character '\\t' that cannot start any token; indent with spaces$"),
+        ("seq_len: 2\ndataset: [a\npacking: bfd\n", r"line 3, column 8: while parsing a flow sequence expected ',' or '\]', but got ':'$"),
+        ("seq_len: 2\ndataset: a.jsonl\nseq_len: 4\n", r"line 3, column 1: 'seq_len' is there twice, first in line 1$"),
+        ("dataset:\n  - {path: a, min_chars: 2, min_chars: 4}\n", r"line 2, column 29: 'min_chars' is there twice, first in line 2$"),
+    ],
+)
+def test_a_file_of_settings_that_is_no_yaml_or_says_a_thing_twice_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        resolve([DataConfig], ["--config", str(tmp_path / "run.yaml")], {}, prog="test")
+
+
+def test_a_file_of_settings_may_share_values_and_name_one_anew(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("dataset:\n  - &first {path: a, min_chars: 2}\n  - {<<: *first, path: b}\n")
+    config = resolve([DataConfig], ["--config", str(tmp_path / "run.yaml")], {}, prog="test")[DataConfig]
+    assert [(entry.path, entry.min_chars) for entry in config.dataset] == [("a", 2), ("b", 2)]  # type: ignore[union-attr]

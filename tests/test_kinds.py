@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from moai import coref as entity_coref
 from moai.bench import BenchConfig, measure
-from moai.core.errors import ConfigError, SourceError
+from moai.core.errors import ConfigError, PartFailed, SourceError
 from moai.core.files import LocalFiles, Stamp, read_range
 from moai.coref.options import CorefConfig
 from moai.engine.part import source_digest
@@ -359,3 +360,37 @@ def test_a_package_is_asked_only_for_an_ending_that_is_not_known(
     assert ".pages: read by Paged of the package paged" in caplog.text
     with pytest.raises(ConfigError, match=r"\.broken: the package paged says it reads such files, but fails"):
         kind_of("a.broken")
+
+
+@pytest.mark.usefixtures("known_kinds")
+@pytest.mark.parametrize(
+    ("schema", "read", "said"),
+    [
+        ("raise ValueError('oops')", "yield", r"a.pages: kind Broken \(broken_\d+.py\) failed in line 15 \(raise ValueError\('oops'\)\): ValueError: oops"),
+        ("return ['text']", "yield", "gave list as its schema, not column names with their types"),
+        ("return {'text': 'string'}", "yield b''.no", "failed in line 18 .*: AttributeError: 'bytes' object has no attribute 'no'"),
+        ("return {'text': 'string'}", "yield {'text': ['a']}", "gave dict, not a pyarrow.RecordBatch"),
+        ("return {'text': 'string'}", "yield pa.record_batch({'body': ['a']})", "gave no column 'text', which its schema names"),
+    ],
+)
+def test_a_kind_of_ones_own_that_fails_is_named_with_file_and_line(
+    tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch, schema: str, read: str, said: str
+) -> None:
+    (tmp_path / "a.pages").write_text("one\ftwo")
+    name = f"broken_{abs(hash((schema, read)))}"
+    lines = ["from dataclasses import dataclass", "import pyarrow as pa", "from moai.sources.kinds import Kind, register", *[""] * 5]
+    lines += ["@register", "@dataclass(frozen=True)", "class Broken(Kind):", "    name = 'pages'", "    endings = ('.pages',)"]
+    lines += ["    def schema(self, file):", f"        {schema}", "", "    def read(self, segment, columns, limits):", f"        {read}"]
+    (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(name)
+    with pytest.raises(PartFailed, match=said):
+        prepare(tmp_path / "a.pages")
+
+
+@pytest.mark.usefixtures("known_kinds")
+def test_a_kind_that_lacks_something_is_refused_when_it_is_registered() -> None:
+    with pytest.raises(ConfigError, match="Lacking: has no name and no endings and no read and no schema"):
+        register(type("Lacking", (Kind,), {}))
+    with pytest.raises(ConfigError, match=r"endings is a string; write a tuple, endings = \('.pages',\)"):
+        register(type("Other", (Pages,), {"endings": ".pages"}))

@@ -68,8 +68,8 @@ def test_the_exported_names_are_these_and_each_is_there() -> None:
     assert set(EXPORTED) <= set(dir(moai))
     family = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MoaiError)}
     assert family - set(EXPORTED) == {"BackendRefused", "BackendDisagrees"}, "what no caller ever sees"
-    with pytest.raises(AttributeError, match="has no attribute 'prepared'"):
-        moai.prepared  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'prepares'"):
+        moai.prepares  # noqa: B018
 
 
 def test_import_moai_loads_nothing_heavy_and_filters_load_no_torch() -> None:
@@ -149,6 +149,7 @@ def test_batches_are_the_order_of_training_for_any_ranks_and_from_any_position(m
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank = 2, world_size = 2"),
         ({"batch_size": 1, "epochs": 0}, "epochs = 0"),
         ({"batch_size": 1, "mixture": ["ko=1"]}, "mixture names 'ko'"),
+        ({"batch_size": 1, "mixture": "ko=1"}, "mixture names 'ko'"),
     ],
 )
 def test_batches_that_cannot_be_are_refused(make: MakeIt, options: dict[str, Any], message: str) -> None:
@@ -188,3 +189,13 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path) -> None:
         )
         assert ended.returncode == 0, f"{code}\n{ended.stderr[-2000:]}"
         assert ended.stdout
+
+
+def test_the_engine_shown_in_the_architecture_runs_the_shards(make: MakeIt, tmp_path: Path) -> None:
+    first = make()
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Threads" in code)
+    names: dict[str, Any] = {}
+    exec(block.split("\nprepared = ")[0], names)
+    again = make(cache_dir=tmp_path / "other", executor=names["Threads"]())
+    assert again.content_digest == first.content_digest

@@ -393,8 +393,10 @@ def test_directories_that_do_not_go_together_are_refused(save: SaveIt, tmp_path:
     shutil.copytree(one.path, tmp_path / "again" / "one")
     with pytest.raises(ConfigError, match=r"2 sources are called one/raw.jsonl; rename one"):
         prepared_data.joined(prepared_data.open_all([str(one.path), str(tmp_path / "again" / "one")]))
-    with pytest.raises(DamagedError, match=r"no manifest.json"):
+    with pytest.raises(DamagedError, match=r"no manifest.json.*; raw data is named by --dataset$"):
         prepared_data.open_all([str(tmp_path)])
+    with pytest.raises(DamagedError, match=r"absent: no such directory$"):
+        prepared_data.open_all([str(tmp_path / "absent")])
 
 
 def test_a_prepared_directory_given_as_data_is_recognized(save: SaveIt) -> None:

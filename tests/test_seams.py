@@ -203,6 +203,7 @@ def test_a_broken_filter_is_one_line_and_publishes_nothing(
         ("my_parts:Path", "is no Filter, Map or Signal"),
         ("my_parts:MostlyLetters: {min_share: much}", "field min_share = 'much': is no float"),
         ("my_parts:MostlyLetters: 3", "3 is not a set of fields"),
+        ("my_parts:MostlyLetters {min_share: 0.5}", "not told apart; write my_parts:MostlyLetters: {field: value}"),
         ("{a: 1, b: 2}", "is not a part"),
     ],
 )
@@ -214,7 +215,8 @@ def test_a_part_that_is_not_there_is_refused_with_the_nearest(user: Any, entry: 
 
 def test_columns_that_collide_or_are_no_columns_of_documents_are_refused(user: Any, prepare: PrepareIt, corpus: Path) -> None:
     signal = "@dataclass(frozen=True)\nclass S(Signal):\n    adds = (Column('{}', 'float32', per='{}'),)\n"
-    for name, per, said in [("text", "piece", "adds the column 'text', which is there already"), ("x", "token", "adds 'x' per token")]:
+    taken = [("text", "piece", "adds the column 'text', which is there already"), ("row", "document", "'row', which every documents file has")]
+    for name, per, said in [*taken, ("shard", "piece", "'shard', which every"), ("source", "piece", "'source', which"), ("x", "token", "adds 'x' per token")]:
         user(signal.format(name, per))
         with pytest.raises(ConfigError, match=said):
             prepare(corpus, transforms=parts("my_parts:S"))

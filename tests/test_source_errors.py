@@ -161,6 +161,7 @@ def make_nothing(folder: Path) -> dict[str, str]:
     (folder / "packed.jsonl.gz").write_bytes(gzip.compress(b""))
     (folder / "blank.txt").write_text("\n\n\n")
     (folder / "table.xlsx").write_text("text\na\n")
+    (folder / "run.yaml").write_text("seq_len: 256\n")
     (folder / "packed.parquet.gz").write_bytes(b"x")
     pq.write_table(TABLE.slice(0, 0), folder / "no-rows.parquet")
     for name in ("nothing", "only-others", "only-pipes", "only-empty"):
@@ -195,6 +196,7 @@ def make_nothing(folder: Path) -> dict[str, str]:
         "blank.txt": "holds no record at all",
         "no-rows.parquet": "holds no record at all",
         "table.xlsx": "unknown kind of file",
+        "run.yaml": "a file of settings is named by --config",
         "packed.parquet.gz": "unknown kind of file",
         "nothing": "no readable file in this directory",
         "only-others": "no readable file in this directory",

@@ -191,6 +191,7 @@ def test_a_template_that_could_fail_on_a_record_is_refused_at_once(template: str
     [
         ({"text_column": "absent"}, "--text_column absent names 'absent', which is not there .found: title, n."),
         ({"template": "{absent} {title}"}, "names 'absent', which is not there .found: title, n."),
+        ({"template": "title"}, "--text_template 'title' names no column; a column stands in braces, as in '{title}' .found: title, n."),
         ({}, "no known shape among its columns .title, n.; set --text_column NAME or --text_template"),
     ],
 )

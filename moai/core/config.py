@@ -222,16 +222,44 @@ def _add_flag(group: argparse._ArgumentGroup, f: dataclasses.Field[Any], hint: A
         group.add_argument(*spellings, dest=f.name, metavar=metavar, help=help_text, **extra)
 
 
+def _yaml(text: str) -> Any:
+    """As yaml.safe_load, but a name that is written twice in one place is an error: YAML would take the last without a word."""
+    import yaml
+
+    class Once(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            lines: dict[str, int] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in lines:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice, first in line {lines[key.value]}", problem_mark=key.start_mark)
+                lines[key.value] = key.start_mark.line + 1
+            return node
+
+    return yaml.load(text, Once)
+
+
+def _complaint(error: Exception) -> str:
+    """What is wrong, and where; of YAML without the name that it has for a text in memory."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if not mark or not problem:
+        return " ".join(str(error).split())
+    where = f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'context', None) or ''} {problem}"
+    if "'\\t'" in problem:
+        where += "; indent with spaces"
+    return " ".join(where.split())
+
+
 def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]], others: Sequence[type]) -> dict[str, Any]:
     import yaml
 
     try:
         text = Path(path).read_text(encoding="utf-8")
-        loaded = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        loaded = json.loads(text) if path.endswith(".json") else _yaml(text)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: not readable as {'JSON' if path.endswith('.json') else 'YAML'}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--config {path}: not readable as {'JSON' if path.endswith('.json') else 'YAML'}: {_complaint(error)}") from error
     if not isinstance(loaded or {}, dict):
         raise ConfigError(f"--config {path}: expected names and values at the top, found {type(loaded).__name__}")
     spellings = {spelling: name for name, f in fields.items() for spelling in (name, *f.metadata["names"])}

@@ -44,6 +44,8 @@ Mask = Any
 
 UNKEYED = {"keyed": False}
 """Metadata of a field that is in no key, because the bytes that come out do not depend on it."""
+OF_DOCUMENTS = ("source", "shard", "row")
+"""What `PreparedData.documents` says of each document besides its columns."""
 EXAMPLES = "examples"
 """The column of conversations that what is learned is made of; `text` and `messages` beside it are only to look at."""
 
@@ -144,7 +146,12 @@ def described(part: Any) -> str:
     """`filter MostlyLetters (my_filters.py)`: which part an error is about."""
     cls = part if isinstance(part, type) else type(part)
     kind = next((base.__name__.lower() for base in (Filter, Map, Signal) if issubclass(cls, base)), "part")
-    return f"{kind} {cls.__qualname__}" + ("" if is_ours(cls) else f" ({_where(cls)})")
+    return f"{kind} {named(cls)}"
+
+
+def named(cls: type) -> str:
+    """`MostlyLetters (my_filters.py)`; of moai's own classes the name."""
+    return cls.__qualname__ if is_ours(cls) else f"{cls.__qualname__} ({_where(cls)})"
 
 
 def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
@@ -156,10 +163,14 @@ def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
     except NotImplementedError:
         raise PartFailed(f"{described(part)} has no method {call.__name__}") from None
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        place = next((frame for frame in reversed(frames) if frame.filename == _file(type(part))), frames[-1])
-        said = " ".join(str(error).split())[:300]
-        raise PartFailed(f"{described(part)} failed in line {place.lineno} ({place.line}): {type(error).__name__}: {said}") from error
+        raise PartFailed(f"{described(part)} {failure(type(part), error)}") from error
+
+
+def failure(cls: type, error: Exception) -> str:
+    """`failed in line 12 (return ...): ValueError: ...`: where in a class's file something was raised, and what."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if frame.filename == _file(cls)), frames[-1])
+    return f"failed in line {place.lineno} ({place.line}): {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def identity_of(value: Any) -> Any:
@@ -274,7 +285,7 @@ def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence
         if part.adds and isinstance(part, Filter):
             raise ConfigError(f"{described(part)} adds the column {part.adds[0].name!r}, but a filter only keeps or drops; let a Map add it")
         for column in part.adds:
-            if column.name in SCHEMA.names:
+            if column.name in SCHEMA.names or (column.name in OF_DOCUMENTS and isinstance(part, Signal)):
                 raise ConfigError(f"{described(part)} adds the column {column.name!r}, which every documents file has already; give it another name")
             if column.name in there:
                 raise ConfigError(f"{described(part)} adds the column {column.name!r}, which is there already; give it another name")

@@ -136,6 +136,8 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
         )
         version, made_by = manifest["content"]["format_version"], str(manifest["content"].get("recipe"))
     except FileNotFoundError as error:
+        if not os.path.lexists(path):
+            raise DamagedError(f"{path}: no such directory") from error
         raise DamagedError(
             f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish; in a cache, remove it and prepare again"
         ) from error
@@ -165,7 +167,7 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
 
 def is_prepared(path: Path) -> bool:
     """Whether this is a prepared directory, whole or not: it is not read as data."""
-    if not os.path.isfile(path / MANIFEST):  # of a name that no path can have, too
+    if not os.path.isfile(path / MANIFEST):  # which a name that is too long is not, either
         return False
     try:
         return str(read_manifest(path, None)["content"]["recipe"]) == PRETRAINING

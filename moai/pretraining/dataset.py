@@ -147,6 +147,8 @@ def _entry(given: Any, *, place: str, folder: Path | None) -> DatasetEntry:
     if isinstance(given, str) and not given.strip():
         raise SourceError(f"{given!r}: names no data; is a variable empty?")
     if isinstance(given, str):
+        if not given:
+            raise SourceError(f"{place}: an empty word names no data")
         return DatasetEntry(path=given) if "=" not in given or _is_there(given) else _of_flag(given, place)
     if isinstance(given, Path):
         return DatasetEntry(path=str(given))

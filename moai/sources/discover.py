@@ -133,7 +133,8 @@ def _refuse(error: OSError) -> None:
 def _file(path: Path, root: Path) -> tuple[Kind, File]:
     known = kind_of(path)
     if known is None:
-        raise SourceError(f"{path}: unknown kind of file (readable endings: {endings()})")
+        settings = "; a file of settings is named by --config" if path.suffix.lower() in (".yaml", ".yml") else ""
+        raise SourceError(f"{path}: unknown kind of file (readable endings: {endings()}){settings}")
     absolute = path.absolute()
     name = os.fsencode(absolute.relative_to(root.absolute()).as_posix()).decode("utf-8", "backslashreplace")
     with input_errors(absolute):

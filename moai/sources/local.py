@@ -29,7 +29,7 @@ from moai.core.errors import SourceError
 from moai.core.files import digest_json, input_errors, storage_of
 from moai.engine.pipeline import Meter, Raw, Shard, shard_key
 from moai.sources.kinds import File, Kind, Segment, Stream
-from moai.sources.kinds.kind import EXPANSION
+from moai.sources.kinds.kind import EXPANSION, asking
 from moai.sources.records import Limits
 from moai.sources.streams import RangeWriter
 
@@ -73,7 +73,7 @@ class LocalSource:
         meter = Meter()
         for segment in shard.segments:
             meter.begin_segment()
-            with input_errors(segment.file.path):
+            with asking(self.kind, segment.file.path):
                 self.kind.digest(segment, self.columns, self._limits, meter)
                 self._check_unchanged(segment.file)
         return meter.raw()
@@ -81,7 +81,7 @@ class LocalSource:
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
         for index, segment in enumerate(shard.segments):
             meter.begin_segment()
-            with input_errors(segment.file.path):
+            with asking(self.kind, segment.file.path):
                 yield from self.kind.batches(segment, index, self.columns, self._limits, meter)
                 self._check_unchanged(segment.file)
 
@@ -97,7 +97,7 @@ class LocalSource:
         """The first files, each from its beginning and in small batches, not to be read to its end: for a look at their records."""
         limits = replace(self._limits, batch_bytes=min(self.batch_bytes, _PEEK_BYTES // 4))
         for file in self.files[:files]:
-            with input_errors(file.path):
+            with asking(self.kind, file.path):
                 first = next(self.kind.cuts(file, 1), None)
             if first:
                 yield self._look(Segment(file, first[0], first[1]), limits)
@@ -107,7 +107,7 @@ class LocalSource:
         return Limits(self.max_record_bytes, self.batch_rows, self.batch_bytes)
 
     def _look(self, segment: Segment, limits: Limits) -> Iterator[pa.RecordBatch]:
-        with input_errors(segment.file.path):
+        with asking(self.kind, segment.file.path):
             yield from self.kind.batches(segment, 0, self.columns, limits)
 
     def _unnumbered(self) -> Iterator[Shard]:
@@ -133,7 +133,7 @@ class LocalSource:
             yield self._shard(group)
 
     def _ranges(self, file: File) -> Iterator[Shard]:
-        with input_errors(file.path):
+        with asking(self.kind, file.path):
             for start, end, size in self.kind.cuts(file, self.shard_bytes):
                 yield replace(self._shard([Segment(file, start, end, aligned=True)]), nominal_bytes=size)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moai.core.errors import SourceError
-from moai.core.files import input_errors
+from moai.core.errors import PartFailed, SourceError
+from moai.engine.part import named
 from moai.sources.discover import Input
 from moai.sources.kinds import NoObjects
+from moai.sources.kinds.kind import asking
 
 _FILES = 10
 
@@ -20,11 +21,13 @@ def columns_of(given: Input) -> Mapping[str, str]:
     complaint = "there is none"
     for file in given.files[:_FILES]:
         try:
-            with input_errors(file.path):
+            with asking(given.kind, file.path):
                 found = given.kind.schema(file)
         except NoObjects as none:
             complaint = str(none) or complaint
             continue
+        if not isinstance(found, Mapping):
+            raise PartFailed(f"{file.path}: kind {named(type(given.kind))} gave {type(found).__name__} as its schema, not column names with their types")
         if not found:
             raise SourceError(f"{given.spec}: its first records are JSON objects without any key; nothing to make text of")
         return found

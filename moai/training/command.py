@@ -24,22 +24,22 @@ from moai.training.process_group import SHARED
 logger = logging.getLogger("moai.train")
 
 
-def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> int:
     try:
         with stoppable("finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"):
-            run(argv, environ)
+            run(argv, environ, prog=prog)
     except MoaiError as error:
-        say(f"train.py: {'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", error, environ)
+        say(f"{prog}: {'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", error, environ)
         tell_launcher(error, environ)
         return error.exit_code
     return 0
 
 
-def run(argv: Sequence[str], environ: Mapping[str, str]) -> None:
+def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> None:
     from moai.prepared.manifest import Prepared
 
     description = "From raw text to a trained model."
-    resolved = resolve([TrainConfig, DataConfig], argv, environ, prog="train.py", description=description, others=[SaveConfig])
+    resolved = resolve([TrainConfig, DataConfig], argv, environ, prog=prog, description=description, others=[SaveConfig])
     config = resolved[TrainConfig].require()
     data = resolved[DataConfig]
     here = ranks(environ)

@@ -67,6 +67,7 @@ def order_of(
     sources = sources_of(prepared.manifest["content"]["shards"])
     rows = sum(source.rows for source in sources)
     end = None if epochs is None else math.floor(epochs * rows)
+    mixture, mixture_epochs = ((words,) if isinstance(words, str) else words for words in (mixture, mixture_epochs))
     wish = Wish.parse(mixture=mixture, stages=(), epochs=mixture_epochs, by=mixture_by, temperature=1.0)
     order = Order(sources, seed, shuffle_window, Mixture.of(wish.resolve(sources, end or rows), seed) if wish else None)
     ends = [one for one in (end, order.total) if one is not None]

@@ -18,9 +18,9 @@ from typing import Any
 
 from moai.core import resources
 from moai.core.distributed import Ranks
-from moai.core.errors import ConfigError
+from moai.core.errors import ConfigError, DamagedError
 from moai.core.files import digest_json
-from moai.prepared.manifest import HELD_OUT, Prepared
+from moai.prepared.manifest import HELD_OUT, MANIFEST, Prepared
 from moai.pretraining.options import DataConfig
 from moai.tokenizers.load import digest_of, find_tokenizer
 from moai.training.arguments import TrainConfig
@@ -40,7 +40,7 @@ _ALIKE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 def open_all(paths: Sequence[str]) -> list[Prepared]:
     """Every directory, checked. Raises DamagedError, naming the file; ConfigError where they do not go together."""
-    opened = [Prepared.open(Path(path).expanduser().absolute()) for path in paths]
+    opened = [_open(Path(path).expanduser().absolute()) for path in paths]
     for other in opened[1:]:
         for name, of in _ALIKE.items():
             here, there = of(opened[0].content), of(other.content)
@@ -52,6 +52,15 @@ def open_all(paths: Sequence[str]) -> list[Prepared]:
     if twice:
         raise ConfigError(f"--prepared: {twice[0]} is named twice; --mixture gives a source more weight")
     return opened
+
+
+def _open(path: Path) -> Prepared:
+    try:
+        return Prepared.open(path)
+    except DamagedError as error:
+        if path.is_dir() and not (path / MANIFEST).exists():
+            raise DamagedError(f"{error}; raw data is named by --dataset") from error
+        raise
 
 
 def settings(directories: Sequence[Prepared], data: DataConfig, origins: Mapping[str, str], config: TrainConfig) -> DataConfig:

@@ -101,6 +101,8 @@ def name_and_fields(entry: Any, place: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{place}: {entry!r} is not a part; write Name, Name: {{field: value}} or my_module:MyFilter: {{field: value}}")
     ((name, fields),) = entry.items()
     if fields is not None and not isinstance(fields, Mapping):
+        if " {" in name:  # Name {field: value}
+            raise ConfigError(f"{place}: {name.split(' {')[0]!r} and its fields are not told apart; write {name.split(' {')[0]}: {{field: value}}")
         raise ConfigError(f"{place}: {name}: {fields!r} is not a set of fields; write {name}: {{field: value}}")
     return name, dict(fields or {})
 

@@ -424,7 +424,8 @@ def need_columns(names: tuple[str, ...], columns: Mapping[str, str], source: str
     """Raises SourceError where a flag names a column that is not there."""
     missing = [name for name in names if name not in columns]
     if missing or not names:
-        raise SourceError(f"{source}: {flag} names {', '.join(map(repr, missing)) or 'no column'}, which is not there (found: {', '.join(columns) or 'none'})")
+        lacking = f"{', '.join(map(repr, missing))}, which is not there" if missing else "no column; a column stands in braces, as in '{title}'"
+        raise SourceError(f"{source}: {flag} names {lacking} (found: {', '.join(columns) or 'none'})")
 
 
 def _fits(columns: Mapping[str, str], name: str, shape: TextShape) -> bool:

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 from importlib.metadata import EntryPoint
+from typing import Any
 
 from moai.core.errors import ConfigError
 from moai.sources.kinds.arrow import Arrow
@@ -33,6 +34,12 @@ def register(kind: type[Kind]) -> type[Kind]:
     """Read files of these endings with this class from now on; it can decorate the class. Raises ConfigError."""
     if not (isinstance(kind, type) and issubclass(kind, Kind)):
         raise ConfigError(f"{kind!r}: is no kind of file; write a class that inherits from moai.sources.kinds.Kind")
+    lacking = [name for name in ("name", "endings") if not hasattr(kind, name)] + sorted(kind.__abstractmethods__)
+    if lacking:
+        raise ConfigError(f"{kind.__qualname__}: has no {' and no '.join(lacking)}; a kind of file has name, endings, schema and read")
+    written: Any = kind.endings
+    if isinstance(written, str):
+        raise ConfigError(f"{kind.__qualname__}: endings is a string; write a tuple, endings = ({written!r},)")
     for ending in kind.endings:
         if ending != f".{ending[1:].lower()}" or ending in COMPRESSIONS:
             raise ConfigError(f"{kind.__qualname__}: the ending {ending!r} must be a dot and lower case, and none of {', '.join(COMPRESSIONS)}")

@@ -14,6 +14,7 @@ Fields are settings. A kind that is a stream of records, which may lie compresse
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,8 +23,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 
-from moai.core.files import Stamp, read_range
-from moai.engine.part import is_ours, source_digest
+from moai.core.errors import MoaiError, PartFailed
+from moai.core.files import Stamp, input_errors, read_range
+from moai.engine.part import failure, is_ours, named, source_digest
 from moai.engine.pipeline import Meter
 from moai.sources.records import Limits
 
@@ -108,8 +110,18 @@ class Kind(ABC):
             self.digest(segment, columns, limits, meter)
         row = 0
         for batch in self.read(segment, columns, limits):
+            if not is_ours(type(self)):
+                self._check(batch, segment.file, columns)
             yield _placed(batch, index, row)
             row += batch.num_rows
+
+    def _check(self, batch: Any, file: File, columns: tuple[str, ...]) -> None:
+        """Raises PartFailed for what is no batch, or lacks a column that this file has."""
+        if not isinstance(batch, pa.RecordBatch):
+            raise PartFailed(f"{file.path}: kind {named(type(self))} gave {type(batch).__name__}, not a pyarrow.RecordBatch")
+        lacking = [name for name in columns if name not in batch.schema.names]
+        if lacking and (lost := [name for name in lacking if name in self.schema(file)]):
+            raise PartFailed(f"{file.path}: kind {named(type(self))} gave no column {lost[0]!r}, which its schema names")
 
     def is_lines(self, file: File) -> bool:
         """Whether every line is a record, so that a range can begin at any mark and its reader finds the first line for itself."""
@@ -118,6 +130,20 @@ class Kind(ABC):
 
 class NoObjects(Exception):
     """The first records of a file do not tell what columns it has; the message says what they are instead."""
+
+
+@contextlib.contextmanager
+def asking(kind: Kind, path: str) -> Iterator[None]:
+    """What a kind that is not moai's raises becomes one line that names the file, the kind and the place. Raises SourceError, PartFailed."""
+    with input_errors(path):
+        try:
+            yield
+        except (MoaiError, NoObjects, OSError, MemoryError):
+            raise
+        except Exception as error:
+            if is_ours(type(kind)):
+                raise
+            raise PartFailed(f"{path}: kind {named(type(kind))} {failure(type(kind), error)}") from error
 
 
 def origin_of(kind: type[Kind]) -> list[str]:
