@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ _HUB = """
     datasets.disable_progress_bars()
     for name in sys.argv[3:]:
         try:
-            config = DataConfig(dataset=(name,), tokenizer_path=sys.argv[1], cache_dir=sys.argv[2], num_proc=0)
+            column = "txt" if "tables" in name else None
+            config = DataConfig(dataset=(name,), text_column=column, tokenizer_path=sys.argv[1], cache_dir=sys.argv[2], num_proc=0)
             prepared = prepare(config, origins={})
             print(prepared.content["documents"], prepared.content["sources"][0]["kind"], prepared.content["sources"][0]["origin"].get("split"))
         except Exception as error:
@@ -52,7 +54,10 @@ def test_configurations_and_splits_of_a_local_hub_layout_are_resolved_by_dataset
         pq.write_table(pa.table({"text": [f"t {number}"] * 5}), hub / "ko" / f"train-0000{number}.parquet")
     pq.write_table(pa.table({"text": ["test"] * 3}), hub / "ko" / "test.parquet")
     (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "table.csv").write_text("text,n\n" + "".join(f"row {n},{n}\n" for n in range(7)))
+    with tarfile.open(tmp_path / "tables" / "shard.tar", "w") as tar:  # which datasets reads and moai does not
+        for number in range(7):
+            (tmp_path / f"{number}.txt").write_text(f"row {number}")
+            tar.add(tmp_path / f"{number}.txt", f"{number}.txt")
     names = [f"{hub}:ko", f"{hub}:ko@test", f"{tmp_path / 'tables'}:default@train", f"{hub}:absent", f"{hub}:ko@absent"]
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_HUB), str(tokenizer_dir), str(tmp_path / "cache"), *names],

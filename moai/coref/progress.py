@@ -46,6 +46,8 @@ class StageProgress(Progress):
         self.counts.update(counts)
         self.last_passed = counts.get("passed", counts.get("samples", 0))
         super().on_shard(done)
+        if "samples" in counts:
+            logger.info(" → 배치 %d 완료: %s개", self.shards, f"{counts['samples']:,}")
         if done.reused:
             self.on_documents(counts.get("samples", 0))
 

@@ -171,7 +171,7 @@ class _Shard:
                 raise DamagedError(f"{path}: {held} rows, the manifest says {rows}; {again}")
             return cls(list(accumulate((part.num_rows for part in parts[:-1]), initial=0)), [_Batch.of(part) for part in parts])
         except (pa.ArrowInvalid, OSError) as error:
-            raise DamagedError(f"{path}: not readable as Arrow ({' '.join(str(error).split())[:200]}); {again}") from error
+            raise DamagedError(f"{path}: not readable as Arrow ({' '.join(str(error).split())[:400]}); {again}") from error
 
     def row(self, index: int) -> Row:
         number = bisect_right(self.firsts, index) - 1
