@@ -12,7 +12,7 @@ import pytest
 from test_repair_parts import Numbers
 
 from moai.core.config import resolve
-from moai.core.errors import ConfigError, SourceError
+from moai.core.errors import ConfigError, PartFailed, SourceError
 from moai.prepared.manifest import Prepared
 from moai.pretraining.dataset import own_mixture, parse_dataset
 from moai.pretraining.options import DataConfig
@@ -121,3 +121,13 @@ def test_a_file_of_settings_may_share_values_and_name_one_anew(tmp_path: Path) -
     (tmp_path / "run.yaml").write_text("dataset:\n  - &first {path: a, min_chars: 2}\n  - {<<: *first, path: b}\n")
     config = resolve([DataConfig], ["--config", str(tmp_path / "run.yaml")], {}, prog="test")[DataConfig]
     assert [(entry.path, entry.min_chars) for entry in config.dataset] == [("a", 2), ("b", 2)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["shards", "read", "remember"])
+def test_a_source_that_raises_is_one_line_with_its_place(prepare: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def fails(self: Any, *given: Any) -> Any:
+        raise ValueError("no net")
+
+    monkeypatch.setattr(Numbers, method, fails)
+    with pytest.raises(PartFailed, match=r"numbers: source Numbers \(test_repair_parts.py\) failed in line \d+ .*: ValueError: no net"):
+        prepare({"source": Numbers(30), "name": "numbers"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -9,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from moai.core.errors import SourceError
-from moai.engine.part import identity_of
+from moai.core.errors import MoaiError, PartFailed, SourceError
+from moai.engine.part import failure, identity_of, named
 from moai.engine.pipeline import Meter, Raw, Shard
 from moai.sources.kinds.kind import File, Kind, Segment, type_names
 from moai.sources.records import Limits
@@ -48,28 +49,42 @@ class Placed:
     def shards(self) -> Iterator[Shard]:
         """Under names that no other source's shards have."""
         seen = set[str]()
-        for shard in self.source.shards():
-            if shard.id in seen:
-                raise SourceError(f"{self.name}: gives two shards called {shard.id!r}; give each an id of its own")
-            seen.add(shard.id)
-            yield replace(shard, id=f"{self.name}:{shard.id}")
+        with self._asked():
+            for shard in self.source.shards():
+                if shard.id in seen:
+                    raise SourceError(f"{self.name}: gives two shards called {shard.id!r}; give each an id of its own")
+                seen.add(shard.id)
+                yield replace(shard, id=f"{self.name}:{shard.id}")
 
     def digest(self, shard: Shard) -> Raw:
-        found: Raw = self.source.digest(self._own(shard))
+        with self._asked():
+            found: Raw = self.source.digest(self._own(shard))
         return found
 
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
         row = 0
-        for batch in self.source.read(self._own(shard), meter):
-            if taken := [name for name in (*_PLACE, "record") if name in batch.schema.names]:
-                raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
-            rows = np.arange(row, row + batch.num_rows)
-            row += batch.num_rows
-            batch = batch.append_column("segment", np.zeros(batch.num_rows, np.int32)).append_column("line", rows)
-            yield batch.append_column("offset", pa.nulls(batch.num_rows, pa.int64()))
+        with self._asked():
+            for batch in self.source.read(self._own(shard), meter):
+                if taken := [name for name in (*_PLACE, "record") if name in batch.schema.names]:
+                    raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
+                rows = np.arange(row, row + batch.num_rows)
+                row += batch.num_rows
+                batch = batch.append_column("segment", np.zeros(batch.num_rows, np.int32)).append_column("line", rows)
+                yield batch.append_column("offset", pa.nulls(batch.num_rows, pa.int64()))
 
     def remember(self, shard: Shard, raw: Raw) -> None:
-        self.source.remember(self._own(shard), raw)
+        with self._asked():
+            self.source.remember(self._own(shard), raw)
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What the source raises becomes one line that names it and the place. Raises PartFailed."""
+        try:
+            yield
+        except (MoaiError, MemoryError):
+            raise
+        except Exception as error:
+            raise PartFailed(f"{self.name}: source {named(type(self.source))} {failure(type(self.source), error)}") from error
 
     def _own(self, shard: Shard) -> Shard:
         return replace(shard, id=shard.id.removeprefix(f"{self.name}:"))
