@@ -21,7 +21,8 @@ from moai.engine.pipeline import MAX_DETAILS
 from moai.prepared.manifest import Prepared
 from moai.sources.discover import discover
 from moai.sources.local import LocalSource
-from moai.transforms.text import TextShape, ToText
+from moai.transforms.shapes import TextShape
+from moai.transforms.text import ToText
 
 PrepareIt = Callable[..., Prepared]
 

@@ -13,7 +13,7 @@ import pytest
 
 from moai.core.errors import SourceError
 from moai.prepared.manifest import Prepared
-from moai.transforms.text import BadRecord, TextShape, choose_shape
+from moai.transforms.shapes import BadRecord, TextShape, choose_shape
 
 PrepareIt = Callable[..., Prepared]
 

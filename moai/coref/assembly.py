@@ -36,7 +36,8 @@ from moai.sources.discover import Input
 from moai.sources.inputs import find_inputs, open_input, plan_inputs, stamps_prove
 from moai.sources.local import LocalSource
 from moai.tokenizers.load import digest_of, find_tokenizer
-from moai.transforms.text import TextShape, ToText, choose_shape
+from moai.transforms.shapes import TextShape, choose_shape
+from moai.transforms.text import ToText
 
 _PARTS = (ToText, Documents, CheapRules, KiwiQuality, Repetition, Placement, Candidates, Samples)
 """A plan is another one where the version of any of them is."""

@@ -34,8 +34,9 @@ from moai.transforms.chat import EncodeExamples, ToExamples
 from moai.transforms.conversation import choose_chat_shape
 from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
+from moai.transforms.shapes import TextShape, choose_shape
 from moai.transforms.template import RENDERER, ChatTemplate, find_template
-from moai.transforms.text import TextShape, ToText, choose_shape
+from moai.transforms.text import ToText
 from moai.transforms.tokenize import Tokenize
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
 from moai.tokenizers.convert import convert
-from moai.transforms.text import TextShape, ToText, choose_shape
+from moai.transforms.shapes import TextShape, choose_shape
+from moai.transforms.text import ToText
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -32,8 +32,9 @@ from moai.engine.pipeline import add_documents, advance, count, drop
 from moai.engine.schema import TRAINED, Column
 from moai.tokenizers.backends import Reference
 from moai.transforms.conversation import ASSISTANT, Conversation, read_conversation
+from moai.transforms.shapes import BadRecord, TextShape
 from moai.transforms.template import ChatTemplate, Marks
-from moai.transforms.text import BadRecord, TextShape, column_value, each_record, each_row, parse_object, places_of, with_plain
+from moai.transforms.text import column_value, each_record, each_row, parse_object, places_of, with_plain
 
 _EXAMPLES_AT_ONCE = 256
 """Texts that are tokenized together: their tokens' places take some 100 bytes a token until they are arrays."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moai.core.errors import SourceError
+from moai.transforms.shapes import BadRecord, TextShape, first_fitting, need_columns
 from moai.transforms.template import Message
-from moai.transforms.text import BadRecord, TextShape, first_fitting, need_columns
 
 ASSISTANT = "assistant"
 _ROLES = {

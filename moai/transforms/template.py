@@ -21,7 +21,7 @@ from typing import Any
 
 from moai.core.errors import TokenizerError
 from moai.tokenizers.load import named_token
-from moai.transforms.text import BadRecord
+from moai.transforms.shapes import BadRecord
 
 RENDERER = "transformers.utils.chat_template_utils"
 """The module of transformers that fills templates in."""
