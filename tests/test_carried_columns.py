@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +103,15 @@ def test_what_json_cannot_spell_is_a_bad_record(prepare: Callable[..., Prepared]
     deep = "[" * 400 + "]" * 400
     (tmp_path / "a.jsonl").write_text('{"text": "a", "n": [1]}\n{"text": "b", "n": ' + deep + "}\n")
     assert prepare(tmp_path / "a.jsonl", carry_columns=("n",)).content["quarantined"] == {"column type": 1}
+
+
+def test_numbers_with_a_null_somewhere_have_one_type_in_every_batch(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "n": None if number == 5 else number, "b": number % 2 == 0, "i": number} for number in range(10)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = prepare(tmp_path / "a.jsonl", carry_columns=("n", "b", "i"))
+    assert prepared.content["nulls"] == {"n": 1}
+    packed, collate = PackedRows.of(prepared), PackedCollator(pad_id=0, beside=prepared.beside)
+    batches = [collate([packed[at], packed[at + 1]]) for at in range(0, 10, 2)]
+    assert {(str(batch["n"].dtype), str(batch["b"].dtype), str(batch["i"].dtype)) for batch in batches} == {("torch.float64", "torch.bool", "torch.int64")}
+    assert [value for batch in batches for value in batch["n"].flatten().tolist()][:5] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert batches[2]["n"].isnan().tolist() == [[False], [True]]

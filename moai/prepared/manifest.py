@@ -21,7 +21,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,8 +65,10 @@ class Prepared:
 
     @property
     def beside(self) -> tuple[Column, ...]:
-        """The columns that travel with the tokens and are no part of training."""
-        return tuple(column for column in self.columns if column.name not in ("input_ids", "seq_lengths", TRAINED.name))
+        """The columns that travel with the tokens and are no part of training, in the types they have in a batch: numbers with nulls are float64."""
+        nulls = self.manifest["content"].get("nulls", {})
+        found = [column for column in self.columns if column.name not in ("input_ids", "seq_lengths", TRAINED.name)]
+        return tuple(replace(column, type="float64") if column.name in nulls and column.is_number else column for column in found)
 
     @property
     def held_out(self) -> Self | None:

@@ -131,6 +131,7 @@ def _content(
         "transforms": [part.identity() for part in config.transforms], "rows": rows, "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
         "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
+        **({"nulls": nulls} if (nulls := grouped(counts, "nulls.")) else {}),
         "documents": counts["kept"], "filtered": grouped(counts, "filtered."), "quarantined": grouped(counts, "quarantined."), "token_counts": {"eos": 0, **grouped(counts, "tokens.")},
         "sources": [_source(part) for part in parts], "shards": shards, "files": files, **(_chat(template, counts) if template else {}),
     }  # fmt: skip

@@ -89,7 +89,7 @@ def _padded(values: Sequence[Any], column: Column) -> Any:
         return list(values)
     if column.per == "row":
         return torch.tensor(values)
-    dtype = np.result_type(*values)
+    dtype = np.dtype(column.type)
     made = np.full((len(values), max(map(len, values))), np.nan if dtype.kind == "f" else 0, dtype)
     for line, found in zip(made, values):
         line[: len(found)] = found

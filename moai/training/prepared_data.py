@@ -193,6 +193,7 @@ def _joined(sides: Sequence[Prepared], names: Mapping[Path, Mapping[str, str]]) 
         **first, **total, "shards": files, "files": [], "sources": [{**source, "name": called[source["name"]]} for _, content, called in contents for source in content["sources"]],
         "vocab_size": max(content["vocab_size"] for _, content, _ in contents), "packing": ", ".join(dict.fromkeys(content["packing"] for _, content, _ in contents)),
         "records": dict(sum((Counter(content["records"]) for _, content, _ in contents), Counter())),
+        "nulls": dict(sum((Counter(content.get("nulls", {})) for _, content, _ in contents), Counter())),
         "fill_rate": round(total["tokens"] / max(1, total["rows"] * first["seq_len"]), 6),
     }  # fmt: skip
     return {"content": content, "content_digest": digest_json([side.content_digest for side in sides]), "run": {}}

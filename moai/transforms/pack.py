@@ -238,7 +238,9 @@ def _rows(gathered: _Gathered, pieces: Pieces, beside: Sequence[Column]) -> Iter
         for column in beside:
             values = gathered.beside[column.name]
             if column.per == "piece":
-                made[column.name] = pa.ListArray.from_arrays(pa.array(in_row), values.take(pa.array(document[which])))
+                taken = values.take(pa.array(document[which]))
+                count(f"nulls.{column.name}", taken.null_count)
+                made[column.name] = pa.ListArray.from_arrays(pa.array(in_row), taken)
             elif column.runs:
                 made[column.name] = columns.lists(*run_lengths(_take(values, starts, lengths), row_ends))
             else:
