@@ -23,8 +23,8 @@ from corpus import repeat
 
 from moai.engine.executor import Finished, Order
 from moai.engine.pipeline import Pipeline, run_shard
-from moai.pretraining import recipe as pretraining
 from moai.pretraining.options import DataConfig
+from moai.pretraining.recipe import prepare
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,15 @@ def main() -> int:
     parser.add_argument("--num_proc", type=int, default=2)
     given = parser.parse_args()
     seconds: dict[str, list[float]] = {"processes": [], "threads": []}
-    processes = pretraining.executor_of
     with tempfile.TemporaryDirectory() as folder:
         data = repeat(given.files, given.megabytes, Path(folder) / "data.jsonl")
         for number in range(given.rounds):
             for kind in seconds:
-                pretraining.executor_of = processes if kind == "processes" else lambda *_: Threads(given.num_proc)
                 config = DataConfig(
                     dataset=(str(data),), tokenizer_path=given.tokenizer_path, packing="wrapped", num_proc=given.num_proc, cache_dir=f"{folder}/{kind}-{number}"
                 )
                 started = time.perf_counter()
-                pretraining.prepare(config, origins={"num_proc": "--num_proc"})
+                prepare(config, executor=None if kind == "processes" else Threads(given.num_proc))
                 seconds[kind].append(time.perf_counter() - started)
     print("| workers are | seconds | MB/s |\n|---|---|---|")
     for kind, all_ in seconds.items():

@@ -39,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
-        """Run every order, in any sequence. `on_documents(n)` hears of n more documents now and then."""
+        """Run every order, in any sequence. `on_documents(n)` hears of n more documents now and then, from one thread at a time."""
         ...
 
 
