@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_run
 
 from moai.core.errors import SourceError
 from moai.prepared.manifest import Prepared
@@ -115,3 +118,41 @@ def test_numbers_with_a_null_somewhere_have_one_type_in_every_batch(prepare: Cal
     assert {(str(batch["n"].dtype), str(batch["b"].dtype), str(batch["i"].dtype)) for batch in batches} == {("torch.float64", "torch.bool", "torch.int64")}
     assert [value for batch in batches for value in batch["n"].flatten().tolist()][:5] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert batches[2]["n"].isnan().tolist() == [[False], [True]]
+
+
+def test_training_takes_columns_off_before_the_model(train_py: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most models take any argument and say nothing. The losses are those without any column."""
+    from transformers import Qwen3ForCausalLM
+
+    forward, got = Qwen3ForCausalLM.forward, set[str]()
+
+    @functools.wraps(forward)
+    def heard(self: Any, *given: Any, **named: Any) -> Any:
+        got.update(named)
+        return forward(self, *given, **named)
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "forward", heard)
+    tokenizer, model = tiny_run.write_tokenizer(tmp_path / "tokenizer"), tiny_run.write_model_config(tmp_path)
+    lines = [{"text": f"some words and number {number}", "n": number, "url": f"u/{number}"} for number in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [
+        "--dataset",
+        str(tmp_path / "a.jsonl"),
+        "--tokenizer_path",
+        str(tokenizer),
+        "--model_config",
+        str(model),
+        "--seq_len",
+        "32",
+        "--packing",
+        "bfd_split",
+    ]
+    words += ["--cache_dir", str(tmp_path / "cache"), "--max_steps", "2", "--batch_size", "4", "--logging_steps", "1", "--use_cpu", "true", "--num_proc", "0"]
+    losses = []
+    for name, more in (("without", []), ("with", ["--carry_columns", "n", "url"])):
+        said = train_py(*words, *more, "--output_dir", str(tmp_path / name))
+        losses.append(re.findall(r"loss (\d+\.\d+)", said))
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+    assert "input_ids" in got
+    assert not got & {"n", "url"}
