@@ -177,6 +177,8 @@ def test_a_raised_version_makes_its_shards_again_and_no_others(prepare: PrepareI
     [
         ("return [True]", r"filter Broken \(my_parts.py\) gave 1 values, not a bool for each of 7 documents"),
         ("return 1 / 0", r"filter Broken \(my_parts.py\) failed in line \d+ \(return 1 / 0\): ZeroDivisionError"),
+        ("raise NotImplementedError('later')", r"filter Broken \(my_parts.py\) failed in line \d+ \(.*\): NotImplementedError: later"),
+        ("return super().keep(batch)", r"filter Broken \(my_parts.py\) has no method keep"),
         ("return [1] * batch.num_rows", r"filter Broken \(my_parts.py\) gave values of type int64"),
         ("return [False] * batch.num_rows, ['a']", r"gave 1 reasons for the 7 of 7 documents that it drops"),
         ("return [None] * batch.num_rows", r"gave values of type object"),

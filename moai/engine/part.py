@@ -81,7 +81,7 @@ class Filter(Part):
 
     def keep(self, batch: pa.RecordBatch) -> Mask | tuple[Mask, Sequence[str]]:
         """A bool a row; or that, and a reason for each row that goes, in order."""
-        raise NotImplementedError
+        raise PartFailed(f"{described(self)} has no method keep")
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -102,7 +102,7 @@ class Map(Part):
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch of which the columns that it needs or adds are taken over; all others stay as they were."""
-        raise NotImplementedError
+        raise PartFailed(f"{described(self)} has no method apply")
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -126,7 +126,7 @@ class Signal(Part):
 
     def measure(self, batch: pa.RecordBatch) -> Mapping[str, Any] | pa.RecordBatch:
         """A value a row for every column it adds."""
-        raise NotImplementedError
+        raise PartFailed(f"{described(self)} has no method measure")
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -160,8 +160,6 @@ def guarded(part: Part, call: Callable[..., T], *arguments: Any) -> T:
         return call(*arguments)
     except (MoaiError, MemoryError):
         raise
-    except NotImplementedError:
-        raise PartFailed(f"{described(part)} has no method {call.__name__}") from None
     except Exception as error:
         raise PartFailed(f"{described(part)} {failure(type(part), error)}") from error
 
