@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 
+from moai.engine.executor import Executor, Processes, Serial
 from moai.prepared.manifest import Prepared
 from moai.pretraining import recipe as pretraining
 from moai.pretraining.options import DataConfig
@@ -105,6 +106,12 @@ def prepare(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Prepared]:
 def cache(tmp_path: Path) -> Path:
     """The one that `prepare` prepares into."""
     return tmp_path / "cache"
+
+
+@pytest.fixture(params=["serial", "processes"])
+def executor(request: pytest.FixtureRequest) -> Executor:
+    """Every one that moai ships."""
+    return Serial() if request.param == "serial" else Processes(num_proc=2, stall_seconds=60)
 
 
 @pytest.fixture

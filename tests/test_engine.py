@@ -18,7 +18,7 @@ import pytest
 from moai.cache.ledger import Ledger
 from moai.core.errors import SourceError
 from moai.core.files import publish_file
-from moai.engine.executor import Executor, Processes, Serial
+from moai.engine.executor import Executor, Processes
 from moai.engine.pipeline import Meter, Pipeline, Raw, Receipt, Sealed, Shard, advance, count, run_shard, shard_key
 from moai.engine.run import Done, run
 
@@ -108,11 +108,6 @@ class JsonFiles:
 def cache(tmp_path: Path) -> Path:
     (tmp_path / "shards").mkdir()
     return tmp_path
-
-
-@pytest.fixture(params=["serial", "processes"])
-def executor(request: pytest.FixtureRequest) -> Executor:
-    return Serial() if request.param == "serial" else Processes(num_proc=2, stall_seconds=60)
 
 
 def pipeline(cache: Path, *transforms: Any, shards: int = 5, name: str = "train") -> Pipeline:

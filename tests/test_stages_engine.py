@@ -17,7 +17,7 @@ import pytest
 from test_engine import JsonFiles, Numbers
 
 from moai.core.errors import SourceError
-from moai.engine.executor import Executor, Processes, Serial
+from moai.engine.executor import Executor, Serial
 from moai.engine.pipeline import Pipeline, count
 from moai.engine.run import Done, total
 from moai.engine.stage import Results, Stage, run_stages
@@ -80,11 +80,6 @@ def read(cache: Path, done: Done) -> list[int]:
 def cache(tmp_path: Path) -> Path:
     (tmp_path / "shards").mkdir()
     return tmp_path
-
-
-@pytest.fixture(params=["serial", "processes"])
-def executor(request: pytest.FixtureRequest) -> Executor:
-    return Serial() if request.param == "serial" else Processes(num_proc=2, stall_seconds=60)
 
 
 LARGE = [[], list(range(12, 20)), list(range(20, 30))]
