@@ -1,14 +1,17 @@
-"""Tokenizer backends: MB/s on one core, and ids compared with the reference on every document and on what has broken others.
+"""Tokenizer backends: MB/s on one core, and ids compared with the reference on every document and on what has broken
+others.
 
-    python benchmarks/backends.py FILES... --tokenizers DIR [--megabytes 20] [--reference_megabytes 3] [--rounds 3] [--backends fastokens ...]
+    python benchmarks/backends.py FILES... --tokenizers DIR [--megabytes 20] [--reference_megabytes 3] [--rounds 3]
+    [--backends fastokens ...]
 
-FILES are .jsonl or .jsonl.zst with a `text`; DIR holds folders with a tokenizer.json, as corpus.py makes them. Not called tokenizers.py, since a script's
-folder comes first where Python looks for modules.
+FILES are .jsonl or .jsonl.zst with a `text`; DIR holds folders with a tokenizer.json, as corpus.py makes them. Not
+called tokenizers.py, since a script's folder comes first where Python looks for modules.
 
-Speed: MB of UTF-8 a CPU second, in a process each time that is held to one core, RAYON_NUM_THREADS=1, the tokenizer loaded but nothing encoded yet; documents
-of all FILES, shuffled once, in batches of 4 MB as the pipeline has them; interleaved, medians (least to most). The reference is given fewer of the same.
-Equality: each document by itself, by hash, as the pipeline encodes it: what a backend refuses goes to the reference and is counted.
-"probe" is what moai asks before it uses one.
+Speed: MB of UTF-8 a CPU second, in a process each time that is held to one core, RAYON_NUM_THREADS=1, the tokenizer
+loaded but nothing encoded yet; documents of all FILES, shuffled once, in batches of 4 MB as the pipeline has them;
+interleaved, medians (least to most). The reference is given fewer of the same. Equality: each document by itself, by
+hash, as the pipeline encodes it: what a backend refuses goes to the reference and is counted. "probe" is what moai asks
+before it uses one.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ def main() -> int:
     parser.add_argument("--tokenizers", type=Path, required=True, metavar="DIR")
     parser.add_argument("--backends", nargs="+", choices=FAST, default=FAST)
     parser.add_argument("--megabytes", type=float, default=20, help="given to each fast backend to measure its speed")
-    parser.add_argument("--reference_megabytes", type=float, default=3, help="given to the reference to measure its speed")
+    parser.add_argument(
+        "--reference_megabytes", type=float, default=3, help="given to the reference to measure its speed"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     folders = sorted(path.parent for path in given.tokenizers.resolve().glob("*/tokenizer.json"))
@@ -55,8 +60,14 @@ def main() -> int:
         parser.error(f"{given.tokenizers}: holds no folder with a tokenizer.json")
     documents = sum(len(batch) for batch in batches(given.files))
     megabytes = sum(size(text) for batch in batches(given.files) for text in batch) / 1e6
-    print(f"{documents:,} documents, {megabytes:.1f} MB of text, of which {given.megabytes:g} MB (reference: {given.reference_megabytes:g}) were timed\n")
-    print("| tokenizer | backend | MB a CPU second | times the reference | documents that differ | refused | nasty texts that differ | refused | probe |")
+    print(
+        f"{documents:,} documents, {megabytes:.1f} MB of text, of which {given.megabytes:g} MB (reference: "
+        f"{given.reference_megabytes:g}) were timed\n"
+    )
+    print(
+        "| tokenizer | backend | MB a CPU second | times the reference | documents that differ | refused | nasty texts "
+        "that differ | refused | probe |"
+    )
     print("|---" * 9 + "|", flush=True)
     wrong = 0
     for folder in folders:
@@ -70,7 +81,10 @@ def main() -> int:
             median, low, high = statistics.median(speeds[name]), min(speeds[name]), max(speeds[name])
             ratio = median / statistics.median(speeds["tokenizers"])
             said = compared.get(name, "| | | |")
-            print(f"| {folder.name} | {name} | {median:.1f} ({low:.1f} to {high:.1f}) | {ratio:.1f} | {said} |", flush=True)
+            print(
+                f"| {folder.name} | {name} | {median:.1f} ({low:.1f} to {high:.1f}) | {ratio:.1f} | {said} |",
+                flush=True,
+            )
             wrong += not said.startswith(("0 |", "|"))
     return 1 if wrong else 0
 
@@ -120,7 +134,9 @@ def measure(names: Sequence[str], folder: Path, given: argparse.Namespace) -> di
         for name in names:
             amount = given.reference_megabytes if name == "tokenizers" else given.megabytes
             command = [sys.executable, __file__, "--alone", name, str(folder), str(amount), *map(str, given.files)]
-            ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAYON_NUM_THREADS": "1"})
+            ended = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, "RAYON_NUM_THREADS": "1"}
+            )
             if ended.returncode:
                 sys.exit(f"{name} failed with {ended.returncode}\n{ended.stderr}")
             speeds[name].append(float(ended.stdout.splitlines()[-1]))
@@ -179,10 +195,18 @@ def compare(names: Sequence[str], folder: Path, files: Sequence[Path]) -> dict[s
                 differ[name][kind] += sum(ours != theirs for ours, theirs in zip(hashes(*found), expected, strict=True))
                 refused[name][kind] += number_refused
             if not kind and number % 5 == 0:
-                print(f"{folder.name}: batch {number} compared, differing so far: {differ}", file=sys.stderr, flush=True)
+                print(
+                    f"{folder.name}: batch {number} compared, differing so far: {differ}", file=sys.stderr, flush=True
+                )
     asked = list(probes(reference.special_tokens()))
-    probed = {name: "differs" if first_difference(backend, reference, asked) else "equal" for name, backend in fast.items()}
-    return {name: f"{differ[name][0]:,} | {refused[name][0]:,} | {differ[name][1]} of {len(table)} | {refused[name][1]} | {probed[name]}" for name in names}
+    probed = {
+        name: "differs" if first_difference(backend, reference, asked) else "equal" for name, backend in fast.items()
+    }
+    return {
+        name: f"{differ[name][0]:,} | {refused[name][0]:,} | {differ[name][1]} of {len(table)} | {refused[name][1]} | "
+        f"{probed[name]}"
+        for name in names
+    }
 
 
 def encode(tokenize: Tokenize, batch: list[str]) -> tuple[Ids, Offsets, int]:

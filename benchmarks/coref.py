@@ -1,16 +1,21 @@
-"""The entity-coref corpus against bare Kiwi on the same documents and cores, and against the guides' own loop: interleaved rounds, medians, ratios.
+"""The entity-coref corpus against bare Kiwi on the same documents and cores, and against the guides' own loop:
+interleaved rounds, medians, ratios.
 
-    python benchmarks/coref.py FILES... --model DIR [--documents 8000] [--rounds 3] [--workers 2] [--without-guides] [--no-pronoun-filter] [--min-nnp-ratio X] [--max-nnp-ratio X]
-    python benchmarks/coref.py FILES... --model DIR --memory [--documents 2000]
+    python benchmarks/coref.py FILES... --model DIR [--documents 8000] [--rounds 3] [--workers 2] [--without-guides]
+    [--no-pronoun-filter] [--min-nnp-ratio X] [--max-nnp-ratio X] python benchmarks/coref.py FILES... --model DIR
+    --memory [--documents 2000]
 
-FILES (JSON lines with `text`, plain or .zst) are repeated until --documents of them have survived the cheap rules, those that have not in between. `kiwi`
-gets the survivors alone, loaded once and forked; `guides` and moai get everything. Each run is a process of its own and its clock runs from start to end,
-loading included; moai begins with an empty cache. "survivors/s" divides the documents that pass the cheap rules by that time for all three.
+FILES (JSON lines with `text`, plain or .zst) are repeated until --documents of them have survived the cheap rules,
+those that have not in between. `kiwi` gets the survivors alone, loaded once and forked; `guides` and moai get
+everything. Each run is a process of its own and its clock runs from start to end, loading included; moai begins with an
+empty cache. "survivors/s" divides the documents that pass the cheap rules by that time for all three.
 
-The guides' chunks of 2,000 texts keep W workers busy to the end only if the survivors fill a multiple of W of them: 8,000 for two.
+The guides' chunks of 2,000 texts keep W workers busy to the end only if the survivors fill a multiple of W of them:
+8,000 for two.
 
---memory: the parent's peak over inputs of --documents and of ten times as many, and what a worker has for itself: doing all of it, where every document is
-dropped right after Kiwi, and where every one is dropped right before. The difference of the last two is Kiwi's. Linux only.
+--memory: the parent's peak over inputs of --documents and of ten times as many, and what a worker has for itself: doing
+all of it, where every document is dropped right after Kiwi, and where every one is dropped right before. The difference
+of the last two is Kiwi's. Linux only.
 """
 
 from __future__ import annotations
@@ -49,7 +54,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--chunksize", type=int, default=2000)
     parser.add_argument(
-        "--shard-bytes", default="250KB", help="moai's unit of work: small here, so that its last ones end together as the chunks of the others do"
+        "--shard-bytes",
+        default="250KB",
+        help="moai's unit of work: small here, so that its last ones end together as the chunks of the others do",
     )
     parser.add_argument("--max-entity-freq", type=int, default=1000)
     parser.add_argument("--min-nnp-ratio", type=float, default=0.05)
@@ -67,7 +74,14 @@ def race(given: argparse.Namespace, work: Path) -> None:
     everything, survivors = work / "all.jsonl", work / "survivors.jsonl"
     number = write(given.files, given.documents, everything, survivors)
     pronouns = "0" if given.no_pronoun_filter else "1"
-    guides = [str(given.workers), str(given.chunksize), str(given.min_nnp_ratio), str(given.max_nnp_ratio), pronouns, str(given.max_entity_freq)]
+    guides = [
+        str(given.workers),
+        str(given.chunksize),
+        str(given.min_nnp_ratio),
+        str(given.max_nnp_ratio),
+        pronouns,
+        str(given.max_entity_freq),
+    ]
     commands = {
         "kiwi": [sys.executable, str(PEERS / "coref_kiwi.py"), str(survivors), str(given.workers)],
         "guides": [sys.executable, str(PEERS / "coref_guides.py"), str(everything), *guides],
@@ -87,7 +101,8 @@ def race(given: argparse.Namespace, work: Path) -> None:
     nnp = funnel["passed the cheap rules"] - funnel["5 nnp"]  # what the guides analyse twice
     rate = nnp / number
     print(
-        f"{funnel['read']:,} documents, {number:,} survive the cheap rules, {rate:.1%} of these pass the share of proper nouns, {funnel['passed']:,} pass all; ",
+        f"{funnel['read']:,} documents, {number:,} survive the cheap rules, {rate:.1%} of these pass the share of "
+        f"proper nouns, {funnel['passed']:,} pass all; ",
         end="",
     )
     print(f"{content['rows']:,} samples; {given.workers} workers, {given.rounds} rounds\n")
@@ -96,25 +111,36 @@ def race(given: argparse.Namespace, work: Path) -> None:
     for name, found in runs.items():
         each = ", ".join(f"{one.seconds:.1f}" for one in found)
         cpu, peak = median(one.cpu_seconds for one in found), max(one.peak_bytes for one in found) / 1e6
-        print(f"| {name} | {seconds[name]:.1f} ({each}) | {cpu:.1f} | {number / seconds[name]:.1f} | {peak:,.0f} | {seconds[name] / seconds['moai']:.3f} x |")
+        print(
+            f"| {name} | {seconds[name]:.1f} ({each}) | {cpu:.1f} | {number / seconds[name]:.1f} | {peak:,.0f} | "
+            f"{seconds[name] / seconds['moai']:.3f} x |"
+        )
     print(f"\nwanted: at least 0.950 x kiwi, and at least 0.95 x (1 + {rate:.3f}) = {0.95 * (1 + rate):.3f} x guides")
 
 
 def memory(given: argparse.Namespace, work: Path) -> None:
     print("| documents that survive | worked on | parent, peak MB | a worker's own, peak MB |\n|---|---|---|---|")
-    ways = {"all of it": (), "up to Kiwi": ("--min-nnp-ratio", "1", "--max-nnp-ratio", "1"), "before Kiwi": ("--min-sentences", "1000000")}
+    ways = {
+        "all of it": (),
+        "up to Kiwi": ("--min-nnp-ratio", "1", "--max-nnp-ratio", "1"),
+        "before Kiwi": ("--min-sentences", "1000000"),
+    }
     for documents, what in ((given.documents, "all of it"), *((10 * given.documents, what) for what in ways)):
         flags = ways[what]
         everything = work / "all.jsonl"
         number = write(given.files, documents, everything, work / "survivors.jsonl")
-        process = subprocess.Popen([*moai(given, everything, work / "out"), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*moai(given, everything, work / "out"), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         parent, worker = watch(process)
         subprocess.run(["rm", "-rf", str(work / "out")], check=True)
         print(f"| {number:,} | {what} | {parent / 1e6:.1f} | {worker / 1e6:.1f} |", flush=True)
 
 
 def watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """(peak of the parent, peak of any one worker), unshared bytes, looked at ten times a second. A worker is a child of the process that forks them."""
+    """(peak of the parent, peak of any one worker), unshared bytes, looked at ten times a second. A worker is a child
+    of the process that forks them.
+    """
     parent = worker = 0
     here = psutil.Process(process.pid)
     while process.poll() is None:
@@ -140,11 +166,25 @@ def moai(given: argparse.Namespace, data: Path, output: Path) -> list[str]:
         given.workers,
     ]
     flags += ["--no-pronoun-filter"] if given.no_pronoun_filter else []
-    return [sys.executable, "-m", "moai", "entity-coref", "--input", str(data), "--model", given.model, "--output-dir", str(output), *map(str, flags)]
+    return [
+        sys.executable,
+        "-m",
+        "moai",
+        "entity-coref",
+        "--input",
+        str(data),
+        "--model",
+        given.model,
+        "--output-dir",
+        str(output),
+        *map(str, flags),
+    ]
 
 
 def write(files: list[Path], documents: int, everything: Path, survivors: Path) -> int:
-    """Repeat the texts until `documents` have survived; a number before each keeps copies from being equal. Returns how many survived."""
+    """Repeat the texts until `documents` have survived; a number before each keeps copies from being equal. Returns how
+    many survived.
+    """
     rules, number = CheapRules(), 0
     texts = [(text, rules.failed_by(text) is None) for text in read(files)]
     assert any(survives for _, survives in texts), "no document survives the cheap rules"
@@ -165,7 +205,9 @@ def read(files: list[Path]) -> Iterator[str]:
     for path in files:
         with contextlib.ExitStack() as opened:
             raw = opened.enter_context(open(path, "rb"))
-            stream = opened.enter_context(zstandard.ZstdDecompressor().stream_reader(raw)) if path.suffix == ".zst" else raw
+            stream = (
+                opened.enter_context(zstandard.ZstdDecompressor().stream_reader(raw)) if path.suffix == ".zst" else raw
+            )
             yield from (json.loads(line)["text"] for line in io.TextIOWrapper(stream, "utf-8"))
 
 

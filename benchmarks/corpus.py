@@ -1,8 +1,10 @@
-"""What the benchmarks measure on: the given files repeated to a size, and tokenizers of the common shapes trained on them.
+"""What the benchmarks measure on: the given files repeated to a size, and tokenizers of the common shapes trained on
+them.
 
     python benchmarks/corpus.py FILES... --tokenizers DIR [--vocab_size 32768] [--wordpiece vocab.txt]
 
-writes DIR/gpt2, DIR/llama3, DIR/qwen2, DIR/wordpiece (from the given vocabulary) and DIR/unigram, each a directory with a tokenizer.json.
+writes DIR/gpt2, DIR/llama3, DIR/qwen2, DIR/wordpiece (from the given vocabulary) and DIR/unigram, each a directory with
+a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # The regular expressions of the three models' published tokenizer.json files.
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SAMPLE_BYTES = 24_000_000
 EOS, BOS = "<|endoftext|>", "<|begin_of_text|>"
@@ -34,7 +39,9 @@ def main() -> int:
 
 
 def repeat(files: list[Path], megabytes: int, target: Path) -> Path:
-    """`megabytes` of the files' lines, shuffled once, then copy after copy, each numbered, so that no two shards are equal."""
+    """`megabytes` of the files' lines, shuffled once, then copy after copy, each numbered, so that no two shards are
+    equal.
+    """
     lines = [line for path in files for line in path.read_bytes().splitlines(keepends=True)]
     random.Random(0).shuffle(lines)
     left = megabytes * 10**6
@@ -78,7 +85,12 @@ def make_tokenizers(files: list[Path], folder: Path, vocab_size: int, wordpiece:
             tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizer
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
         tokenizer.train_from_iterator(sample(files), trainer)
         _save(tokenizer, folder / name, EOS)
     tokenizer = Tokenizer(models.Unigram())
@@ -86,7 +98,10 @@ def make_tokenizers(files: list[Path], folder: Path, vocab_size: int, wordpiece:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.train_from_iterator(
-        sample(files, SAMPLE_BYTES // 3), trainers.UnigramTrainer(vocab_size=16_384, special_tokens=[*special, "<unk>"], unk_token="<unk>", show_progress=False)
+        sample(files, SAMPLE_BYTES // 3),
+        trainers.UnigramTrainer(
+            vocab_size=16_384, special_tokens=[*special, "<unk>"], unk_token="<unk>", show_progress=False
+        ),
     )
     _save(tokenizer, folder / "unigram", EOS)
     if wordpiece:
@@ -104,7 +119,9 @@ def make_tokenizers(files: list[Path], folder: Path, vocab_size: int, wordpiece:
 def _save(tokenizer: object, folder: Path, eos: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))  # type: ignore[attr-defined]
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos})
+    )
     print(folder, flush=True)
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/identical.py FILES... --tokenizer_path tokenizers/demo [--work DIR]
 
-For each packing, num_proc 0 (serial), 1, 2 and 5 with dataset_batch_size 64 and 4,096 and writer_batch_size 1,000 and 100,000, in ten
-combinations (or the first --ways of them), prepare into caches of their own. Printed: sha256 over all data-*.arrow and over the manifest's content part, how many
-runs gave it, and whether the documents, decoded, are the input's text. Exit 1 on any difference.
+For each packing, num_proc 0 (serial), 1, 2 and 5 with dataset_batch_size 64 and 4,096 and writer_batch_size 1,000 and
+100,000, in ten combinations (or the first --ways of them), prepare into caches of their own. Printed: sha256 over all
+data-*.arrow and over the manifest's content part, how many runs gave it, and whether the documents, decoded, are the
+input's text. Exit 1 on any difference.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def main() -> int:
     given = parser.parse_args()
     wrong = 0
     print(
-        "| packing | runs | shards | sha256 of data-*.arrow | sha256 of the manifest's content | different | documents decoded |\n|---|---|---|---|---|---|---|"
+        "| packing | runs | shards | sha256 of data-*.arrow | sha256 of the manifest's content | different | documents "
+        "decoded |\n|---|---|---|---|---|---|---|"
     )
     for packing in given.packings:
         found: Counter[tuple[str, str, int]] = Counter()
@@ -58,14 +60,33 @@ def main() -> int:
                 decoded = decoded or compare_documents(path, packing, given.files, given.tokenizer_path)
         data, content, shards = next(iter(found))
         wrong += len(found) - 1 + (not decoded.startswith("equal"))
-        print(f"| {packing} | {found.total()} | {shards} | `{data}` | `{content}` | {len(found) - 1} | {decoded} |", flush=True)
+        print(
+            f"| {packing} | {found.total()} | {shards} | `{data}` | `{content}` | {len(found) - 1} | {decoded} |",
+            flush=True,
+        )
     return 1 if wrong else 0
 
 
 def prepare(given: argparse.Namespace, packing: str, num_proc: int, batch: int, writer: int, cache: str) -> Path:
-    flags = {"--tokenizer_path": given.tokenizer_path, "--seq_len": SEQ_LEN, "--packing": packing, "--cache_dir": cache, "--num_proc": num_proc,
-             "--dataset_batch_size": batch, "--writer_batch_size": writer, "--shard_bytes": given.shard_bytes}  # fmt: skip
-    command = [sys.executable, "-m", "moai", "prepare", "--dataset", *given.files, *(str(word) for item in flags.items() for word in item)]
+    flags = {
+        "--tokenizer_path": given.tokenizer_path,
+        "--seq_len": SEQ_LEN,
+        "--packing": packing,
+        "--cache_dir": cache,
+        "--num_proc": num_proc,
+        "--dataset_batch_size": batch,
+        "--writer_batch_size": writer,
+        "--shard_bytes": given.shard_bytes,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "moai",
+        "prepare",
+        "--dataset",
+        *given.files,
+        *(str(word) for item in flags.items() for word in item),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         sys.exit(f"{shutil.which('python')}: prepare failed\n{ended.stderr}")
@@ -106,10 +127,15 @@ def compare_documents(path: Path, packing: str, files: list[str], tokenizer_path
         at = 0
         for number, text in enumerate(texts(files)):
             length = len(tokenizer.encode(text, add_special_tokens=False).ids)
-            if tokenizer.decode(stream[at : at + length].tolist(), skip_special_tokens=False) != text or stream[at + length] != eos:
+            if (
+                tokenizer.decode(stream[at : at + length].tolist(), skip_special_tokens=False) != text
+                or stream[at + length] != eos
+            ):
                 return f"document {number} differs"
             at += length + 1
-        return f"equal ({number + 1:,} of {number + 1:,})" if at == len(stream) else f"{len(stream) - at} tokens too many"
+        return (
+            f"equal ({number + 1:,} of {number + 1:,})" if at == len(stream) else f"{len(stream) - at} tokens too many"
+        )
     left, whole, number = Counter(pieces), 0, 0
     for number, text in enumerate(texts(files), 1):
         ids = [*tokenizer.encode(text, add_special_tokens=False).ids, eos]
@@ -120,7 +146,9 @@ def compare_documents(path: Path, packing: str, files: list[str], tokenizer_path
             return f"document {number} does not decode to its text"
         left.subtract(np.array(piece, np.uint32).tobytes() for piece in cut)
     wrong = sum(map(abs, left.values()))
-    return f"{wrong} pieces differ" if wrong else f"equal ({whole:,} whole, {number - whole:,} truncated, of {number:,})"
+    return (
+        f"{wrong} pieces differ" if wrong else f"equal ({whole:,} whole, {number - whole:,} truncated, of {number:,})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""From a prepared directory to batches: rows a second at random access, what opening costs, what memory epochs cost. Linux only.
+"""From a prepared directory to batches: rows a second at random access, what opening costs, what memory epochs cost.
+Linux only.
 
     python benchmarks/loader.py PREPARED_DIR [--rows 4096] [--shards 20 200 2000] [--epochs 10]
 
-Access: batches of 8 and 32 random rows, in this process, through moai, through `datasets` (arrow and torch format) into the same collator, and as
-`datasets` gives them (Python lists) into transformers' collator for language models; interleaved, medians of --rounds. The first batch of all but the
-last must be equal. Opening: the shards, hard-linked until there are --shards of them, out of the page cache, each time in a fresh process. "read" is what
-that process had the disk read, until a second after opening; "cached" is the share of the shards that is in the page cache then.
-Feeding: the same shards in the page cache, through the loader that train.py builds, beside rows that are views of the table `load_from_disk` opens.
-Against the step: rows a second of order, rows and collator in the rank itself, and of forward, backward and AdamW of the demo model on the same batches.
+Access: batches of 8 and 32 random rows, in this process, through moai, through `datasets` (arrow and torch format) into
+the same collator, and as `datasets` gives them (Python lists) into transformers' collator for language models;
+interleaved, medians of --rounds. The first batch of all but the last must be equal. Opening: the shards, hard-linked
+until there are --shards of them, out of the page cache, each time in a fresh process. "read" is what that process had
+the disk read, until a second after opening; "cached" is the share of the shards that is in the page cache then.
+Feeding: the same shards in the page cache, through the loader that train.py builds, beside rows that are views of the
+table `load_from_disk` opens. Against the step: rows a second of order, rows and collator in the rank itself, and of
+forward, backward and AdamW of the demo model on the same batches.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, nargs="+", default=[20, 200, 2000])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="on a file system with a disk behind it")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()), help="on a file system with a disk behind it"
+    )
     given = parser.parse_args()
     access(given.prepared, given.rows, given.rounds)
     for count in given.shards:
@@ -84,7 +89,10 @@ def access(path: Path, rows: int, rounds: int) -> None:
     megabytes = content["tokens"] / content["rows"] * np.dtype(prepared.columns[0].type).itemsize / 1e6
     order = np.random.default_rng(0).integers(0, content["rows"], rows).tolist()
     check_equal([load(order[:8]) for load in list(ways.values())[:4]])
-    print(f"{content['rows']:,} rows of up to {content['seq_len']:,} {prepared.columns[0].type}, {len(content['shards'])} shards\n")
+    print(
+        f"{content['rows']:,} rows of up to {content['seq_len']:,} {prepared.columns[0].type}, "
+        f"{len(content['shards'])} shards\n"
+    )
     print("| rows a batch | way | rows/s | MB/s of ids | ms a batch | time against moai's |\n|---|---|---|---|---|---|")
     for size in (8, 32):
         seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -97,7 +105,11 @@ def access(path: Path, rows: int, rounds: int) -> None:
         medians = {name: statistics.median(times) for name, times in seconds.items()}
         for name, median in medians.items():
             ratio = f"{median / medians['moai']:.1f}"
-            print(f"| {size} | {name} | {rows / median:,.0f} | {rows * megabytes / median:,.0f} | {median * 1000 * size / rows:.3f} | {ratio} |", flush=True)
+            print(
+                f"| {size} | {name} | {rows / median:,.0f} | {rows * megabytes / median:,.0f} | "
+                f"{median * 1000 * size / rows:.3f} | {ratio} |",
+                flush=True,
+            )
 
 
 def moai_batches(path: Path) -> Load:
@@ -116,7 +128,10 @@ class TableRows:
 
     def __getitems__(self, indices: list[int]) -> list[Row]:
         pieces = [self.table.fast_slice(index, 1) for index in indices]
-        return [Row(*(piece.column(name).chunk(0).flatten().to_numpy() for name in ("input_ids", "seq_lengths"))) for piece in pieces]
+        return [
+            Row(*(piece.column(name).chunk(0).flatten().to_numpy() for name in ("input_ids", "seq_lengths")))
+            for piece in pieces
+        ]
 
 
 def table_batches(path: Path) -> Load:
@@ -138,14 +153,18 @@ def arrow_batches(path: Path) -> Load:
 
 def torch_batches(path: Path) -> Load:
     rows = load_from_disk(path).with_format("torch")
-    return lambda indices: COLLATOR([Row(row["input_ids"].numpy(), row["seq_lengths"].numpy()) for row in rows.__getitems__(indices)])
+    return lambda indices: COLLATOR(
+        [Row(row["input_ids"].numpy(), row["seq_lengths"].numpy()) for row in rows.__getitems__(indices)]
+    )
 
 
 def list_batches(path: Path) -> Load:
     from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
     eos = Prepared.open(path).content["tokenizer"]["eos_token"]
-    collator = DataCollatorForLanguageModeling(PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token=eos), mlm=False)
+    collator = DataCollatorForLanguageModeling(
+        PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token=eos), mlm=False
+    )
     rows = load_from_disk(path).select_columns("input_ids")
     return lambda indices: collator(rows.__getitems__(indices))
 
@@ -177,7 +196,9 @@ def many_shards(path: Path, count: int, target: Path) -> Path:
         shard = shards[number % len(shards)]
         name = f"data-{number:05d}-of-{count:05d}.arrow"
         if number < len(shards):
-            shutil.copyfile(path / shard["file"], target / name)  # of their own: another process may hold the others in the cache
+            shutil.copyfile(
+                path / shard["file"], target / name
+            )  # of their own: another process may hold the others in the cache
         else:
             os.link(target / links[number - len(shards)]["file"], target / name)
         links.append({**shard, "file": name})
@@ -197,7 +218,10 @@ def opening(path: Path, rounds: int) -> None:
     print("| way | seconds | read, MB | cached, % | mappings | then the first row, ms |\n|---|---|---|---|---|---|")
     for name, times in found.items():
         seconds, read, cached, mapped, row = (statistics.median(values) for values in zip(*times))
-        print(f"| {name} | {seconds:.3f} | {read / 1e6:.1f} | {cached * 100:.0f} | {mapped:,.0f} | {row * 1000:.2f} |", flush=True)
+        print(
+            f"| {name} | {seconds:.3f} | {read / 1e6:.1f} | {cached * 100:.0f} | {mapped:,.0f} | {row * 1000:.2f} |",
+            flush=True,
+        )
 
 
 def open_moai(path: Path) -> Any:
@@ -209,7 +233,9 @@ def open_datasets(path: Path) -> Any:
 
 
 def measure_opening(way: Callable[[Path], Any], path: Path) -> tuple[float, ...]:
-    """(seconds, bytes read from the disk, share of the shards in the page cache, mappings, seconds to the first row), in a fresh process."""
+    """(seconds, bytes read from the disk, share of the shards in the page cache, mappings, seconds to the first row),
+    in a fresh process.
+    """
     import datasets  # noqa: F401  (not part of opening)
 
     files = {file.stat().st_ino: file for file in path.glob("data-*.arrow")}.values()
@@ -219,7 +245,10 @@ def measure_opening(way: Callable[[Path], Any], path: Path) -> tuple[float, ...]
     rows = way(path)
     seconds = time.perf_counter() - started
     time.sleep(1)  # what the kernel was asked to fetch meanwhile
-    read, mapped = bytes_read() - before, sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+    read, mapped = (
+        bytes_read() - before,
+        sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines()),
+    )
     cached, pages = (sum(numbers) for numbers in zip(*map(resident, files)))
     started = time.perf_counter()
     rows[0]
@@ -230,12 +259,18 @@ def measure_opening(way: Callable[[Path], Any], path: Path) -> tuple[float, ...]
 
 
 def feeding(path: Path, rows: int, rounds: int) -> None:
-    ways: dict[str, Callable[[Path], Any]] = {"moai": open_moai, "datasets.load_from_disk, views of its table": TableRows}
+    ways: dict[str, Callable[[Path], Any]] = {
+        "moai": open_moai,
+        "datasets.load_from_disk, views of its table": TableRows,
+    }
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             found[name].append(alone(measure_feeding, way, path, rows))
-    print("\n| feeding training | opening to first batch, s | rows/s in the rank | rows/s from one reader | wait, % of a step | MB of its own |")
+    print(
+        "\n| feeding training | opening to first batch, s | rows/s in the rank | rows/s from one reader | wait, % of a "
+        "step | MB of its own |"
+    )
     print("|---|---|---|---|---|---|")
     for name, times in found.items():
         first, alone_, reader, wait, own = (statistics.median(values) for values in zip(*times))
@@ -243,7 +278,9 @@ def feeding(path: Path, rows: int, rounds: int) -> None:
 
 
 def measure_feeding(way: Callable[[Path], Any], path: Path, rows: int, *, size: int = 8) -> tuple[float, ...]:
-    """(seconds from opening to the first batch, rows/s of the rank itself, rows/s of one reader, share of a step spent waiting, MB added) in batches of 8."""
+    """(seconds from opening to the first batch, rows/s of the rank itself, rows/s of one reader, share of a step spent
+    waiting, MB added) in batches of 8.
+    """
     import datasets  # noqa: F401  (not part of opening)
     import torch.utils.data  # noqa: F401
     import transformers.trainer_utils  # noqa: F401
@@ -264,15 +301,28 @@ def measure_feeding(way: Callable[[Path], Any], path: Path, rows: int, *, size: 
 
 
 def training_batches(opened: Any, path: Path, size: int, *, readers: int) -> Iterator[dict[str, Any]]:
-    """Of the loader that train.py builds: its order, its collator, its readers (moai.training.machine, moai.training.loop)."""
+    """Of the loader that train.py builds: its order, its collator, its readers (moai.training.machine,
+    moai.training.loop).
+    """
     from torch.utils.data import DataLoader
     from transformers.trainer_utils import seed_worker
 
     sampler: Any = Sampler(Order(sources_of(Prepared.open(path).content["shards"]), 42))
     start = partial(start_reader, then=partial(seed_worker, num_workers=readers, rank=0)) if readers else None
-    return iter(DataLoader(opened, size, sampler=sampler, collate_fn=COLLATOR, drop_last=True, num_workers=readers,
-                           multiprocessing_context="fork" if readers else None,  # a process that was spawned would spawn too
-                           prefetch_factor=4 if readers else None, persistent_workers=readers > 0, worker_init_fn=start))  # fmt: skip
+    return iter(
+        DataLoader(
+            opened,
+            size,
+            sampler=sampler,
+            collate_fn=COLLATOR,
+            drop_last=True,
+            num_workers=readers,
+            multiprocessing_context="fork" if readers else None,  # a process that was spawned would spawn too
+            prefetch_factor=4 if readers else None,
+            persistent_workers=readers > 0,
+            worker_init_fn=start,
+        )
+    )
 
 
 def evict(path: Path) -> None:
@@ -282,7 +332,11 @@ def evict(path: Path) -> None:
 
 
 def bytes_read() -> int:
-    return int(next(line.split()[1] for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("read_bytes")))
+    return int(
+        next(
+            line.split()[1] for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("read_bytes")
+        )
+    )
 
 
 def resident(path: Path) -> tuple[int, int]:
@@ -303,7 +357,9 @@ def resident(path: Path) -> tuple[int, int]:
 def print_against_the_step(path: Path, rows: int, *, size: int = 8) -> None:
     """How many times as fast as the demo model takes rows they come, without any process of their own."""
     supply, demand, device = rows_per_second(path, rows, size), step_rows_per_second(path, size), device_name()
-    print(f"\n| against the step, {size} rows a batch | rows/s |\n|---|---|\n| order, rows and collator | {supply:,.0f} |")
+    print(
+        f"\n| against the step, {size} rows a batch | rows/s |\n|---|---|\n| order, rows and collator | {supply:,.0f} |"
+    )
     print(f"| a step of the demo model, {device} | {demand:,.1f} |\n| times | {supply / demand:,.0f} |", flush=True)
 
 
@@ -327,7 +383,10 @@ def step_seconds(path: Path, batches: Iterator[dict[str, Any]], *, steps: int = 
 
     content, device = Prepared.open(path).content, device_name()
     config = load_config(str(Path(__file__).parent.parent / "configs" / "model_config_demo.json"), None)
-    config.vocab_size, config.max_position_embeddings = max(config.vocab_size, content["vocab_size"]), content["seq_len"]
+    config.vocab_size, config.max_position_embeddings = (
+        max(config.vocab_size, content["vocab_size"]),
+        content["seq_len"],
+    )
     model = build_model(config, pretrained_model=None, attention="sdpa", special_ids={}, seed=0, device=device).train()
     optimizer, waits, seconds = torch.optim.AdamW(model.parameters()), [], []
     for _ in range(2 + steps):

@@ -1,8 +1,9 @@
 """Wall-clock seconds, processor seconds and peak memory of a command and of everything it starts. Linux only.
 
-The processor seconds are the kernel's own sums, not samples: this process declares itself the one that orphans fall to, so a forkserver that outlives
-its parent, and through it every worker it has waited for, is counted here. Memory is the proportional set size summed over the tree, sampled at most
-20 times a second, and less often where reading it (the kernel walks every page) would take more than a fiftieth of one core.
+The processor seconds are the kernel's own sums, not samples: this process declares itself the one that orphans fall to,
+so a forkserver that outlives its parent, and through it every worker it has waited for, is counted here. Memory is the
+proportional set size summed over the tree, sampled at most 20 times a second, and less often where reading it (the
+kernel walks every page) would take more than a fiftieth of one core.
 """
 
 from __future__ import annotations
@@ -40,13 +41,20 @@ class Measured:
     output: str
 
 
-def measure(command: list[str], *, environment: dict[str, str] | None = None, limit_seconds: float = float("inf")) -> Measured:
+def measure(
+    command: list[str], *, environment: dict[str, str] | None = None, limit_seconds: float = float("inf")
+) -> Measured:
     """Run `command` alone: the caller must have no other child processes. Raises CommandFailed."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
-        running = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", **(environment or {})})
+        running = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", **(environment or {})},
+        )
         try:
             peak, anonymous = _watch(running.pid, started + limit_seconds)
             seconds = time.perf_counter() - started
@@ -65,7 +73,9 @@ def measure(command: list[str], *, environment: dict[str, str] | None = None, li
 
 
 def _watch(pid: int, deadline: float) -> tuple[int, int]:
-    """The two peaks, in bytes, once `pid` has ended. Waking on the descriptor makes the end exact, however rarely memory is read."""
+    """The two peaks, in bytes, once `pid` has ended. Waking on the descriptor makes the end exact, however rarely
+    memory is read.
+    """
     ended, peak, anonymous, pause = os.pidfd_open(pid), 0, 0, 0.0
     try:
         while not select.select([ended], [], [], pause)[0]:

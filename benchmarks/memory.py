@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py FILES... [--megabytes 125 250 500 1000] [--peer_megabytes 125] [--num_proc 2]
 
-FILES are repeated (each copy with a number in its records, so that no two shards are equal) until the size is reached. Memory is
-the proportional set size summed over the tree (benchmarks/measure.py); wall-clock seconds come with it.
+FILES are repeated (each copy with a number in its records, so that no two shards are equal) until the size is reached.
+Memory is the proportional set size summed over the tree (benchmarks/measure.py); wall-clock seconds come with it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,43 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         for megabytes in given.megabytes:
             data = repeat(given.files, megabytes, Path(folder) / "data.jsonl")
-            command = [sys.executable, "-m", "moai", "prepare", "--dataset", str(data), "--tokenizer_path", given.tokenizer_path, "--packing", "wrapped",
-                       "--cache_dir", f"{folder}/cache-{megabytes}", "--num_proc", str(given.num_proc)]  # fmt: skip
+            command = [
+                sys.executable,
+                "-m",
+                "moai",
+                "prepare",
+                "--dataset",
+                str(data),
+                "--tokenizer_path",
+                given.tokenizer_path,
+                "--packing",
+                "wrapped",
+                "--cache_dir",
+                f"{folder}/cache-{megabytes}",
+                "--num_proc",
+                str(given.num_proc),
+            ]
             seconds, peak = run(command)
             first = first or peak
             print(f"| moai prepare | {megabytes} | {seconds:.1f} | {peak:.0f} | {peak / first:.2f} |", flush=True)
         for megabytes in given.peer_megabytes:
             data = repeat(given.files, megabytes, Path(folder) / "data.jsonl")
-            seconds, peak = run([sys.executable, str(PEER), str(data), f"{folder}/peer-{megabytes}", given.tokenizer_path, "2048", str(given.num_proc)])
-            print(f"| datasets: filter, map, group, save_to_disk | {megabytes} | {seconds:.1f} | {peak:.0f} | {peak / first:.2f} |", flush=True)
+            seconds, peak = run(
+                [
+                    sys.executable,
+                    str(PEER),
+                    str(data),
+                    f"{folder}/peer-{megabytes}",
+                    given.tokenizer_path,
+                    "2048",
+                    str(given.num_proc),
+                ]
+            )
+            print(
+                f"| datasets: filter, map, group, save_to_disk | {megabytes} | {seconds:.1f} | {peak:.0f} | "
+                f"{peak / first:.2f} |",
+                flush=True,
+            )
     return 0
 
 

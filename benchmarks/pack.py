@@ -2,12 +2,13 @@
 
     python benchmarks/pack.py --work DIR [--documents 1000000] [--seq_len 2048] [--rounds 3] [--memory_gb 14]
 
-Both read the same Arrow file (large_list<uint16>, 2,500 documents a record batch) through the page cache and write their rows to an Arrow file; the clock
-runs from the open input to the closed output, without imports. Every measurement is a process of its own; interleaved, medians. "at a time" is how many
-documents are packed together: 2,500 is about a shard of moai's pipeline, 1,000 is what `pack_dataset` takes unless told otherwise. The lengths are
-log-normal, fitted to the 16,747 documents of RESULTS.md under tokenizers/demo (the logarithm has mean 6.98 and deviation 1.118: 1,075 tokens in the middle,
-2,011 on average), and the ids are random, all from a fixed seed. Read back and compared with the input are the number of tokens and how often each id occurs.
-TRL comes from requirements-trl.txt into DIR/.venv-trl.
+Both read the same Arrow file (large_list<uint16>, 2,500 documents a record batch) through the page cache and write
+their rows to an Arrow file; the clock runs from the open input to the closed output, without imports. Every measurement
+is a process of its own; interleaved, medians. "at a time" is how many documents are packed together: 2,500 is about a
+shard of moai's pipeline, 1,000 is what `pack_dataset` takes unless told otherwise. The lengths are log-normal, fitted
+to the 16,747 documents of RESULTS.md under tokenizers/demo (the logarithm has mean 6.98 and deviation 1.118: 1,075
+tokens in the middle, 2,011 on average), and the ids are random, all from a fixed seed. Read back and compared with the
+input are the number of tokens and how often each id occurs. TRL comes from requirements-trl.txt into DIR/.venv-trl.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ HERE = Path(__file__).parent
 LOG_MEAN, LOG_DEVIATION = 6.98, 1.118
 SHARD = 2500
 ALL = 0
-WAYS = [("moai", SHARD), ("trl", SHARD), ("trl", 1000), ("moai", 20 * SHARD), ("trl", 20 * SHARD), ("moai", ALL), ("trl", ALL)]
+WAYS = [
+    ("moai", SHARD),
+    ("trl", SHARD),
+    ("trl", 1000),
+    ("moai", 20 * SHARD),
+    ("trl", 20 * SHARD),
+    ("moai", ALL),
+    ("trl", ALL),
+]
 
 
 def main() -> int:
@@ -53,7 +62,8 @@ def main() -> int:
     occurrences, wrong = count_ids(documents), 0
     print(f"{given.documents:,} documents, {lengths.sum():,} tokens, seq_len {given.seq_len:,}\n")
     print(
-        "| strategy | at a time | who | seconds | CPU seconds | M tokens/s | rows | fill rate, % | tokens lost | ids |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| strategy | at a time | who | seconds | CPU seconds | M tokens/s | rows | fill rate, % | tokens lost | ids "
+        "|\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for strategy in given.strategies:
         over = int(np.maximum(lengths - given.seq_len, 0).sum()) if strategy == "bfd" else 0
@@ -61,11 +71,26 @@ def main() -> int:
         said: dict[tuple[str, int], str] = {}
         for number in range(given.rounds):
             for who, group in list(seconds):
-                command = [pythons[who], __file__, "--alone", who, documents, packed, strategy, group or given.documents, given.seq_len, given.memory_gb]
+                command = [
+                    pythons[who],
+                    __file__,
+                    "--alone",
+                    who,
+                    documents,
+                    packed,
+                    strategy,
+                    group or given.documents,
+                    given.seq_len,
+                    given.memory_gb,
+                ]
                 packed.parent.mkdir()
                 os.sync()  # what others have written must not be written during this
                 ended = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-                print(f"round {number + 1}, {strategy}, {group or 'all'}, {who}: {ended.stdout.strip()}", file=sys.stderr, flush=True)
+                print(
+                    f"round {number + 1}, {strategy}, {group or 'all'}, {who}: {ended.stdout.strip()}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 if ended.returncode and "MemoryError" not in ended.stderr:
                     sys.exit(f"{who} failed with {ended.returncode}\n{ended.stderr}")
                 if ended.returncode:
@@ -76,7 +101,13 @@ def main() -> int:
                         rows, tokens = count_rows(packed, given.seq_len)
                         lost = int(lengths.sum()) - tokens
                         wrong += lost != over
-                        ids = "same" if np.array_equal(count_ids(packed), occurrences) else "fewer" if lost else "DIFFERENT"
+                        ids = (
+                            "same"
+                            if np.array_equal(count_ids(packed), occurrences)
+                            else "fewer"
+                            if lost
+                            else "DIFFERENT"
+                        )
                         said[who, group] = f"{rows:,} | {100 * tokens / rows / given.seq_len:.3f} | {lost:,} | {ids}"
                 shutil.rmtree(packed.parent)  # with what a failed one left behind
         for who, group in WAYS:
@@ -97,7 +128,9 @@ def trl_python(folder: Path) -> Path:
     if not installed.exists() or installed.read_text() != requirements.read_text():
         print(f"installing TRL into {folder}", file=sys.stderr, flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True, stdout=sys.stderr
+        )
         shutil.copy(requirements, installed)
     return python
 
@@ -170,7 +203,12 @@ def pack_by_trl(documents: Path, packed: Path, strategy: str, group: int, seq_le
     from trl import pack_dataset
 
     rows = datasets.Dataset.from_file(str(documents))
-    pack_dataset(rows, seq_len, strategy=strategy, map_kwargs={"batch_size": group, "cache_file_name": str(packed), "load_from_cache_file": False})
+    pack_dataset(
+        rows,
+        seq_len,
+        strategy=strategy,
+        map_kwargs={"batch_size": group, "cache_file_name": str(packed), "load_from_cache_file": False},
+    )
 
 
 def alone(who: str, documents: str, packed: str, strategy: str, group: str, seq_len: str, memory_gb: str) -> None:

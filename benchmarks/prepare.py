@@ -1,17 +1,19 @@
 """moai against the pipelines people use for the same work, on the same text: interleaved rounds, medians, and ratios.
 
-    python benchmarks/prepare.py FILES... --tokenizer_path DIR [--megabytes 50 400] [--rounds 3] [--peers moai guides gigatoken ...]
-    python benchmarks/prepare.py --table WORK/results.jsonl
+    python benchmarks/prepare.py FILES... --tokenizer_path DIR [--megabytes 50 400] [--rounds 3] [--peers moai guides
+    gigatoken ...] python benchmarks/prepare.py --table WORK/results.jsonl
 
-FILES (JSON lines with `text`) are repeated to each size and read once before every run, so that all find them in the page cache; datatrove and LitData,
-which share work by the file, get the same lines dealt into 8 files. Every run starts from nothing: moai has a new cache each time, and what a run wrote
-is counted, then deleted and synced before the next begins. One unmeasured run on 1 MB comes first. The peers live in an environment of their own, made once
-from requirements-peers.txt; `guides` runs in moai's. Each run adds a line to WORK/results.jsonl, and the table is made from all of its lines, so a
-benchmark that was stopped is continued by calling it again; delete the file to begin anew.
+FILES (JSON lines with `text`) are repeated to each size and read once before every run, so that all find them in the
+page cache; datatrove and LitData, which share work by the file, get the same lines dealt into 8 files. Every run starts
+from nothing: moai has a new cache each time, and what a run wrote is counted, then deleted and synced before the next
+begins. One unmeasured run on 1 MB comes first. The peers live in an environment of their own, made once from
+requirements-peers.txt; `guides` runs in moai's. Each run adds a line to WORK/results.jsonl, and the table is made from
+all of its lines, so a benchmark that was stopped is continued by calling it again; delete the file to begin anew.
 
-"same ids": the count and the sum of all ids equal moai's, ends of documents included, whatever their order. Where the tokenizer has a template of its own
-(a BOS, [CLS] and [SEP]), guides, Megatron's loop and LitData add its tokens to every document, and their rows say no; Megatron's loop gives an empty document
-no end. With more cores than two, run all of it under `taskset -c 0,1`: some libraries start a thread for every core they see.
+"same ids": the count and the sum of all ids equal moai's, ends of documents included, whatever their order. Where the
+tokenizer has a template of its own (a BOS, [CLS] and [SEP]), guides, Megatron's loop and LitData add its tokens to
+every document, and their rows say no; Megatron's loop gives an empty document no end. With more cores than two, run all
+of it under `taskset -c 0,1`: some libraries start a thread for every core they see.
 """
 
 from __future__ import annotations
@@ -48,11 +50,15 @@ class Peer:
 
 
 PEERS = {
-    "guides": Peer("datasets: filter, map, group, save_to_disk", "guides.py", count.arrow_rows, in_own_environment=False),
+    "guides": Peer(
+        "datasets: filter, map, group, save_to_disk", "guides.py", count.arrow_rows, in_own_environment=False
+    ),
     "datatrove": Peer("datatrove DocumentTokenizer", "datatrove_tokens.py", count.token_files, by_file=True),
     "megatron": Peer("Megatron preprocess_data loop", "megatron_loop.py", count.indexed),
     "gigatoken": Peer("Megatron files by gigatoken, numpy ends", "megatron_gigatoken.py", count.indexed),
-    "gigatoken_awkward": Peer("Megatron files by gigatoken, awkward ends", "megatron_gigatoken.py", count.indexed, extra=("--awkward",)),
+    "gigatoken_awkward": Peer(
+        "Megatron files by gigatoken, awkward ends", "megatron_gigatoken.py", count.indexed, extra=("--awkward",)
+    ),
     "litdata": Peer("LitData optimize, TokensLoader", "litdata_tokens.py", count.litdata_chunks, by_file=True),
 }
 MOAI = "moai"
@@ -62,7 +68,9 @@ ENVIRONMENT = {
     "DATA_OPTIMIZER_CACHE_FOLDER": "{out}/rest/chunks",
     "DATA_OPTIMIZER_DATA_CACHE_FOLDER": "{out}/rest/data",
 }
-"""For every pipeline. Compiled modules are kept, as pip keeps those of the peers; the last two are where LitData puts its chunks before they are moved."""
+"""For every pipeline. Compiled modules are kept, as pip keeps those of the peers; the last two are where LitData puts
+its chunks before they are moved.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,10 @@ def main() -> int:
         return 0
     if not given.files or not given.tokenizer_path:
         parser.error("FILES and --tokenizer_path are needed, or --table alone")
-    given.tokenizer_path, given.work = given.tokenizer_path.resolve(), given.work.resolve()  # a relative folder could be taken for a name on the hub
+    given.tokenizer_path, given.work = (
+        given.tokenizer_path.resolve(),
+        given.work.resolve(),
+    )  # a relative folder could be taken for a name on the hub
     given.work.mkdir(parents=True, exist_ok=True)
     results = given.work / "results.jsonl"
     results.touch()
@@ -114,8 +125,14 @@ def main() -> int:
 
 def run_all(given: argparse.Namespace) -> int:
     """How many runs failed. Round 0 warms up, unmeasured; a pipeline that fails there is left out of the others."""
-    pipelines = [f"{MOAI} {packing}" for packing in given.packing if MOAI in given.peers] + [name for name in given.peers if name != MOAI]
-    python = peers_python(given.work / ".venv-peers") if any(name in PEERS and PEERS[name].in_own_environment for name in pipelines) else Path(sys.executable)
+    pipelines = [f"{MOAI} {packing}" for packing in given.packing if MOAI in given.peers] + [
+        name for name in given.peers if name != MOAI
+    ]
+    python = (
+        peers_python(given.work / ".venv-peers")
+        if any(name in PEERS and PEERS[name].in_own_environment for name in pipelines)
+        else Path(sys.executable)
+    )
     data, failed = given.work / "data", 0
     for megabytes, rounds in [(1, range(1)), *((size, range(1, given.rounds + 1)) for size in given.megabytes)]:
         lay_out(given.files, megabytes, data)
@@ -130,7 +147,12 @@ def run_all(given: argparse.Namespace) -> int:
                         pipelines.remove(pipeline)
                     continue
                 if number > 0:
-                    print(f"{megabytes} MB, round {number}: {pipeline} {result.seconds:.2f} s, {result.cpu_seconds:.2f} CPU s", file=sys.stderr, flush=True)
+                    print(
+                        f"{megabytes} MB, round {number}: {pipeline} {result.seconds:.2f} s, {result.cpu_seconds:.2f} "
+                        f"CPU s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     with open(given.work / "results.jsonl", "a") as results:
                         results.write(json.dumps(asdict(result)) + "\n")
     shutil.rmtree(data)
@@ -144,7 +166,9 @@ def peers_python(folder: Path) -> Path:
     if not installed.exists() or installed.read_text() != requirements.read_text():
         print(f"installing the peers into {folder}", file=sys.stderr, flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True, stdout=sys.stderr
+        )
         shutil.copy(requirements, installed)
     return python
 
@@ -166,10 +190,16 @@ def run(pipeline: str, data: Path, megabytes: int, python: Path, given: argparse
     for path in data.rglob("*.jsonl"):
         path.read_bytes()
     os.sync()  # else this run waits for what the one before it wrote
-    command = peer_command(peer, data, out, python, given) if peer else moai_command(pipeline.removeprefix(f"{MOAI} "), data, out, given)
+    command = (
+        peer_command(peer, data, out, python, given)
+        if peer
+        else moai_command(pipeline.removeprefix(f"{MOAI} "), data, out, given)
+    )
     try:
         measured = measure(
-            [str(word) for word in command], environment={name: value.format(out=out) for name, value in ENVIRONMENT.items()}, limit_seconds=given.limit_seconds
+            [str(word) for word in command],
+            environment={name: value.format(out=out) for name, value in ENVIRONMENT.items()},
+            limit_seconds=given.limit_seconds,
         )
         saved = out / "saved" if peer else Path(measured.output.splitlines()[-1])
         tokens, ids_sum = peer.count(saved) if peer else count.arrow_rows(saved)
@@ -177,21 +207,54 @@ def run(pipeline: str, data: Path, megabytes: int, python: Path, given: argparse
     finally:
         shutil.rmtree(out, ignore_errors=True)
     return Result(
-        given.tokenizer_path.name, given.seq_len, given.num_proc, megabytes, pipeline, measured.seconds, measured.cpu_seconds, measured.peak_bytes,
-        written, all_written - written, tokens, ids_sum,
-    )  # fmt: skip
+        given.tokenizer_path.name,
+        given.seq_len,
+        given.num_proc,
+        megabytes,
+        pipeline,
+        measured.seconds,
+        measured.cpu_seconds,
+        measured.peak_bytes,
+        written,
+        all_written - written,
+        tokens,
+        ids_sum,
+    )
 
 
 def moai_command(packing: str, data: Path, out: Path, given: argparse.Namespace) -> list[object]:
-    return [sys.executable, "-m", "moai", "prepare", "--dataset", data / "data.jsonl", "--tokenizer_path", given.tokenizer_path,
-            "--packing", packing, "--seq_len", given.seq_len, "--cache_dir", out]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "moai",
+        "prepare",
+        "--dataset",
+        data / "data.jsonl",
+        "--tokenizer_path",
+        given.tokenizer_path,
+        "--packing",
+        packing,
+        "--seq_len",
+        given.seq_len,
+        "--cache_dir",
+        out,
+    ]
 
 
 def peer_command(peer: Peer, data: Path, out: Path, python: Path, given: argparse.Namespace) -> list[object]:
     """Every script takes the same words, writes its result to OUT/saved and what else it leaves to OUT/rest."""
     eos = json.loads((given.tokenizer_path / "tokenizer_config.json").read_bytes())["eos_token"]
-    return [python if peer.in_own_environment else sys.executable, HERE / "peers" / peer.script, data / "parts" if peer.by_file else data / "data.jsonl",
-            out, given.tokenizer_path, given.seq_len, given.num_proc, eos if isinstance(eos, str) else eos["content"], *peer.extra]  # fmt: skip
+    return [
+        python if peer.in_own_environment else sys.executable,
+        HERE / "peers" / peer.script,
+        data / "parts" if peer.by_file else data / "data.jsonl",
+        out,
+        given.tokenizer_path,
+        given.seq_len,
+        given.num_proc,
+        eos if isinstance(eos, str) else eos["content"],
+        *peer.extra,
+    ]
 
 
 def disk_bytes(folder: Path) -> int:
@@ -217,19 +280,32 @@ def group_table(tokenizer: str, seq_len: int, num_proc: int, megabytes: int, res
     against = "".join(f" wall / CPU / memory against {name} |" for name in ours)
     lines = [
         f"{megabytes} MB, tokenizer {tokenizer}, seq_len {seq_len}, num_proc {num_proc}:\n",
-        "| pipeline | runs | wall s (least to most) | MB/s | CPU s | peak MB | bytes a token | left over MB | tokens | same ids |" + against,
+        "| pipeline | runs | wall s (least to most) | MB/s | CPU s | peak MB | bytes a token | left over MB | tokens | "
+        "same ids |" + against,
         "|---" * (10 + len(ours)) + "|",
     ]
     for name, runs in by_name.items():
         seconds, tokens = _median(runs, "seconds"), runs[0].tokens
         same = {(run.tokens, run.ids_sum) for run in runs} == {(first.tokens, first.ids_sum)}
         cells = [
-            PEERS[name].says if name in PEERS else name, str(len(runs)),
-            f"{seconds:.2f} ({min(run.seconds for run in runs):.2f} to {max(run.seconds for run in runs):.2f})", f"{megabytes / seconds:.1f}",
-            f"{_median(runs, 'cpu_seconds'):.2f}", f"{_median(runs, 'peak_bytes') / 1e6:.0f}", f"{_median(runs, 'output_bytes') / tokens:.2f}",
-            f"{_median(runs, 'left_bytes') / 1e6:.1f}", f"{tokens:,}", "yes" if same else f"no ({tokens - first.tokens:+,} tokens)",
-        ]  # fmt: skip
-        cells += [" / ".join(f"{_median(runs, of) / _median(by_name[our], of):.2f}" for of in ("seconds", "cpu_seconds", "peak_bytes")) for our in ours]
+            PEERS[name].says if name in PEERS else name,
+            str(len(runs)),
+            f"{seconds:.2f} ({min(run.seconds for run in runs):.2f} to {max(run.seconds for run in runs):.2f})",
+            f"{megabytes / seconds:.1f}",
+            f"{_median(runs, 'cpu_seconds'):.2f}",
+            f"{_median(runs, 'peak_bytes') / 1e6:.0f}",
+            f"{_median(runs, 'output_bytes') / tokens:.2f}",
+            f"{_median(runs, 'left_bytes') / 1e6:.1f}",
+            f"{tokens:,}",
+            "yes" if same else f"no ({tokens - first.tokens:+,} tokens)",
+        ]
+        cells += [
+            " / ".join(
+                f"{_median(runs, of) / _median(by_name[our], of):.2f}"
+                for of in ("seconds", "cpu_seconds", "peak_bytes")
+            )
+            for our in ours
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

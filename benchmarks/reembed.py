@@ -1,21 +1,25 @@
-"""Chunks per second of re-embedding against the guides' loop and the best fixed batch, same model, same threads: interleaved rounds, medians, ratios.
+"""Chunks per second of re-embedding against the guides' loop and the best fixed batch, same model, same threads:
+interleaved rounds, medians, ratios.
 
-    python benchmarks/reembed.py DATABASE --model DIR [--chunks 500] [--rounds 3] [--threads 2] [--ways guides fixed:32 moai auto]
-    python benchmarks/reembed.py DATABASE --model DIR --memory [--times 1 10] [flags of the command, as --precision bfloat16]
-    python benchmarks/reembed.py --second_run 10000 --model DIR
+    python benchmarks/reembed.py DATABASE --model DIR [--chunks 500] [--rounds 3] [--threads 2] [--ways guides fixed:32
+    moai auto] python benchmarks/reembed.py DATABASE --model DIR --memory [--times 1 10] [flags of the command, as
+    --precision bfloat16] python benchmarks/reembed.py --second_run 10000 --model DIR
 
-All ways embed the same chunks: those that moai cuts of the database (strategy dynamic), the first `--chunks` of at least `--least_tokens` tokens, in the order of the
-documents. A round runs every way once, each in a process of its own that loads the model before the clock starts; one unmeasured batch comes first.
+All ways embed the same chunks: those that moai cuts of the database (strategy dynamic), the first `--chunks` of at
+least `--least_tokens` tokens, in the order of the documents. A round runs every way once, each in a process of its own
+that loads the model before the clock starts; one unmeasured batch comes first.
 
 guides     sentence-transformers `encode` per document batch (300 documents), batch size 1024, in the order of arrival
 fixed:N    one `encode` of the whole list with batch size N: 8, 16, 32, 64 and 128 are tried, the best median counts
-moai       chunks through moai's Embed: batches of embedding_batch_size, longest first, a token budget a device batch; float32
+moai       chunks through moai's Embed: batches of embedding_batch_size, longest first, a token budget a device batch;
+           float32
 auto       the same with the precision that `--precision auto` chooses on its sample; its cosine to float32 is shown
 
-`--memory` re-embeds the database and one with its documents so many times, each in a process of its own, and shows stage times and peak memory. With `--model hashing`
-vectors are hashes and no torch is loaded: what all but the model holds.
-`--second_run N` makes a database of N generated documents with a version that the model might have made (its vectors are hashes), and shows how long the whole
-command takes then, from its start to its end. With DATABASE it is that one, which must have version 5 of this model already.
+`--memory` re-embeds the database and one with its documents so many times, each in a process of its own, and shows
+stage times and peak memory. With `--model hashing` vectors are hashes and no torch is loaded: what all but the model
+holds. `--second_run N` makes a database of N generated documents with a version that the model might have made (its
+vectors are hashes), and shows how long the whole command takes then, from its start to its end. With DATABASE it is
+that one, which must have version 5 of this model already.
 """
 
 from __future__ import annotations
@@ -83,7 +87,12 @@ def compare(given: argparse.Namespace) -> None:
                 "--one",
                 way,
             ]
-            done = subprocess.run([*command, "--threads", str(given.threads)], env=environment(given.threads), capture_output=True, text=True)
+            done = subprocess.run(
+                [*command, "--threads", str(given.threads)],
+                env=environment(given.threads),
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 sys.exit(f"{way}: {done.stderr[-3000:]}")
             results[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -91,13 +100,21 @@ def compare(given: argparse.Namespace) -> None:
     rates = {way: median(result["chunks"] / result["seconds"] for result in found) for way, found in results.items()}
     best = max((way for way in rates if way.startswith("fixed")), key=rates.__getitem__, default=None)
     first = next(iter(results.values()))[0]
-    print(f"{first['chunks']:.0f} chunks of {first['tokens'] / first['chunks']:.0f} tokens, {given.threads} threads, medians of {given.rounds} rounds\n")
-    print("| way | chunks/s | each round | against guides | against the best fixed batch | least cosine to float32 |\n|---|---|---|---|---|---|")
+    print(
+        f"{first['chunks']:.0f} chunks of {first['tokens'] / first['chunks']:.0f} tokens, {given.threads} threads, "
+        f"medians of {given.rounds} rounds\n"
+    )
+    print(
+        "| way | chunks/s | each round | against guides | against the best fixed batch | least cosine to float32 |\n"
+        "|---|---|---|---|---|---|"
+    )
     for way, rate in rates.items():
         rounds = ", ".join(f"{result['chunks'] / result['seconds']:.1f}" for result in results[way])
         against = [f"{rate / rates[other]:.2f}" if other in rates else "" for other in ("guides", best)]
         name = f"{way} ({results[way][0]['precision']})" if "precision" in results[way][0] else way
-        print(f"| {name} | {rate:.1f} | {rounds} | {against[0]} | {against[1]} | {results[way][0].get('cosine', ''):} |")
+        print(
+            f"| {name} | {rate:.1f} | {rounds} | {against[0]} | {against[1]} | {results[way][0].get('cosine', ''):} |"
+        )
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -127,7 +144,13 @@ def one(given: argparse.Namespace) -> dict[str, object]:
             from moai.reembedding.loading import LoadedWhenNeeded
 
             exact = encode_all(encoder, rows[::10], TokenBudget())
-            lazy = LoadedWhenNeeded(model=model, precision="auto", min_cosine=0.995, expected_dim=None, sample=lambda tokens: rows[:: max(1, len(rows) // 48)])
+            lazy = LoadedWhenNeeded(
+                model=model,
+                precision="auto",
+                min_cosine=0.995,
+                expected_dim=None,
+                sample=lambda tokens: rows[:: max(1, len(rows) // 48)],
+            )
             encoder = lazy.encoder
             result |= {
                 "precision": lazy.chosen["precision"],
@@ -149,7 +172,9 @@ def one(given: argparse.Namespace) -> dict[str, object]:
         for batch in document_batches(texts, documents, 300):
             sentence.encode(batch, batch_size=1024, normalize_embeddings=True, show_progress_bar=False)
     else:
-        sentence.encode(texts, batch_size=int(given.one.partition(":")[2]), normalize_embeddings=True, show_progress_bar=False)
+        sentence.encode(
+            texts, batch_size=int(given.one.partition(":")[2]), normalize_embeddings=True, show_progress_bar=False
+        )
     return result | {"seconds": time.perf_counter() - started}
 
 
@@ -184,7 +209,8 @@ def memory(given: argparse.Namespace, flags: list[str]) -> None:
     from measure import measure
 
     print(
-        "| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB | of it anonymous |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| documents | chunks | wall s | read | chunk | load | encode | wait | write | peak PSS, MB | of it anonymous "
+        "|\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         for times in given.times:
@@ -194,14 +220,20 @@ def memory(given: argparse.Namespace, flags: list[str]) -> None:
             grow(path, times)
             asked = ["--db", str(path), "--version-id", "5", "--chunking-strategy", "dynamic"]
             hashing = "import sys, tiny_law; sys.exit(tiny_law.main(sys.argv[1:]))"
-            command = [sys.executable, "-c", hashing, *asked] if given.model == "hashing" else [sys.executable, str(SCRIPT), *asked, "--model", given.model]
+            command = (
+                [sys.executable, "-c", hashing, *asked]
+                if given.model == "hashing"
+                else [sys.executable, str(SCRIPT), *asked, "--model", given.model]
+            )
             done = measure([*command, *flags], environment=environment(given.threads))
             with sqlite3.connect(path) as db:
                 row = db.execute(
-                    "SELECT documents_total, chunks, seconds_read, seconds_chunk, seconds_load, seconds_encode, seconds_wait, seconds_write FROM reembed_runs"
+                    "SELECT documents_total, chunks, seconds_read, seconds_chunk, seconds_load, seconds_encode, "
+                    "seconds_wait, seconds_write FROM reembed_runs"
                 ).fetchone()
             print(
-                f"| {row[0]:,} | {row[1]:,} | {done.seconds:.1f} | {' | '.join(f'{value:.2f}' for value in row[2:])} | {done.peak_bytes / 1e6:.0f} | {done.peak_anonymous_bytes / 1e6:.0f} |",
+                f"| {row[0]:,} | {row[1]:,} | {done.seconds:.1f} | {' | '.join(f'{value:.2f}' for value in row[2:])} | "
+                f"{done.peak_bytes / 1e6:.0f} | {done.peak_anonymous_bytes / 1e6:.0f} |",
                 flush=True,
             )
 
@@ -209,16 +241,23 @@ def memory(given: argparse.Namespace, flags: list[str]) -> None:
 def grow(path: Path, times: int) -> None:
     """Every document so many times, with new ids and a mark that makes each text its own."""
     with sqlite3.connect(path) as db:
-        (last,) = db.execute("SELECT max(id) FROM statute_articles").fetchone()  # copies get numbers of their own, and are not copied
+        (last,) = db.execute(
+            "SELECT max(id) FROM statute_articles"
+        ).fetchone()  # copies get numbers of their own, and are not copied
         for copy in range(1, times):
             db.execute(
-                f"INSERT INTO statute_articles(statute_id, article_no, text) SELECT statute_id, article_no, text || ' {copy}' FROM statute_articles WHERE id <= {last}"
+                f"INSERT INTO statute_articles(statute_id, article_no, text) SELECT statute_id, article_no, text || ' "
+                f"{copy}' FROM statute_articles WHERE id <= {last}"
             )
             for parents, name in (("cases", "case"), ("decisions", "decision"), ("interpretations", "interpretation")):
                 step = 1_000_000 * copy
-                db.execute(f"INSERT INTO {parents}(id, doc_id) SELECT id + {step}, doc_id || '-{copy}' FROM {parents} WHERE id < 1000000")
                 db.execute(
-                    f"INSERT INTO {name}_paragraphs({name}_id, para_index, text) SELECT {name}_id + {step}, para_index, text || ' {copy}' FROM {name}_paragraphs WHERE {name}_id < 1000000"
+                    f"INSERT INTO {parents}(id, doc_id) SELECT id + {step}, doc_id || '-{copy}' FROM {parents} WHERE "
+                    f"id < 1000000"
+                )
+                db.execute(
+                    f"INSERT INTO {name}_paragraphs({name}_id, para_index, text) SELECT {name}_id + {step}, "
+                    f"para_index, text || ' {copy}' FROM {name}_paragraphs WHERE {name}_id < 1000000"
                 )
     db.close()
 
@@ -227,11 +266,24 @@ def second_run(given: argparse.Namespace) -> None:
     """Short documents: what is measured is finding out that nothing is to be done."""
     with tempfile.TemporaryDirectory() as folder:
         path = given.database or generated(Path(folder) / "law.db", given.second_run, given.model)
-        command = [sys.executable, str(SCRIPT), "--db", str(path), "--version-id", "5", "--chunking-strategy", "dynamic", "--model", given.model]
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            "--db",
+            str(path),
+            "--version-id",
+            "5",
+            "--chunking-strategy",
+            "dynamic",
+            "--model",
+            given.model,
+        ]
         seconds = []
         for _ in range(given.rounds):
             started = time.perf_counter()
-            said = subprocess.run(command, env=environment(given.threads), capture_output=True, text=True, check=True).stdout
+            said = subprocess.run(
+                command, env=environment(given.threads), capture_output=True, text=True, check=True
+            ).stdout
             seconds.append(time.perf_counter() - started)
             assert "; 0 encode calls" in said, said
     print(said + f"whole command: {median(seconds):.2f} s ({', '.join(f'{one:.2f}' for one in seconds)})")

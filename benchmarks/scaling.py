@@ -1,17 +1,20 @@
-"""How moai's cost grows: with the input, doubled four times, with the workers, and with what changed since the last time.
+"""How moai's cost grows: with the input, doubled four times, with the workers, and with what changed since the last
+time.
 
-    python benchmarks/scaling.py FILES... --tokenizer_path DIR [--megabytes 100 200 400 800 1600] [--num_proc 1 2] [--rounds 3]
-    python benchmarks/scaling.py FILES... --tokenizer_path DIR --rerun [--megabytes 1600] [--parts 100]
+    python benchmarks/scaling.py FILES... --tokenizer_path DIR [--megabytes 100 200 400 800 1600] [--num_proc 1 2]
+    [--rounds 3] python benchmarks/scaling.py FILES... --tokenizer_path DIR --rerun [--megabytes 1600] [--parts 100]
 
-The first prepares each size with each number of workers into a new cache; without --num_proc 1, 2 and, where there are as many cores, 4. "Against the
-smallest" is the time for a MB over that of the smallest size with as many workers: 1.00 is linear, and less is start-up that weighs less.
+The first prepares each size with each number of workers into a new cache; without --num_proc 1, 2 and, where there are
+as many cores, 4. "Against the smallest" is the time for a MB over that of the smallest size with as many workers: 1.00
+is linear, and less is start-up that weighs less.
 
-The second gives one size as many files, prepares them once, and then again: with nothing changed, with one file changed, and with one file changed and
---rehash, which reads everything instead of trusting the files' stamps. Stamps that are younger than two seconds prove nothing, so it waits before each
-run until they do. "GB/s" is over the part that did not change.
+The second gives one size as many files, prepares them once, and then again: with nothing changed, with one file
+changed, and with one file changed and
+--rehash, which reads everything instead of trusting the files' stamps. Stamps that are younger than two seconds prove
+nothing, so it waits before each run until they do. "GB/s" is over the part that did not change.
 
-FILES (JSON lines with `text`) are repeated to each size and read once before every run. Interleaved rounds, medians. Peak memory is the proportional set
-size of the whole tree.
+FILES (JSON lines with `text`) are repeated to each size and read once before every run. Interleaved rounds, medians.
+Peak memory is the proportional set size of the whole tree.
 """
 
 from __future__ import annotations
@@ -63,8 +66,25 @@ def prepare(data: Path, cache: Path, num_proc: int, given: argparse.Namespace, *
     for path in [data] if data.is_file() else data.iterdir():
         path.read_bytes()
     os.sync()
-    command = [sys.executable, "-m", "moai", "prepare", "--dataset", data, "--tokenizer_path", given.tokenizer_path, "--packing", given.packing,
-               "--seq_len", given.seq_len, "--num_proc", num_proc, "--cache_dir", cache, *flags]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "moai",
+        "prepare",
+        "--dataset",
+        data,
+        "--tokenizer_path",
+        given.tokenizer_path,
+        "--packing",
+        given.packing,
+        "--seq_len",
+        given.seq_len,
+        "--num_proc",
+        num_proc,
+        "--cache_dir",
+        cache,
+        *flags,
+    ]
     environment = {name: value.format(out=cache) for name, value in ENVIRONMENT.items()}
     return measure([str(word) for word in command], environment=environment, limit_seconds=given.limit_seconds)
 
@@ -73,7 +93,9 @@ def growth(given: argparse.Namespace) -> str:
     sizes, cache = given.megabytes or [100, 200, 400, 800, 1600], given.work / "cache"
     runs: dict[tuple[int, int], Runs] = {}
     files: dict[tuple[int, int], int] = {}
-    prepare(repeat(given.files, 1, given.work / "data.jsonl"), cache, 1, given)  # unmeasured: modules are compiled and read
+    prepare(
+        repeat(given.files, 1, given.work / "data.jsonl"), cache, 1, given
+    )  # unmeasured: modules are compiled and read
     for megabytes in sizes:
         data = repeat(given.files, megabytes, given.work / "data.jsonl")
         for number in range(given.rounds):
@@ -85,7 +107,8 @@ def growth(given: argparse.Namespace) -> str:
                 files[megabytes, workers] = len({path.stat().st_ino for path in cache.rglob("*") if path.is_file()})
     lines = [
         f"tokenizer {given.tokenizer_path.name}, seq_len {given.seq_len}, {given.packing}, {given.rounds} rounds:\n",
-        "| MB | workers | seconds (least to most) | seconds a MB | against the smallest | against the fewest workers | MB/s | CPU s | peak PSS MB | files |",
+        "| MB | workers | seconds (least to most) | seconds a MB | against the smallest | against the fewest workers | "
+        "MB/s | CPU s | peak PSS MB | files |",
         "|---" * 10 + "|",
     ]
     for workers in given.num_proc:
@@ -94,8 +117,10 @@ def growth(given: argparse.Namespace) -> str:
             own = runs[megabytes, workers]
             seconds, fewest = _seconds(own), _seconds(runs[megabytes, given.num_proc[0]])
             lines.append(
-                f"| {megabytes} | {workers} | {_range(own)} | {seconds / megabytes:.5f} | {seconds / megabytes / smallest:.2f} | {fewest / seconds:.2f} times as fast | "
-                f"{megabytes / seconds:.1f} | {median(run.cpu_seconds for run in own):.2f} | {median(run.peak_bytes for run in own) / 1e6:.0f} | {files[megabytes, workers]} |"
+                f"| {megabytes} | {workers} | {_range(own)} | {seconds / megabytes:.5f} | "
+                f"{seconds / megabytes / smallest:.2f} | {fewest / seconds:.2f} times as fast | "
+                f"{megabytes / seconds:.1f} | {median(run.cpu_seconds for run in own):.2f} | "
+                f"{median(run.peak_bytes for run in own) / 1e6:.0f} | {files[megabytes, workers]} |"
             )
     return "\n".join(lines)
 
@@ -128,7 +153,8 @@ def reruns(given: argparse.Namespace) -> str:
             runs.setdefault(name, []).append(prepare(given.work / "parts", cache, workers, given, *flags))
             _say(f"{name}, round {number + 1}", runs[name][-1])
     lines = [
-        f"{total / 1e6:.0f} MB in {len(parts)} files, tokenizer {given.tokenizer_path.name}, seq_len {given.seq_len}, {given.packing}, "
+        f"{total / 1e6:.0f} MB in {len(parts)} files, tokenizer {given.tokenizer_path.name}, seq_len {given.seq_len}, "
+        f"{given.packing}, "
         f"{workers} workers, {given.rounds} rounds:\n",
         "| run | seconds (least to most) | GB/s | times as fast as the first | CPU s | peak PSS MB |",
         "|---" * 6 + "|",
@@ -137,14 +163,17 @@ def reruns(given: argparse.Namespace) -> str:
     for name, own in runs.items():
         rate = unchanged.get(name, total) / _seconds(own) / 1e9
         lines.append(
-            f"| {name} | {_range(own)} | {rate:.3f} | {first / _seconds(own):.1f} | {median(run.cpu_seconds for run in own):.2f} | "
+            f"| {name} | {_range(own)} | {rate:.3f} | {first / _seconds(own):.1f} | "
+            f"{median(run.cpu_seconds for run in own):.2f} | "
             f"{median(run.peak_bytes for run in own) / 1e6:.0f} |"
         )
     return "\n".join(lines)
 
 
 def deal(data: Path, number: int, folder: Path) -> list[Path]:
-    """The lines of a file as `number` files one behind the other, each no larger than its share, so that a share that is a shard's worth makes one."""
+    """The lines of a file as `number` files one behind the other, each no larger than its share, so that a share that
+    is a shard's worth makes one.
+    """
     folder.mkdir()
     share, parts = data.stat().st_size // number, [folder / f"{part:05d}.jsonl" for part in range(number)]
     with open(data, "rb") as lines:
@@ -173,7 +202,11 @@ def wait_until_stamps_prove(parts: list[Path]) -> None:
 
 
 def _say(what: str, measured: Measured) -> None:
-    print(f"{what}: {measured.seconds:.2f} s, {measured.cpu_seconds:.2f} CPU s, {measured.peak_bytes / 1e6:.0f} MB", file=sys.stderr, flush=True)
+    print(
+        f"{what}: {measured.seconds:.2f} s, {measured.cpu_seconds:.2f} CPU s, {measured.peak_bytes / 1e6:.0f} MB",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _seconds(runs: Runs) -> float:

@@ -1,8 +1,10 @@
-"""Processes or threads: the same pipeline with its shards worked on by processes, and by as many threads of one process.
+"""Processes or threads: the same pipeline with its shards worked on by processes, and by as many threads of one
+process.
 
     python benchmarks/threads.py FILES... --tokenizer_path DIR [--megabytes 400] [--rounds 3] [--num_proc 2]
 
-Interleaved rounds, medians. The clock runs from `prepare` to its end in a process that is up already; a fresh cache each time.
+Interleaved rounds, medians. The clock runs from `prepare` to its end in a process that is up already; a fresh cache
+each time.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Threads:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
-    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+    def map(
+        self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]
+    ) -> Iterator[Finished]:
         lock = threading.Lock()
 
         def say(number: int) -> None:
@@ -44,7 +48,9 @@ class Threads:
                 on_documents(number)
 
         with ThreadPoolExecutor(self.num_proc) as pool:
-            for order, (receipt, reused) in pool.map(lambda order: (order, run_shard(pipelines[order[0]], order[1], say)), orders):
+            for order, (receipt, reused) in pool.map(
+                lambda order: (order, run_shard(pipelines[order[0]], order[1], say)), orders
+            ):
                 yield order, receipt, reused
 
 
@@ -62,7 +68,11 @@ def main() -> int:
         for number in range(given.rounds):
             for kind in seconds:
                 config = DataConfig(
-                    dataset=(str(data),), tokenizer_path=given.tokenizer_path, packing="wrapped", num_proc=given.num_proc, cache_dir=f"{folder}/{kind}-{number}"
+                    dataset=(str(data),),
+                    tokenizer_path=given.tokenizer_path,
+                    packing="wrapped",
+                    num_proc=given.num_proc,
+                    cache_dir=f"{folder}/{kind}-{number}",
                 )
                 started = time.perf_counter()
                 prepare(config, executor=None if kind == "processes" else Threads(given.num_proc))
@@ -70,7 +80,8 @@ def main() -> int:
     print("| workers are | seconds | MB/s |\n|---|---|---|")
     for kind, all_ in seconds.items():
         print(
-            f"| {given.num_proc} {kind} | {statistics.median(all_):.2f} ({min(all_):.2f} to {max(all_):.2f}) | {given.megabytes / statistics.median(all_):.0f} |"
+            f"| {given.num_proc} {kind} | {statistics.median(all_):.2f} ({min(all_):.2f} to {max(all_):.2f}) | "
+            f"{given.megabytes / statistics.median(all_):.0f} |"
         )
     return 0
 

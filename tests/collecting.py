@@ -52,7 +52,12 @@ def collect_in(cache: Path, marks: Path, wanted: str) -> subprocess.Popen[str]:
     """The command in a process of its own, with `wanted` armed."""
     marks.mkdir(exist_ok=True)
     env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(marks), "MOAI_FAILPOINT": wanted}
-    return subprocess.Popen([sys.executable, "-m", "moai", "gc", "--cache_dir", str(cache), "--older_than", "0"], env=env, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "moai", "gc", "--cache_dir", str(cache), "--older_than", "0"],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def paused(process: subprocess.Popen[str], mark: Path) -> None:

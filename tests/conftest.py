@@ -28,9 +28,12 @@ from moai.tokenizers.backends import Reference
 from moai.tokenizers.load import load_tokenizer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Started in the background by a shell: what is ignored here would be ignored in every child, and no Ctrl-C could be tried.
+    # Started in the background by a shell: what is ignored here would be ignored in every child, and no Ctrl-C could be
+    # tried.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # likewise by nohup; what is handled here is not ignored there, and the tests go on without a terminal
+if (
+    signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+):  # likewise by nohup; what is handled here is not ignored there, and the tests go on without a terminal
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
@@ -38,17 +41,38 @@ ROOT = Path(__file__).parent.parent
 _THE_USERS = (ROOT / "outputs", Path.home() / ".cache" / "moai")
 """What belongs to whoever runs the tests, and is neither read nor written by one."""
 _PLACE = pytest.StashKey[Path]()
-_TOUCHING = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "shutil.rmtree", "sqlite3.connect"}
+_TOUCHING = {
+    "open",
+    "os.listdir",
+    "os.scandir",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "shutil.rmtree",
+    "sqlite3.connect",
+}
 _SET_BY_THE_USER = ("MOAI_CACHE_DIR", "OUTPUT_DIR", "CACHE_DIR", "MAX_STEPS", "HF_HOME", "XDG_CACHE_HOME")
 
-settings.register_profile("moai", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "moai",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("moai")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A home and a folder of their own for the tests and all that they start; and in this process a guard before what is the user's.
+    """A home and a folder of their own for the tests and all that they start; and in this process a guard before what
+    is the user's.
 
-    The folder that pytest would take is shared by all its sessions of a user, who trip over one another when they tidy it up.
+    The folder that pytest would take is shared by all its sessions of a user, who trip over one another when they tidy
+    it up.
     """
     for name in _SET_BY_THE_USER:
         os.environ.pop(name, None)
@@ -68,11 +92,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def stay_out(event: str, arguments: tuple[Any, ...]) -> None:
-    """Raises AssertionError in the test that looks at what is the user's. Of other processes test_a_trained_clone.py sees what they change."""
+    """Raises AssertionError in the test that looks at what is the user's. Of other processes test_a_trained_clone.py
+    sees what they change.
+    """
     if event in _TOUCHING and isinstance(arguments[0], (str, bytes, os.PathLike)):
         path = os.fsdecode(arguments[0])
-        # os.open says no mode, and not whether a name is relative to the working directory or, as in rmtree, to a descriptor.
-        by_descriptor = arguments[1] is None if event == "open" else isinstance(arguments[-1], int) and arguments[-1] >= 0
+        # os.open says no mode, and not whether a name is relative to the working directory or, as in rmtree, to a
+        # descriptor.
+        by_descriptor = (
+            arguments[1] is None if event == "open" else isinstance(arguments[-1], int) and arguments[-1] >= 0
+        )
         if not ("outputs" in path or ".cache" in path) or (by_descriptor and not os.path.isabs(path)):
             return
         if any(Path(os.path.abspath(path)).is_relative_to(place) for place in _THE_USERS):
@@ -87,13 +116,20 @@ def tokenizer_dir() -> Path:
 
 @pytest.fixture
 def prepare(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Prepared]:
-    """`prepare(path, ..., seq_len=64)`: prepare in this process, in a cache of this test unless `cache_dir` names another.
+    """`prepare(path, ..., seq_len=64)`: prepare in this process, in a cache of this test unless `cache_dir` names
+    another.
 
     Without `packing` a row is a document, so that `texts` gives the documents back.
     """
 
     def run(*dataset: Any, **changes: Any) -> Prepared:
-        given = {"tokenizer_path": str(tokenizer_dir), "seq_len": 4096, "num_proc": 0, "cache_dir": str(tmp_path / "cache"), **changes}
+        given = {
+            "tokenizer_path": str(tokenizer_dir),
+            "seq_len": 4096,
+            "num_proc": 0,
+            "cache_dir": str(tmp_path / "cache"),
+            **changes,
+        }
         prepared = pretraining.prepare(DataConfig(dataset=dataset, **given), origins={"num_proc": "flag"})
         # As if by a process that has ended: this one would be taken to use what it prepared as long as the tests run.
         shutil.rmtree(Path(given["cache_dir"]) / "uses", ignore_errors=True)
@@ -169,7 +205,9 @@ def run_moai() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "moai", *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})})
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
+        )
 
     return run
 
@@ -181,12 +219,24 @@ def _rows(path: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def record() -> Callable[..., None]:
-    """`record("fault", runs, "outcome")`: a row for the table of docs/reliability.md, kept where MOAI_RECORD names a file (tests/reliability.py)."""
+    """`record("fault", runs, "outcome")`: a row for the table of docs/reliability.md, kept where MOAI_RECORD names a
+    file (tests/reliability.py).
+    """
 
     def note(fault: str, runs: int, outcome: str) -> None:
         if os.environ.get("MOAI_RECORD"):
             with open(os.environ["MOAI_RECORD"], "a", encoding="utf-8") as file:
-                file.write(json.dumps({"fault": fault, "test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0], "runs": runs, "outcome": outcome}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "fault": fault,
+                            "test": os.environ["PYTEST_CURRENT_TEST"].split(" ")[0],
+                            "runs": runs,
+                            "outcome": outcome,
+                        }
+                    )
+                    + "\n"
+                )
 
     return note
 
@@ -196,7 +246,9 @@ def train_py(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) 
     """train.py with these words in this process, from the root of the repository; what it logs."""
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("moai.training.logs.start_logging", lambda output_dir, _: output_dir.mkdir(parents=True, exist_ok=True))  # pytest logs
+    monkeypatch.setattr(
+        "moai.training.logs.start_logging", lambda output_dir, _: output_dir.mkdir(parents=True, exist_ok=True)
+    )  # pytest logs
     monkeypatch.setattr("moai.training.trainer.quiet_libraries", lambda: None)
     caplog.set_level(logging.INFO, "moai")
 

@@ -1,4 +1,6 @@
-"""Korean text for the entity-coref tests: news-like documents that pass every rule, others that fail one each, and two small tokenizers."""
+"""Korean text for the entity-coref tests: news-like documents that pass every rule, others that fail one each, and two
+small tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ FIRMS = ("삼성전자", "현대자동차", "한국은행", "국민은행", "한
 SENTENCES = (
     "{a} 시장은 지난해보다 크게 늘어난 예산을 바탕으로 새로운 도로와 공원을 만들겠다고 {b} 의회에서 설명했다.",
     "{a} {c}의 올해 매출은 지난해 같은 기간보다 십이 퍼센트 늘었고 영업 이익도 꾸준히 좋아지고 있다는 평가를 받는다.",
-    "전문가들은 {a} 지역과 {b} 지역의 주택 가격이 당분간 안정될 것이라고 보면서도 금리가 오르면 상황이 달라질 수 있다고 말했다.",
+    "전문가들은 {a} 지역과 {b} 지역의 주택 가격이 당분간 안정될 것이라고 보면서도 "
+    "금리가 오르면 상황이 달라질 수 있다고 말했다.",
     "{d} 전 대통령이 {a}에서 열린 행사에 참석해 참석자들과 오랫동안 이야기를 나누었다고 관계자가 전했다.",
     "이번 조사는 {c}과 {a} 연구소가 함께 진행했으며 결과는 다음 달에 책으로 나올 예정이라고 한다.",
     "{b}에서 온 관광객들은 {a}의 시장과 음식이 특히 기억에 남는다고 하면서 다시 오고 싶다는 뜻을 밝혔다.",
@@ -26,7 +29,12 @@ SENTENCES = (
 def news(seed: int) -> str:
     """About 1,000 characters, 5 to 20 % proper nouns, no pronoun, names that come again."""
     choose = random.Random(seed)
-    names = {"a": choose.choice(PLACES[:5]), "b": choose.choice(PLACES[5:]), "c": choose.choice(FIRMS), "d": choose.choice(PEOPLE)}
+    names = {
+        "a": choose.choice(PLACES[:5]),
+        "b": choose.choice(PLACES[5:]),
+        "c": choose.choice(FIRMS),
+        "d": choose.choice(PEOPLE),
+    }
     return " ".join(choose.choice(SENTENCES).format(**names) for _ in range(17))
 
 
@@ -44,7 +52,12 @@ def failing(rule: str, seed: int = 0) -> str:
 
 
 def write(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"id": f"doc-{number}", "text": text}, ensure_ascii=False) + "\n" for number, text in enumerate(texts)))
+    path.write_text(
+        "".join(
+            json.dumps({"id": f"doc-{number}", "text": text}, ensure_ascii=False) + "\n"
+            for number, text in enumerate(texts)
+        )
+    )
     return path
 
 
@@ -69,10 +82,22 @@ def wordpiece(folder: Path) -> Path:
 
 
 def byte_level(folder: Path, demo: Path) -> Path:
-    """The shipped tokenizer with a mask added. Its tokens are bytes: they may begin inside a character, and carry the space before a word."""
+    """The shipped tokenizer with a mask added. Its tokens are bytes: they may begin inside a character, and carry the
+    space before a word.
+    """
     model: dict[str, Any] = json.loads((demo / "tokenizer.json").read_text())
     new = 1 + max(model["model"]["vocab"].values())
-    model["added_tokens"].append({"id": new, "content": "<mask>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True})
+    model["added_tokens"].append(
+        {
+            "id": new,
+            "content": "<mask>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    )
     folder.mkdir()
     (folder / "tokenizer.json").write_text(json.dumps(model, ensure_ascii=False))
     return folder
@@ -88,5 +113,11 @@ def rows(corpus: Path) -> Iterator[dict[str, Any]]:
 
 
 def contents(corpus: Path) -> dict[str, bytes]:
-    """Every file that must be the same for any workers and after any crash: all but the two that say when and how it was made."""
-    return {path.name: path.read_bytes() for path in sorted(corpus.iterdir()) if path.name not in ("manifest.json", "metadata.json")}
+    """Every file that must be the same for any workers and after any crash: all but the two that say when and how it
+    was made.
+    """
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(corpus.iterdir())
+        if path.name not in ("manifest.json", "metadata.json")
+    }

@@ -1,7 +1,7 @@
 """A real preparation, killed at a failpoint, run again, and compared byte for byte with one that nobody disturbed.
 
-What is killed is whoever passes the place: driver, worker, or rank 0 of a launch whose other ranks wait. The list of places comes from
-a run that only counts them, so a new failpoint is exercised without writing a test.
+What is killed is whoever passes the place: driver, worker, or rank 0 of a launch whose other ranks wait. The list of
+places comes from a run that only counts them, so a new failpoint is exercised without writing a test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Ran:
 def write_corpus(path: Path) -> Path:
     """Two files, some bad records, at least five shards."""
     path.mkdir()
-    lines = [json.dumps({"text": f"Document {n}: the quick brown fox, 그리고 문서 {n * 7919}. " * 6}, ensure_ascii=False) for n in range(260)]
+    lines = [
+        json.dumps({"text": f"Document {n}: the quick brown fox, 그리고 문서 {n * 7919}. " * 6}, ensure_ascii=False)
+        for n in range(260)
+    ]
     lines[40] = lines[120] = '{"text": 5}'
     (path / "a.jsonl").write_text("\n".join(lines[:100]) + "\n")
     (path / "b.jsonl").write_text("\n".join(lines[100:]) + "\n")
@@ -43,8 +46,23 @@ def write_corpus(path: Path) -> Path:
 
 
 def command(data: Path, cache: Path, way: str) -> list[str]:
-    flags = ["--dataset", str(data), "--cache_dir", str(cache), "--tokenizer_path", str(ROOT / "tokenizers" / "demo"), "--seq_len", "128", "--packing", "bfd_split",
-             "--shard_bytes", str(SHARD_BYTES), "--max_bad_ratio", "0.1", *WAYS[way]]  # fmt: skip
+    flags = [
+        "--dataset",
+        str(data),
+        "--cache_dir",
+        str(cache),
+        "--tokenizer_path",
+        str(ROOT / "tokenizers" / "demo"),
+        "--seq_len",
+        "128",
+        "--packing",
+        "bfd_split",
+        "--shard_bytes",
+        str(SHARD_BYTES),
+        "--max_bad_ratio",
+        "0.1",
+        *WAYS[way],
+    ]
     return [sys.executable, "-m", "moai", "prepare", *flags]
 
 
@@ -58,21 +76,39 @@ def run(data: Path, cache: Path, way: str, points: Path | None = None, wanted: s
     ranks = []
     for rank in range(world):
         where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-        ranks.append(subprocess.Popen(command(data, cache, way), cwd=ROOT, env={**env, **where}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        ranks.append(
+            subprocess.Popen(
+                command(data, cache, way),
+                cwd=ROOT,
+                env={**env, **where},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
     said = [rank.communicate(timeout=ENDS_WITHIN)[0] for rank in ranks]
     return Ran([rank.returncode for rank in ranks], "".join(said))
 
 
 def places(points: Path) -> Counter[str]:
     """Names of failpoints that were passed, and how often."""
-    return Counter({name: max(int(path.suffix[1:]) for path in points.glob(f"{name}.*")) for name in {path.stem for path in points.iterdir()}})
+    return Counter(
+        {
+            name: max(int(path.suffix[1:]) for path in points.glob(f"{name}.*"))
+            for name in {path.stem for path in points.iterdir()}
+        }
+    )
 
 
 def content(cache: Path) -> dict[str, str]:
     """Every byte of what was published, but for `run` of the manifest, which tells of this run."""
     [made] = [path for path in (cache / "datasets").iterdir() if "." not in path.name]
     manifest = json.loads((made / "manifest.json").read_bytes())
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.iterdir() if path.name != "manifest.json"}
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in made.iterdir()
+        if path.name != "manifest.json"
+    }
     return {**files, "manifest.json": json.dumps(manifest["content"], sort_keys=True), "": made.name}
 
 
@@ -87,7 +123,9 @@ class Outcome:
 
 
 def crash(data: Path, folder: Path, way: str, wanted: str, undisturbed: dict[str, str], shards: int) -> Outcome:
-    """Run with `wanted` armed, and again if that failed. Raises AssertionError unless all is as in the undisturbed run."""
+    """Run with `wanted` armed, and again if that failed. Raises AssertionError unless all is as in the undisturbed
+    run.
+    """
     cache, points = folder / "cache", folder / "points"
     first = run(data, cache, way, points, wanted)
     name, _, number = wanted.partition("=")[0].partition(":")

@@ -1,4 +1,6 @@
-"""A small world to disturb a cache in: its input, what is right for each state of it, and where a command can be ended by an error."""
+"""A small world to disturb a cache in: its input, what is right for each state of it, and where a command can be ended
+by an error.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ Input = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Reference:
-    """What an undisturbed preparation gives: the directory's name, every file but the manifest, and the manifest's content."""
+    """What an undisturbed preparation gives: the directory's name, every file but the manifest, and the manifest's
+    content.
+    """
 
     name: str
     files: dict[str, bytes]
@@ -47,7 +51,10 @@ class Reference:
 def input_bytes(name: str, variant: str) -> bytes | None:
     if variant == "absent":
         return None
-    texts = [f"{name} {number}: the quick brown fox and 그리고 문서 {number * 7919}" + " again" * (number % 5) for number in range(14)]
+    texts = [
+        f"{name} {number}: the quick brown fox and 그리고 문서 {number * 7919}" + " again" * (number % 5)
+        for number in range(14)
+    ]
     if variant == "another letter":
         texts[9] = texts[9].replace("quick", "quiet")
     if variant == "a line more":
@@ -60,7 +67,14 @@ def input_bytes(name: str, variant: str) -> bytes | None:
 
 
 def config(root: Path, name: str) -> DataConfig:
-    given = {"tokenizer_path": TOKENIZER, "tokenizer_backend": "tokenizers", "shard_bytes": 1000, "num_proc": 0, "max_bad_ratio": 1.0, **CONFIGS[name]}
+    given = {
+        "tokenizer_path": TOKENIZER,
+        "tokenizer_backend": "tokenizers",
+        "shard_bytes": 1000,
+        "num_proc": 0,
+        "max_bad_ratio": 1.0,
+        **CONFIGS[name],
+    }
     return DataConfig(dataset=(str(root / "data"),), cache_dir=str(root / "cache"), **given)
 
 
@@ -114,13 +128,19 @@ class Records:
     def remembered(cls, cache: Path) -> Records:
         """What the cache has records of."""
         known = [Ledger(cache).known(path.stem) or {} for path in cache.glob("ranges/*/*.json")]
-        return cls(frozenset(record["digest"] for record in known if "digest" in record), frozenset(path.stem for path in cache.glob("transforms/*.json")))
+        return cls(
+            frozenset(record["digest"] for record in known if "digest" in record),
+            frozenset(path.stem for path in cache.glob("transforms/*.json")),
+        )
 
     @classmethod
     def of_shards(cls, cache: Path) -> Records:
         """What finished shards were made of, and by what."""
         receipts = [receipt for path in cache.glob("shards/*.json") if (receipt := Ledger(cache).receipt(path.stem))]
-        return cls(frozenset(receipt.raw.digest for receipt in receipts), frozenset(receipt.transform_key for receipt in receipts))
+        return cls(
+            frozenset(receipt.raw.digest for receipt in receipts),
+            frozenset(receipt.transform_key for receipt in receipts),
+        )
 
     def within(self, other: Records) -> Records:
         return Records(self.digests & other.digests, self.transforms & other.transforms)
@@ -158,4 +178,8 @@ def _collect_all(root: Path) -> None:
     list(collect(GcConfig(cache_dir=str(root / "cache"), older_than=0.0)))
 
 
-COMMANDS: dict[str, Callable[[Path], object]] = {"prepare": lambda root: prepare(root, "A"), "repair": _repair_all, "gc": _collect_all}
+COMMANDS: dict[str, Callable[[Path], object]] = {
+    "prepare": lambda root: prepare(root, "A"),
+    "repair": _repair_all,
+    "gc": _collect_all,
+}

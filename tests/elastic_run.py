@@ -1,8 +1,11 @@
 """A training run that writes down which rows every rank trains on at every step, and may stop or kill itself.
 
-python tests/elastic_run.py FOLDER stop:3|kill:3|- train.py's training flags        (alone, or under torchrun or accelerate launch)
+python tests/elastic_run.py FOLDER stop:3|kill:3|- train.py's training flags
 
-FOLDER holds `prepared`, `tokenizer` and `model.json` (see `write_place`) and receives `consumed-<session>-<rank>.jsonl`.
+It runs alone, or under torchrun or accelerate launch.
+
+FOLDER holds `prepared`, `tokenizer` and `model.json` (see `write_place`) and receives
+`consumed-<session>-<rank>.jsonl`.
 """
 
 from __future__ import annotations
@@ -34,16 +37,39 @@ def write_place(folder: Path) -> Path:
     tokenizer = tiny_run.write_tokenizer(folder / "tokenizer")
     tiny_run.write_model_config(folder)
     rows = [[number // _BASE, number % _BASE, *range(60 + number, 70 + number)] for number in range(ROWS)]
-    features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16")), "seq_lengths": datasets.List(datasets.Value("uint32"))})
+    features = datasets.Features(
+        {"input_ids": datasets.List(datasets.Value("uint16")), "seq_lengths": datasets.List(datasets.Value("uint32"))}
+    )
     table = {"input_ids": rows, "seq_lengths": [[12]] * ROWS}
     datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder / "prepared"), num_shards=len(SOURCES))
     counts = [ROWS // len(SOURCES) + (number < ROWS % len(SOURCES)) for number in range(len(SOURCES))]
     content = {
-        "columns": [{"name": "input_ids", "type": "uint16", "per": "token"}, {"name": "seq_lengths", "type": "uint32", "per": "piece"}], "documents": ROWS, "tokens": 12 * ROWS, "rows": ROWS, "fill_rate": 1.0, "seq_len": 12, "packing": "none", "vocab_size": 258,
-        "tokenizer_digest": load_tokenizer(str(tokenizer)).digest, "sources": [{"name": name, "documents": 1, "tokens": 12} for name in dict.fromkeys(SOURCES)],
-        "shards": [{"file": f"data-{n:05d}-of-{len(SOURCES):05d}.arrow", "rows": count, "source": SOURCES[n], "tokens": 12 * count} for n, count in enumerate(counts)],
-    }  # fmt: skip
-    (folder / "prepared" / "manifest.json").write_text(json.dumps({"content": content, "content_digest": digest_json(content)}))
+        "columns": [
+            {"name": "input_ids", "type": "uint16", "per": "token"},
+            {"name": "seq_lengths", "type": "uint32", "per": "piece"},
+        ],
+        "documents": ROWS,
+        "tokens": 12 * ROWS,
+        "rows": ROWS,
+        "fill_rate": 1.0,
+        "seq_len": 12,
+        "packing": "none",
+        "vocab_size": 258,
+        "tokenizer_digest": load_tokenizer(str(tokenizer)).digest,
+        "sources": [{"name": name, "documents": 1, "tokens": 12} for name in dict.fromkeys(SOURCES)],
+        "shards": [
+            {
+                "file": f"data-{n:05d}-of-{len(SOURCES):05d}.arrow",
+                "rows": count,
+                "source": SOURCES[n],
+                "tokens": 12 * count,
+            }
+            for n, count in enumerate(counts)
+        ],
+    }
+    (folder / "prepared" / "manifest.json").write_text(
+        json.dumps({"content": content, "content_digest": digest_json(content)})
+    )
     return folder
 
 
@@ -69,7 +95,13 @@ def main() -> int:
         return super(PackedTrainer, self).training_step(model, inputs, num_items_in_batch)
 
     PackedTrainer.training_step = training_step
-    sys.argv[1:] = [str(folder / "prepared"), str(folder / "tokenizer"), "--model_config", str(folder / "model.json"), *sys.argv[3:]]
+    sys.argv[1:] = [
+        str(folder / "prepared"),
+        str(folder / "tokenizer"),
+        "--model_config",
+        str(folder / "model.json"),
+        *sys.argv[3:],
+    ]
     return tiny_run.main()
 
 

@@ -21,4 +21,7 @@ if __name__ == "__main__":
         sys.exit(error.exit_code)
     import datasets
 
-    print(f"rank {os.environ['RANK']} holds {len(datasets.load_from_disk(str(prepared.path)))} rows of {prepared.path.name}")
+    print(
+        f"rank {os.environ['RANK']} holds {len(datasets.load_from_disk(str(prepared.path)))} rows of "
+        f"{prepared.path.name}"
+    )

@@ -1,6 +1,7 @@
 """tests/tiny_run.py with FSDP2 on CPU ranks: accelerate 1.15 divides a model on accelerators only, torch over gloo too.
 
-What is changed is accelerate's decision and nothing else: the plugin, the wrapping, the gathering and the files are the real ones.
+What is changed is accelerate's decision and nothing else: the plugin, the wrapping, the gathering and the files are the
+real ones.
 """
 
 import tiny_run

@@ -1,4 +1,6 @@
-"""First in the suite, by its name: ./pretrain.sh, ./pretrain.sh again, and the tests of the wrappers, in one clone and for real."""
+"""First in the suite, by its name: ./pretrain.sh, ./pretrain.sh again, and the tests of the wrappers, in one clone and
+for real.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,21 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_clone(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "HOME": str(clone.parent / "home"), "NUM_GPUS": "1", "CUDA_VISIBLE_DEVICES": "", "MAX_STEPS": STEPS}
+    environ = {
+        **os.environ,
+        "HOME": str(clone.parent / "home"),
+        "NUM_GPUS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MAX_STEPS": STEPS,
+    }
     return subprocess.run(words, cwd=clone, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 def users(clone: Path) -> dict[str, tuple[int, int]]:
     """What a person has in outputs/ and at home: when each file was last written, and its size."""
-    found = [path for folder in (clone / "outputs", clone.parent / "home" / ".cache" / "moai") for path in folder.rglob("*")]
+    found = [
+        path for folder in (clone / "outputs", clone.parent / "home" / ".cache" / "moai") for path in folder.rglob("*")
+    ]
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
@@ -77,7 +87,9 @@ def test_a_test_that_looks_at_what_is_the_users_fails(monkeypatch: pytest.Monkey
         lambda: os.open(ROOT / "outputs/demo/settings.json", os.O_RDONLY),
         lambda: os.mkdir("outputs/of a test"),
     ):
-        with pytest.raises(AssertionError, match=r"a test touches .*, which is the user's: give it a place in tmp_path"):
+        with pytest.raises(
+            AssertionError, match=r"a test touches .*, which is the user's: give it a place in tmp_path"
+        ):
             look()
     (tmp_path / "outputs/demo").mkdir(parents=True)
     shutil.rmtree(tmp_path / "outputs")

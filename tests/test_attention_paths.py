@@ -1,4 +1,6 @@
-"""Every way to compute attention keeps documents apart, on the architectures people train; those that cannot are caught."""
+"""Every way to compute attention keeps documents apart, on the architectures people train; those that cannot are
+caught.
+"""
 
 import contextlib
 import json
@@ -16,13 +18,31 @@ from moai.training.packed_attention import TOLERANCE, packed_forward_selfcheck
 
 ROWS = [[[5, 6, 7, 8, 9], [40], [12, 13, 14]], [[20, 21, 22, 23]]]
 COLLATOR = PackedCollator(pad_id=257)
-BASE = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
-        "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+BASE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 HONEST = {
-    "llama": {}, "mistral": {"num_key_value_heads": 2, "sliding_window": None}, "gpt_neox": {}, "qwen2": {"num_key_value_heads": 2},
+    "llama": {},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "gpt_neox": {},
+    "qwen2": {"num_key_value_heads": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-}  # fmt: skip
-LEAKING = {"falcon": {"alibi": False}, "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "bloom": {"n_head": 4, "n_layer": 2}, "mamba": {"state_size": 4}}
+}
+LEAKING = {
+    "falcon": {"alibi": False},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "mamba": {"state_size": 4},
+}
 
 
 def model_of(kind, attention, tmp_path, **changes):
@@ -30,17 +50,25 @@ def model_of(kind, attention, tmp_path, **changes):
         path = write_model_config(tmp_path, initializer_range=0.2)
     else:
         path = tmp_path / "model.json"
-        path.write_text(json.dumps({**BASE, **HONEST.get(kind, {}), **LEAKING.get(kind, {}), **changes, "model_type": kind}))
-    return build_model(load_config(str(path), None), pretrained_model=None, attention=attention, special_ids={}, seed=1).eval()
+        path.write_text(
+            json.dumps({**BASE, **HONEST.get(kind, {}), **LEAKING.get(kind, {}), **changes, "model_type": kind})
+        )
+    return build_model(
+        load_config(str(path), None), pretrained_model=None, attention=attention, special_ids={}, seed=1
+    ).eval()
 
 
 FLEX = [
-    pytest.param("flex_attention", kind, marks=[] if kind in ("moai", "gpt2") else pytest.mark.long) for kind in ("moai", *HONEST)
+    pytest.param("flex_attention", kind, marks=[] if kind in ("moai", "gpt2") else pytest.mark.long)
+    for kind in ("moai", *HONEST)
 ]  # compiled: seconds each
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about itself, while it compiles flex
-@pytest.mark.parametrize(("attention", "kind"), [*((attention, kind) for attention in ("sdpa", "eager") for kind in ("moai", *HONEST)), *FLEX])
+@pytest.mark.parametrize(
+    ("attention", "kind"),
+    [*((attention, kind) for attention in ("sdpa", "eager") for kind in ("moai", *HONEST)), *FLEX],
+)
 def test_packed_documents_give_the_logits_they_give_alone(kind, attention, tmp_path):
     if (kind, attention) == ("gpt2", "flex_attention"):
         with pytest.raises(ConfigError, match="does not have it; choose from sdpa, eager"):
@@ -69,7 +97,11 @@ def test_an_architecture_that_does_not_look_at_positions_is_caught(kind, tmp_pat
 
 
 @pytest.mark.parametrize("recomputed", [False, True], ids=["", "gradient checkpointing"])
-@pytest.mark.parametrize(("attention", "autocast"), [("sdpa", None), ("eager", None), ("sdpa", torch.bfloat16)], ids=["sdpa", "eager", "sdpa bf16"])
+@pytest.mark.parametrize(
+    ("attention", "autocast"),
+    [("sdpa", None), ("eager", None), ("sdpa", torch.bfloat16)],
+    ids=["sdpa", "eager", "sdpa bf16"],
+)
 @pytest.mark.parametrize("kind", ["moai", "gpt_neox"])
 def test_a_batch_has_the_gradients_of_its_documents_alone(kind, attention, autocast, recomputed, tmp_path):
     """No target crosses a boundary, no padding is learned from, every other token counts once."""

@@ -1,4 +1,6 @@
-"""fastokens: the ids of the reference or a refusal, for every shape of tokenizer, on real documents and on what has broken others."""
+"""fastokens: the ids of the reference or a refusal, for every shape of tokenizer, on real documents and on what has
+broken others.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ from corpus import BOS, EOS, LLAMA3, QWEN2  # noqa: E402
 from nasty import nasty  # noqa: E402
 
 SHORT = 5000
-"""Characters of a nasty text that the variants of tokenizers are asked, but for these; the shapes are asked all of it."""
+"""Characters of a nasty text that the variants of tokenizers are asked, but for these; the shapes are asked all of
+it.
+"""
 NEVER_SHORT = ("the first plane", "each new letter")
 
 Shape = Callable[[str], Path]
@@ -45,7 +49,11 @@ Shape = Callable[[str], Path]
 
 def demo_documents() -> list[str]:
     files = sorted((ROOT / "data" / "demo").glob("*.jsonl.zst"))
-    return [json.loads(line)["text"] for file in files for line in b"".join(open_blocks(str(file), "zst", 1 << 20)).splitlines()]
+    return [
+        json.loads(line)["text"]
+        for file in files
+        for line in b"".join(open_blocks(str(file), "zst", 1 << 20)).splitlines()
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +92,12 @@ def train(name: str, documents: Sequence[str]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe = trainers.BpeTrainer(vocab_size=4000, special_tokens=[EOS, BOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    bpe = trainers.BpeTrainer(
+        vocab_size=4000,
+        special_tokens=[EOS, BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     model, normalizer, pre_tokenizer, decoder, trainer, chars = (
         models.BPE(),
         None,
@@ -94,15 +107,35 @@ def train(name: str, documents: Sequence[str]) -> Any:
         1500,
     )
     if name in ("llama3", "qwen2"):
-        pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3 if name == "llama3" else QWEN2), "isolated"), byte_level])
+        pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(LLAMA3 if name == "llama3" else QWEN2), "isolated"), byte_level]
+        )
         normalizer = normalizers.NFC() if name == "qwen2" else None
     elif name == "wordpiece":
-        model, normalizer, pre_tokenizer = models.WordPiece(unk_token="[UNK]"), normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=6000, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False)
+        model, normalizer, pre_tokenizer = (
+            models.WordPiece(unk_token="[UNK]"),
+            normalizers.BertNormalizer(lowercase=False),
+            pre_tokenizers.BertPreTokenizer(),
+        )
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=6000, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+        )
         decoder = decoders.WordPiece()
     elif name in ("unigram", "llama2"):
-        model, normalizer, pre_tokenizer, decoder, chars = models.Unigram(), normalizers.NFKC(), pre_tokenizers.Metaspace(), decoders.Metaspace(), 200
-        trainer = trainers.UnigramTrainer(vocab_size=3000, special_tokens=[EOS, BOS, "<unk>"], unk_token="<unk>", n_sub_iterations=1, show_progress=False)
+        model, normalizer, pre_tokenizer, decoder, chars = (
+            models.Unigram(),
+            normalizers.NFKC(),
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+            200,
+        )
+        trainer = trainers.UnigramTrainer(
+            vocab_size=3000,
+            special_tokens=[EOS, BOS, "<unk>"],
+            unk_token="<unk>",
+            n_sub_iterations=1,
+            show_progress=False,
+        )
     if name == "llama2":
         model, normalizer, chars = models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True), None, 1500
         bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -137,15 +170,28 @@ def bos_template(value: dict[str, Any]) -> None:
 
 def cut_and_padded(value: dict[str, Any]) -> None:
     value["truncation"] = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
-    value["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": EOS}
+    value["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": EOS,
+    }
 
 
 def before(pre_tokenizer: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    return lambda value: value.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [pre_tokenizer, value["pre_tokenizer"]]})
+    return lambda value: value.update(
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [pre_tokenizer, value["pre_tokenizer"]]}
+    )
 
 
 def normalizer(*types: str) -> Callable[[dict[str, Any]], None]:
-    return lambda value: value.update(normalizer={"type": "Sequence", "normalizers": [{"type": name} for name in types]} if types[1:] else {"type": types[0]})
+    return lambda value: value.update(
+        normalizer={"type": "Sequence", "normalizers": [{"type": name} for name in types]}
+        if types[1:]
+        else {"type": types[0]}
+    )
 
 
 def prefix_space_after_split(value: dict[str, Any]) -> None:
@@ -208,7 +254,10 @@ def expected(shape: Shape) -> Callable[..., tuple[list[str], list[str], Ids, Off
     def of(name: str, *, short: bool) -> tuple[list[str], list[str], Ids, Offsets]:
         reference = Reference(spec=load_tokenizer(str(shape(name))))
         table = nasty(reference.special_tokens())
-        texts = [text if not short or key in NEVER_SHORT or (key, name) in TOO_DEEP else text[:SHORT] for key, text in table.items()]
+        texts = [
+            text if not short or key in NEVER_SHORT or (key, name) in TOO_DEEP else text[:SHORT]
+            for key, text in table.items()
+        ]
         return texts, [*table], *reference.encode_batch(texts)
 
     return of
@@ -222,7 +271,9 @@ def run_as_chosen(folder: Path, texts: list[str]) -> tuple[list[list[int]], Coun
     token = _tally.set(tally)
     try:
         batch = pa.record_batch([pa.array(texts, pa.large_string())], names=["text"])
-        [tokens] = [done["tokens"] for done in Tokenize(backend=chosen.backend, reference=chosen.reference)(iter([batch]))]
+        [tokens] = [
+            done["tokens"] for done in Tokenize(backend=chosen.backend, reference=chosen.reference)(iter([batch]))
+        ]
     finally:
         _tally.reset(token)
     flat, offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
@@ -233,7 +284,11 @@ def check_equal(folder: Path, wanted: tuple[list[str], list[str], Ids, Offsets])
     """How many texts fastokens refused; the ids of all are the reference's."""
     texts, names, ids, offsets = wanted
     found, counts = run_as_chosen(folder, texts)
-    assert [name for name, ours, start, end in zip(names, found, offsets, offsets[1:]) if not np.array_equal(ours, ids[start:end])] == []
+    assert [
+        name
+        for name, ours, start, end in zip(names, found, offsets, offsets[1:])
+        if not np.array_equal(ours, ids[start:end])
+    ] == []
     return counts["backend.refused"]
 
 
@@ -246,9 +301,14 @@ def test_nasty_texts_get_the_ids_of_the_reference(shape: Shape, expected: Callab
 
 @pytest.mark.parametrize(
     ("name", "short"),
-    [*((name, True) for name in VARIANTS), *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS if name != TOO_LONG)],
+    [
+        *((name, True) for name in VARIANTS),
+        *(pytest.param(name, False, marks=pytest.mark.long) for name in VARIANTS if name != TOO_LONG),
+    ],
 )
-def test_variants_of_tokenizers_get_the_ids_of_the_reference(shape: Shape, expected: Callable[..., Any], name: str, short: bool) -> None:
+def test_variants_of_tokenizers_get_the_ids_of_the_reference(
+    shape: Shape, expected: Callable[..., Any], name: str, short: bool
+) -> None:
     refused = check_equal(shape(name), expected(name, short=short))
     assert refused >= sum(name == deep for _, deep in TOO_DEEP)
 
@@ -309,7 +369,10 @@ def test_offsets_give_the_text_of_every_id(shape: Shape, documents: list[str], n
     assert np.array_equal(ids, plain)
     assert np.array_equal(offsets, plain_offsets)
     assert spans.shape == (len(ids), 2)
-    pieces = {index: piece for piece, index in json.loads((shape(name) / "tokenizer.json").read_bytes())["model"]["vocab"].items()}
+    pieces = {
+        index: piece
+        for piece, index in json.loads((shape(name) / "tokenizer.json").read_bytes())["model"]["vocab"].items()
+    }
     compared = 0
     for text, start, end in zip(texts, offsets, offsets[1:]):
         at = 0

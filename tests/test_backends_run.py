@@ -1,4 +1,6 @@
-"""Preparation through tokenizer backends: the same bytes whichever encodes, and what one that is wrong leaves behind: nothing."""
+"""Preparation through tokenizer backends: the same bytes whichever encodes, and what one that is wrong leaves behind:
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -84,9 +86,11 @@ def refused(prepared: Prepared) -> int:
 
 
 @pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:  # noqa: F811
+def mixed(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
     """Some of every shipped language, special tokens in the text, a long document: five shards."""
-    return write(tmp_path_factory.mktemp("mixed") / "mixed.jsonl", [*documents[::7], SAID, " " * 5000, "".join(documents[:8])])
+    return write(
+        tmp_path_factory.mktemp("mixed") / "mixed.jsonl", [*documents[::7], SAID, " " * 5000, "".join(documents[:8])]
+    )
 
 
 PLAIN: list[tuple[str, int]] = [("tokenizers", 0), ("tokenizers", 2), ("auto", 0), ("auto", 2), ("fastokens", 0)]
@@ -98,25 +102,40 @@ ODD: list[tuple[str, int]] = [("tokenizers", 0), ("auto", 0), ("fastokens", 2)]
     [("llama3", {}, PLAIN), ("qwen2", {"add_bos": True}, ODD), ("llama3", {"split_special_tokens": True}, ODD)],
 )
 def test_bytes_are_equal_across_backends_and_workers(
-    shape: Shape, mixed: Path, tmp_path: Path, log: Any, name: str, options: dict[str, bool], ways: list[tuple[str, int]]  # noqa: F811
-) -> None:  # fmt: skip
+    shape: Shape,
+    mixed: Path,
+    tmp_path: Path,
+    log: Any,
+    name: str,
+    options: dict[str, bool],
+    ways: list[tuple[str, int]],
+) -> None:
     found = {}
     for backend, num_proc in ways:
         log.clear()
-        prepared = make(mixed, shape(name), tmp_path / f"{backend}-{num_proc}", tokenizer_backend=backend, num_proc=num_proc, **options)
+        prepared = make(
+            mixed,
+            shape(name),
+            tmp_path / f"{backend}-{num_proc}",
+            tokenizer_backend=backend,
+            num_proc=num_proc,
+            **options,
+        )
         found[backend, num_proc] = sha256(prepared)
         used = {"auto": "fastokens"}.get(backend, backend)
         assert [made.split()[0] for made in made_by(prepared)] == [used]
         said = next(message for message in log.messages if "tokenizer backend = " in message)
         assert f"tokenizer backend = {used} " in said
-        assert prepared.content["token_counts"].get("special_in_text", 0) == (0 if "split_special_tokens" in options else 5)
+        assert prepared.content["token_counts"].get("special_in_text", 0) == (
+            0 if "split_special_tokens" in options else 5
+        )
         assert len(prepared.content["shards"]) >= 5
     assert len(set(found.values())) == 1, found
 
 
 @pytest.mark.parametrize(("name", "backend"), [("wordpiece", "auto"), ("unigram", "fastokens")])
 def test_a_tokenizer_that_no_fast_backend_takes_just_works(
-    shape: Shape, mixed: Path, tmp_path: Path, log: Any, name: str, backend: str  # noqa: F811
+    shape: Shape, mixed: Path, tmp_path: Path, log: Any, name: str, backend: str
 ) -> None:  # fmt: skip
     plain = make(mixed, shape(name), tmp_path / "a", tokenizer_backend="tokenizers")
     log.clear()
@@ -126,24 +145,34 @@ def test_a_tokenizer_that_no_fast_backend_takes_just_works(
     assert "does not take this tokenizer: " in log.text
 
 
-def test_a_text_that_the_fast_backend_refuses_goes_to_the_reference_alone(shape: Shape, tmp_path: Path) -> None:  # noqa: F811
-    texts = [f"before {number}" for number in range(10)] + ["x" + " " * 1_000_000 + "y"] + [f"behind {number}, 뒤" for number in range(20)]
+def test_a_text_that_the_fast_backend_refuses_goes_to_the_reference_alone(shape: Shape, tmp_path: Path) -> None:
+    texts = (
+        [f"before {number}" for number in range(10)]
+        + ["x" + " " * 1_000_000 + "y"]
+        + [f"behind {number}, 뒤" for number in range(20)]
+    )
     data = write(tmp_path / "data.jsonl", texts)
     tokenizer = shape("add_prefix_space")
     with pytest.raises(ValueError, match="Max stack size exceeded"):
         Fastokens(spec=load_tokenizer(str(tokenizer))).encode_batch(texts)
     prepared = make(data, tokenizer, tmp_path / "fast", shard_bytes=2_000_000)
-    assert sha256(prepared) == sha256(make(data, tokenizer, tmp_path / "slow", shard_bytes=2_000_000, tokenizer_backend="tokenizers"))
+    assert sha256(prepared) == sha256(
+        make(data, tokenizer, tmp_path / "slow", shard_bytes=2_000_000, tokenizer_backend="tokenizers")
+    )
     assert made_by(prepared) == [f"fastokens {version('fastokens')}"]
     assert refused(prepared) == 1
     assert prepared.content["documents"] == len(texts)
 
 
 def test_a_text_of_letters_on_which_it_parts_from_the_reference_is_refused(tmp_path: Path) -> None:
-    """U+180E was white space until Unicode 6.3, and is for the Split of fastokens: with the shipped tokenizer its ids differ there."""
+    """U+180E was white space until Unicode 6.3, and is for the Split of fastokens: with the shipped tokenizer its ids
+    differ there.
+    """
     data = write(tmp_path / "data.jsonl", ["plain"] * 50 + ["Mongolian  \u180eabc \u180ex"] + ["behind"] * 50)
     prepared = make(data, ROOT / "tokenizers" / "demo", tmp_path / "fast")
-    assert sha256(prepared) == sha256(make(data, ROOT / "tokenizers" / "demo", tmp_path / "slow", tokenizer_backend="tokenizers"))
+    assert sha256(prepared) == sha256(
+        make(data, ROOT / "tokenizers" / "demo", tmp_path / "slow", tokenizer_backend="tokenizers")
+    )
     assert made_by(prepared) == [f"fastokens {version('fastokens')}"]
     assert refused(prepared) >= 1
 
@@ -151,7 +180,9 @@ def test_a_text_of_letters_on_which_it_parts_from_the_reference_is_refused(tmp_p
 # ---- a backend that is wrong
 
 
-def test_a_real_wrong_backend_is_found_before_the_first_shard(shape: Shape, mixed: Path, tmp_path: Path, log: Any) -> None:  # noqa: F811
+def test_a_real_wrong_backend_is_found_before_the_first_shard(
+    shape: Shape, mixed: Path, tmp_path: Path, log: Any
+) -> None:
     prepared = make(mixed, shape("added twice"), tmp_path / "a")
     assert f"fastokens {version('fastokens')} gave other ids than tokenizers (" in log.text
     assert made_by(prepared) == [f"tokenizers {version('tokenizers')}"]
@@ -185,12 +216,17 @@ def choose_a_liar(*given: Any) -> choosing.Chosen:
 
 
 def sentences(start: int, count_: int) -> list[str]:
-    return [f"문장 {number}: the quick brown fox jumps over {number * 7919} lazy dogs, 그리고 돌아온다." * 8 for number in range(start, start + count_)]
+    return [
+        f"문장 {number}: the quick brown fox jumps over {number * 7919} lazy dogs, 그리고 돌아온다." * 8
+        for number in range(start, start + count_)
+    ]
 
 
 @dataclass(frozen=True)
 class Lies:
-    """`quiet`: one lie in the fifth shard, where nobody looks. The others: the same file, and one that is nothing but lies, within the sample or not."""
+    """`quiet`: one lie in the fifth shard, where nobody looks. The others: the same file, and one that is nothing but
+    lies, within the sample or not.
+    """
 
     quiet: Path
     sampled: Path
@@ -218,17 +254,29 @@ def lies(tmp_path_factory: pytest.TempPathFactory) -> Lies:
 
 
 @pytest.fixture
-def right(lies: Lies, shape: Shape, tmp_path: Path) -> Callable[[Path], tuple[str, str]]:  # noqa: F811
+def right(lies: Lies, shape: Shape, tmp_path: Path) -> Callable[[Path], tuple[str, str]]:
     """The reference's bytes."""
     return lambda data: sha256(make(data, shape("llama3"), tmp_path / "right", tokenizer_backend="tokenizers"))
 
 
 @pytest.mark.parametrize(("found", "num_proc"), [("loud", 2), ("sampled", 0)])
 def test_a_backend_found_wrong_leaves_nothing_behind(
-    liar: None, lies: Lies, right: Callable[[Path], Any], shape: Shape, tmp_path: Path, log: Any, found: str, num_proc: int  # noqa: F811
-) -> None:  # fmt: skip
+    liar: None,
+    lies: Lies,
+    right: Callable[[Path], Any],
+    shape: Shape,
+    tmp_path: Path,
+    log: Any,
+    found: str,
+    num_proc: int,
+) -> None:
     """In the middle of a run, or by the sample before it: what it made in an earlier run is made anew too."""
-    cache, tokenizer, ours, reference = tmp_path / "cache", shape("llama3"), f"fastokens {version('fastokens')}", f"tokenizers {version('tokenizers')}"
+    cache, tokenizer, ours, reference = (
+        tmp_path / "cache",
+        shape("llama3"),
+        f"fastokens {version('fastokens')}",
+        f"tokenizers {version('tokenizers')}",
+    )
     believed = make(lies.quiet, tokenizer, cache)
     before = {path.name: path.read_bytes() for path in believed.path.glob("data-*.arrow")}
     assert made_by(believed) == [ours]
@@ -253,7 +301,9 @@ def test_a_backend_found_wrong_leaves_nothing_behind(
     [aside] = [path for path in (cache / "datasets").iterdir() if ".wrong-" in path.name]
     assert aside.name.split(".")[0] == believed.path.name
     assert f"set aside as {aside.name}" in log.text
-    assert {path.name: path.read_bytes() for path in aside.glob("data-*.arrow")} == before  # whoever has it open keeps it
+    assert {
+        path.name: path.read_bytes() for path in aside.glob("data-*.arrow")
+    } == before  # whoever has it open keeps it
     log.clear()
 
     assert make(lies.quiet, tokenizer, cache).path == again.path
@@ -261,7 +311,7 @@ def test_a_backend_found_wrong_leaves_nothing_behind(
 
 
 def test_what_a_wrong_backend_published_is_not_used_though_its_shards_were_deleted(
-    liar: None, lies: Lies, right: Callable[[Path], Any], shape: Shape, tmp_path: Path  # noqa: F811
+    liar: None, lies: Lies, right: Callable[[Path], Any], shape: Shape, tmp_path: Path
 ) -> None:  # fmt: skip
     make(lies.quiet, shape("llama3"), tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache" / "shards")  # docs/cache.md allows it
@@ -269,7 +319,7 @@ def test_what_a_wrong_backend_published_is_not_used_though_its_shards_were_delet
     assert sha256(make(lies.quiet, shape("llama3"), tmp_path / "cache")) == right(lies.quiet)
 
 
-def test_a_directory_from_before_backends_is_still_found(lies: Lies, shape: Shape, tmp_path: Path, log: Any) -> None:  # noqa: F811
+def test_a_directory_from_before_backends_is_still_found(lies: Lies, shape: Shape, tmp_path: Path, log: Any) -> None:
     """Its manifest does not say who encoded it, and there was only the reference."""
     first = make(lies.quiet, shape("llama3"), tmp_path)
     run = {name: value for name, value in first.manifest["run"].items() if name != "tokenizer_backends"}
@@ -292,7 +342,7 @@ KILLS = ("before it forgot", "before the redo", "in the redo", "before publishin
 
 @pytest.mark.parametrize(("when", "then"), [*((when, "auto") for when in KILLS), ("in the redo", "tokenizers")])
 def test_a_run_killed_after_it_found_a_backend_wrong_is_made_good_by_the_next(
-    liar: None, lies: Lies, right: Callable[[Path], Any], shape: Shape, tmp_path: Path, log: Any, when: str, then: str  # noqa: F811
+    liar: None, lies: Lies, right: Callable[[Path], Any], shape: Shape, tmp_path: Path, log: Any, when: str, then: str
 ) -> None:  # fmt: skip
     cache, tokenizer = tmp_path / "cache", shape("llama3")
     believed = make(lies.quiet, tokenizer, cache)
@@ -308,7 +358,11 @@ def test_a_run_killed_after_it_found_a_backend_wrong_is_made_good_by_the_next(
                 if next(runs) == 1:
                     if when == "before the redo":
                         raise Killed
-                    patch.setattr(Ledger, "commit", lambda ledger, receipt: killed() if next(commits) == 3 else ledger_commit(ledger, receipt))
+                    patch.setattr(
+                        Ledger,
+                        "commit",
+                        lambda ledger, receipt: killed() if next(commits) == 3 else ledger_commit(ledger, receipt),
+                    )
                 return real(*given, **more)
 
             patch.setattr(pretraining, "_run", run)
@@ -328,7 +382,9 @@ def test_a_run_killed_after_it_found_a_backend_wrong_is_made_good_by_the_next(
 
 @pytest.fixture(scope="session")
 def environment_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
-    """`environment_without(name)`: variables under which Python finds everything installed here but that package. It needs `python -S`."""
+    """`environment_without(name)`: variables under which Python finds everything installed here but that package. It
+    needs `python -S`.
+    """
 
     def made(name: str) -> dict[str, str]:
         folder = tmp_path_factory.mktemp("site")
@@ -341,22 +397,45 @@ def environment_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def prepare_without(environment: dict[str, str], cache: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-S", "-m", "moai", "prepare", "--dataset", "data/demo/ko.jsonl.zst", "--tokenizer_path", "tokenizers/demo", "--num_proc", "0", "--cache_dir", str(cache)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-S",
+        "-m",
+        "moai",
+        "prepare",
+        "--dataset",
+        "data/demo/ko.jsonl.zst",
+        "--tokenizer_path",
+        "tokenizers/demo",
+        "--num_proc",
+        "0",
+        "--cache_dir",
+        str(cache),
+    ]
     return subprocess.run([*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_a_backend_that_is_named_but_not_installed_is_one_line(environment_without: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
+def test_a_backend_that_is_named_but_not_installed_is_one_line(
+    environment_without: Callable[[str], dict[str, str]], tmp_path: Path
+) -> None:
     ended = prepare_without(environment_without("fastokens"), tmp_path / "cache", "--tokenizer_backend", "fastokens")
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     remedy = "the package fastokens is not installed (pip install fastokens); install it, or take auto"
-    assert [line for line in ended.stderr.splitlines() if "error" in line] == [f"python -m moai prepare: error: --tokenizer_backend fastokens: {remedy}"]
+    assert [line for line in ended.stderr.splitlines() if "error" in line] == [
+        f"python -m moai prepare: error: --tokenizer_backend fastokens: {remedy}"
+    ]
 
 
-def test_without_fastokens_auto_works_through_the_reference_and_says_so(environment_without: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
+def test_without_fastokens_auto_works_through_the_reference_and_says_so(
+    environment_without: Callable[[str], dict[str, str]], tmp_path: Path
+) -> None:
     ended = prepare_without(environment_without("fastokens"), tmp_path / "cache")
     assert ended.returncode == 0, ended.stderr
-    assert f"tokenizer backend = tokenizers {version('tokenizers')}: fastokens is not installed (pip install fastokens)" in ended.stderr
+    assert (
+        f"tokenizer backend = tokenizers {version('tokenizers')}: fastokens is not installed (pip install fastokens)"
+        in ended.stderr
+    )
     assert made_by(Prepared.open(Path(ended.stdout.splitlines()[-1]))) == [f"tokenizers {version('tokenizers')}"]
 
 
@@ -365,7 +444,9 @@ def test_without_fastokens_auto_works_through_the_reference_and_says_so(environm
 
 @dataclass(frozen=True)
 class Spy:
-    """Counts, in the worker and into the receipt, what is imported there when the documents are through, and what it had to load itself."""
+    """Counts, in the worker and into the receipt, what is imported there when the documents are through, and what it
+    had to load itself.
+    """
 
     driver: int
 
@@ -402,9 +483,11 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_find_the_tokenizer_loaded_and_import_nothing_heavy(shape: Shape, mixed: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_workers_find_the_tokenizer_loaded_and_import_nothing_heavy(shape: Shape, mixed: Path, tmp_path: Path) -> None:
     script = tmp_path / "spying.py"
-    script.write_text(SPYING.format(root=str(ROOT), data=str(mixed), tokenizer=str(shape("llama3")), cache=str(tmp_path / "cache")))
+    script.write_text(
+        SPYING.format(root=str(ROOT), data=str(mixed), tokenizer=str(shape("llama3")), cache=str(tmp_path / "cache"))
+    )
     ended = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     seen: Counter[str] = Counter()
@@ -413,7 +496,9 @@ def test_workers_find_the_tokenizer_loaded_and_import_nothing_heavy(shape: Shape
     shards = seen["spy.shards"]
     assert shards >= 5
     assert seen["spy.in a worker"] == shards
-    assert seen["spy.loaded before"] == 2 * shards  # the reference and fastokens, loaded where the worker was forked from
+    assert (
+        seen["spy.loaded before"] == 2 * shards
+    )  # the reference and fastokens, loaded where the worker was forked from
     assert seen["spy.loaded here"] == 0
     names = {name.rpartition(".")[2] for name in seen if name.startswith(("spy.imported.", "spy.mapped."))}
     assert names == {"tokenizers", "fastokens"}

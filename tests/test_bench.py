@@ -1,4 +1,6 @@
-"""`python -m moai bench`: what it prints agrees with a real preparation of the same slice and with itself, and it leaves nothing behind."""
+"""`python -m moai bench`: what it prints agrees with a real preparation of the same slice and with itself, and it
+leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,45 @@ Moai = Callable[..., subprocess.CompletedProcess[str]]
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped corpus as one file of plain lines, 4.7 MB."""
     path = tmp_path_factory.mktemp("corpus") / "all.jsonl"
-    path.write_bytes(b"".join(block for packed in sorted((ROOT / "data" / "demo").glob("*.jsonl.zst")) for block in open_blocks(str(packed), "zst", 1 << 20)))
+    path.write_bytes(
+        b"".join(
+            block
+            for packed in sorted((ROOT / "data" / "demo").glob("*.jsonl.zst"))
+            for block in open_blocks(str(packed), "zst", 1 << 20)
+        )
+    )
     return path
 
 
 def flags(dataset: Path, folder: Path) -> list[object]:
-    return ["--dataset", dataset, "--tokenizer_path", TOKENIZER, "--packing", "bfd_split", "--seq_len", 256, "--shard_bytes", SHARD_BYTES,
-            "--num_proc", 2, "--cache_dir", folder / "cache"]  # fmt: skip
+    return [
+        "--dataset",
+        dataset,
+        "--tokenizer_path",
+        TOKENIZER,
+        "--packing",
+        "bfd_split",
+        "--seq_len",
+        256,
+        "--shard_bytes",
+        SHARD_BYTES,
+        "--num_proc",
+        2,
+        "--cache_dir",
+        folder / "cache",
+    ]
 
 
 def report(dataset: Path, folder: Path, *, seconds: float = 60.0, **changes: Any) -> Report:
     """In this process."""
-    given = {"tokenizer_path": str(TOKENIZER), "packing": "bfd_split", "seq_len": 256, "shard_bytes": SHARD_BYTES, "num_proc": 0, **changes}
+    given = {
+        "tokenizer_path": str(TOKENIZER),
+        "packing": "bfd_split",
+        "seq_len": 256,
+        "shard_bytes": SHARD_BYTES,
+        "num_proc": 0,
+        **changes,
+    }
     config = DataConfig(dataset=(str(dataset),), cache_dir=str(folder / "cache"), **given)
     return measure(config, BenchConfig(seconds=seconds), {"num_proc": "flag"})
 
@@ -69,7 +98,9 @@ def everything_in(folder: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-def test_all_of_the_data_gives_the_numbers_of_a_preparation_and_they_agree_with_one_another(corpus: Path, tmp_path: Path, run_moai: Moai) -> None:
+def test_all_of_the_data_gives_the_numbers_of_a_preparation_and_they_agree_with_one_another(
+    corpus: Path, tmp_path: Path, run_moai: Moai
+) -> None:
     ran = run_moai("bench", *flags(corpus, tmp_path), "--seconds", 60, "--gigabytes", 250)
     assert ran.returncode == 0, ran.stderr
     said = sections(ran.stdout)
@@ -79,7 +110,9 @@ def test_all_of_the_data_gives_the_numbers_of_a_preparation_and_they_agree_with_
     size, shards, *_ = numbers(said["slice"][0])
     assert "(all of it)" in said["slice"][0]
     assert (size, shards) == (corpus.stat().st_size, len(content["shards"]))
-    assert numbers(said["disk"][0])[0] == pytest.approx(sum(shard["bytes"] for shard in content["shards"]) / content["tokens"], abs=0.001)
+    assert numbers(said["disk"][0])[0] == pytest.approx(
+        sum(shard["bytes"] for shard in content["shards"]) / content["tokens"], abs=0.001
+    )
     assert said["backend"][0].startswith("fastokens")
     speed, tokens = numbers(said["speed"][0])
     assert tokens * 1e6 / speed / 1e6 == pytest.approx(content["tokens"] / size, rel=0.01)
@@ -100,7 +133,9 @@ def test_all_of_the_data_gives_the_numbers_of_a_preparation_and_they_agree_with_
     assert numbers(said["time"][1]) == [pytest.approx(250e3 / speed / 3600, abs=0.01), 250]
 
 
-def test_a_slice_is_what_a_preparation_of_its_first_shards_holds(corpus: Path, tmp_path: Path, prepare: Callable[..., Prepared]) -> None:
+def test_a_slice_is_what_a_preparation_of_its_first_shards_holds(
+    corpus: Path, tmp_path: Path, prepare: Callable[..., Prepared]
+) -> None:
     found = report(corpus, tmp_path, seconds=1e-6, num_proc=3)
     assert not found.whole
     assert found.total_bytes == corpus.stat().st_size
@@ -126,7 +161,11 @@ def test_other_kinds_of_files_are_measured_too(kind: str, corpus: Path, tmp_path
     data = ROOT / "data" / "demo"
     if kind == "parquet":
         data = tmp_path / "all.parquet"
-        pq.write_table(pa.table({"text": [f"문서 {number} of the table. " * 20 for number in range(2000)]}), data, row_group_size=200)
+        pq.write_table(
+            pa.table({"text": [f"문서 {number} of the table. " * 20 for number in range(2000)]}),
+            data,
+            row_group_size=200,
+        )
     found = report(data, tmp_path, shard_bytes=16_000_000)
     assert not found.bare
     assert "(with moai's reader: not plain JSON lines)" in "\n".join(found.lines())
@@ -158,12 +197,16 @@ def test_each_kind_of_file_has_its_part_in_a_slice(corpus: Path, tmp_path: Path)
     assert [lap.stretch.bytes for lap in found.laps].count(first) == 3
 
 
-def test_a_backend_that_gives_other_ids_is_measured_no_further(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_gives_other_ids_is_measured_no_further(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Fastokens.encode_batch
 
     def lie(self: Fastokens, texts: Any) -> Any:
         ids, offsets = real(self, texts)
-        proving = len(texts) == 1 and len(texts[0]) != WINDOW_CHARS  # proves itself text by text, then lies in batches and in their windows
+        proving = (
+            len(texts) == 1 and len(texts[0]) != WINDOW_CHARS
+        )  # proves itself text by text, then lies in batches and in their windows
         return (ids if proving else ids[::-1].copy()), offsets
 
     monkeypatch.setattr(Fastokens, "encode_batch", lie)
@@ -173,12 +216,19 @@ def test_a_backend_that_gives_other_ids_is_measured_no_further(corpus: Path, tmp
 
 
 def test_rates_add_up_over_workers_and_leave_out_when_they_began() -> None:
-    stretches = [Stretch(1, 0.0, 1.0, 100, 1), Stretch(1, 1.5, 2.0, 100, 1), Stretch(2, 1.0, 2.0, 300, 1), Stretch(3, 2.0, 2.0, 0, 0)]
+    stretches = [
+        Stretch(1, 0.0, 1.0, 100, 1),
+        Stretch(1, 1.5, 2.0, 100, 1),
+        Stretch(2, 1.0, 2.0, 300, 1),
+        Stretch(3, 2.0, 2.0, 0, 0),
+    ]
     assert bytes_per_second(stretches) == 200 / 2 + 300
 
 
 @pytest.mark.parametrize("has_cache", [False, True], ids=["new", "used"])
-def test_nothing_is_left_and_the_cache_is_as_it_was(has_cache: bool, corpus: Path, tmp_path: Path, run_moai: Moai) -> None:
+def test_nothing_is_left_and_the_cache_is_as_it_was(
+    has_cache: bool, corpus: Path, tmp_path: Path, run_moai: Moai
+) -> None:
     if has_cache:
         assert run_moai("prepare", *flags(corpus, tmp_path)).returncode == 0
     before = everything_in(tmp_path)
@@ -189,15 +239,30 @@ def test_nothing_is_left_and_the_cache_is_as_it_was(has_cache: bool, corpus: Pat
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 def test_stopped_in_the_middle_it_leaves_nothing(signum: int, code: int, corpus: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "moai", "bench", *map(str, flags(corpus, tmp_path)), "--tokenizer_backend", "tokenizers", "--seconds", "60"]
-    running = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = [
+        sys.executable,
+        "-m",
+        "moai",
+        "bench",
+        *map(str, flags(corpus, tmp_path)),
+        "--tokenizer_backend",
+        "tokenizers",
+        "--seconds",
+        "60",
+    ]
+    running = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert running.stderr
     while not list(tmp_path.glob(".moai-bench-*/shards/*.json")):  # the first shard is done: its receipt is there
         assert running.poll() is None, running.stderr.read()
     os.killpg(running.pid, signum)
     printed, said = running.communicate(timeout=30)
     assert (running.returncode, printed) == (code, "")
-    assert said.splitlines()[-1] == f"python -m moai bench: error: stopped by {signal.Signals(signum).name}; a measurement leaves nothing behind"
+    assert (
+        said.splitlines()[-1]
+        == f"python -m moai bench: error: stopped by {signal.Signals(signum).name}; a measurement leaves nothing behind"
+    )
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 
@@ -208,10 +273,22 @@ def test_stopped_in_the_middle_it_leaves_nothing(signum: int, code: int, corpus:
         ([], 2, "no data: name files"),
         (["--dataset", "data/demo"], 2, "no tokenizer: set --tokenizer_path"),
         (["--dataset", "data/none", "--tokenizer_path", TOKENIZER], 66, "data/none"),
-        (["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--seconds", "0"], 2, "seconds = 0.0: must be above 0"),
-        (["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--gigabytes", "many"], 2, "--gigabytes: 'many' is not of type float"),
+        (
+            ["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--seconds", "0"],
+            2,
+            "seconds = 0.0: must be above 0",
+        ),
+        (
+            ["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--gigabytes", "many"],
+            2,
+            "--gigabytes: 'many' is not of type float",
+        ),
         (["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--gigabyte", "1"], 2, "did you mean --gigabytes?"),
-        (["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--min_chars", "99999999"], 66, "no document is left of what was read; nothing to measure"),
+        (
+            ["--dataset", "data/demo", "--tokenizer_path", TOKENIZER, "--min_chars", "99999999"],
+            66,
+            "no document is left of what was read; nothing to measure",
+        ),
     ],
 )
 def test_mistakes_are_one_line(words: list[object], code: int, message: str, tmp_path: Path, run_moai: Moai) -> None:
@@ -240,7 +317,10 @@ def test_the_limit_passes_over_what_is_no_record_or_is_refused(tmp_path: Path) -
 
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"text": "ab"}\nno json {"text": "d"}\n{"other": 1}\n[1]\n\n{"text": "abcd"}\n{"text": "c"}\n')
-    middle, end = path.read_bytes().index(b'{"text": "d"}'), path.stat().st_size + 100  # as if the file had become shorter since
+    middle, end = (
+        path.read_bytes().index(b'{"text": "d"}'),
+        path.stat().st_size + 100,
+    )  # as if the file had become shorter since
     whole = Bare(OnlyShort(), "text", ((str(path), 0, end),))  # type: ignore[arg-type]
     halves = [Bare(whole.backend, "text", ((str(path), *bounds),)) for bounds in ((0, middle), (middle, end))]
     assert whole() == sum(half() for half in halves) == 3

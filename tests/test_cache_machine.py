@@ -1,11 +1,14 @@
-"""One cache under everything that happens to caches, in any order: what comes out of it is right, or an error of moai says why not.
+"""One cache under everything that happens to caches, in any order: what comes out of it is right, or an error of moai
+says why not.
 
-Steps: preparations under three configurations, ended anywhere by an error; bytes changed, files cut and removed; garbage; input
-that changes; gc, verify, repair. What is right is known from an undisturbed preparation of the same input in a fresh cache.
+Steps: preparations under three configurations, ended anywhere by an error; bytes changed, files cut and removed;
+garbage; input that changes; gc, verify, repair. What is right is known from an undisturbed preparation of the same
+input in a fresh cache.
 
-What is promised is modelled exactly. A directory opens if its manifest is the one that was written and its files have their sizes;
-so a byte that was changed in place, in a published file, is found by `verify` and mended by `repair`, but passes `open`. Nothing
-else passes: no receipt, no finished shard, no digest of a range that was damaged ever leads to other data in a new directory.
+What is promised is modelled exactly. A directory opens if its manifest is the one that was written and its files have
+their sizes; so a byte that was changed in place, in a published file, is found by `verify` and mended by `repair`, but
+passes `open`. Nothing else passes: no receipt, no finished shard, no digest of a range that was damaged ever leads to
+other data in a new directory.
 """
 
 from __future__ import annotations
@@ -20,10 +23,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disturbed_cache import CONFIGS, INPUT, TOKENIZER, VARIANTS, Input, Records, Reference, armed, input_bytes, places_passed, prepare, reference
+from disturbed_cache import (
+    CONFIGS,
+    INPUT,
+    TOKENIZER,
+    VARIANTS,
+    Input,
+    Records,
+    Reference,
+    armed,
+    input_bytes,
+    places_passed,
+    prepare,
+    reference,
+)
 from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from moai.cache.gc.collect import GcConfig, collect
 from moai.core import failpoints, files
@@ -33,7 +56,16 @@ from moai.prepared.verify import verify
 from moai.pretraining import recipe as pretraining
 from moai.pretraining.repair import repair
 
-AREAS = ("datasets/*/*", "datasets/*/manifest.json", "shards/*.arrow", "shards/*.json", "shards/*.bad.jsonl", "ranges/*/*", "plans/*", "**/*")
+AREAS = (
+    "datasets/*/*",
+    "datasets/*/manifest.json",
+    "shards/*.arrow",
+    "shards/*.json",
+    "shards/*.bad.jsonl",
+    "ranges/*/*",
+    "plans/*",
+    "**/*",
+)
 """Where damage is done, each as likely as the others; the last is all of it."""
 FOLDERS = ("datasets", "datasets/*", "shards", "ranges", "plans", "transforms", "**/*")
 
@@ -43,7 +75,9 @@ ENDS: st.SearchStrategy[End] = st.none() | st.tuples(st.integers(0, 199), st.sam
 
 
 class Cache(RuleBasedStateMachine):
-    """`known` directories by name, `manifests` as they were written, `flipped` published files that were changed in place since."""
+    """`known` directories by name, `manifests` as they were written, `flipped` published files that were changed in
+    place since.
+    """
 
     places: dict[str, list[tuple[str, int]]] = {}  # noqa: RUF012  of each command, the failpoints it passes
     steps = 0
@@ -86,7 +120,12 @@ class Cache(RuleBasedStateMachine):
         with self._ended("prepare", end):
             self._prepare(name or self.last, heed=heed and not end)
 
-    @rule(area=st.sampled_from(AREAS), number=st.integers(0, 999), at=st.integers(0, 10**6), bits=st.integers(1, 255) | st.sampled_from([1, 2, 4, 8, 16]))
+    @rule(
+        area=st.sampled_from(AREAS),
+        number=st.integers(0, 999),
+        at=st.integers(0, 10**6),
+        bits=st.integers(1, 255) | st.sampled_from([1, 2, 4, 8, 16]),
+    )
     def change_a_byte(self, area: str, number: int, at: int, bits: int) -> None:
         if path := self._file(area, number):
             self._count("byte changed")
@@ -125,10 +164,35 @@ class Cache(RuleBasedStateMachine):
         self._publish_again()
 
     @rule(
-        folder=st.sampled_from(["", "shards", "ranges/ab", "plans", "transforms", "datasets", "attempts", "locks", "uses", "launches", "distrusted", "in"]),
+        folder=st.sampled_from(
+            [
+                "",
+                "shards",
+                "ranges/ab",
+                "plans",
+                "transforms",
+                "datasets",
+                "attempts",
+                "locks",
+                "uses",
+                "launches",
+                "distrusted",
+                "in",
+            ]
+        ),
         name=st.sampled_from(["garbage", "garbage.json", "garbage.arrow", "garbage.bad.jsonl", ".garbage.json.tmp"]),
         data=st.sampled_from(
-            [b"", b"{}", b"[1]", b"null", b'{"version": 1}', b'{"fields": {}}', b'{"made_by": {}, "because": ""}', b"\xff\x00" * 50, b"[" * 3000]
+            [
+                b"",
+                b"{}",
+                b"[1]",
+                b"null",
+                b'{"version": 1}',
+                b'{"fields": {}}',
+                b'{"made_by": {}, "because": ""}',
+                b"\xff\x00" * 50,
+                b"[" * 3000,
+            ]
         ),
     )
     def garbage(self, folder: str, name: str, data: bytes) -> None:
@@ -152,7 +216,9 @@ class Cache(RuleBasedStateMachine):
     @precondition(lambda self: self.cache.exists())
     @rule(max_bytes=st.none() | st.integers(0, 2_000_000), end=ENDS)
     def gc(self, max_bytes: int | None, end: End) -> None:
-        """Wherever it ends, no record is lost that serves a shard which stays; where it does not end early, no other is left."""
+        """Wherever it ends, no record is lost that serves a shard which stays; where it does not end early, no other is
+        left.
+        """
         before, said = Records.remembered(self.cache), ["kept      all: ended by an error"]
         with self._ended("gc", end):
             said = self._gc(max_bytes)
@@ -196,7 +262,9 @@ class Cache(RuleBasedStateMachine):
     # ---- how
 
     def _prepare(self, name: str, *, heed: bool) -> None:
-        """Exactly what is right; an error only where nothing is to be prepared or the directory itself is damaged. With `heed`, do then as it says."""
+        """Exactly what is right; an error only where nothing is to be prepared or the directory itself is damaged. With
+        `heed`, do then as it says.
+        """
         self.last = name
         right = reference(self.state, name)
         if right is None:
@@ -229,7 +297,9 @@ class Cache(RuleBasedStateMachine):
         self.outcomes[kind] = self.outcomes.get(kind, 0) + 1
 
     def _publish_again(self) -> None:
-        """What may be deleted, is: all then follows from finished shards and remembered digests, whatever has become of them."""
+        """What may be deleted, is: all then follows from finished shards and remembered digests, whatever has become of
+        them.
+        """
         for folder in ("datasets", "plans"):
             shutil.rmtree(self.cache / folder, ignore_errors=True)
         for name in list(self.manifests):
@@ -256,7 +326,9 @@ class Cache(RuleBasedStateMachine):
         before = {name: (directory / name).read_bytes() for name in os.listdir(directory)}
         right = self.known[directory.name]
         readable = before.get(MANIFEST) == self.manifests[directory.name]
-        can = readable and any(made and made.name == directory.name for made in (reference(self.state, name) for name in CONFIGS))
+        can = readable and any(
+            made and made.name == directory.name for made in (reference(self.state, name) for name in CONFIGS)
+        )
         failed = None
         try:
             list(repair(directory, tokenizer_path=TOKENIZER))
@@ -319,7 +391,9 @@ class Cache(RuleBasedStateMachine):
             self.current = None
 
     def _notice_flip(self, path: Path) -> None:
-        self.flipped.update(other for directory in self._published() for other in directory.iterdir() if other.samefile(path))
+        self.flipped.update(
+            other for directory in self._published() for other in directory.iterdir() if other.samefile(path)
+        )
 
     def _published(self) -> list[Path]:
         """Directories with a name that moai may have given."""
@@ -339,7 +413,11 @@ class Cache(RuleBasedStateMachine):
 
     def _differing(self, directory: Path) -> list[str]:
         right = self.known[directory.name].files
-        return [name for name, data in right.items() if not (directory / name).exists() or (directory / name).read_bytes() != data]
+        return [
+            name
+            for name, data in right.items()
+            if not (directory / name).exists() or (directory / name).read_bytes() != data
+        ]
 
     def _unlisted(self, directory: Path) -> list[str]:
         return sorted(set(os.listdir(directory)) - self.known[directory.name].files.keys() - {MANIFEST})
@@ -347,7 +425,9 @@ class Cache(RuleBasedStateMachine):
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., type[Cache]]:
-    """The machine in a small world: stamps prove something after 50 ms, power never fails, no other host is waited for, and a launch ends with its step."""
+    """The machine in a small world: stamps prove something after 50 ms, power never fails, no other host is waited for,
+    and a launch ends with its step.
+    """
     monkeypatch.setattr(files, "_RACY_NS", 50_000_000)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(pretraining, "FIRST_SIGN_SECONDS", 0.0)
@@ -375,4 +455,8 @@ def test_two_thousand_steps(machine: Callable[..., type[Cache]], record: Callabl
     ran = machine(examples=110, steps=25)
     assert ran.steps >= 2000
     said = ", ".join(f"{number:,} {step}" for step, number in sorted(ran.outcomes.items()))
-    record("a cache disturbed at random (stateful machine)", ran.steps, f"nothing but the right bytes or an error of moai: {said}")
+    record(
+        "a cache disturbed at random (stateful machine)",
+        ran.steps,
+        f"nothing but the right bytes or an error of moai: {said}",
+    )

@@ -1,4 +1,6 @@
-"""Columns of columnar files beside the rows: every type has its values, whatever the size of the batches and whatever stands in the same batch."""
+"""Columns of columnar files beside the rows: every type has its values, whatever the size of the batches and whatever
+stands in the same batch.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ COLUMNS: dict[str, tuple[pa.Array, list[Any]]] = {
     "int8": (pa.array(range(ROWS), pa.int8()), list(range(ROWS))),
     "uint64": (pa.array([2**63 + n for n in range(ROWS)], pa.uint64()), [str(2**63 + n) for n in range(ROWS)]),
     "float16": (pa.array([np.float16(n / 2) for n in range(ROWS)]), [n / 2 for n in range(ROWS)]),
-    "bool": (pa.array([None if n % 4 == 3 else n % 2 == 0 for n in range(ROWS)]), [None if n % 4 == 3 else n % 2 == 0 for n in range(ROWS)]),
+    "bool": (
+        pa.array([None if n % 4 == 3 else n % 2 == 0 for n in range(ROWS)]),
+        [None if n % 4 == 3 else n % 2 == 0 for n in range(ROWS)],
+    ),
     "nanoseconds": (
         pa.array([10**9 * n + 1 for n in range(ROWS)], pa.timestamp("ns")),
         [f"1970-01-01 00:00:{n:02}.000000001" for n in range(ROWS)],
@@ -62,11 +67,19 @@ def write(path: Path, columns: dict[str, pa.Array]) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_every_type_has_its_values_for_any_size_of_batches(prepare: Callable[..., Prepared], tmp_path: Path, kind: str) -> None:
+def test_every_type_has_its_values_for_any_size_of_batches(
+    prepare: Callable[..., Prepared], tmp_path: Path, kind: str
+) -> None:
     path = write(tmp_path / f"a.{kind}", {name: array for name, (array, _) in COLUMNS.items()})
     digests = set()
     for size in (1, 5, 1000):
-        prepared = prepare(path, carry_columns=tuple(COLUMNS), dataset_batch_size=size, writer_batch_size=size, cache_dir=str(tmp_path / f"cache{size}"))
+        prepared = prepare(
+            path,
+            carry_columns=tuple(COLUMNS),
+            dataset_batch_size=size,
+            writer_batch_size=size,
+            cache_dir=str(tmp_path / f"cache{size}"),
+        )
         digests.add(prepared.content_digest)
     assert len(digests) == 1
     rows = datasets.load_from_disk(str(prepared.path))
@@ -75,13 +88,25 @@ def test_every_type_has_its_values_for_any_size_of_batches(prepare: Callable[...
     assert all(check.ok for check in verify(prepared.path))
     packed = PackedRows.of(prepared)
     batch = PackedCollator(pad_id=0, beside=prepared.beside)([packed[n] for n in range(ROWS - 1)])
-    assert [None if math.isnan(value) else bool(value) for value in batch["bool"][:, 0].tolist()] == [v for n, v in enumerate(COLUMNS["bool"][1]) if n != BAD]
+    assert [None if math.isnan(value) else bool(value) for value in batch["bool"][:, 0].tolist()] == [
+        v for n, v in enumerate(COLUMNS["bool"][1]) if n != BAD
+    ]
 
 
 def test_types_are_the_same_where_pandas_is_not_loaded(run_moai: Any, tmp_path: Path, tokenizer_dir: Path) -> None:
     path = write(tmp_path / "a.parquet", {"nanoseconds": COLUMNS["nanoseconds"][0]})
     done = run_moai(
-        "prepare", "--dataset", path, "--tokenizer_path", tokenizer_dir, "--cache_dir", tmp_path / "c", "--carry_columns", "nanoseconds", "--num_proc", "1"
+        "prepare",
+        "--dataset",
+        path,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--cache_dir",
+        tmp_path / "c",
+        "--carry_columns",
+        "nanoseconds",
+        "--num_proc",
+        "1",
     )
     assert done.returncode == 0, done.stderr
     rows = datasets.load_from_disk(done.stdout.splitlines()[-1])
@@ -94,12 +119,17 @@ def test_nanoseconds_in_a_list_are_refused(prepare: Callable[..., Prepared], tmp
         prepare(path, carry_columns=("when",))
 
 
-def test_whole_numbers_beside_fractions_of_another_source_are_fractions(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
+def test_whole_numbers_beside_fractions_of_another_source_are_fractions(
+    prepare: Callable[..., Prepared], tmp_path: Path
+) -> None:
     big = 2**60 + 1  # more digits than a fraction has
     one = write(tmp_path / "a.parquet", {"n": pa.array([big] * ROWS)})
     (tmp_path / "b.jsonl").write_text('{"text": "fraction", "n": 0.5}\n{"text": "no number"}\n')
     prepared = prepare(one, tmp_path / "b.jsonl", carry_columns=("n",))
-    assert [value for (value,) in datasets.load_from_disk(str(prepared.path))["n"]] == [float(big)] * (ROWS - 1) + [0.5, None]
+    assert [value for (value,) in datasets.load_from_disk(str(prepared.path))["n"]] == [float(big)] * (ROWS - 1) + [
+        0.5,
+        None,
+    ]
 
 
 def test_what_json_cannot_spell_is_a_bad_record(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
@@ -108,19 +138,28 @@ def test_what_json_cannot_spell_is_a_bad_record(prepare: Callable[..., Prepared]
     assert prepare(tmp_path / "a.jsonl", carry_columns=("n",)).content["quarantined"] == {"column type": 1}
 
 
-def test_numbers_with_a_null_somewhere_have_one_type_in_every_batch(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
-    rows = [{"text": f"text {number}", "n": None if number == 5 else number, "b": number % 2 == 0, "i": number} for number in range(10)]
+def test_numbers_with_a_null_somewhere_have_one_type_in_every_batch(
+    prepare: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    rows = [
+        {"text": f"text {number}", "n": None if number == 5 else number, "b": number % 2 == 0, "i": number}
+        for number in range(10)
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepared = prepare(tmp_path / "a.jsonl", carry_columns=("n", "b", "i"))
     assert prepared.content["nulls"] == {"n": 1}
     packed, collate = PackedRows.of(prepared), PackedCollator(pad_id=0, beside=prepared.beside)
     batches = [collate([packed[at], packed[at + 1]]) for at in range(0, 10, 2)]
-    assert {(str(batch["n"].dtype), str(batch["b"].dtype), str(batch["i"].dtype)) for batch in batches} == {("torch.float64", "torch.bool", "torch.int64")}
+    assert {(str(batch["n"].dtype), str(batch["b"].dtype), str(batch["i"].dtype)) for batch in batches} == {
+        ("torch.float64", "torch.bool", "torch.int64")
+    }
     assert [value for batch in batches for value in batch["n"].flatten().tolist()][:5] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert batches[2]["n"].isnan().tolist() == [[False], [True]]
 
 
-def test_training_takes_columns_off_before_the_model(train_py: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_takes_columns_off_before_the_model(
+    train_py: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Most models take any argument and say nothing. The losses are those without any column."""
     from transformers import Qwen3ForCausalLM
 
@@ -147,7 +186,20 @@ def test_training_takes_columns_off_before_the_model(train_py: Callable[..., str
         "--packing",
         "bfd_split",
     ]
-    words += ["--cache_dir", str(tmp_path / "cache"), "--max_steps", "2", "--batch_size", "4", "--logging_steps", "1", "--use_cpu", "true", "--num_proc", "0"]
+    words += [
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--max_steps",
+        "2",
+        "--batch_size",
+        "4",
+        "--logging_steps",
+        "1",
+        "--use_cpu",
+        "true",
+        "--num_proc",
+        "0",
+    ]
     losses = []
     for name, more in (("without", []), ("with", ["--carry_columns", "n", "url"])):
         said = train_py(*words, *more, "--output_dir", str(tmp_path / name))

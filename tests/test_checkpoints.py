@@ -30,11 +30,31 @@ def run(folder, *more):
     from moai.training.stages import Stage
     from moai.training.trainer import train
 
-    argv = ["--output_dir", str(folder / "out"), "--model_config", str(folder / "model.json"), "--tokenizer_path", str(folder / "tokenizer"),
-            "--batch_size", "2", "--gradient_accumulation_steps", "1", "--max_steps", "4", "--save_steps", "2", "--warmup_steps", "0", *more]  # fmt: skip
+    argv = [
+        "--output_dir",
+        str(folder / "out"),
+        "--model_config",
+        str(folder / "model.json"),
+        "--tokenizer_path",
+        str(folder / "tokenizer"),
+        "--batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "1",
+        "--max_steps",
+        "4",
+        "--save_steps",
+        "2",
+        "--warmup_steps",
+        "0",
+        *more,
+    ]
     resolved = resolve([TrainConfig, DataConfig], argv, {}, prog="test")
     train(
-        resolved[TrainConfig], [Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(folder / "prepared"))], resolved.origins, environ={}
+        resolved[TrainConfig],
+        [Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(folder / "prepared"))],
+        resolved.origins,
+        environ={},
     )
 
 
@@ -55,11 +75,25 @@ def test_a_real_checkpoint_is_complete_and_says_what_it_was_trained_on(output):
     assert newest_complete(output) == output / "checkpoint-4"
     record = record_of(output)
     assert len(record.content_digest) == 64
-    assert (record.rows, record.rows_per_step, record.position, record.order["seed"], record.world_size) == (26, 2, 8, 42, 1)
+    assert (record.rows, record.rows_per_step, record.position, record.order["seed"], record.world_size) == (
+        26,
+        2,
+        8,
+        42,
+        1,
+    )
     assert record.tokens_seen > Record.load(output / "checkpoint-2").tokens_seen > 0
 
 
-NEEDED = ("trainer_state.json", "moai_data.json", "config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+NEEDED = (
+    "trainer_state.json",
+    "moai_data.json",
+    "config.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+)
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -70,7 +104,9 @@ def test_each_file_counts(output, name, damage, caplog):
     if damage == "delete":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "cut its end": data.rstrip()[:-1], "cut in half": data[: len(data) // 2]}[damage])
+        path.write_bytes(
+            {"empty": b"", "cut its end": data.rstrip()[:-1], "cut in half": data[: len(data) // 2]}[damage]
+        )
     assert name in (problem(output / "checkpoint-4") or "")
     assert newest_complete(output) == output / "checkpoint-2"
     assert choose("auto", output, record_of(output, "checkpoint-2")) == output / "checkpoint-2"
@@ -125,7 +161,12 @@ def test_numbers_are_compared_as_numbers_and_other_names_are_left_alone(output):
     (output / "checkpoint-best").mkdir()
     assert newest_complete(output) == output / "checkpoint-10"
     checkpoints.rotate(output, 2)
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-10", "checkpoint-4", "checkpoint-99.incomplete", "checkpoint-best"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-4",
+        "checkpoint-99.incomplete",
+        "checkpoint-best",
+    ]
 
 
 def test_all_broken_starts_from_the_beginning_and_says_so(output, caplog):
@@ -134,12 +175,18 @@ def test_all_broken_starts_from_the_beginning_and_says_so(output, caplog):
         (output / name / "model.safetensors").unlink()
     (output / "checkpoint-4.incomplete").mkdir()  # left by an earlier crash at the same step
     assert choose("auto", output, record) is None
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2.incomplete", "checkpoint-4.incomplete", "checkpoint-4.incomplete-2"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "checkpoint-2.incomplete",
+        "checkpoint-4.incomplete",
+        "checkpoint-4.incomplete-2",
+    ]
     assert "training starts from the beginning" in caplog.text
 
 
 def test_auto_without_any_checkpoint_names_the_way(tmp_path):
-    with pytest.raises(ConfigError, match="has no checkpoint; the same command without --resume_from_checkpoint starts the run"):
+    with pytest.raises(
+        ConfigError, match="has no checkpoint; the same command without --resume_from_checkpoint starts the run"
+    ):
         choose("auto", tmp_path, Record(content_digest="", rows=1, rows_per_step=1, world_size=1, order={"asked": {}}))
 
 
@@ -150,7 +197,10 @@ def test_a_run_that_is_finished_keeps_its_figures(finished):
 
 
 def test_a_fresh_run_never_mixes_with_an_old_one(output):
-    with pytest.raises(ConfigError, match=r"holds a run already \(newest: checkpoint-4\); go on with it by --resume_from_checkpoint auto"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a run already \(newest: checkpoint-4\); go on with it by --resume_from_checkpoint auto",
+    ):
         check_place(None, output)
     check_place("auto", output)
 
@@ -165,20 +215,32 @@ def test_a_named_checkpoint_must_be_whole(output):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("content_digest", "0" * 64, "was trained on data [0-9a-f]{64}, this run has 0{64}"), ("seed", 7, r"another order than this run's \(seed is 42 there, 7 here\)"),
-     ("window", 3, "window is 0 there, 3 here"), ("version", 2, "version is 1 there, 2 here"), ("mixture", ["a=1"], r"mixture is not set there, \['a=1'\] here")],
-)  # fmt: skip
+    [
+        ("content_digest", "0" * 64, "was trained on data [0-9a-f]{64}, this run has 0{64}"),
+        ("seed", 7, r"another order than this run's \(seed is 42 there, 7 here\)"),
+        ("window", 3, "window is 0 there, 3 here"),
+        ("version", 2, "version is 1 there, 2 here"),
+        ("mixture", ["a=1"], r"mixture is not set there, \['a=1'\] here"),
+    ],
+)
 def test_other_data_or_another_order_is_refused_with_both_values(output, field, value, message):
     record = record_of(output)
     asked = {**record.order["asked"], **({field: value} if field == "mixture" else {})}
-    expected = replace(record, content_digest=value) if field == "content_digest" else replace(record, order={**record.order, field: value, "asked": asked})
+    expected = (
+        replace(record, content_digest=value)
+        if field == "content_digest"
+        else replace(record, order={**record.order, field: value, "asked": asked})
+    )
     with pytest.raises(ConfigError, match=message):
         choose("auto", output, expected)
     recut = replace(record, world_size=2, rows_per_step=3)
     assert choose("auto", output, recut) is not None, "another number of ranks or rows a step is no other order"
 
 
-@pytest.mark.parametrize(("environ", "said"), [({}, False), ({"TORCHELASTIC_RESTART_COUNT": "0"}, False), ({"TORCHELASTIC_RESTART_COUNT": "2"}, True)])
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [({}, False), ({"TORCHELASTIC_RESTART_COUNT": "0"}, False), ({"TORCHELASTIC_RESTART_COUNT": "2"}, True)],
+)
 def test_a_restart_is_told_by_the_launcher(environ, said):
     assert checkpoints.is_restart(environ) is said
 
@@ -211,7 +273,10 @@ def test_a_checkpoint_that_was_named_leaves_no_newer_one_that_a_restart_could_ta
     [
         (OSError(28, "No space left on device"), "No space left on device"),
         (Exception("Error while serializing: I/O error: File too large (os error 27)"), "File too large"),
-        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 151104 vs 150992"), "torch could not write all of it, with [0-9.]+ GB free"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 151104 vs 150992"),
+            "torch could not write all of it, with [0-9.]+ GB free",
+        ),
     ],
 )
 def test_what_a_full_disk_makes_each_library_say_is_one_error_with_the_way_out(output, error, line):

@@ -1,4 +1,6 @@
-"""The same few steps computed in other ways: recomputed activations, bfloat16, compiled, eager attention. The losses must be those of the plain run."""
+"""The same few steps computed in other ways: recomputed activations, bfloat16, compiled, eager attention. The losses
+must be those of the plain run.
+"""
 
 import math
 
@@ -18,10 +20,15 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("flags", "tolerance"),
-    [(["--gradient_checkpointing"], 1e-6), (["--attention", "eager"], 1e-5), (["--bf16"], 2e-2), (["--bf16", "--gradient_checkpointing"], 2e-2),
-     pytest.param(["--compile"], 1e-4, marks=[pytest.mark.long, pytest.mark.filterwarnings("default")])],
+    [
+        (["--gradient_checkpointing"], 1e-6),
+        (["--attention", "eager"], 1e-5),
+        (["--bf16"], 2e-2),
+        (["--bf16", "--gradient_checkpointing"], 2e-2),
+        pytest.param(["--compile"], 1e-4, marks=[pytest.mark.long, pytest.mark.filterwarnings("default")]),
+    ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_losses_are_those_of_the_plain_run(flags, tolerance, plain, tmp_path):
     found = losses(train_here(tmp_path, *STEPS, *flags))
     assert len(found) == 5
@@ -32,7 +39,9 @@ def test_losses_are_those_of_the_plain_run(flags, tolerance, plain, tmp_path):
 
 
 def test_a_step_without_a_target_leaves_the_weights_numbers(tmp_path, monkeypatch):
-    """Where one row is a step, and it is one token: nothing could predict it, and a mean over nothing would be the end of the model."""
+    """Where one row is a step, and it is one token: nothing could predict it, and a mean over nothing would be the end
+    of the model.
+    """
     whole, seen = PackedRows.__getitem__, []
 
     def second_is_a_token(rows, index):

@@ -1,4 +1,6 @@
-"""docs/entity-coref.md: its commands parse, its tables hold every flag with its default, and the Korean page says the same."""
+"""docs/entity-coref.md: its commands parse, its tables hold every flag with its default, and the Korean page says the
+same.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ from moai.coref.samples import SCHEMA
 ENGLISH, KOREAN = ROOT / "docs" / "entity-coref.md", ROOT / "docs" / "ko" / "entity-coref.md"
 CONFIGS = (CorefConfig, FinetuneConfig, EvaluateConfig)
 PROGRAMS = {
-    ("python", "scripts/prepare_entity_coref_v2.py"): CorefConfig, ("python", "-m", "moai", "entity-coref"): CorefConfig,
-    ("python", "scripts/run_entity_coref_finetune.py"): FinetuneConfig, ("python", "scripts/evaluate_entity_coref.py"): EvaluateConfig,
-}  # fmt: skip
+    ("python", "scripts/prepare_entity_coref_v2.py"): CorefConfig,
+    ("python", "-m", "moai", "entity-coref"): CorefConfig,
+    ("python", "scripts/run_entity_coref_finetune.py"): FinetuneConfig,
+    ("python", "scripts/evaluate_entity_coref.py"): EvaluateConfig,
+}
 
 
 def test_every_command_parses_and_its_files_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +75,16 @@ def like(text: str, default: Any) -> Any:
 def test_every_column_flag_and_link_is_there(document: Path) -> None:
     named = {word for row in tables(document) for word in re.findall(r"`(\w+)`", row[0])}
     assert set(SCHEMA.names) <= named
-    known = {f"--{field.name.replace('_', '-')}" for cls in CONFIGS for field in dataclasses.fields(cls)} | {"--config", "--no-pronoun-filter", "--full"}
-    mentioned = {flag for span in re.findall(r"`([^`]+)`", prose(document)) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    known = {f"--{field.name.replace('_', '-')}" for cls in CONFIGS for field in dataclasses.fields(cls)} | {
+        "--config",
+        "--no-pronoun-filter",
+        "--full",
+    }
+    mentioned = {
+        flag
+        for span in re.findall(r"`([^`]+)`", prose(document))
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
+    }
     assert mentioned <= known
     for target in re.findall(r"\]\(([^)]+)\)", prose(document)):
         path, _, anchor = target.partition("#")
@@ -90,8 +102,14 @@ def test_both_languages_say_the_same() -> None:
 
 
 def test_the_shipped_configurations_resolve_and_hold_the_defaults() -> None:
-    resolved = resolve([CorefConfig], ["--config", str(ROOT / "configs" / "entity_coref_v2.yaml")], {}, prog="test")[CorefConfig]
+    resolved = resolve([CorefConfig], ["--config", str(ROOT / "configs" / "entity_coref_v2.yaml")], {}, prog="test")[
+        CorefConfig
+    ]
     assert resolved == CorefConfig()
-    assert set(yaml.safe_load((ROOT / "configs" / "entity_coref_v2.yaml").read_text())) <= {field.name for field in dataclasses.fields(CorefConfig)}
-    real = resolve([CorefConfig], ["--config", str(ROOT / "configs" / "entity_coref_real.yaml")], {}, prog="test")[CorefConfig]
+    assert set(yaml.safe_load((ROOT / "configs" / "entity_coref_v2.yaml").read_text())) <= {
+        field.name for field in dataclasses.fields(CorefConfig)
+    }
+    real = resolve([CorefConfig], ["--config", str(ROOT / "configs" / "entity_coref_real.yaml")], {}, prog="test")[
+        CorefConfig
+    ]
     assert (real.min_length, real.entity_tags, real.max_mentions, real.pronoun_filter) == (100, ("NNP", "NNG"), 1, True)

@@ -1,4 +1,6 @@
-"""Labels decode to the name, particles keep their tokens, and every window holds antecedent and mask; for WordPiece and byte-level tokens."""
+"""Labels decode to the name, particles keep their tokens, and every window holds antecedent and mask; for WordPiece and
+byte-level tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,13 @@ from moai.coref.placement import Placed, Placement, Spans
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "byte_level"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> MlmTokenizer:
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path
+) -> MlmTokenizer:
     folder = tmp_path_factory.mktemp("tokenizers") / request.param
-    return load_mlm_tokenizer(str(wordpiece(folder) if request.param == "wordpiece" else byte_level(folder, tokenizer_dir)))
+    return load_mlm_tokenizer(
+        str(wordpiece(folder) if request.param == "wordpiece" else byte_level(folder, tokenizer_dir))
+    )
 
 
 def encode(tokenizer: MlmTokenizer, text: str) -> tuple[list[int], Spans]:
@@ -59,7 +65,10 @@ def test_labels_decode_to_the_name_and_windows_hold_both(tokenizer: MlmTokenizer
             found = placement.place(candidate, text, ids, spans)
             if isinstance(found, str):
                 assert found == "window"
-                begin, end = (spans.covering(place, place + len(candidate.entity)) for place in (candidate.antecedent, candidate.mention))
+                begin, end = (
+                    spans.covering(place, place + len(candidate.entity))
+                    for place in (candidate.antecedent, candidate.mention)
+                )
                 assert begin is not None
                 assert end is not None
                 assert end[1] - begin[0] > placement.room
@@ -71,7 +80,11 @@ def test_labels_decode_to_the_name_and_windows_hold_both(tokenizer: MlmTokenizer
             assert end - first <= tokenizer.room(seq_len)
             assert first <= found.antecedent[0] < found.antecedent[1] <= found.mask[0] < found.mask[1] <= end
             label = tokenizer.reference.decode(ids[slice(*found.mask)]).strip().replace(" ", "")
-            assert (label == candidate.entity) if found.exact else (candidate.entity in label and label != candidate.entity)
+            assert (
+                (label == candidate.entity)
+                if found.exact
+                else (candidate.entity in label and label != candidate.entity)
+            )
             assert candidate.entity in tokenizer.reference.decode(ids[slice(*found.antecedent)]).replace(" ", "")
     assert placed > 50
     assert exact > placed // 2
@@ -84,7 +97,9 @@ def test_particles_keep_the_tokens_they_have_in_running_text(tmp_path: Path) -> 
     ids, spans = encode(tokenizer, text)
     found = Placement(room=99).place(Candidate("한국은행", text.index("한국"), text.rindex("한국")), text, ids, spans)
     assert isinstance(found, Placed)
-    assert tokenizer.reference.decode(ids[found.mask[1] : found.mask[1] + 1]) == "##은"  # a textual mask would make it a word: 은
+    assert (
+        tokenizer.reference.decode(ids[found.mask[1] : found.mask[1] + 1]) == "##은"
+    )  # a textual mask would make it a word: 은
     assert found.mask[1] - found.mask[0] == 3  # 한 ##국 ##은행
 
 
@@ -98,7 +113,9 @@ def test_a_mention_that_ends_inside_a_token_is_widened_and_marked() -> None:
     assert (found.mask, found.exact) == ((4, 5), False)
     assert Placement(room=9, skip_widened=True).place(candidate, text, ids, spans) == "widened"
     assert Placement(room=9, mode="single").place(candidate, text, ids, spans) == "single"
-    assert Placement(room=9, unknown_id=0).place(candidate, text, ids, spans) == "unknown"  # the antecedent cannot be read
+    assert (
+        Placement(room=9, unknown_id=0).place(candidate, text, ids, spans) == "unknown"
+    )  # the antecedent cannot be read
     assert Placement(room=4).place(candidate, text, ids, spans) == "window"
     assert Placement(room=9).place(Candidate("서울", 0, 40), text, ids, spans) == "untokenized"
 
@@ -127,7 +144,9 @@ def test_windows_fit_hold_both_and_use_the_room(widths: list[int], data: st.Data
     antecedent = data.draw(st.integers(0, len(widths) - 2))
     mask = data.draw(st.integers(antecedent + 1, len(widths) - 1))
     room = data.draw(st.integers(1, len(widths) + 2))
-    found = Placement(room=room).around(Candidate("가", 0, 0), spans, (antecedent, antecedent + 1), (mask, mask + 1), True)
+    found = Placement(room=room).around(
+        Candidate("가", 0, 0), spans, (antecedent, antecedent + 1), (mask, mask + 1), True
+    )
     if mask + 1 - antecedent > room:
         assert found == "window"
         return

@@ -1,4 +1,6 @@
-"""The same bytes for any number of workers, and after SIGKILL of a worker, of the run, and of both, wherever it hits."""
+"""The same bytes for any number of workers, and after SIGKILL of a worker, of the run, and of both, wherever it
+hits.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,12 @@ def start(data: tuple[Path, Path], tmp_path: Path) -> Start:
             tmp_path / "out",
             *FLAGS,
         ]
-        environment = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": failpoint}
+        environment = {
+            **os.environ,
+            "MOAI_TESTING": "1",
+            "MOAI_FAILPOINT_DIR": str(tmp_path / "points"),
+            "MOAI_FAILPOINT": failpoint,
+        }
         return subprocess.Popen(
             [*map(str, command), *flags, "--num-workers", str(workers)],
             env=environment,
@@ -89,20 +96,28 @@ def test_workers_do_not_change_a_byte_and_the_guides_commands_find_their_lines(
     assert len(list((tmp_path / "points").glob("coref.document.*"))) == DOCUMENTS  # Kiwi ran once a document
     lines = said.splitlines()
     assert f"[1/2] 배치 병렬 품질 필터링 ({workers} 워커)" in lines
-    assert any(line.startswith(" → 24개 통과 | 누적: 24개 | 평균 속도:") for line in lines)  # grep "통과" LOG | tail -10
+    assert any(
+        line.startswith(" → 24개 통과 | 누적: 24개 | 평균 속도:") for line in lines
+    )  # grep "통과" LOG | tail -10
     assert any("총 샘플 수" in line and "배치 수" in line for line in lines)  # grep "배치" LOG | tail -1
     assert (tmp_path / "out" / "entity_coref_v2_512.progress.jsonl").read_text().count('"stage"') >= 2
 
 
-def test_a_killed_worker_costs_no_sample(start: Start, data: tuple[Path, Path], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_sample(
+    start: Start, data: tuple[Path, Path], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
     process = start(2, "coref.document:13=kill")
     said, _ = process.communicate(timeout=100)
     assert (tmp_path / "points" / "coref.document.13").exists()
-    assert process.returncode == 0 or "news.jsonl:" in said, said  # either the engine does the shard again, or the run names it and ends
+    assert process.returncode == 0 or "news.jsonl:" in said, (
+        said
+    )  # either the engine does the shard again, or the run names it and ends
     assert contents(here(data, tmp_path / "out")) == undisturbed
 
 
-def test_spawned_workers_give_the_same_bytes_and_may_be_killed_too(start: Start, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_spawned_workers_give_the_same_bytes_and_may_be_killed_too(
+    start: Start, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
     process = start(2, "coref.document:13=pause", "--start-method", "spawn")
     waiting = tmp_path / "points" / "coref.document.13"
     wait_until(lambda: waiting.exists() and waiting.read_text() != "")
@@ -115,8 +130,16 @@ def test_spawned_workers_give_the_same_bytes_and_may_be_killed_too(start: Start,
     assert contents(Path(said.splitlines()[-1])) == undisturbed
 
 
-def test_where_a_loaded_process_cannot_be_forked_memory_sizes_the_workers(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(cpus=Setting(16, "all cores"), memory_bytes=Setting(8 * GB, "MemAvailable"), total_memory_bytes=8 * GB, disk_free_bytes=GB, gpus=0)
+def test_where_a_loaded_process_cannot_be_forked_memory_sizes_the_workers(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(
+        cpus=Setting(16, "all cores"),
+        memory_bytes=Setting(8 * GB, "MemAvailable"),
+        total_memory_bytes=8 * GB,
+        disk_free_bytes=GB,
+        gpus=0,
+    )
     monkeypatch.setattr("moai.core.resources.detect", lambda *_, **__: machine)
     config = CorefConfig(input=(str(data[0]),), model=str(data[1]), output_dir=str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
@@ -131,7 +154,12 @@ def test_where_a_loaded_process_cannot_be_forked_memory_sizes_the_workers(data: 
 
 @pytest.mark.parametrize("who", ["both", pytest.param("run", marks=pytest.mark.long)])
 def test_the_run_killed_within_a_shard_goes_on_from_what_was_finished(
-    start: Start, data: tuple[Path, Path], undisturbed: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture, who: str
+    start: Start,
+    data: tuple[Path, Path],
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    who: str,
 ) -> None:
     process = start(2, "coref.document:13=pause")
     waiting = tmp_path / "points" / "coref.document.13"
@@ -154,7 +182,10 @@ def test_the_run_killed_within_a_shard_goes_on_from_what_was_finished(
     "failpoint",
     [
         "coref.publish=kill",
-        *(pytest.param(point, marks=pytest.mark.long) for point in ("stage.decided=kill", "coref.samples:2=kill", "coref.samples:1=enospc")),
+        *(
+            pytest.param(point, marks=pytest.mark.long)
+            for point in ("stage.decided=kill", "coref.samples:2=kill", "coref.samples:1=enospc")
+        ),
     ],
 )
 def test_a_death_between_two_steps_changes_nothing(
@@ -172,7 +203,13 @@ def test_a_death_between_two_steps_changes_nothing(
 def test_a_death_while_one_corpus_replaces_another_leaves_the_old_one_aside(
     start: Start, data: tuple[Path, Path], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    config: dict[str, Any] = {"input": (str(data[0]),), "model": str(data[1]), "output_dir": str(tmp_path / "out"), "num_workers": 0, **OPTIONS}
+    config: dict[str, Any] = {
+        "input": (str(data[0]),),
+        "model": str(data[1]),
+        "output_dir": str(tmp_path / "out"),
+        "num_workers": 0,
+        **OPTIONS,
+    }
     old = contents(entity_coref.prepare(CorefConfig(**{**config, "max_entity_freq": 2}), origins={}))
     from moai.coref import publishing
 

@@ -1,4 +1,6 @@
-"""The six rules: each at its bounds, in their order, one counter each; and the table that makes them cheap says what Python says."""
+"""The six rules: each at its bounds, in their order, one counter each; and the table that makes them cheap says what
+Python says.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_the_table_says_of_every_character_what_python_says(text: str) -> None:
     hangul = sum("\uac00" <= letter <= "\ud7a3" for letter in text) / len(text)
     special = sum(not letter.isalnum() and letter not in " \n\t" for letter in text) / len(text)
     below = {"min_hangul_ratio": min(1.0, hangul + 1e-9), "max_special_ratio": special}
-    assert CheapRules(**{**vars(ANY), **below}).failed_by(text) == ("hangul" if hangul < below["min_hangul_ratio"] else None)
+    assert CheapRules(**{**vars(ANY), **below}).failed_by(text) == (
+        "hangul" if hangul < below["min_hangul_ratio"] else None
+    )
     assert CheapRules(**{**vars(ANY), "min_hangul_ratio": hangul, "max_special_ratio": special}).failed_by(text) is None
     if special:
         assert CheapRules(**{**vars(ANY), "max_special_ratio": special - 1e-9}).failed_by(text) == "special"
@@ -63,7 +67,9 @@ def test_the_table_says_of_every_character_what_python_says(text: str) -> None:
 
 def test_the_cheap_rules_keep_rows_whole() -> None:
     texts = [news(1), failing("length"), failing("hangul"), news(2)]
-    batch = pa.record_batch([pa.array(texts, pa.large_string()), pa.array(["a", "b", "c", "d"])], names=["text", "doc_id"])
+    batch = pa.record_batch(
+        [pa.array(texts, pa.large_string()), pa.array(["a", "b", "c", "d"])], names=["text", "doc_id"]
+    )
     kept = peek(iter([batch]), (CheapRules(),))
     assert kept is not None
     assert kept.to_pylist() == [{"text": texts[0], "doc_id": "a"}, {"text": texts[3], "doc_id": "d"}]
@@ -77,7 +83,8 @@ def names(text: str, **options: object) -> list[Candidate]:
 
 
 def test_the_second_to_fourth_mention_are_candidates_and_the_first_is_their_antecedent() -> None:
-    text = "서울의 봄은 짧다. 서울의 여름은 길다. 서울의 가을은 맑다. 서울의 겨울은 춥다. 서울의 밤은 밝다. 부산은 따뜻하다."
+    text = "서울의 봄은 짧다. 서울의 여름은 길다. 서울의 가을은 맑다. 서울의 겨울은 춥다. "
+    text += "서울의 밤은 밝다. 부산은 따뜻하다."
     starts = [place for place in range(len(text)) if text.startswith("서울", place)]
     assert names(text) == [Candidate("서울", starts[0], start) for start in starts[1:4]]
 

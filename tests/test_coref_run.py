@@ -1,4 +1,6 @@
-"""The corpus end to end in this process: what is in it, what is refused, what is reused, and that it does not hang on batches or modes."""
+"""The corpus end to end in this process: what is in it, what is refused, what is reused, and that it does not hang on
+batches or modes.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def run(tmp_path: Path, models: dict[str, Path]) -> Run:
 
     def prepare(*files: Path, model: str = "wordpiece", **options: Any) -> Path:
         given: dict[str, Any] = {"num_workers": 0, "output_dir": str(tmp_path / "out"), **options}
-        return entity_coref.prepare(CorefConfig(input=tuple(map(str, files)), model=str(models[model]), **given), origins={"num_workers": "flag"})
+        return entity_coref.prepare(
+            CorefConfig(input=tuple(map(str, files)), model=str(models[model]), **given),
+            origins={"num_workers": "flag"},
+        )
 
     return prepare
 
@@ -55,7 +60,9 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("model", ["wordpiece", "byte_level"])
 @pytest.mark.parametrize("seq_len", [256, 2048])
-def test_every_sample_asks_for_its_name_and_shows_the_antecedent(run: Run, corpus: Path, models: dict[str, Path], model: str, seq_len: int) -> None:
+def test_every_sample_asks_for_its_name_and_shows_the_antecedent(
+    run: Run, corpus: Path, models: dict[str, Path], model: str, seq_len: int
+) -> None:
     path = run(corpus, model=model, seq_len=seq_len)
     assert path.name == f"entity_coref_v2_{seq_len}"
     tokenizer = load_mlm_tokenizer(str(models[model]))
@@ -74,7 +81,10 @@ def test_every_sample_asks_for_its_name_and_shows_the_antecedent(run: Run, corpu
         label = decode([labels[place] for place in masked]).strip().replace(" ", "").replace("##", "")
         assert label == sample["target"] if sample["span_exact"] else sample["target"] in label
         assert len(ids) == len(labels) == len(sample["attention_mask"]) == len(sample["token_type_ids"]) <= seq_len
-        assert (tuple(ids[: len(tokenizer.prefix)]), tuple(ids[len(ids) - len(tokenizer.suffix) :])) == (tokenizer.prefix, tokenizer.suffix)
+        assert (tuple(ids[: len(tokenizer.prefix)]), tuple(ids[len(ids) - len(tokenizer.suffix) :])) == (
+            tokenizer.prefix,
+            tokenizer.suffix,
+        )
         number = int(sample["doc_id"].removeprefix("doc-"))
         text = DOCUMENTS[number if number < 6 else number - 8]
         assert all(text.startswith(sample["target"], sample[place]) for place in ("antecedent_pos", "coref_pos"))
@@ -101,13 +111,17 @@ def test_a_run_that_loses_a_document_is_not_published(run: Run, corpus: Path, mo
     assert not (corpus.parent / "out" / "entity_coref_v2_2048").exists()
 
 
-def test_bytes_do_not_depend_on_batches_or_on_how_samples_wait(run: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_do_not_depend_on_batches_or_on_how_samples_wait(
+    run: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = contents(run(corpus, output_dir=str(corpus.parent / "a"), shard_bytes=9000))
     assert len([name for name in first if name.endswith(".arrow")]) == 1
     monkeypatch.setattr("moai.coref.samples.ROWS_PER_BATCH", 256)
     for number, size in enumerate((1, 3, 50)):
         monkeypatch.setattr("moai.coref.assembly._DOCUMENTS_PER_BATCH", size)
-        other = contents(run(corpus, output_dir=str(corpus.parent / f"b{number}"), shard_bytes=9000, tokenizer_batch_size=7))
+        other = contents(
+            run(corpus, output_dir=str(corpus.parent / f"b{number}"), shard_bytes=9000, tokenizer_batch_size=7)
+        )
         assert other == first
 
 
@@ -130,14 +144,18 @@ def test_files_do_not_tell_how_their_rows_came(sizes: tuple[int, ...]) -> None:
     assert written(table, sizes) == written(pa.Table.from_pylist(values, schema=schema), (23,))
     assert [batch.num_rows for batch in regroup(iter(table.to_batches(max_chunksize=3)), 4)] == [4, 4, 4, 4, 4, 3]
     separate = b"".join(
-        batch.serialize().to_pybytes() for start in range(0, 23, 4) for batch in pa.Table.from_pylist(values[start : start + 4], schema=schema).to_batches()
+        batch.serialize().to_pybytes()
+        for start in range(0, 23, 4)
+        for batch in pa.Table.from_pylist(values[start : start + 4], schema=schema).to_batches()
     )
     assert b"".join(batch.serialize().to_pybytes() for batch in regroup(iter(table.to_batches()), 4)) == separate
 
 
 def test_where_shards_are_cut_changes_no_sample(run: Run, corpus: Path) -> None:
     whole = list(rows(run(corpus, output_dir=str(corpus.parent / "a"), max_entity_freq=3)))
-    cut = list(rows(run(corpus, output_dir=str(corpus.parent / "b"), max_entity_freq=3, shard_bytes=4000, token_chunk_size=5)))
+    cut = list(
+        rows(run(corpus, output_dir=str(corpus.parent / "b"), max_entity_freq=3, shard_bytes=4000, token_chunk_size=5))
+    )
     assert whole == cut
     assert len(list((corpus.parent / "b" / "entity_coref_v2_2048").glob("data-*"))) > 3
 
@@ -147,23 +165,34 @@ def test_the_order_of_documents_does_not_matter_to_the_cap(run: Run, tmp_path: P
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "a.jsonl").write_text("".join(reversed(lines)))
     results = [
-        {json.dumps(sample, sort_keys=True) for sample in rows(run(file, output_dir=str(tmp_path / name), max_entity_freq=2))}
+        {
+            json.dumps(sample, sort_keys=True)
+            for sample in rows(run(file, output_dir=str(tmp_path / name), max_entity_freq=2))
+        }
         for name, file in (("x", tmp_path / "a.jsonl"), ("y", tmp_path / "b" / "a.jsonl"))
     ]
     assert results[0] == results[1]
     assert max(Counter(json.loads(sample)["target"] for sample in results[0]).values()) == 2
 
 
-def test_cap_and_max_samples_are_exact_and_change_no_candidate(run: Run, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cap_and_max_samples_are_exact_and_change_no_candidate(
+    run: Run, corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     every = Counter(sample["target"] for sample in rows(run(corpus, output_dir=str(corpus.parent / "a"))))
     assert max(every.values()) > 3
     for policy in ("hash", "first"):
         caplog.clear()
         with caplog.at_level("INFO"):
             path = run(
-                corpus, output_dir=str(corpus.parent / policy), cache_dir=str(corpus.parent / "a" / "cache_entity_coref"), max_entity_freq=3, cap_policy=policy
+                corpus,
+                output_dir=str(corpus.parent / policy),
+                cache_dir=str(corpus.parent / "a" / "cache_entity_coref"),
+                max_entity_freq=3,
+                cap_policy=policy,
             )
-        assert Counter(sample["target"] for sample in rows(path)) == Counter({name: min(3, number) for name, number in every.items()})
+        assert Counter(sample["target"] for sample in rows(path)) == Counter(
+            {name: min(3, number) for name, number in every.items()}
+        )
         assert "shards: 1 made, 1 reused" in caplog.text  # Kiwi did not run again
     assert read_manifest(run(corpus, output_dir=str(corpus.parent / "m"), max_samples=7))["content"]["rows"] == 7
 
@@ -192,7 +221,9 @@ def test_mode_single_and_the_prior_textual_form(run: Run, corpus: Path, models: 
     for sample in textual:
         assert sample["input_ids"].count(mask) == 1
         assert set(sample["labels"]) == {IGNORED}  # which is why the prior corpus trained no coreference
-        assert sample["target"] in decode(sample["input_ids"][sample["antecedent_begin"] : sample["antecedent_end"]]).replace(" ", "")
+        assert sample["target"] in decode(
+            sample["input_ids"][sample["antecedent_begin"] : sample["antecedent_end"]]
+        ).replace(" ", "")
 
 
 def test_datasets_opens_it_with_the_columns_promised(run: Run, corpus: Path) -> None:
@@ -201,12 +232,28 @@ def test_datasets_opens_it_with_the_columns_promised(run: Run, corpus: Path) -> 
     dataset = load_from_disk(str(run(corpus)))
     dtypes = {name: getattr(feature, "feature", feature).dtype for name, feature in dataset.features.items()}
     assert dtypes == {
-        "input_ids": "int32", "attention_mask": "int8", "token_type_ids": "int8", "labels": "int32", "target": "string", "antecedent_pos": "int32", "coref_pos": "int32",
-        "distance": "int32", "antecedent_begin": "int32", "antecedent_end": "int32", "span_exact": "bool", "doc_id": "string", "source": "string", "split": "string",
-    }  # fmt: skip
+        "input_ids": "int32",
+        "attention_mask": "int8",
+        "token_type_ids": "int8",
+        "labels": "int32",
+        "target": "string",
+        "antecedent_pos": "int32",
+        "coref_pos": "int32",
+        "distance": "int32",
+        "antecedent_begin": "int32",
+        "antecedent_end": "int32",
+        "span_exact": "bool",
+        "doc_id": "string",
+        "source": "string",
+        "split": "string",
+    }
     assert dataset[0]["source"] == "news.jsonl"
     metadata = json.loads((corpus.parent / "out" / "entity_coref_v2_2048" / "metadata.json").read_text())
-    assert (metadata["dataset_type"], metadata["num_samples"], metadata["seq_len"]) == ("entity_coreference_v2", len(dataset), 2048)
+    assert (metadata["dataset_type"], metadata["num_samples"], metadata["seq_len"]) == (
+        "entity_coreference_v2",
+        len(dataset),
+        2048,
+    )
     assert sum(metadata["distance_distribution"].values()) == len(dataset)
     assert metadata["distance_stats"]["min"] == min(dataset["distance"])
     ordered = sorted(dataset["distance"])
@@ -228,7 +275,11 @@ def test_documents_without_a_name_of_their_own_are_called_by_their_text(run: Run
     unnamed = {sample["doc_id"] for sample in rows(run(lines, output_dir=str(tmp_path / "a")))}
     assert len(unnamed) == 3
     assert all(re.fullmatch("[0-9a-f]{32}", name) for name in unnamed)
-    assert {sample["doc_id"] for sample in rows(run(tmp_path / "table.parquet", output_dir=str(tmp_path / "b")))} == {"7", "8", "9"}
+    assert {sample["doc_id"] for sample in rows(run(tmp_path / "table.parquet", output_dir=str(tmp_path / "b")))} == {
+        "7",
+        "8",
+        "9",
+    }
 
 
 # --- what is refused, and what stays ----------------------------------------------------------------------------------
@@ -245,7 +296,9 @@ def test_no_samples_ends_with_the_funnel(run: Run, tmp_path: Path) -> None:
 def test_a_second_run_finds_it_and_another_is_refused_or_set_aside(
     run: Run, corpus: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moai.core.files._RACY_NS", 0)  # stamps of the last two seconds prove nothing, and everything would be looked at again
+    monkeypatch.setattr(
+        "moai.core.files._RACY_NS", 0
+    )  # stamps of the last two seconds prove nothing, and everything would be looked at again
     path = run(corpus)
     before = contents(path)
     with caplog.at_level("INFO"):
@@ -283,7 +336,9 @@ def test_broken_records_are_set_aside_with_their_place_until_there_are_too_many(
         run(file, output_dir=str(tmp_path / "b"))
 
 
-def test_a_document_on_which_kiwi_fails_is_an_error_with_its_class(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_on_which_kiwi_fails_is_an_error_with_its_class(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from moai.coref import candidates as coref_candidates
     from moai.coref import korean
 
@@ -301,16 +356,29 @@ def test_a_document_on_which_kiwi_fails_is_an_error_with_its_class(run: Run, tmp
 
 def test_wrong_options_name_themselves() -> None:
     for options, message in (
-        ({"min_length": 9, "max_length": 8}, "min_length = 9 is above max_length = 8"), ({"max_samples": 0}, "max_samples = 0"), ({"sources": ("hplt3",)}, "'hplt3' is none of"),
-        ({"validation_ratio": 2.0}, "validation_ratio = 2.0"), ({"entity_tags": ()}, "entity_tags is empty"), ({"num_workers": -1}, "num_workers = -1"),
-    ):  # fmt: skip
+        ({"min_length": 9, "max_length": 8}, "min_length = 9 is above max_length = 8"),
+        ({"max_samples": 0}, "max_samples = 0"),
+        ({"sources": ("hplt3",)}, "'hplt3' is none of"),
+        ({"validation_ratio": 2.0}, "validation_ratio = 2.0"),
+        ({"entity_tags": ()}, "entity_tags is empty"),
+        ({"num_workers": -1}, "num_workers = -1"),
+    ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             CorefConfig(**options)
     flags = ["--entity-tags", "NNP,NNG", "--sources", "hplt", "naver_news", "--no-pronoun-filter"]
     given = resolve([CorefConfig], flags, {}, prog="test")[CorefConfig]
     assert (given.entity_tags, given.sources, given.pronoun_filter) == (("NNP", "NNG"), ("hplt", "naver_news"), False)
-    assert [spec.split("/")[0] for spec, _ in CorefConfig().inputs] == ["dev7halo", "HPLT", "AIR-Bench", "nmixx-fin", "nmixx-fin"]
-    assert CorefConfig(input=("a",), sources=("hplt",), text_column="body").inputs == (("a", "body"), ("HPLT/HPLT2.0_cleaned:kor_Hang@train", "text"))
+    assert [spec.split("/")[0] for spec, _ in CorefConfig().inputs] == [
+        "dev7halo",
+        "HPLT",
+        "AIR-Bench",
+        "nmixx-fin",
+        "nmixx-fin",
+    ]
+    assert CorefConfig(input=("a",), sources=("hplt",), text_column="body").inputs == (
+        ("a", "body"),
+        ("HPLT/HPLT2.0_cleaned:kor_Hang@train", "text"),
+    )
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -319,7 +387,10 @@ def test_wrong_options_name_themselves() -> None:
 def test_the_report_shows_funnel_names_and_samples(run: Run, corpus: Path, models: dict[str, Path]) -> None:
     path = run(corpus, report_samples=9)
     decode = Reference(spec=load_mlm_tokenizer(str(models["wordpiece"])).spec).decode
-    whole = {decode([token if label == IGNORED else label for token, label in zip(sample["input_ids"], sample["labels"])]) for sample in rows(path)}
+    whole = {
+        decode([token if label == IGNORED else label for token, label in zip(sample["input_ids"], sample["labels"])])
+        for sample in rows(path)
+    }
     page = (path / "report.html").read_text()
     assert page.count("<article>") == 9
     assert "http" not in page  # self-contained

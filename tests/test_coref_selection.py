@@ -1,4 +1,6 @@
-"""The cap over the corpus: exact for every name, the same whatever the order, `first` by the input's order, max_samples to the unit."""
+"""The cap over the corpus: exact for every name, the same whatever the order, `first` by the input's order, max_samples
+to the unit.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ NAMES = ["서울", "부산", "인천", "독일", "이순신"]
 def corpus(seed: int = 0, documents: int = 60) -> list[tuple[str, list[tuple[str, int]]]]:
     """(document, its candidates as (name, rank)); some ranks are equal."""
     choose = random.Random(seed)
-    return [(f"d{number}", [(choose.choice(NAMES), choose.randrange(90)) for _ in range(choose.randrange(6))]) for number in range(documents)]
+    return [
+        (f"d{number}", [(choose.choice(NAMES), choose.randrange(90)) for _ in range(choose.randrange(6))])
+        for number in range(documents)
+    ]
 
 
 def write(folder: Path, documents: list[tuple[str, list[tuple[str, int]]]], per_file: int) -> list[Path]:
@@ -26,10 +31,24 @@ def write(folder: Path, documents: list[tuple[str, list[tuple[str, int]]]], per_
     paths = []
     for first in range(0, len(documents), per_file):
         rows = [
-            {"doc_id": name, "text_hash": 0, "source": "s", "input_ids": [1],
-             "candidates": [{**dict.fromkeys(CANDIDATE_NAMES, 0), "entity": entity, "entity_hash": entity_hash(entity), "rank": rank, "span_exact": True} for entity, rank in found]}
+            {
+                "doc_id": name,
+                "text_hash": 0,
+                "source": "s",
+                "input_ids": [1],
+                "candidates": [
+                    {
+                        **dict.fromkeys(CANDIDATE_NAMES, 0),
+                        "entity": entity,
+                        "entity_hash": entity_hash(entity),
+                        "rank": rank,
+                        "span_exact": True,
+                    }
+                    for entity, rank in found
+                ],
+            }
             for name, found in documents[first : first + per_file]
-        ]  # fmt: skip
+        ]
         paths.append(folder / f"{first:03d}.arrow")
         with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
@@ -64,7 +83,10 @@ def test_the_cap_is_exact_and_keeps_the_lowest_ranks(tmp_path: Path, cap: int, p
 
 
 def test_order_and_files_do_not_matter_to_the_hash_and_do_to_first(tmp_path: Path) -> None:
-    documents = [(name, [(entity, 1000 * index + place) for place, (entity, _) in enumerate(found)]) for index, (name, found) in enumerate(corpus())]  # no ties
+    documents = [
+        (name, [(entity, 1000 * index + place) for place, (entity, _) in enumerate(found)])
+        for index, (name, found) in enumerate(corpus())
+    ]  # no ties
     shuffled = random.Random(1).sample(documents, len(documents))
     for policy, same in (("hash", True), ("first", False)):
         results = []
@@ -99,6 +121,9 @@ def test_max_samples_is_exact(tmp_path: Path, policy: str) -> None:
 
 def test_names_come_back_from_their_hashes_and_nothing_gives_nothing(tmp_path: Path) -> None:
     paths = write(tmp_path / "a", corpus(), 7)
-    assert names_of([entity_hash("서울"), entity_hash("이순신")], paths) == {entity_hash("서울"): "서울", entity_hash("이순신"): "이순신"}
+    assert names_of([entity_hash("서울"), entity_hash("이순신")], paths) == {
+        entity_hash("서울"): "서울",
+        entity_hash("이순신"): "이순신",
+    }
     assert select([], cap=1, policy="hash").total == 0
     assert select(write(tmp_path / "b", [("d", [])], 1), cap=1, policy="hash").total == 0

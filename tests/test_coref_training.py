@@ -1,4 +1,6 @@
-"""Training and evaluation measure what the corpus promises: labels are asked for, names are decoded whole, antecedents are in sight."""
+"""Training and evaluation measure what the corpus promises: labels are asked for, names are decoded whole, antecedents
+are in sight.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,20 @@ from moai.coref.mlm_finetune import FinetuneConfig, finetune
 from moai.coref.options import CorefConfig
 
 TINY = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "relative_attention": True, "position_buckets": 32, "pos_att_type": ["p2c", "c2p"],
-    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "max_position_embeddings": 64, "max_relative_positions": -1,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "relative_attention": True,
+    "position_buckets": 32,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "max_position_embeddings": 64,
+    "max_relative_positions": -1,
+}
 """The shape of kf-deberta-base, small."""
 
 
@@ -37,7 +50,13 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def of(mode: str) -> Path:
         if mode not in made:
             config = CorefConfig(
-                input=(str(file),), model=str(model), output_dir=str(folder / mode), mode=mode, seq_len=96, validation_ratio=0.3, num_workers=0
+                input=(str(file),),
+                model=str(model),
+                output_dir=str(folder / mode),
+                mode=mode,
+                seq_len=96,
+                validation_ratio=0.3,
+                num_workers=0,
             )
             made[mode] = entity_coref.prepare(config, origins={"num_workers": "flag"})
         return made[mode]
@@ -54,7 +73,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, corpora: Callable[[str], Path
 
 
 class Table:
-    """A "model" whose answer at every position is a row of a table, chosen by how many masks (id 9) are left in the row."""
+    """A "model" whose answer at every position is a row of a table, chosen by how many masks (id 9) are left in the
+    row.
+    """
 
     device = "cpu"
 
@@ -75,7 +96,9 @@ class Table:
 
 
 def test_batches_are_as_long_as_their_longest_row() -> None:
-    batch = PadBatch(pad_id=7)([{"input_ids": [1, 2, 3], "labels": [-100, 5, -100]}, {"input_ids": [4] * 9, "labels": [-100] * 9}])
+    batch = PadBatch(pad_id=7)(
+        [{"input_ids": [1, 2, 3], "labels": [-100, 5, -100]}, {"input_ids": [4] * 9, "labels": [-100] * 9}]
+    )
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][0].tolist() == [1, 2, 3, *[7] * 13]
     assert batch["labels"][0].tolist() == [-100, 5, *[-100] * 14]
@@ -86,7 +109,11 @@ def test_random_masking_never_asks_for_a_mask_that_was_there(corpora: Callable[[
     corpus = Corpus.open(str(corpora("text")))
     tokenizer = corpus.tokenizer
     masking = RandomMasking(
-        pad=PadBatch(pad_id=0), mask_id=tokenizer.mask_id, special_ids=tokenizer.spec.special_ids, vocab_size=tokenizer.spec.vocab_size, seed=1
+        pad=PadBatch(pad_id=0),
+        mask_id=tokenizer.mask_id,
+        special_ids=tokenizer.spec.special_ids,
+        vocab_size=tokenizer.spec.vocab_size,
+        seed=1,
     )
     samples = list(rows(corpus.path))[:4]
     asked = number = 0
@@ -102,7 +129,12 @@ def test_random_masking_never_asks_for_a_mask_that_was_there(corpora: Callable[[
 def test_the_surest_mask_is_filled_first_and_the_next_sees_it() -> None:
     # Two masks: first 1 is surer at place 2; with it filled, place 1 changes its mind from 3 to 4.
     model = Table({1: (3, 2.0), 2: (5, 4.0)}, {1: (4, 3.0)})
-    batch = PadBatch(pad_id=0)([{"input_ids": [1, 9, 9, 2], "labels": [-100, 4, 5, -100]}, {"input_ids": [1, 6, 9, 2], "labels": [-100, -100, 4, -100]}])
+    batch = PadBatch(pad_id=0)(
+        [
+            {"input_ids": [1, 9, 9, 2], "labels": [-100, 4, 5, -100]},
+            {"input_ids": [1, 6, 9, 2], "labels": [-100, -100, 4, -100]},
+        ]
+    )
     model_alone = Table({2: (4, 1.0)})
     assert fill(model, {name: tensor[:1] for name, tensor in batch.items()})[0, :4].tolist() == [1, 4, 5, 2]
     scores = span_scores(model, [{name: tensor[:1] for name, tensor in batch.items()}])
@@ -125,7 +157,9 @@ def test_one_mask_stands_for_the_whole_name(corpora: Callable[[str], Path]) -> N
     one = with_one_mask(sample)
     assert one["input_ids"].count(tokenizer.mask_id) == 1
     assert sum(label != -100 for label in one["labels"]) == 1
-    assert [token for token in one["input_ids"] if token != tokenizer.mask_id] == [token for token in sample["input_ids"] if token != tokenizer.mask_id]
+    assert [token for token in one["input_ids"] if token != tokenizer.mask_id] == [
+        token for token in sample["input_ids"] if token != tokenizer.mask_id
+    ]
 
 
 def test_a_row_that_lost_its_antecedent_is_not_scored(corpora: Callable[[str], Path]) -> None:
@@ -140,7 +174,9 @@ def test_a_row_that_lost_its_antecedent_is_not_scored(corpora: Callable[[str], P
             check_window({**sample, **change})
 
 
-def test_training_on_the_labels_beats_what_it_began_with_and_is_scored(corpora: Callable[[str], Path], tiny: Path, tmp_path: Path) -> None:
+def test_training_on_the_labels_beats_what_it_began_with_and_is_scored(
+    corpora: Callable[[str], Path], tiny: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM
 
     corpus = Corpus.open(str(corpora("span")))
@@ -165,7 +201,12 @@ def test_training_on_the_labels_beats_what_it_began_with_and_is_scored(corpora: 
     assert json.loads((tmp_path / "a" / "final_results.json").read_text()) == results
     assert json.loads((tmp_path / "a" / "eval_history.json").read_text())[0]["step"] == 16
     again = evaluate(
-        EvaluateConfig(checkpoint=str(tmp_path / "a" / "final_model"), dataset=str(corpus.path), per_document=1000, output=str(tmp_path / "scores.json"))
+        EvaluateConfig(
+            checkpoint=str(tmp_path / "a" / "final_model"),
+            dataset=str(corpus.path),
+            per_document=1000,
+            output=str(tmp_path / "scores.json"),
+        )
     )
     assert again["nll"] == pytest.approx(results["nll"], rel=1e-3)
     assert again["exact"] == results["exact"]
@@ -198,7 +239,9 @@ def test_lenient_hits_are_nouns_that_equal_hold_or_are_held(corpora: Callable[[s
     assert not mlm_evaluate.is_noun("했다")
 
 
-def test_mistakes_are_named(corpora: Callable[[str], Path], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named(
+    corpora: Callable[[str], Path], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match="name one model"):
         finetune(FinetuneConfig(dataset="x"))
     with pytest.raises(ConfigError, match="python -m moai entity-coref"):

@@ -1,4 +1,6 @@
-"""Killed at every named place of a preparation, a second run ends with the same bytes, and repeats no more than was in flight."""
+"""Killed at every named place of a preparation, a second run ends with the same bytes, and repeats no more than was in
+flight.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, str], dict[str, int]]]:
+def undisturbed(
+    corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[dict[str, str], dict[str, int]]]:
     """Of a way: what it publishes, and the places it passes."""
     known: dict[str, tuple[dict[str, str], dict[str, int]]] = {}
 
@@ -38,19 +42,36 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 
 def armed(places: dict[str, int], actions: tuple[str, ...]) -> list[str]:
-    return [f"{name}:{number}={action}" for name, times in sorted(places.items()) for number in range(1, times + 1) for action in actions]
+    return [
+        f"{name}:{number}={action}"
+        for name, times in sorted(places.items())
+        for number in range(1, times + 1)
+        for action in actions
+    ]
 
 
 @pytest.mark.parametrize("way", crashes.WAYS)
-def test_every_way_gives_the_same_bytes_and_passes_every_place(way: str, undisturbed: Callable[[str], tuple[dict[str, str], dict[str, int]]]) -> None:
+def test_every_way_gives_the_same_bytes_and_passes_every_place(
+    way: str, undisturbed: Callable[[str], tuple[dict[str, str], dict[str, int]]]
+) -> None:
     content, places = undisturbed(way)
     assert content == undisturbed("serial")[0]
     assert places["shard.begin"] == places["receipt.commit"] >= 5
-    assert {"file.publish", "file.published", "directory.publish", "directory.published", "dataset.manifest", "plan.note", "status.end"} <= places.keys()
+    assert {
+        "file.publish",
+        "file.published",
+        "directory.publish",
+        "directory.published",
+        "dataset.manifest",
+        "plan.note",
+        "status.end",
+    } <= places.keys()
 
 
 @pytest.mark.parametrize("way", crashes.WAYS)
-def test_a_sample_of_kills(way: str, corpus: Path, undisturbed: Callable[[str], tuple[dict[str, str], dict[str, int]]], tmp_path: Path) -> None:
+def test_a_sample_of_kills(
+    way: str, corpus: Path, undisturbed: Callable[[str], tuple[dict[str, str], dict[str, int]]], tmp_path: Path
+) -> None:
     content, places = undisturbed(way)
     wanted = random.Random(way).sample(armed(places, ("kill", "enospc")), SAMPLED)
     outcomes = [
@@ -66,7 +87,12 @@ def test_a_sample_of_kills(way: str, corpus: Path, undisturbed: Callable[[str], 
 @pytest.mark.parametrize("action", ["kill", "exit", "raise", "enospc"])
 @pytest.mark.parametrize("way", crashes.WAYS)
 def test_every_kill(
-    way: str, action: str, corpus: Path, undisturbed: Callable[[str], tuple[dict[str, str], dict[str, int]]], tmp_path: Path, record: Callable[..., None]
+    way: str,
+    action: str,
+    corpus: Path,
+    undisturbed: Callable[[str], tuple[dict[str, str], dict[str, int]]],
+    tmp_path: Path,
+    record: Callable[..., None],
 ) -> None:
     content, places = undisturbed(way)
     killed = again = redone = 0
@@ -78,5 +104,6 @@ def test_every_kill(
     record(
         f"{action} at every failpoint, {way}",
         len(wanted),
-        f"{killed} taken, {again} needed a second run, all {len(wanted)} the same bytes; at most {redone} shards begun again",
+        f"{killed} taken, {again} needed a second run, all {len(wanted)} the same bytes; at most {redone} shards begun "
+        f"again",
     )

@@ -91,7 +91,9 @@ class NoFields:
         (Undecorated(10), ConfigError, r"Undecorated .*: its fields cannot be told; write @dataclass"),
     ],
 )
-def test_a_source_that_cannot_be_told_by_what_it_is_is_refused(prepare: PrepareIt, source: Any, error: type[Exception], said: str) -> None:
+def test_a_source_that_cannot_be_told_by_what_it_is_is_refused(
+    prepare: PrepareIt, source: Any, error: type[Exception], said: str
+) -> None:
     with pytest.raises(error, match=said):
         prepare(source)
 
@@ -105,13 +107,24 @@ def test_a_changed_source_serves_no_old_shard(prepare: PrepareIt, monkeypatch: p
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dataset: a.jsonl\n\tseq_len: 2\n", r"line 2, column 1: .* character '\\t' that cannot start any token; indent with spaces$"),
-        ("seq_len: 2\ndataset: [a\npacking: bfd\n", r"line 3, column 8: while parsing a flow sequence expected ',' or '\]', but got ':'$"),
+        (
+            "dataset: a.jsonl\n\tseq_len: 2\n",
+            r"line 2, column 1: .* character '\\t' that cannot start any token; indent with spaces$",
+        ),
+        (
+            "seq_len: 2\ndataset: [a\npacking: bfd\n",
+            r"line 3, column 8: while parsing a flow sequence expected ',' or '\]', but got ':'$",
+        ),
         ("seq_len: 2\ndataset: a.jsonl\nseq_len: 4\n", r"line 3, column 1: 'seq_len' is there twice, first in line 1$"),
-        ("dataset:\n  - {path: a, min_chars: 2, min_chars: 4}\n", r"line 2, column 29: 'min_chars' is there twice, first in line 2$"),
+        (
+            "dataset:\n  - {path: a, min_chars: 2, min_chars: 4}\n",
+            r"line 2, column 29: 'min_chars' is there twice, first in line 2$",
+        ),
     ],
 )
-def test_a_file_of_settings_that_is_no_yaml_or_says_a_thing_twice_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_of_settings_that_is_no_yaml_or_says_a_thing_twice_is_refused_with_its_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=said):
         resolve([DataConfig], ["--config", str(tmp_path / "run.yaml")], {}, prog="test")
@@ -124,10 +137,14 @@ def test_a_file_of_settings_may_share_values_and_name_one_anew(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("method", ["shards", "read", "remember"])
-def test_a_source_that_raises_is_one_line_with_its_place(prepare: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_a_source_that_raises_is_one_line_with_its_place(
+    prepare: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     def fails(self: Any, *given: Any) -> Any:
         raise ValueError("no net")
 
     monkeypatch.setattr(Numbers, method, fails)
-    with pytest.raises(PartFailed, match=r"numbers: source Numbers \(test_repair_parts.py\) failed in line \d+ .*: ValueError: no net"):
+    with pytest.raises(
+        PartFailed, match=r"numbers: source Numbers \(test_repair_parts.py\) failed in line \d+ .*: ValueError: no net"
+    ):
         prepare({"source": Numbers(30), "name": "numbers"})

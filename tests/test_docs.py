@@ -1,4 +1,6 @@
-"""The documentation says what the code does: commands, flags, defaults, messages, figures, and the same in both languages."""
+"""The documentation says what the code does: commands, flags, defaults, messages, figures, and the same in both
+languages.
+"""
 
 from __future__ import annotations
 
@@ -60,11 +62,18 @@ PAGES = (
     "training.md",
     "watching-training.md",
 )
-PAIRS = [(ROOT / "README.md", ROOT / "README.ko.md"), *((ROOT / "docs" / name, ROOT / "docs" / "ko" / name) for name in PAGES)]
+PAIRS = [
+    (ROOT / "README.md", ROOT / "README.ko.md"),
+    *((ROOT / "docs" / name, ROOT / "docs" / "ko" / name) for name in PAGES),
+]
 ENGLISH = [english for english, _ in PAIRS]
 DOCUMENTS = [document for pair in PAIRS for document in pair]
 PRETRAINING = [ROOT / "docs" / "pretraining.md", ROOT / "docs" / "ko" / "pretraining.md"]
-TROUBLES = [*PRETRAINING, ROOT / "docs" / "re_embedding_troubleshooting.md", ROOT / "docs" / "ko" / "re_embedding_troubleshooting.md"]
+TROUBLES = [
+    *PRETRAINING,
+    ROOT / "docs" / "re_embedding_troubleshooting.md",
+    ROOT / "docs" / "ko" / "re_embedding_troubleshooting.md",
+]
 CACHE = [ROOT / "docs" / "cache.md", ROOT / "docs" / "ko" / "cache.md"]
 
 
@@ -129,15 +138,27 @@ def check(command: str) -> None:
             resolve([DataConfig, BenchConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "-m", "moai", "reembed", ("search" | "rollback"), *flags]:
             resolve([VersionConfig], flags, {}, prog="reembed")
-        case ["python", "-m", "moai", "reembed", *flags] | ["python", "scripts/migrations/re_embed_existing_data_optimized.py", *flags]:
+        case ["python", "-m", "moai", "reembed", *flags] | [
+            "python",
+            "scripts/migrations/re_embed_existing_data_optimized.py",
+            *flags,
+        ]:
             resolve([ReembedConfig], flags, {}, prog="reembed")[ReembedConfig].require()
-        case ["python", ("scripts/monitor_re_embedding_progress.py" | "scripts/check_re_embedding_performance.py"), *flags]:
+        case [
+            "python",
+            ("scripts/monitor_re_embedding_progress.py" | "scripts/check_re_embedding_performance.py"),
+            *flags,
+        ]:
             resolve([WatchConfig], flags, {}, prog="monitor")
         case ["python", "scripts/monitor_re_embedding_speed.py", *flags]:
             resolve([WatchConfig, SpeedConfig], flags, {}, prog="monitor")
         case ["python", ("scripts/check_system_specs.py" | "scripts/check_pytorch_threads.py") as script]:
             assert (ROOT / script).is_file()
-        case ["python", "-m", "moai", "entity-coref", *flags] | ["python", "scripts/prepare_entity_coref_v2.py", *flags]:
+        case ["python", "-m", "moai", "entity-coref", *flags] | [
+            "python",
+            "scripts/prepare_entity_coref_v2.py",
+            *flags,
+        ]:
             resolve([CorefConfig], flags, {}, prog="entity-coref")
         case ["python", "scripts/run_entity_coref_finetune.py", *flags]:
             resolve([FinetuneConfig], flags, {}, prog="finetune")
@@ -177,7 +198,11 @@ def check_launcher(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def check_wrapper(script: str, words: list[str]) -> None:
     given = words[0] if words and not words[0].startswith("-") else NAMES[0]
-    flags = [word for word in words[1 if words[:1] == [given] else 0 :] if not (script == "./pretrain_cont.sh" and word == "--resume")]
+    flags = [
+        word
+        for word in words[1 if words[:1] == [given] else 0 :]
+        if not (script == "./pretrain_cont.sh" and word == "--resume")
+    ]
     assert given in NAMES
     check_training(["--config", str(ROOT / "configs" / f"{given}.yaml"), *flags])
 
@@ -216,14 +241,27 @@ def test_the_command_check_sees_a_wrong_flag_and_a_wrong_value() -> None:
 
 def test_some_command_is_checked_in_each_kind() -> None:
     found = " ".join(command for document in ENGLISH for command in commands(document))
-    for word in ("moai prepare", "moai plan", "moai verify", "torchrun", "accelerate launch", "./pretrain.sh", "./pretrain_cont.sh", "./tests/run.sh"):
+    for word in (
+        "moai prepare",
+        "moai plan",
+        "moai verify",
+        "torchrun",
+        "accelerate launch",
+        "./pretrain.sh",
+        "./pretrain_cont.sh",
+        "./tests/run.sh",
+    ):
         assert word in found
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_every_flag_in_the_text_is_a_flag_of_some_program(document: Path) -> None:
     known = known_flags()
-    mentioned = {flag for span in re.findall(r"`([^`]+)`", prose(document)) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    mentioned = {
+        flag
+        for span in re.findall(r"`([^`]+)`", prose(document))
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
+    }
     assert mentioned - known == set()
 
 
@@ -252,8 +290,18 @@ def known_flags() -> set[str]:
         )
         for f in dataclasses.fields(cls)
     ]
-    own = {f"--{spelling}" for f in fields for word in (f.name, *f.metadata["names"]) for spelling in (word, word.replace("_", "-"))}
-    launchers = {option for parser in (accelerate_parser(), torchrun_parser()) for action in parser._actions for option in action.option_strings}
+    own = {
+        f"--{spelling}"
+        for f in fields
+        for word in (f.name, *f.metadata["names"])
+        for spelling in (word, word.replace("_", "-"))
+    }
+    launchers = {
+        option
+        for parser in (accelerate_parser(), torchrun_parser())
+        for action in parser._actions
+        for option in action.option_strings
+    }
     return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter", "--to"}
 
 
@@ -318,7 +366,9 @@ def as_value(text: str, like: Any) -> Any:
 
 @pytest.mark.parametrize("document", PRETRAINING, ids=name)
 def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
-    starred = {flag for row in tables(document) if row[0].startswith("`--") for flag in re.findall(r"`--([\w-]+)` \*", row[0])}
+    starred = {
+        flag for row in tables(document) if row[0].startswith("`--") for flag in re.findall(r"`--([\w-]+)` \*", row[0])
+    }
     affecting = {field for field, f in configuration().items() if f.metadata["affects_output"]}
     assert starred == affecting | {"tokenizer_path", "transforms"}  # these are in the key by what they hold
 
@@ -355,7 +405,10 @@ def string_pieces() -> Iterator[str]:
 def test_variables_in_the_tables_are_read_somewhere(document: Path) -> None:
     sources = [*(ROOT / "moai").rglob("*.py"), *ROOT.glob("*.sh"), *(ROOT / "scripts").glob("*")]
     code = "\n".join(read(path) for path in sources if path.is_file())
-    variables = {v for row in tables(document) for v in re.findall(r"`([A-Z][A-Z_]{4,})`", row[0])} - {"HF_HOME", "HF_TOKEN"}
+    variables = {v for row in tables(document) for v in re.findall(r"`([A-Z][A-Z_]{4,})`", row[0])} - {
+        "HF_HOME",
+        "HF_TOKEN",
+    }
     assert len(variables) > 15
     assert [variable for variable in sorted(variables) if not re.search(rf"\b{variable}\b", code)] == []
 
@@ -414,7 +467,14 @@ class Run:
 
 def prepare(cache: Path, *flags: str) -> Run:
     out = io.StringIO()
-    words = ["--dataset", str(ROOT / "data/demo"), "--tokenizer_path", str(ROOT / "tokenizers/demo"), "--seq_len", "256"]
+    words = [
+        "--dataset",
+        str(ROOT / "data/demo"),
+        "--tokenizer_path",
+        str(ROOT / "tokenizers/demo"),
+        "--seq_len",
+        "256",
+    ]
     with contextlib.redirect_stdout(out):
         assert moai_main(["prepare", *words, "--num_proc", "0", "--cache_dir", str(cache), *flags]) == 0
     return Run(Path(out.getvalue().splitlines()[-1]), out.getvalue())
@@ -471,7 +531,13 @@ def test_the_filter_shown_keeps_what_is_shown(document: Path, tmp_path: Path, mo
 
 
 def test_the_packing_table_is_what_the_demo_gives(tmp_path: Path) -> None:
-    asked = {"`wrapped`": "wrapped", "`bfd_split`": "bfd_split", "`bfd`": "bfd", "`none` (": "none", "`none` with": "none --long_documents split"}
+    asked = {
+        "`wrapped`": "wrapped",
+        "`bfd_split`": "bfd_split",
+        "`bfd`": "bfd",
+        "`none` (": "none",
+        "`none` with": "none --long_documents split",
+    }
     for start, packing in asked.items():
         printed = prepare(tmp_path, *f"--packing {packing}".split()).printed
         found = re.search(r"\+ ([\d,]+) dropped\nrows +([\d,]+) of 256, fill rate ([\d.]+)", printed)

@@ -45,7 +45,12 @@ def byte_level_bpe() -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(sample()[0][:40], trainer)
     return tokenizer
 
@@ -62,7 +67,11 @@ def usable_cpus() -> int:
 
 def machine(cpus: int, gb: float) -> Machine:
     return Machine(
-        cpus=Setting(cpus, "cgroup v2"), memory_bytes=Setting(int(gb * GB), "cgroup v2"), total_memory_bytes=int(gb * GB), disk_free_bytes=GB, gpus=0
+        cpus=Setting(cpus, "cgroup v2"),
+        memory_bytes=Setting(int(gb * GB), "cgroup v2"),
+        total_memory_bytes=int(gb * GB),
+        disk_free_bytes=GB,
+        gpus=0,
     )
 
 
@@ -70,7 +79,15 @@ def test_this_machine_passes_and_the_advice_stays_within_its_cores(tokenizer_pat
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "mine").write_text("kept")
-    ran = doctor("--tokenizer_path", tokenizer_path, "--cache_dir", cache, "--json", DATASET_NUM_PROC="4800", RAYON_NUM_THREADS="480")
+    ran = doctor(
+        "--tokenizer_path",
+        tokenizer_path,
+        "--cache_dir",
+        cache,
+        "--json",
+        DATASET_NUM_PROC="4800",
+        RAYON_NUM_THREADS="480",
+    )
     checks: dict[str, dict[str, Any]] = {check["name"]: check for check in json.loads(ran.stdout)}
     assert (ran.returncode, ran.stderr) == (0, "")
     assert set(checks) == {
@@ -87,7 +104,10 @@ def test_this_machine_passes_and_the_advice_stays_within_its_cores(tokenizer_pat
         "versions",
         *SETTINGS,
     }
-    assert all(set(check) == {"name", "value", "verdict", "remedy", "figures"} and check["verdict"] in (OK, ADVICE) for check in checks.values())
+    assert all(
+        set(check) == {"name", "value", "verdict", "remedy", "figures"} and check["verdict"] in (OK, ADVICE)
+        for check in checks.values()
+    )
     assert checks["tokenizer speed"]["figures"]["tokens_per_second"] > 1000
     assert checks["round trip"]["figures"] == {"lines": 200, "changed": 0}
     assert checks["rename"]["verdict"] == checks["lock"]["verdict"] == OK
@@ -95,7 +115,10 @@ def test_this_machine_passes_and_the_advice_stays_within_its_cores(tokenizer_pat
     for name in ("DATASET_NUM_PROC", "RAYON_NUM_THREADS", "OMP_NUM_THREADS", "ARROW_IO_THREADS"):
         assert 1 <= checks[name]["figures"]["recommended"] <= usable_cpus()
     assert checks["DATASET_NUM_PROC"]["verdict"] == checks["cores"]["verdict"] == ADVICE
-    assert f"DATASET_NUM_PROC={checks['DATASET_NUM_PROC']['figures']['recommended']}" in checks["DATASET_NUM_PROC"]["remedy"]
+    assert (
+        f"DATASET_NUM_PROC={checks['DATASET_NUM_PROC']['figures']['recommended']}"
+        in checks["DATASET_NUM_PROC"]["remedy"]
+    )
     assert [path.name for path in cache.iterdir()] == ["mine"]
 
 
@@ -114,8 +137,14 @@ def test_a_slow_tokenizer_is_one_failed_line_with_its_remedy(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_a_failed_check_and_leaves_nothing(tokenizer_path: Path, tmp_path: Path) -> None:
-    limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, {resource.RLIM_INFINITY})); sys.argv[0] = 'doctor'; "
-    code = limit + "import os; from moai.doctor import main; main(sys.argv[1:], os.environ); sys.exit('torch' in sys.modules)"
+    limit = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, {resource.RLIM_INFINITY})); "
+        f"sys.argv[0] = 'doctor'; "
+    )
+    code = (
+        limit
+        + "import os; from moai.doctor import main; main(sys.argv[1:], os.environ); sys.exit('torch' in sys.modules)"
+    )
     command = [sys.executable, "-c", code, "--tokenizer_path", str(tokenizer_path), "--cache_dir", str(tmp_path)]
     ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")  # 1 would say that torch was imported
@@ -125,7 +154,15 @@ def test_a_full_disk_is_a_failed_check_and_leaves_nothing(tokenizer_path: Path, 
 
 
 def test_without_packages_every_check_still_reports(tokenizer_path: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-S", str(REPO / "verify_optimization.py"), "--tokenizer_path", str(tokenizer_path), "--cache_dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-S",
+        str(REPO / "verify_optimization.py"),
+        "--tokenizer_path",
+        str(tokenizer_path),
+        "--cache_dir",
+        str(tmp_path),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # -S: site-packages are out of reach
     assert (ran.returncode, ran.stderr) == (1, "")
     failed = [line.split("  ")[0] for line in ran.stdout.splitlines() if f" {FAILED} " in line]
@@ -133,7 +170,9 @@ def test_without_packages_every_check_still_reports(tokenizer_path: Path, tmp_pa
     assert ran.stdout.count("bash scripts/bootstrap.sh") == 3
 
 
-@pytest.mark.parametrize(("arguments", "said"), [((), "--tokenizer_path"), (("--tokenizer_paht", "x"), "did you mean --tokenizer_path")])
+@pytest.mark.parametrize(
+    ("arguments", "said"), [((), "--tokenizer_path"), (("--tokenizer_paht", "x"), "did you mean --tokenizer_path")]
+)
 def test_bad_usage_is_one_line_and_exit_2(arguments: tuple[str, ...], said: str) -> None:
     ran = doctor(*arguments)
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -166,7 +205,11 @@ def test_the_doctor_says_what_would_encode_and_why(tokenizer_path: Path, tmp_pat
     assert (fast.verdict, fast.figures) == (OK, {"backend": "fastokens"})
     composing = byte_level_bpe()
     composing.normalizer = normalizers.NFKC()
-    slow = next(check for check in check_tokenizer(str(save(composing, tmp_path)), eos_token="</s>") if check.name == "tokenizer backend")
+    slow = next(
+        check
+        for check in check_tokenizer(str(save(composing, tmp_path)), eos_token="</s>")
+        if check.name == "tokenizer backend"
+    )
     assert (slow.verdict, slow.figures) == (ADVICE, {"backend": "tokenizers"})
     assert "does not take this tokenizer" in slow.value
 
@@ -222,7 +265,9 @@ def test_a_second_process_that_ends_is_a_failed_check_not_a_traceback(tmp_path: 
     assert (check.name, check.verdict) == ("lock", FAILED)
 
 
-def test_a_file_system_without_links_costs_space_not_correctness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_links_costs_space_not_correctness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*paths: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -260,14 +305,18 @@ def test_a_file_system_without_links_costs_space_not_correctness(tmp_path: Path,
         ("ARROW_IO_THREADS", "64", machine(2, 16), ADVICE, 2),
     ],
 )
-def test_a_variable_is_judged_against_this_machine(name: str, text: str, on: Machine, verdict: str, recommended: object) -> None:
+def test_a_variable_is_judged_against_this_machine(
+    name: str, text: str, on: Machine, verdict: str, recommended: object
+) -> None:
     (check,) = [check for check in environment.check_environment(on, {name: text}) if check.name == name]
     assert (check.verdict, check.figures["recommended"]) == (verdict, recommended)
 
 
 def test_omp_threads_are_judged_against_a_rank_s_share() -> None:
     environ = {"NUM_GPUS": "4", "OMP_NUM_THREADS": "8"}
-    (check,) = [check for check in environment.check_environment(machine(8, 64), environ) if check.name == "OMP_NUM_THREADS"]
+    (check,) = [
+        check for check in environment.check_environment(machine(8, 64), environ) if check.name == "OMP_NUM_THREADS"
+    ]
     assert (check.verdict, check.figures["recommended"]) == (ADVICE, 2)
 
 

@@ -1,4 +1,6 @@
-"""The main job as people start it: train.py under torchrun, accelerate launch and plain python, from text to final_model/."""
+"""The main job as people start it: train.py under torchrun, accelerate launch and plain python, from text to
+final_model/.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,24 @@ import pytest
 from moai.sources.streams import open_blocks
 
 ROOT = Path(__file__).parent.parent
-MODEL = {"vocab_size": 8192, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "max_position_embeddings": 512, "rope_theta": 10000.0, "rms_norm_eps": 1e-6, "use_qk_norm": True, "hidden_act": "swiglu", "tie_word_embeddings": True,
-         "attention_dropout": 0.0, "initializer_range": 0.02, "attention_bias": False, "mlp_bias": False}  # fmt: skip
+MODEL = {
+    "vocab_size": 8192,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "use_qk_norm": True,
+    "hidden_act": "swiglu",
+    "tie_word_embeddings": True,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +50,27 @@ def slow_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(folder: Path, dataset: Path, /, **more: Any) -> list[str]:
     model = folder / "model.json"
     model.write_text(json.dumps(MODEL))
-    given = {"mode": "pretrain", "dataset": dataset, "tokenizer_path": ROOT / "tokenizers" / "demo", "model_config": model, "output_dir": folder / "out",
-             "cache_dir": folder / "cache", "seq_len": 64, "packing": "bfd_split", "batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 6, "warmup_steps": 1,
-             "learning_rate": 0.01, "logging_steps": 1, "save_steps": 100, "num_proc": 1, "dataloader_num_workers": 0, "use_cpu": True, **more}  # fmt: skip
+    given = {
+        "mode": "pretrain",
+        "dataset": dataset,
+        "tokenizer_path": ROOT / "tokenizers" / "demo",
+        "model_config": model,
+        "output_dir": folder / "out",
+        "cache_dir": folder / "cache",
+        "seq_len": 64,
+        "packing": "bfd_split",
+        "batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 6,
+        "warmup_steps": 1,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "save_steps": 100,
+        "num_proc": 1,
+        "dataloader_num_workers": 0,
+        "use_cpu": True,
+        **more,
+    }
     return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
 
 
@@ -61,7 +96,10 @@ def said(logs: Path) -> dict[str, str]:
 
 
 def test_preparation_longer_than_the_collective_timeout_trains(tmp_path: Path, slow_corpus: Path) -> None:
-    command = [*torchrun(3, tmp_path / "logs"), *flags(tmp_path, slow_corpus, ddp_timeout=3, tokenizer_backend="tokenizers")]
+    command = [
+        *torchrun(3, tmp_path / "logs"),
+        *flags(tmp_path, slow_corpus, ddp_timeout=3, tokenizer_backend="tokenizers"),
+    ]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, said(tmp_path / "logs")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -74,7 +112,9 @@ def test_preparation_longer_than_the_collective_timeout_trains(tmp_path: Path, s
 
 def test_a_killed_preparer_ends_the_torchrun_launch_and_a_rerun_goes_on(tmp_path: Path, slow_corpus: Path) -> None:
     given = flags(tmp_path, slow_corpus, shard_bytes="1MB", tokenizer_backend="tokenizers")
-    running = subprocess.Popen([*torchrun(3, tmp_path / "logs"), *given], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [*torchrun(3, tmp_path / "logs"), *given], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     shards = tmp_path / "cache" / "shards"
     while len(list(shards.glob("[!.]*.json"))) < 3:
         assert running.poll() is None, said(tmp_path / "logs")
@@ -86,7 +126,9 @@ def test_a_killed_preparer_ends_the_torchrun_launch_and_a_rerun_goes_on(tmp_path
         assert "rank 0 (pid " in said(tmp_path / "logs")[rank]
         assert "died while it prepared the data" in said(tmp_path / "logs")[rank]
     finished = len(list(shards.glob("[!.]*.json")))
-    again = subprocess.run([sys.executable, str(ROOT / "train.py"), *given], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *given], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
     assert again.returncode == 0, again.stderr
     assert f"{finished} reused" in again.stderr
 

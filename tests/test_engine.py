@@ -44,7 +44,9 @@ class Numbers:
         meter.begin_segment()
         meter.update(str(shard.segments).encode())
         for first in range(0, 10, 4):
-            yield pa.record_batch({"n": pa.array(range(shard.segments[0] * 10 + first, shard.segments[0] * 10 + min(10, first + 4)))})
+            yield pa.record_batch(
+                {"n": pa.array(range(shard.segments[0] * 10 + first, shard.segments[0] * 10 + min(10, first + 4)))}
+            )
 
     def remember(self, shard: Shard, raw: Raw) -> None:
         pass
@@ -91,7 +93,9 @@ class JsonFiles:
         path = self.cache / "shards" / f"{key}.json"
         if not path.exists():
             return None
-        return Receipt.from_json({name: value for name, value in json.loads(path.read_bytes()).items() if name != "self_digest"})
+        return Receipt.from_json(
+            {name: value for name, value in json.loads(path.read_bytes()).items() if name != "self_digest"}
+        )
 
     def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt:
         numbers = [n for batch in batches for n in batch["n"].to_pylist()]
@@ -111,7 +115,9 @@ def cache(tmp_path: Path) -> Path:
 
 
 def pipeline(cache: Path, *transforms: Any, shards: int = 5, name: str = "train") -> Pipeline:
-    return Pipeline(source=Numbers(shards, name), transforms=(*transforms, Square()), sink=JsonFiles(cache), transform_key="square")
+    return Pipeline(
+        source=Numbers(shards, name), transforms=(*transforms, Square()), sink=JsonFiles(cache), transform_key="square"
+    )
 
 
 def run_all(pipelines: list[Pipeline], executor: Executor) -> list[list[Done]]:
@@ -148,8 +154,16 @@ def test_a_shard_whose_worker_ends_is_worked_on_again(cache: Path, what: str, ca
     [done] = run_all([pipeline(cache, OnNumber(33, what, cache / "mark"))], Processes(num_proc=2, stall_seconds=2))
     assert numbers(cache, done) == [n * n for n in range(50)]
     assert all(d.receipt.counts == {"seen": 10} for d in done)
-    [said] = [r.message for r in caplog.records if "train:00003" in r.message and "worker" in r.message and "from now on" not in r.message]
-    assert re.search(f"{'was killed by SIGKILL' if what == 'kill' else 'got nothing done in [23] s and was stopped'} at records 1 to 4 of the shard", said)
+    [said] = [
+        r.message
+        for r in caplog.records
+        if "train:00003" in r.message and "worker" in r.message and "from now on" not in r.message
+    ]
+    assert re.search(
+        f"{'was killed by SIGKILL' if what == 'kill' else 'got nothing done in [23] s and was stopped'} at records 1 "
+        f"to 4 of the shard",
+        said,
+    )
 
 
 def test_a_persons_mistake_in_a_worker_arrives_as_itself(executor: Executor, cache: Path) -> None:

@@ -1,4 +1,6 @@
-"""What held-out rows are scored: against a plain loop over documents, against bytes counted by hand, and the same for any number of ranks."""
+"""What held-out rows are scored: against a plain loop over documents, against bytes counted by hand, and the same for
+any number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,13 @@ ALONE = ranks({})
 @pytest.fixture
 def held_out(tmp_path: Path, prepare: Callable[..., Prepared]) -> Prepared:
     """Two sources of short whole documents, several to a row."""
-    for name, text in (("ko", "한국어 문서 {} 번째 이야기입니다. "), ("en", "The story of document number {}, told in English. ")):
-        lines = [json.dumps({"text": text.format(number) * (number % 3 + 1)}, ensure_ascii=False) for number in range(30)]
+    for name, text in (
+        ("ko", "한국어 문서 {} 번째 이야기입니다. "),
+        ("en", "The story of document number {}, told in English. "),
+    ):
+        lines = [
+            json.dumps({"text": text.format(number) * (number % 3 + 1)}, ensure_ascii=False) for number in range(30)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return prepare(tmp_path / "ko.jsonl", tmp_path / "en.jsonl", seq_len=128, packing="bfd")
 
@@ -41,7 +48,9 @@ def held_out(tmp_path: Path, prepare: Callable[..., Prepared]) -> Prepared:
 @pytest.fixture
 def model(tmp_path: Path) -> Any:
     config = load_config(str(write_model_config(tmp_path, vocab_size=8192, max_position_embeddings=128)), None)
-    built = build_model(config, pretrained_model=None, attention="sdpa", special_ids={"eos_token_id": 0}, seed=7, device="cpu")
+    built = build_model(
+        config, pretrained_model=None, attention="sdpa", special_ids={"eos_token_id": 0}, seed=7, device="cpu"
+    )
     return built.train()
 
 
@@ -54,7 +63,11 @@ def score(model: Any, prepared: Prepared, *, limit: int | None = None, batch_siz
 def documents(prepared: Prepared, source: str) -> list[list[int]]:
     rows = PackedRows.of(prepared)
     numbers = HeldOut.of(prepared).sources[source]
-    return [part.tolist() for row in rows.__getitems__(numbers) for part in np.split(row.input_ids, np.cumsum(row.seq_lengths)[:-1])]
+    return [
+        part.tolist()
+        for row in rows.__getitems__(numbers)
+        for part in np.split(row.input_ids, np.cumsum(row.seq_lengths)[:-1])
+    ]
 
 
 def test_scores_are_those_of_a_plain_loop_over_single_documents(held_out: Prepared, model: Any) -> None:
@@ -120,10 +133,12 @@ torch.set_num_threads(1)
 prepared, model = Prepared.open(path), AutoModelForCausalLM.from_pretrained(sys.argv[2])
 for world in (3, 2, 1):
     if rank < world:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}{world}", rank=rank, world_size=world)
+        store = f"file://{sys.argv[3]}{world}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
         here = Ranks(rank=rank, local_rank=rank, world_size=world, local_world_size=world)
         bytes_of = TokenBytes(load_file(path / "tokenizer.json"))
-        scores = evaluate(model, HeldOut.of(prepared), PackedCollator(pad_id=0), bytes_of, here, batch_size=3, device="cpu")
+        collator = PackedCollator(pad_id=0)
+        scores = evaluate(model, HeldOut.of(prepared), collator, bytes_of, here, batch_size=3, device="cpu")
         found[world] = {name: score.figures() for name, score in scores.items()}
         torch.distributed.destroy_process_group()
 print(json.dumps(found), flush=True)
@@ -133,14 +148,23 @@ os._exit(0)
 
 @pytest.mark.long
 def test_any_number_of_ranks_gives_the_same_sums(held_out: Prepared, model: Any, tmp_path: Path) -> None:
-    """Also where the batches do not go evenly among the ranks; of two, test_seeing.py shows it. Three processes are a group of three, then two of them are one, then one."""
+    """Also where the batches do not go evenly among the ranks; of two, test_seeing.py shows it. Three processes are a
+    group of three, then two of them are one, then one.
+    """
     model.save_pretrained(tmp_path / "model")
     batches = len(HeldOut.of(held_out).batches(3))
     assert batches % 2 > 0
     assert batches % 3 > 0
     command = [sys.executable, "-c", DRIVER, held_out.path, tmp_path / "model", tmp_path / "store"]
-    started = [subprocess.Popen([*map(str, command), str(rank)], stdout=subprocess.PIPE, text=True, cwd=ROOT) for rank in range(3)]
-    found = [(world, scores) for process in started for world, scores in json.loads(process.communicate(timeout=120)[0]).items()]
+    started = [
+        subprocess.Popen([*map(str, command), str(rank)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for rank in range(3)
+    ]
+    found = [
+        (world, scores)
+        for process in started
+        for world, scores in json.loads(process.communicate(timeout=120)[0]).items()
+    ]
     assert sorted(world for world, _ in found) == ["1", "2", "2", "3", "3", "3"]
     alone = next(scores for world, scores in found if world == "1")
     for _, scores in found:
@@ -154,10 +178,16 @@ def test_bytes_of_a_tokenizer_that_is_not_byte_level_are_those_of_the_text() -> 
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = ["▁", "한", "국", "어", "▁한", "a", "b", "▁a"]
-    pieces = [("<unk>", -20.0), *[(f"<0x{byte:02X}>", -9.0) for byte in range(256)], *[(letter, -1.0 - number / 10) for number, letter in enumerate(letters)]]
+    pieces = [
+        ("<unk>", -20.0),
+        *[(f"<0x{byte:02X}>", -9.0) for byte in range(256)],
+        *[(letter, -1.0 - number / 10) for number, letter in enumerate(letters)],
+    ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer.add_special_tokens([AddedToken("<eos>", special=True)])
     text = "한국어 ab 한강 a"  # "강" is in the vocabulary as bytes only
     ids = np.array([[*tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.token_to_id("<eos>")]])
@@ -175,19 +205,42 @@ def test_bytes_of_a_tokenizer_that_is_not_byte_level_are_those_of_the_text() -> 
 
 def test_the_command_prints_a_table_and_json(held_out: Prepared, model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "run" / "final_model")
-    command = [sys.executable, "-m", "moai", "evaluate", "--model", str(tmp_path / "run"), "--data", str(held_out.path), "--use_cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "moai",
+        "evaluate",
+        "--model",
+        str(tmp_path / "run"),
+        "--data",
+        str(held_out.path),
+        "--use_cpu",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
     out = done.stdout
     assert "%|" not in done.stderr, "no bars"
     written = json.loads(out.splitlines()[-1])
-    assert out.splitlines()[0].split() == ["source", "rows", "tokens", "text", "bytes", "loss", "perplexity", "bits/byte"]
+    assert out.splitlines()[0].split() == [
+        "source",
+        "rows",
+        "tokens",
+        "text",
+        "bytes",
+        "loss",
+        "perplexity",
+        "bits/byte",
+    ]
     assert f"{written['scores']['ko.jsonl']['bits_per_byte']:.4f}" in out
     assert written["scores"][ALL]["nll"] == pytest.approx(score(model, held_out, batch_size=8)[ALL].nll, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
-    [("--model nowhere --data {data}", 2, "--model nowhere"), ("--model {model}", 2, "--data"), ("--model {data} --data {data}", 65, "--model {data}")],
+    [
+        ("--model nowhere --data {data}", 2, "--model nowhere"),
+        ("--model {model}", 2, "--data"),
+        ("--model {data} --data {data}", 65, "--model {data}"),
+    ],
 )
 def test_what_cannot_be_evaluated_is_one_line(
     flags: str, code: int, said: str, held_out: Prepared, model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

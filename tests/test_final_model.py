@@ -66,18 +66,27 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path, at: str, lef
         place.symlink_to("elsewhere")
     written(staging(place), "new")
     (tmp_path / "points").mkdir()
-    environ = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": f"{at}=kill"}
+    environ = {
+        **os.environ,
+        "MOAI_TESTING": "1",
+        "MOAI_FAILPOINT_DIR": str(tmp_path / "points"),
+        "MOAI_FAILPOINT": f"{at}=kill",
+    }
     killed = subprocess.run([sys.executable, "-c", PUT, staging(place, writes=False), place], env=environ, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert texts(place) == [left, left]
     put(written(staging(place), "next"), place)
     assert texts(place) == ["next", "next"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["final_model", "points", *["elsewhere"] * is_link])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["final_model", "points", *["elsewhere"] * is_link]
+    )
     if is_link:
         assert texts(tmp_path / "elsewhere") == ["old", "old"]
 
 
-def test_where_names_cannot_be_exchanged_the_old_model_is_set_aside_and_a_crash_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_names_cannot_be_exchanged_the_old_model_is_set_aside_and_a_crash_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     place = tmp_path / "final_model"
     put(written(staging(place), "old"), place)
@@ -88,7 +97,10 @@ def test_where_names_cannot_be_exchanged_the_old_model_is_set_aside_and_a_crash_
         crash.setattr(failpoints, "_armed", failpoints.Armed(tmp_path / "points", ("final_model.aside", 1), "raise"))
         with pytest.raises(OSError):
             put(written(staging(place), "newest"), place)
-    assert (texts(tmp_path / ".final_model.before"), texts(staging(place, writes=False))) == (["new"] * 2, ["newest"] * 2)
+    assert (texts(tmp_path / ".final_model.before"), texts(staging(place, writes=False))) == (
+        ["new"] * 2,
+        ["newest"] * 2,
+    )
     put(written(staging(place), "again"), place)
     assert texts(place) == ["again", "again"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["final_model", "points"]
@@ -121,5 +133,7 @@ def test_a_model_without_its_checkpoints_is_not_written_over(tmp_path: Path, tra
         str(tiny_run.write_tokenizer(tmp_path / "tokenizer")),
     ]
     for more in ([], ["--sequential"]):
-        with pytest.raises(ConfigError, match="holds a final_model already, and no checkpoint to go on from; move it away"):
+        with pytest.raises(
+            ConfigError, match="holds a final_model already, and no checkpoint to go on from; move it away"
+        ):
             train_py(*words, "--dataset", str(tmp_path), *more)

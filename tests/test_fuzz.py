@@ -1,7 +1,8 @@
-"""Input and manifests made wrong at random: every line is kept exactly or named with its place, every manifest is the one that was written or none.
+"""Input and manifests made wrong at random: every line is kept exactly or named with its place, every manifest is the
+one that was written or none.
 
-What is right of a line is judged here anew, by the standard library's reader and the rules of docs/cache.md. Of several defects of
-one line any may be named.
+What is right of a line is judged here anew, by the standard library's reader and the rules of docs/cache.md. Of several
+defects of one line any may be named.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ PrepareIt = Callable[..., Prepared]
 MAX_DOC_BYTES = 3000
 DEEPEST = 1024
 EXPLAINED = 500
-"""In what nests deeper than this, a broken record is just that: no reason depends on how deep a reader's own stack is."""
+"""In what nests deeper than this, a broken record is just that: no reason depends on how deep a reader's own stack
+is.
+"""
 BOM = b"\xef\xbb\xbf"
 LINES = 2500
 
@@ -82,9 +85,19 @@ def judge(line: bytes) -> str | set[str] | None:
     depth = _depth(text)
     defects = {"too deep"} if depth > DEEPEST else set()
     try:
-        value = json.loads(text, object_pairs_hook=Pairs, parse_constant=_constant(defects), parse_float=_number(defects), parse_int=_number(defects))
+        value = json.loads(
+            text,
+            object_pairs_hook=Pairs,
+            parse_constant=_constant(defects),
+            parse_float=_number(defects),
+            parse_int=_number(defects),
+        )
     except json.JSONDecodeError:
-        return defects | {"broken JSON"} | ({"lone surrogate"} if depth > EXPLAINED and re.search(r"\\u[dD]", text) else set())
+        return (
+            defects
+            | {"broken JSON"}
+            | ({"lone surrogate"} if depth > EXPLAINED and re.search(r"\\u[dD]", text) else set())
+        )
     if any(_is_lone(string) for string in _strings(value)):
         defects.add("lone surrogate")
     if defects:
@@ -158,9 +171,58 @@ WORDS = [
     "\r",
     "0",
 ]
-VALUES = ["NaN", "-Infinity", "Infinity", "null", "true", "5", "-0.5e-7", "1e999", "9" * 400, "12345678901234567890123", "01", "-", "1.", ".5", "[]", "{}", '["a"]',
-          '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\u12"', '"\\x41"', "None", "'a'", '"\x01"', "\x0b1", "{", "1 2", ""]  # fmt: skip
-BYTES = [b"\0", b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xea\xb0", b"\n", b"\r", BOM, b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\x0c", b" ", b"\x80"]
+VALUES = [
+    "NaN",
+    "-Infinity",
+    "Infinity",
+    "null",
+    "true",
+    "5",
+    "-0.5e-7",
+    "1e999",
+    "9" * 400,
+    "12345678901234567890123",
+    "01",
+    "-",
+    "1.",
+    ".5",
+    "[]",
+    "{}",
+    '["a"]',
+    '"\\ud800"',
+    '"\\udc00\\ud800"',
+    '"\\ud83d\\ude00"',
+    '"\\u12"',
+    '"\\x41"',
+    "None",
+    "'a'",
+    '"\x01"',
+    "\x0b1",
+    "{",
+    "1 2",
+    "",
+]
+BYTES = [
+    b"\0",
+    b"\xff",
+    b"\xc0\xaf",
+    b"\xed\xa0\x80",
+    b"\xea\xb0",
+    b"\n",
+    b"\r",
+    BOM,
+    b'"',
+    b"\\",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"\x0c",
+    b" ",
+    b"\x80",
+]
 
 Change = Callable[[random.Random, bytes], bytes]
 
@@ -196,12 +258,41 @@ def _deep(choose: random.Random, line: bytes) -> bytes:
 def _long(choose: random.Random, line: bytes) -> bytes:
     size = MAX_DOC_BYTES + choose.choice([-1, 0, 1, 2, 5000])
     pad = max(0, size - len(line))
-    return choose.choice([line[:-2] + b"x" * pad + line[-2:], b" " * pad + line, line + b" " * pad, b" " * size, line[:-1] + b"\r" * pad + line[-1:]])
+    return choose.choice(
+        [
+            line[:-2] + b"x" * pad + line[-2:],
+            b" " * pad + line,
+            line + b" " * pad,
+            b" " * size,
+            line[:-1] + b"\r" * pad + line[-1:],
+        ]
+    )
 
 
 def _other(choose: random.Random, line: bytes) -> bytes:
-    return choose.choice([b"", b"\r", b" \t", b"\x0c", BOM, BOM * 2, b"null", b'"a"', b"5", b"[]", b"{}", line + line, line[::-1], line + b"\r", BOM + line, BOM * 2 + line,
-                          line.decode("utf-8", "replace").encode("utf-16-le"), line.decode("utf-8", "replace").encode("cp949", "replace"), choose.randbytes(60)])  # fmt: skip
+    return choose.choice(
+        [
+            b"",
+            b"\r",
+            b" \t",
+            b"\x0c",
+            BOM,
+            BOM * 2,
+            b"null",
+            b'"a"',
+            b"5",
+            b"[]",
+            b"{}",
+            line + line,
+            line[::-1],
+            line + b"\r",
+            BOM + line,
+            BOM * 2 + line,
+            line.decode("utf-8", "replace").encode("utf-16-le"),
+            line.decode("utf-8", "replace").encode("cp949", "replace"),
+            choose.randbytes(60),
+        ]
+    )
 
 
 CHANGES: list[Change] = [_flip, _cut, _insert, _value, _deep, _long, _other]
@@ -212,7 +303,9 @@ def fuzzed(choose: random.Random, lines: int) -> bytes:
     made = []
     for number in range(lines):
         text = " ".join(choose.choices(WORDS, k=choose.choice([0, 1, 3, 8, 40]))) + (f" {number}" if number % 9 else "")
-        line = json.dumps({"text": text, **({"n": number} if number % 3 else {})}, ensure_ascii=number % 2 == 0).encode()
+        line = json.dumps(
+            {"text": text, **({"n": number} if number % 3 else {})}, ensure_ascii=number % 2 == 0
+        ).encode()
         for _ in range(choose.choice([0, 0, 0, 1, 1, 1, 3])):
             line = choose.choice(CHANGES)(choose, line or b"{}")
         made.append(line)
@@ -237,14 +330,27 @@ def check_lines(folder: Path, seed: int, prepare: PrepareIt, texts: Callable[[Pr
         (folder / name).write_bytes(content)
         for shard_bytes in (20_011, 10**9):
             cache = folder / f"cache-{name}-{shard_bytes}"
-            given = {"max_doc_bytes": MAX_DOC_BYTES, "max_bad_ratio": 1.0, "text_column": "text", "tokenizer_backend": "tokenizers", "cache_dir": str(cache)}
+            given = {
+                "max_doc_bytes": MAX_DOC_BYTES,
+                "max_bad_ratio": 1.0,
+                "text_column": "text",
+                "tokenizer_backend": "tokenizers",
+                "cache_dir": str(cache),
+            }
             prepared = prepare(folder / name, shard_bytes=shard_bytes, **given)
             assert (len(prepared.content["shards"]) > 5) == (shard_bytes < len(data))
             entries = [json.loads(entry) for entry in (prepared.path / "quarantine.jsonl").read_bytes().splitlines()]
-            assert [(entry["file"], entry["line"], entry["offset"]) for entry in entries] == [(name, line.number, line.offset) for line in bad]
+            assert [(entry["file"], entry["line"], entry["offset"]) for entry in entries] == [
+                (name, line.number, line.offset) for line in bad
+            ]
             assert [(entry, line) for entry, line in zip(entries, bad) if entry["reason"] not in line.reasons] == []
             assert texts(prepared) == kept
-            assert prepared.content["records"] == {"read": len(lines), "kept": len(kept), "filtered": blank, "quarantined": len(bad)}
+            assert prepared.content["records"] == {
+                "read": len(lines),
+                "kept": len(kept),
+                "filtered": blank,
+                "quarantined": len(bad),
+            }
             found = Counter(entry["reason"] for entry in entries)
             assert reasons in (Counter(), found)
             reasons = found
@@ -252,10 +358,23 @@ def check_lines(folder: Path, seed: int, prepare: PrepareIt, texts: Callable[[Pr
     return reasons
 
 
-REASONS = {"broken JSON", "invalid UTF-8", "NaN", "too deep", "lone surrogate", "not an object", "no text", "null text", "text is no string", "too large"}
+REASONS = {
+    "broken JSON",
+    "invalid UTF-8",
+    "NaN",
+    "too deep",
+    "lone surrogate",
+    "not an object",
+    "no text",
+    "null text",
+    "text is no string",
+    "too large",
+}
 
 
-def test_of_fuzzed_lines_none_is_lost_and_every_bad_one_is_named(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_of_fuzzed_lines_none_is_lost_and_every_bad_one_is_named(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     reasons: Counter[str] = Counter()
     for seed in range(5000 // LINES):
         (tmp_path / str(seed)).mkdir()
@@ -275,7 +394,8 @@ def test_of_a_hundred_thousand_fuzzed_lines_none_is_lost(
     record(
         "JSON lines fuzzed",
         100_000,
-        f"every good text kept exactly, {sum(reasons.values()):,} set aside with line, offset and reason, plain and compressed, in 1 shard and in many",
+        f"every good text kept exactly, {sum(reasons.values()):,} set aside with line, offset and reason, plain and "
+        f"compressed, in 1 shard and in many",
     )
 
 
@@ -324,9 +444,15 @@ def check_manifests(made: Path, cases: int, seed: int) -> Counter[str]:
             assert data != whole
             outcomes["refused"] += 1
             continue
-        if change is _resealed:  # by whoever knows how digests are made: then it is what he wrote, and names what is there
+        if (
+            change is _resealed
+        ):  # by whoever knows how digests are made: then it is what he wrote, and names what is there
             assert content == json.loads(data)["content"]
-            assert all((made / entry["file"]).stat().st_size == entry["bytes"] for entry in [*content["shards"], *content["files"]] if entry["file"])
+            assert all(
+                (made / entry["file"]).stat().st_size == entry["bytes"]
+                for entry in [*content["shards"], *content["files"]]
+                if entry["file"]
+            )
             outcomes["resealed and of the right shape"] += 1
         else:
             assert data == whole
@@ -348,8 +474,21 @@ def _as_text(choose: random.Random, whole: bytes) -> bytes:
     lines = whole.decode().split("\n")
     at = choose.randrange(1, len(lines) - 1)
     key, colon, _ = lines[at].partition(": ")
-    line = choose.choice(["", lines[at] + "\n" + lines[at], " " + lines[at], lines[at] + " ", lines[at].upper(), key + colon + choose.choice(VALUES) + ",",
-                          key + colon + "9" * 5000 + ",", key + colon + "[" * 5000 + ",", f"{key}{colon}1,\n{lines[at]}", lines[at].replace(":", " :"), "\r"])  # fmt: skip
+    line = choose.choice(
+        [
+            "",
+            lines[at] + "\n" + lines[at],
+            " " + lines[at],
+            lines[at] + " ",
+            lines[at].upper(),
+            key + colon + choose.choice(VALUES) + ",",
+            key + colon + "9" * 5000 + ",",
+            key + colon + "[" * 5000 + ",",
+            f"{key}{colon}1,\n{lines[at]}",
+            lines[at].replace(":", " :"),
+            "\r",
+        ]
+    )
     return "\n".join([*lines[:at], line, *lines[at + 1 :]]).encode("utf-8", "surrogatepass")
 
 
@@ -385,7 +524,9 @@ def _edit(choose: random.Random, inside: Any) -> None:
     elif choose.random() < 0.15:
         inside.append(copy.deepcopy(value)) if isinstance(inside, list) else inside.update({f"{key}'": value})
     else:
-        changed = [value + choose.choice([-1, 1, 10**6]), -value, float(value), str(value)] if isinstance(value, int) else []
+        changed = (
+            [value + choose.choice([-1, 1, 10**6]), -value, float(value), str(value)] if isinstance(value, int) else []
+        )
         with contextlib.suppress(OverflowError):
             inside[key] = choose.choice([*changed, *ODD, [value], {"a": value}])
 

@@ -32,22 +32,30 @@ def test_a_cache_of_nothing_but_what_is_needed_stays_as_it_is(cache: Path, run: 
     assert tree(cache) == before
 
 
-def test_a_superseded_directory_goes_with_its_shards_and_the_new_one_stays(cache: Path, source: Path, run: Callable[[], Prepared]) -> None:
+def test_a_superseded_directory_goes_with_its_shards_and_the_new_one_stays(
+    cache: Path, source: Path, run: Callable[[], Prepared]
+) -> None:
     old = run()
     changed(source)
     new = run()
-    shared = {shard["shard_key"] for shard in old.content["shards"]} & {shard["shard_key"] for shard in new.content["shards"]}
+    shared = {shard["shard_key"] for shard in old.content["shards"]} & {
+        shard["shard_key"] for shard in new.content["shards"]
+    }
     assert shared
     assert f"would go  datasets/{old.path.name}, its files changed and were prepared anew" in gc(cache, dry_run=True)[1]
     assert old.path.exists()
     assert f"removed   datasets/{old.path.name}, its files changed and were prepared anew" in gc(cache)[1]
     assert not old.path.exists()
-    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {shard["shard_key"] for shard in new.content["shards"]}
+    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {
+        shard["shard_key"] for shard in new.content["shards"]
+    }
     assert all(check.ok for check in verify(new.path))
     assert run().path == new.path
 
 
-def test_what_was_prepared_from_data_that_is_gone_stays(tmp_path: Path, cache: Path, source: Path, prepare: PrepareIt) -> None:
+def test_what_was_prepared_from_data_that_is_gone_stays(
+    tmp_path: Path, cache: Path, source: Path, prepare: PrepareIt
+) -> None:
     """Nothing could make it again, though a newer plan covers its file."""
     prepared = prepare(source, shard_bytes=4000)
     other = shutil.copy(source, tmp_path / "b.jsonl")
@@ -76,7 +84,9 @@ def test_older_than_leaves_the_younger(cache: Path, source: Path, run: Callable[
     age(cache / "shards", 8)
     for path in (old.path, *(cache / "plans").iterdir()):
         age(path, 8)
-    os.utime(max((cache / "plans").iterdir(), key=lambda path: json.loads(path.read_bytes())["directory"] != old.path.name))  # the newer plan is of today
+    os.utime(
+        max((cache / "plans").iterdir(), key=lambda path: json.loads(path.read_bytes())["directory"] != old.path.name)
+    )  # the newer plan is of today
     gc(cache, older_than=9)
     assert old.path.exists()
     gc(cache, older_than=7)
@@ -93,7 +103,9 @@ def test_shards_of_a_run_that_was_killed_are_kept_until_they_are_old(cache: Path
     assert list((cache / "shards").iterdir()) == []
 
 
-def test_by_size_the_longest_unused_goes_first_and_takes_what_it_alone_links(cache: Path, source: Path, prepare: PrepareIt) -> None:
+def test_by_size_the_longest_unused_goes_first_and_takes_what_it_alone_links(
+    cache: Path, source: Path, prepare: PrepareIt
+) -> None:
     first, second = (prepare(source, shard_bytes=4000, seq_len=length, packing="bfd_split") for length in (32, 64))
     for path in (first.path, *(cache / "plans").iterdir()):
         age(path, 3)
@@ -102,7 +114,9 @@ def test_by_size_the_longest_unused_goes_first_and_takes_what_it_alone_links(cac
     assert first.path.exists()
     gc(cache, older_than=7, max_bytes=size - 1)
     assert not first.path.exists()
-    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {shard["shard_key"] for shard in second.content["shards"]}
+    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {
+        shard["shard_key"] for shard in second.content["shards"]
+    }
     last = gc(cache, older_than=7, max_bytes=0)
     assert not second.path.exists()
     assert "all of it is in use" in last[-2]  # records of a few bytes, of which nothing is said
@@ -114,10 +128,19 @@ def test_what_killed_runs_left_goes(cache: Path, source: Path, run: Callable[[],
     gc(cache)
     before = tree(cache)
     left = {
-        "attempts/dead/owner.json": a_dead_owner(), "attempts/dead/half.arrow": b"x" * 100, "shards/.a.json.0123456789abcdef0123456789abcdef.tmp": b"",
-        "shards/aa.corrupt-01": b"x", "shards/bb.arrow": b"x", "shards/cc.json": b"{}", "shards/dd.bad.jsonl": b"{}\n",
-        "launches/ended.json": a_dead_owner(), "uses/x-1.json": a_dead_owner(), "quarantine/q.jsonl": b"{}\n", "locks/free.lock": b"", "plans/p.json": b"",
-    }  # fmt: skip
+        "attempts/dead/owner.json": a_dead_owner(),
+        "attempts/dead/half.arrow": b"x" * 100,
+        "shards/.a.json.0123456789abcdef0123456789abcdef.tmp": b"",
+        "shards/aa.corrupt-01": b"x",
+        "shards/bb.arrow": b"x",
+        "shards/cc.json": b"{}",
+        "shards/dd.bad.jsonl": b"{}\n",
+        "launches/ended.json": a_dead_owner(),
+        "uses/x-1.json": a_dead_owner(),
+        "quarantine/q.jsonl": b"{}\n",
+        "locks/free.lock": b"",
+        "plans/p.json": b"",
+    }
     for name, data in left.items():
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_bytes(data)
@@ -157,7 +180,10 @@ def test_nothing_goes_while_a_preparation_is_at_work(cache: Path, source: Path, 
 
 
 def test_a_directory_that_a_process_notes_as_used_stays(cache: Path, superseded: Prepared) -> None:
-    code = f"from moai.cache.leases import note_use\nfrom pathlib import Path\nnote_use(Path({str(cache)!r}), {superseded.path.name!r})\nprint('noted', flush=True)\ninput()"
+    code = (
+        f"from moai.cache.leases import note_use\nfrom pathlib import Path\nnote_use(Path({str(cache)!r}), "
+        f"{superseded.path.name!r})\nprint('noted', flush=True)\ninput()"
+    )
     training = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert training.stdout is not None
     assert training.stdout.readline() == "noted\n"
@@ -171,7 +197,10 @@ def test_a_directory_that_a_process_notes_as_used_stays(cache: Path, superseded:
 
 def test_a_directory_that_a_process_has_mapped_stays(cache: Path, superseded: Prepared) -> None:
     """Whoever opened it by other means than moai has left no note."""
-    with open(next(iter(superseded.path.glob("data-*.arrow"))), "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+    with (
+        open(next(iter(superseded.path.glob("data-*.arrow"))), "rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ),
+    ):
         assert mapped(cache) == {superseded.path.name}
         gc(cache)
         assert superseded.path.exists()
@@ -183,7 +212,9 @@ def test_a_record_of_use_lives_as_its_process_or_as_its_file() -> None:
     me = owner()
     assert lives(me, 10**9)
     assert not lives({**me, "start_token": "another"}, 0)
-    assert lives({**me, "start_token": "another", "pid_namespace": "pid:[1]"}, DEAD_SECONDS - 1)  # a container with this host's name
+    assert lives(
+        {**me, "start_token": "another", "pid_namespace": "pid:[1]"}, DEAD_SECONDS - 1
+    )  # a container with this host's name
     assert lives({**me, "host": "another"}, DEAD_SECONDS - 1)
     assert not lives({**me, "host": "another"}, DEAD_SECONDS + 1)
     assert not lives(None, DEAD_SECONDS + 1)
@@ -205,7 +236,9 @@ def test_a_lock_that_is_held_stays(cache: Path, run: Callable[[], Prepared]) -> 
     assert not path.exists()
 
 
-def test_odd_things_in_a_cache_are_neither_opened_nor_followed(cache: Path, tmp_path: Path, run: Callable[[], Prepared]) -> None:
+def test_odd_things_in_a_cache_are_neither_opened_nor_followed(
+    cache: Path, tmp_path: Path, run: Callable[[], Prepared]
+) -> None:
     run()
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("x")

@@ -27,17 +27,23 @@ def test_killed_anywhere_it_leaves_a_cache_that_prepares_and_verifies(
     killed = collect_in(cache, tmp_path / "marks", f"{place}=kill")
     killed.communicate(timeout=150)
     assert killed.returncode == -signal.SIGKILL
-    assert all(path.with_suffix(".arrow").exists() for path in (cache / "shards").glob("[!b]*.json"))  # no receipt without its data
+    assert all(
+        path.with_suffix(".arrow").exists() for path in (cache / "shards").glob("[!b]*.json")
+    )  # no receipt without its data
     assert not superseded.path.exists() or all(check.ok for check in verify(superseded.path))
     now = run()
     assert all(check.ok for check in verify(now.path))
     gc(cache)
     assert list((cache / "attempts").iterdir()) == []
-    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {shard["shard_key"] for shard in now.content["shards"]}
+    assert {path.name.split(".")[0] for path in (cache / "shards").iterdir()} == {
+        shard["shard_key"] for shard in now.content["shards"]
+    }
 
 
 @pytest.mark.parametrize("place", ["gc.receipts:1", "gc.data:3"])
-def test_a_preparation_that_begins_meanwhile_gets_everything_back(tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str) -> None:
+def test_a_preparation_that_begins_meanwhile_gets_everything_back(
+    tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str
+) -> None:
     """Its attempt is seen once the shards lie aside: all are put back, and what it links is whole."""
     whole = run()
     shutil.rmtree(whole.path)
@@ -49,13 +55,17 @@ def test_a_preparation_that_begins_meanwhile_gets_everything_back(tmp_path: Path
     out, _ = process.communicate(timeout=150)
     assert "kept      the rest: begun is at work in this cache; run again later" in out
     assert tree(cache / "shards") == before
-    assert bool(list((tmp_path / "marks").glob("gc.data.*"))) == place.startswith("gc.data")  # no more is moved than was when it was seen
+    assert bool(list((tmp_path / "marks").glob("gc.data.*"))) == place.startswith(
+        "gc.data"
+    )  # no more is moved than was when it was seen
     shutil.rmtree(attempt)
     assert run().manifest["run"]["shards_made"] == 0
 
 
 @pytest.mark.parametrize("place", ["gc.data:1", "gc.delete:1"])
-def test_a_whole_preparation_in_the_midst_of_it_ends_with_the_same_bytes(tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str) -> None:
+def test_a_whole_preparation_in_the_midst_of_it_ends_with_the_same_bytes(
+    tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str
+) -> None:
     """It finds less than there was, makes that again, and publishes; what it published is not touched."""
     first = run()
     whole = {path.name: path.read_bytes() for path in first.path.glob("data-*")}
@@ -69,13 +79,19 @@ def test_a_whole_preparation_in_the_midst_of_it_ends_with_the_same_bytes(tmp_pat
     assert {path.name: path.read_bytes() for path in meanwhile.path.glob("data-*")} == whole
     assert all(check.ok for check in verify(meanwhile.path))
     finished = {path.name for path in (cache / "shards").iterdir()}
-    assert {f"{shard['shard_key']}.{ending}" for shard in meanwhile.content["shards"] for ending in ("json", "arrow", "documents")} == finished
+    assert {
+        f"{shard['shard_key']}.{ending}"
+        for shard in meanwhile.content["shards"]
+        for ending in ("json", "arrow", "documents")
+    } == finished
     assert run().path == meanwhile.path
     gc(cache)
     assert all(check.ok for check in verify(meanwhile.path))
 
 
-def test_a_directory_that_is_used_again_meanwhile_is_put_back(tmp_path: Path, cache: Path, superseded: Prepared) -> None:
+def test_a_directory_that_is_used_again_meanwhile_is_put_back(
+    tmp_path: Path, cache: Path, superseded: Prepared
+) -> None:
     process = collect_in(cache, tmp_path / "marks", "gc.receipts:1=pause")
     paused(process, tmp_path / "marks" / "gc.receipts.1")
     (cache / "uses").mkdir()
@@ -94,7 +110,9 @@ def retirement(cache: Path, run: Callable[[], Prepared]) -> Iterator[Retirement]
 
 def test_two_at_once_leave_the_shards_to_neither(cache: Path, retirement: Retirement) -> None:
     shutil.rmtree(cache / "datasets")
-    assert f"kept      all shards and prepared directories: {retirement.place.name} is at work in this cache" in gc(cache)
+    assert f"kept      all shards and prepared directories: {retirement.place.name} is at work in this cache" in gc(
+        cache
+    )
     assert list((cache / "shards").iterdir())
     assert retirement.stopped == ""
 

@@ -1,4 +1,6 @@
-"""`moai gc` and the small records of a cache: digests of input, transforms, verdicts. What still serves something stays, whatever kills it."""
+"""`moai gc` and the small records of a cache: digests of input, transforms, verdicts. What still serves something
+stays, whatever kills it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def superseded(source: Path, run: Callable[[], Prepared]) -> tuple[Prepared, Pre
 
 def digests(cache: Path) -> set[str]:
     """Of the ranges that are remembered."""
-    return {str(known["digest"]) for path in (cache / "ranges").rglob("*.json") if (known := Ledger(cache).known(path.stem)) and "digest" in known}
+    return {
+        str(known["digest"])
+        for path in (cache / "ranges").rglob("*.json")
+        if (known := Ledger(cache).known(path.stem)) and "digest" in known
+    }
 
 
 def ends(cache: Path) -> list[Path]:
@@ -51,7 +57,9 @@ def made_of(prepared: Prepared) -> set[str]:
     return {shard["raw_digest"] for shard in prepared.content["shards"]}
 
 
-def test_digests_go_with_the_last_shard_that_was_made_of_that_content(cache: Path, superseded: tuple[Prepared, Prepared]) -> None:
+def test_digests_go_with_the_last_shard_that_was_made_of_that_content(
+    cache: Path, superseded: tuple[Prepared, Prepared]
+) -> None:
     old, new = superseded
     assert made_of(old) - made_of(new)
     assert digests(cache) == made_of(old) | made_of(new)
@@ -62,8 +70,12 @@ def test_digests_go_with_the_last_shard_that_was_made_of_that_content(cache: Pat
     assert not any(" digests of input" in line for line in gc(cache))
 
 
-def test_what_stays_saves_reading_and_tokenizing_as_before(cache: Path, source: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With directories and plans gone, shards of input that was read are found by the digests alone, of a stream by its ends too."""
+def test_what_stays_saves_reading_and_tokenizing_as_before(
+    cache: Path, source: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With directories and plans gone, shards of input that was read are found by the digests alone, of a stream by its
+    ends too.
+    """
     stream = source.with_name("b.jsonl.zst")
     stream.write_bytes(zstandard.compress(("\n".join(LINES) + "\n").encode(), 1))
     made = prepare(source, stream, shard_bytes=1000)
@@ -112,10 +124,14 @@ def test_a_transform_goes_with_its_last_shard(cache: Path, source: Path, prepare
 
 
 def wrong(sha: str) -> Wrong:
-    return Wrong({"tokenizer": "fastokens", "version": "0.0.1", "tokenizer_sha256": sha[:16]}, str(BackendDisagrees("other ids")))
+    return Wrong(
+        {"tokenizer": "fastokens", "version": "0.0.1", "tokenizer_sha256": sha[:16]}, str(BackendDisagrees("other ids"))
+    )
 
 
-def test_a_verdict_stays_as_long_as_anything_was_made_with_its_tokenizer(cache: Path, source: Path, prepare: PrepareIt) -> None:
+def test_a_verdict_stays_as_long_as_anything_was_made_with_its_tokenizer(
+    cache: Path, source: Path, prepare: PrepareIt
+) -> None:
     made = prepare(source, shard_bytes=4000)
     judged, other = wrong(made.content["tokenizer_digest"]), wrong("0" * 64)
     distrust(cache, judged)
@@ -138,7 +154,10 @@ def test_younger_records_stay(cache: Path, superseded: tuple[Prepared, Prepared]
     age(cache / "shards", 8)
     for path in (superseded[0].path, *(cache / "plans").iterdir()):
         age(path, 8)
-    newest = max((cache / "plans").iterdir(), key=lambda path: json.loads(path.read_bytes())["directory"] == superseded[1].path.name)
+    newest = max(
+        (cache / "plans").iterdir(),
+        key=lambda path: json.loads(path.read_bytes())["directory"] == superseded[1].path.name,
+    )
     age(newest, 0)
     before = {name: data for name, data in tree(cache).items() if name.startswith(RECORDS)}
     gc(cache, older_than=7)
@@ -155,7 +174,17 @@ def test_garbage_among_the_records_is_no_obstacle(cache: Path, source: Path, pre
     made = prepare(source, shard_bytes=4000)
     for folder in (*RECORDS, "ranges/ab", "shards"):
         (cache / folder).mkdir(exist_ok=True)
-        for number, data in enumerate((b"", b"[1]", b"null", b'{"ends": 5}', b'{"made_by": 5}', b'{"made_by": {"tokenizer_sha256": []}}', b"[" * 3000)):
+        for number, data in enumerate(
+            (
+                b"",
+                b"[1]",
+                b"null",
+                b'{"ends": 5}',
+                b'{"made_by": 5}',
+                b'{"made_by": {"tokenizer_sha256": []}}',
+                b"[" * 3000,
+            )
+        ):
             (cache / folder / f"garbage{number}.json").write_bytes(data)
     gc(cache)
     assert [
@@ -187,7 +216,9 @@ def test_killed_at_every_place_it_leaves_a_cache_in_which_all_that_is_referenced
     copy()
     assert exit_code(collect_in(cache, tmp_path / "marks", "")) == 0
     places = sorted(path.name.replace(".", ":").replace("gc:", "gc.") for path in (tmp_path / "marks").iterdir())
-    assert sum(place.startswith("gc.receipts") for place in places) >= 5  # a directory, a shard, and a record of each kind
+    assert (
+        sum(place.startswith("gc.receipts") for place in places) >= 5
+    )  # a directory, a shard, and a record of each kind
     for place in places[::step]:
         copy()
         marks = tmp_path / place
@@ -204,7 +235,9 @@ def test_killed_at_every_place_it_leaves_a_cache_in_which_all_that_is_referenced
 
 
 @pytest.mark.parametrize("folder", RECORDS)
-def test_a_preparation_that_begins_meanwhile_gets_its_records_back(tmp_path: Path, cache: Path, prepare: PrepareIt, source: Path, folder: str) -> None:
+def test_a_preparation_that_begins_meanwhile_gets_its_records_back(
+    tmp_path: Path, cache: Path, prepare: PrepareIt, source: Path, folder: str
+) -> None:
     """All that speaks of nothing any more, since the shards went before."""
     prepare(source, shard_bytes=4000)
     distrust(cache, wrong("0" * 64))

@@ -1,4 +1,6 @@
-"""Manifests and directories that were cut, changed or made to harm: one clear error, at once, and never a path outside."""
+"""Manifests and directories that were cut, changed or made to harm: one clear error, at once, and never a path
+outside.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def test_a_manifest_cut_at_every_byte_is_refused(made: Path) -> None:
 def test_every_bit_of_a_manifest_counts(made: Path) -> None:
     file = made / MANIFEST
     whole = bytearray(file.read_bytes())
-    for index in range(0, len(whole) * 8, 11):  # 11 and 8 have no common divisor: every byte and every bit of a byte has its turn
+    for index in range(
+        0, len(whole) * 8, 11
+    ):  # 11 and 8 have no common divisor: every byte and every bit of a byte has its turn
         whole[index // 8] ^= 1 << index % 8
         file.write_bytes(whole)
         with pytest.raises(DamagedError):
@@ -84,8 +88,25 @@ def test_another_spelling_of_the_same_manifest_is_refused(made: Path) -> None:
     assert "does not match its own digest" in refused(made)
 
 
-NAMES = ["../outside.arrow", "/etc/passwd", "sub/dir.arrow", "..", ".", "", ".hidden", "a\0b", "x" * 201, "x" * 100_000, "data-\u0430.arrow", "data\u2215x.arrow",
-         "data-00000-of-00002.arrow\n", "con\u202etrol", "-rf", "~root", "\U0001f600.arrow"]  # fmt: skip
+NAMES = [
+    "../outside.arrow",
+    "/etc/passwd",
+    "sub/dir.arrow",
+    "..",
+    ".",
+    "",
+    ".hidden",
+    "a\0b",
+    "x" * 201,
+    "x" * 100_000,
+    "data-\u0430.arrow",
+    "data\u2215x.arrow",
+    "data-00000-of-00002.arrow\n",
+    "con\u202etrol",
+    "-rf",
+    "~root",
+    "\U0001f600.arrow",
+]
 
 
 @pytest.mark.parametrize("place", ["shards", "files"])
@@ -97,25 +118,55 @@ def test_a_name_that_is_not_plain_is_refused(made: Path, place: str, name: str) 
 
 
 SHAPES: list[Callable[[dict[str, Any]], object]] = [
-    lambda content: content.update(shards=None), lambda content: content.update(shards={}), lambda content: content.update(shards=[[]]),
-    lambda content: content["shards"][0].update(file=7), lambda content: content["shards"][0].update(file=["a"]), lambda content: content["shards"][0].pop("xxh3_128"),
-    lambda content: content["shards"][0].update(bytes=-1), lambda content: content["shards"][0].update(bytes=1.5), lambda content: content["shards"][0].update(rows=True),
-    lambda content: content["shards"][0].update(rows="9"), lambda content: content["shards"][0].update(file=None), lambda content: content["columns"][0].update(type="object"),
-    lambda content: content.update(columns=["uint16"]), lambda content: content.update(records=3), lambda content: content["token_counts"].update(bos="many"),
-    lambda content: content["files"].append(content["files"][0]), lambda content: content["files"].append({"file": MANIFEST, "bytes": 1, "xxh3_128": ""}),
-    lambda content: content.update(tokenizer=None), lambda content: content.pop("vocab_size"), lambda content: content.update(seq_len=None),
-    lambda content: content.update(format_version=99), lambda content: content.update(format_version={"a": [1]}), lambda content: content.clear(),
-]  # fmt: skip
+    lambda content: content.update(shards=None),
+    lambda content: content.update(shards={}),
+    lambda content: content.update(shards=[[]]),
+    lambda content: content["shards"][0].update(file=7),
+    lambda content: content["shards"][0].update(file=["a"]),
+    lambda content: content["shards"][0].pop("xxh3_128"),
+    lambda content: content["shards"][0].update(bytes=-1),
+    lambda content: content["shards"][0].update(bytes=1.5),
+    lambda content: content["shards"][0].update(rows=True),
+    lambda content: content["shards"][0].update(rows="9"),
+    lambda content: content["shards"][0].update(file=None),
+    lambda content: content["columns"][0].update(type="object"),
+    lambda content: content.update(columns=["uint16"]),
+    lambda content: content.update(records=3),
+    lambda content: content["token_counts"].update(bos="many"),
+    lambda content: content["files"].append(content["files"][0]),
+    lambda content: content["files"].append({"file": MANIFEST, "bytes": 1, "xxh3_128": ""}),
+    lambda content: content.update(tokenizer=None),
+    lambda content: content.pop("vocab_size"),
+    lambda content: content.update(seq_len=None),
+    lambda content: content.update(format_version=99),
+    lambda content: content.update(format_version={"a": [1]}),
+    lambda content: content.clear(),
+]
 
 
 @pytest.mark.parametrize("change", SHAPES)
-def test_a_manifest_of_another_shape_is_refused_with_the_place(made: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def test_a_manifest_of_another_shape_is_refused_with_the_place(
+    made: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
     rewrite(made, lambda manifest: change(manifest["content"]) and None)
     refused(made)
 
 
-TEXTS = [b"", b"\0" * 1_000_000, b"[" * 1_000_000, b'{"a":' * 100_000, b"9" * 1_000_000, b"null", b"[]", b'"text"', b"{}", b'{"self_digest": 1}', b"\xff\xfe{}",
-         b'{"self_digest": "", "content": {"x": NaN}, "content_digest": ""}', b'{"self_digest": "\\ud800", "content": [], "content_digest": ""}']  # fmt: skip
+TEXTS = [
+    b"",
+    b"\0" * 1_000_000,
+    b"[" * 1_000_000,
+    b'{"a":' * 100_000,
+    b"9" * 1_000_000,
+    b"null",
+    b"[]",
+    b'"text"',
+    b"{}",
+    b'{"self_digest": 1}',
+    b"\xff\xfe{}",
+    b'{"self_digest": "", "content": {"x": NaN}, "content_digest": ""}',
+    b'{"self_digest": "\\ud800", "content": [], "content_digest": ""}',
+]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text[:12]))
@@ -155,7 +206,13 @@ def as_device(path: Path) -> None:
 @pytest.mark.parametrize("name", [MANIFEST, "data-00000-of-00002.arrow", "tokenizer.json"])
 @pytest.mark.parametrize(
     ("replace", "said"),
-    [(as_fifo, "a FIFO"), (as_directory, "a directory"), (as_socket, "a socket|No such device"), (as_link, "a symbolic link"), (as_device, "a symbolic link")],
+    [
+        (as_fifo, "a FIFO"),
+        (as_directory, "a directory"),
+        (as_socket, "a socket|No such device"),
+        (as_link, "a symbolic link"),
+        (as_device, "a symbolic link"),
+    ],
 )
 def test_what_is_no_regular_file_is_neither_waited_for_nor_followed(
     made: Path, monkeypatch: pytest.MonkeyPatch, name: str, replace: Callable[[Path], None], said: str
@@ -169,8 +226,14 @@ def test_what_is_no_regular_file_is_neither_waited_for_nor_followed(
     assert any(kind in message for kind in said.split("|")), message
 
 
-@pytest.mark.parametrize("put", [as_fifo, as_socket, lambda path: path.write_bytes(b"x"), lambda path: None], ids=["fifo", "socket", "file", "nothing"])
-def test_what_is_no_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "put",
+    [as_fifo, as_socket, lambda path: path.write_bytes(b"x"), lambda path: None],
+    ids=["fifo", "socket", "file", "nothing"],
+)
+def test_what_is_no_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], object]
+) -> None:
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "it")
     with pytest.raises(DamagedError, match="it"):
@@ -200,8 +263,12 @@ JSON = st.recursive(
 
 
 @given(value=JSON, steps=st.lists(st.integers(0, 30), max_size=4))
-def test_a_value_put_anywhere_into_a_manifest_gives_a_moai_error_or_the_same_files(made: Path, value: Any, steps: list[int]) -> None:
-    """Whoever can make digests can change anything: what opens still names only its own files, and `verify` gets to its end."""
+def test_a_value_put_anywhere_into_a_manifest_gives_a_moai_error_or_the_same_files(
+    made: Path, value: Any, steps: list[int]
+) -> None:
+    """Whoever can make digests can change anything: what opens still names only its own files, and `verify` gets to its
+    end.
+    """
     original = (made / MANIFEST).read_bytes()
     rewrite(made, lambda manifest: put(manifest["content"], steps, value))
     with contextlib.suppress(MoaiError):
@@ -214,7 +281,9 @@ def test_a_value_put_anywhere_into_a_manifest_gives_a_moai_error_or_the_same_fil
 def put(inside: Any, steps: list[int], value: Any) -> None:
     """Replace the value that these steps lead to."""
     for last, step in enumerate(steps, 1):
-        keys = sorted(inside) if isinstance(inside, dict) else list(range(len(inside))) if isinstance(inside, list) else []
+        keys = (
+            sorted(inside) if isinstance(inside, dict) else list(range(len(inside))) if isinstance(inside, list) else []
+        )
         if not keys:
             return
         key = keys[step % len(keys)]

@@ -24,15 +24,20 @@ _HUB = """
     for name in sys.argv[3:]:
         try:
             column = "txt" if "tables" in name else None
-            config = DataConfig(dataset=(name,), text_column=column, tokenizer_path=sys.argv[1], cache_dir=sys.argv[2], num_proc=0)
+            config = DataConfig(
+                dataset=(name,), text_column=column, tokenizer_path=sys.argv[1], cache_dir=sys.argv[2], num_proc=0
+            )
             prepared = prepare(config, origins={})
-            print(prepared.content["documents"], prepared.content["sources"][0]["kind"], prepared.content["sources"][0]["origin"].get("split"))
+            source = prepared.content["sources"][0]
+            print(prepared.content["documents"], source["kind"], source["origin"].get("split"))
         except Exception as error:
             print(type(error).__name__, str(error))
 """
 
 
-def test_configurations_and_splits_of_a_local_hub_layout_are_resolved_by_datasets(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_configurations_and_splits_of_a_local_hub_layout_are_resolved_by_datasets(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
     hub = tmp_path / "hub"
     (hub / "ko").mkdir(parents=True)
     readme = """\
@@ -76,9 +81,20 @@ def test_configurations_and_splits_of_a_local_hub_layout_are_resolved_by_dataset
     assert list((tmp_path / "hf").rglob("*.arrow"))
 
 
-def test_a_name_that_is_no_path_and_not_on_the_hub_says_so(tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]) -> None:
+def test_a_name_that_is_no_path_and_not_on_the_hub_says_so(
+    tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]
+) -> None:
     offline = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    ended = run_moai("prepare", "--dataset", "nobody/nothing", "--tokenizer_path", tokenizer_dir, "--cache_dir", tmp_path / "cache", env=offline)
+    ended = run_moai(
+        "prepare",
+        "--dataset",
+        "nobody/nothing",
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--cache_dir",
+        tmp_path / "cache",
+        env=offline,
+    )
     assert ended.returncode == 66
     assert "nobody/nothing: neither a path here nor a dataset that the Hub gives" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr

@@ -1,6 +1,8 @@
-"""Training that is killed, stopped or out of disk: what is left, what is said, and that the next run goes on as if nothing had been.
+"""Training that is killed, stopped or out of disk: what is left, what is said, and that the next run goes on as if
+nothing had been.
 
-Ranks are real processes that run train.py's `main`, forked from a server that has loaded torch already; torchrun is the real one.
+Ranks are real processes that run train.py's `main`, forked from a server that has loaded torch already; torchrun is the
+real one.
 """
 
 from __future__ import annotations
@@ -62,33 +64,101 @@ class Place:
     folder: Path
 
     def flags(self, output: Path, ranks: int, *more: Any) -> list[str]:
-        given = ["--dataset", self.folder / "texts.jsonl", "--tokenizer_path", self.folder / "tokenizer", "--model_config", self.folder / "model.json", "--seq_len", 48,
-                 "--packing", "bfd", "--cache_dir", self.folder / "cache", "--num_proc", 1, "--output_dir", output, "--batch_size", 2,
-                 "--gradient_accumulation_steps", 4 // ranks, "--max_steps", STEPS, "--warmup_steps", 0, "--learning_rate", "1e-2", "--logging_steps", 1,
-                 "--save_steps", SAVED, "--save_total_limit", 2, "--dataloader_num_workers", 0, "--use_cpu", "true", *more]  # fmt: skip
+        given = [
+            "--dataset",
+            self.folder / "texts.jsonl",
+            "--tokenizer_path",
+            self.folder / "tokenizer",
+            "--model_config",
+            self.folder / "model.json",
+            "--seq_len",
+            48,
+            "--packing",
+            "bfd",
+            "--cache_dir",
+            self.folder / "cache",
+            "--num_proc",
+            1,
+            "--output_dir",
+            output,
+            "--batch_size",
+            2,
+            "--gradient_accumulation_steps",
+            4 // ranks,
+            "--max_steps",
+            STEPS,
+            "--warmup_steps",
+            0,
+            "--learning_rate",
+            "1e-2",
+            "--logging_steps",
+            1,
+            "--save_steps",
+            SAVED,
+            "--save_total_limit",
+            2,
+            "--dataloader_num_workers",
+            0,
+            "--use_cpu",
+            "true",
+            *more,
+        ]
         return [str(word) for word in given]
 
-    def launch(self, output: Path, *more: Any, ranks: int = 1, failpoint: str = "", file_limit: int | None = None, **environ: str) -> Launch:
+    def launch(
+        self,
+        output: Path,
+        *more: Any,
+        ranks: int = 1,
+        failpoint: str = "",
+        file_limit: int | None = None,
+        **environ: str,
+    ) -> Launch:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         folder = output.parent / f"run{len(list(output.parent.glob('run*')))}"
         (folder / "points").mkdir(parents=True)
-        group = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-                 **armed(folder / "points", failpoint), **environ}  # fmt: skip
+        group = {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            **armed(folder / "points", failpoint),
+            **environ,
+        }
         launch = Launch(output, folder)
         for rank in range(ranks):
             where = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = SERVER.Process(target=rank_main, args=(self.flags(output, ranks, *more), where, folder / f"rank{rank}", file_limit))
+            process = SERVER.Process(
+                target=rank_main, args=(self.flags(output, ranks, *more), where, folder / f"rank{rank}", file_limit)
+            )
             process.start()
             launch.processes.append(process)
         return launch
 
-    def torchrun(self, output: Path, *more: Any, options: tuple[str, ...] = (), failpoint: str = "") -> subprocess.Popen[str]:
+    def torchrun(
+        self, output: Path, *more: Any, options: tuple[str, ...] = (), failpoint: str = ""
+    ) -> subprocess.Popen[str]:
         (output.parent / "points").mkdir()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options, str(ROOT / "train.py")]
-        return subprocess.Popen([*command, *self.flags(output, 2, *more)], env={**os.environ, **armed(output.parent / "points", failpoint)},
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            *options,
+            str(ROOT / "train.py"),
+        ]
+        return subprocess.Popen(
+            [*command, *self.flags(output, 2, *more)],
+            env={**os.environ, **armed(output.parent / "points", failpoint)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 def armed(folder: Path, failpoint: str) -> dict[str, str]:
@@ -118,7 +188,9 @@ class Launch:
 
     def paused(self, place: str) -> int:
         """The rank that waits at `place`."""
-        return [process.pid for process in self.processes].index(wait_for(self.folder / "points" / place, lambda: all(p.is_alive() for p in self.processes)))
+        return [process.pid for process in self.processes].index(
+            wait_for(self.folder / "points" / place, lambda: all(p.is_alive() for p in self.processes))
+        )
 
     def go(self) -> None:
         (self.folder / "points" / "go").touch()
@@ -198,14 +270,24 @@ def checkpoints(output: Path) -> list[str]:
 
 
 PLACES = {
-    "step.end:3": 2, "checkpoint.model:2": 2, "checkpoint.record:2": 2, "checkpoint.optimizer:2": 2, "checkpoint.random:2": 2, "checkpoint.state:2": 2,
-    "checkpoint.complete:2": 4, "checkpoint.rotate:1": 6, "final_model.rename:1": 6, "final_model.placed:1": 6,
-}  # fmt: skip
+    "step.end:3": 2,
+    "checkpoint.model:2": 2,
+    "checkpoint.record:2": 2,
+    "checkpoint.optimizer:2": 2,
+    "checkpoint.random:2": 2,
+    "checkpoint.state:2": 2,
+    "checkpoint.complete:2": 4,
+    "checkpoint.rotate:1": 6,
+    "final_model.rename:1": 6,
+    "final_model.placed:1": 6,
+}
 SAMPLE = ("checkpoint.state:2", "final_model.rename:1")
 
 
 @pytest.mark.parametrize("at", [at if at in SAMPLE else pytest.param(at, marks=pytest.mark.long) for at in PLACES])
-def test_a_kill_while_it_saves_costs_the_steps_since_the_last_checkpoint_and_nothing_else(place: Place, undisturbed: Course, tmp_path: Path, at: str) -> None:
+def test_a_kill_while_it_saves_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    place: Place, undisturbed: Course, tmp_path: Path, at: str
+) -> None:
     killed = place.launch(tmp_path / "out", failpoint=f"{at}=kill")
     assert killed.wait() == [-signal.SIGKILL]
     broken = [name for name in checkpoints(tmp_path / "out") if int(name.rpartition("-")[2]) > PLACES[at]]
@@ -213,17 +295,25 @@ def test_a_kill_while_it_saves_costs_the_steps_since_the_last_checkpoint_and_not
     assert again.wait() == [0], again.said()
     assert f"Resuming from {tmp_path}/out/checkpoint-{PLACES[at]}" in again.said()
     assert again.said().count("is incomplete (") == len(broken)
-    assert [name for name in checkpoints(tmp_path / "out") if name.endswith(".incomplete")] == [f"{name}.incomplete" for name in broken]
-    assert bool(broken) == (at in ("checkpoint.record:2", "checkpoint.optimizer:2", "checkpoint.random:2", "checkpoint.state:2"))
+    assert [name for name in checkpoints(tmp_path / "out") if name.endswith(".incomplete")] == [
+        f"{name}.incomplete" for name in broken
+    ]
+    assert bool(broken) == (
+        at in ("checkpoint.record:2", "checkpoint.optimizer:2", "checkpoint.random:2", "checkpoint.state:2")
+    )
     assert Course.of(tmp_path / "out") == undisturbed
 
 
 def test_every_place_where_saving_can_be_killed_is_tested_above(whole: Path) -> None:
     passed = {path.name.rpartition(".")[0] for path in (whole / "run0" / "points").iterdir()}
-    assert {name for name in passed if name.startswith(("checkpoint.", "final_model.", "step."))} == {at.partition(":")[0] for at in PLACES}
+    assert {name for name in passed if name.startswith(("checkpoint.", "final_model.", "step."))} == {
+        at.partition(":")[0] for at in PLACES
+    }
 
 
-def test_a_kill_of_a_run_that_went_on_for_longer_leaves_the_model_it_had(place: Place, whole: Path, undisturbed: Course, tmp_path: Path) -> None:
+def test_a_kill_of_a_run_that_went_on_for_longer_leaves_the_model_it_had(
+    place: Place, whole: Path, undisturbed: Course, tmp_path: Path
+) -> None:
     shutil.copytree(whole / "out", tmp_path / "out")
     model = tmp_path / "out" / "final_model" / "model.safetensors"
     longer = ("--resume_from_checkpoint", "--max_steps", STEPS + 2)
@@ -234,9 +324,15 @@ def test_a_kill_of_a_run_that_went_on_for_longer_leaves_the_model_it_had(place: 
     assert model.read_bytes() != undisturbed.weights
 
 
-def test_torchrun_that_restarts_its_ranks_goes_on_from_the_newest_complete_checkpoint(place: Place, undisturbed_pair: Course, tmp_path: Path) -> None:
-    """A rank is killed with checkpoint 4 half-written; the same command, without a word about resuming, is what torchrun repeats."""
-    with place.torchrun(tmp_path / "out", options=("--max-restarts", "1"), failpoint="checkpoint.state:2=kill") as process:
+def test_torchrun_that_restarts_its_ranks_goes_on_from_the_newest_complete_checkpoint(
+    place: Place, undisturbed_pair: Course, tmp_path: Path
+) -> None:
+    """A rank is killed with checkpoint 4 half-written; the same command, without a word about resuming, is what
+    torchrun repeats.
+    """
+    with place.torchrun(
+        tmp_path / "out", options=("--max-restarts", "1"), failpoint="checkpoint.state:2=kill"
+    ) as process:
         said = ended(process)
     assert process.returncode == 0, said
     assert "checkpoint-4 is incomplete" in said
@@ -248,7 +344,9 @@ def test_torchrun_that_restarts_its_ranks_goes_on_from_the_newest_complete_check
 # -- stopped
 
 
-def test_sigterm_to_torchrun_saves_the_step_in_all_ranks(place: Place, undisturbed_pair: Course, tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_saves_the_step_in_all_ranks(
+    place: Place, undisturbed_pair: Course, tmp_path: Path
+) -> None:
     """With processes that read rows: torchrun signals them too, and the last step needs them."""
     with place.torchrun(tmp_path / "out", "--dataloader_num_workers", 1, failpoint="step.end:6=pause") as process:
         wait_for(tmp_path / "points" / "step.end.6", lambda: process.poll() is None)
@@ -259,7 +357,8 @@ def test_sigterm_to_torchrun_saves_the_step_in_all_ranks(place: Place, undisturb
     step = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "out").glob("checkpoint-*"))
     assert step in (3, 4), "the ranks may go on before the agent has passed the signal on"
     assert words == [
-        f"train.py: interrupted: stopped by SIGTERM, with {tmp_path}/out/checkpoint-{step} saved at step {step}; --resume_from_checkpoint auto goes on from it"
+        f"train.py: interrupted: stopped by SIGTERM, with {tmp_path}/out/checkpoint-{step} saved at step {step}; "
+        f"--resume_from_checkpoint auto goes on from it"
     ]
     assert said.count("Traceback") == said.count("SignalException: Process") == 1, said  # torchrun's own
     assert checkpoints(tmp_path / "out") == ["checkpoint-2", f"checkpoint-{step}"]
@@ -281,18 +380,34 @@ def drained(terminal: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("launcher", [("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), ()], ids=["torchrun", "python"])
+@pytest.mark.parametrize(
+    "launcher",
+    [("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), ()],
+    ids=["torchrun", "python"],
+)
 def test_a_terminal_that_is_closed_saves_the_step(
     place: Place, undisturbed: Course, undisturbed_pair: Course, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
-    """A real one, hung up: nothing that is said afterwards can be written anywhere, and the readers of rows hear the signal, too."""
+    """A real one, hung up: nothing that is said afterwards can be written anywhere, and the readers of rows hear the
+    signal, too.
+    """
     (tmp_path / "points").mkdir()
     ours, theirs = os.openpty()
     ranks = 2 if launcher else 1
-    command = [sys.executable, *launcher, str(ROOT / "train.py"), *place.flags(tmp_path / "out", ranks, "--dataloader_num_workers", 1)]
+    command = [
+        sys.executable,
+        *launcher,
+        str(ROOT / "train.py"),
+        *place.flags(tmp_path / "out", ranks, "--dataloader_num_workers", 1),
+    ]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", **armed(tmp_path / "points", f"step.end:{3 * ranks}=pause")}
     with subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL, *command], env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        [sys.executable, "-c", ON_A_TERMINAL, *command],
+        env=environ,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
     ) as process:
         os.close(theirs)
         os.set_blocking(ours, False)
@@ -304,11 +419,16 @@ def test_a_terminal_that_is_closed_saves_the_step(
     assert step in (3, 4)
     log = (tmp_path / "out" / "logs" / "rank0.log").read_text()
     assert f"stopped by SIGHUP, with {tmp_path}/out/checkpoint-{step} saved at step {step}" in log
-    assert finished(place, tmp_path / "out", ranks, "--resume_from_checkpoint").steps == (undisturbed_pair if launcher else undisturbed).steps
+    assert (
+        finished(place, tmp_path / "out", ranks, "--resume_from_checkpoint").steps
+        == (undisturbed_pair if launcher else undisturbed).steps
+    )
 
 
 @pytest.mark.parametrize(("at", "by"), [("step.end:3", signal.SIGTERM), ("checkpoint.model:1", signal.SIGHUP)])
-def test_a_rank_told_alone_takes_all_others_along(place: Place, undisturbed: Course, tmp_path: Path, at: str, by: signal.Signals) -> None:
+def test_a_rank_told_alone_takes_all_others_along(
+    place: Place, undisturbed: Course, tmp_path: Path, at: str, by: signal.Signals
+) -> None:
     launch = place.launch(tmp_path / "out", ranks=2, failpoint=f"{at}=pause")
     told = launch.paused(at.replace(":", "."))
     os.kill(launch.processes[told].pid, by)
@@ -316,13 +436,16 @@ def test_a_rank_told_alone_takes_all_others_along(place: Place, undisturbed: Cou
     launch.go()
     assert launch.wait() == [128 + by, 128 + by], launch.said()
     assert launch.words() == [
-        f"train.py: interrupted: stopped by {by.name}, with {tmp_path}/out/checkpoint-2 saved at step 2; --resume_from_checkpoint auto goes on from it"
+        f"train.py: interrupted: stopped by {by.name}, with {tmp_path}/out/checkpoint-2 saved at step 2; "
+        f"--resume_from_checkpoint auto goes on from it"
     ]
     assert launch.words(1) == []
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
 
 
-def test_a_second_sigterm_ends_a_rank_that_waits_for_another_and_the_other_ends_with_one_line(place: Place, undisturbed: Course, tmp_path: Path) -> None:
+def test_a_second_sigterm_ends_a_rank_that_waits_for_another_and_the_other_ends_with_one_line(
+    place: Place, undisturbed: Course, tmp_path: Path
+) -> None:
     """The rank that is told waits inside a collective, where Python handles no signal."""
     launch = place.launch(tmp_path / "out", ranks=2, failpoint="step.end:5=pause")
     paused = launch.paused("step.end.5")
@@ -359,9 +482,14 @@ with Word().heard([one, two]):
 
 def test_a_rank_that_is_told_ends_when_another_is_gone_since_no_step_can_end() -> None:
     """Whatever a collective does that lacks a rank: on an accelerator it may wait for the rest of its half hour."""
-    done = subprocess.run([sys.executable, "-c", WAITS_FOR_ONE_THAT_IS_GONE], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS_FOR_ONE_THAT_IS_GONE], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
     assert (done.returncode, done.stdout) == (143, "told\n"), done.stderr
-    assert done.stderr == "stopped by SIGTERM, and without a last checkpoint: rank 1 is gone; the newest complete one is kept\n"
+    assert (
+        done.stderr
+        == "stopped by SIGTERM, and without a last checkpoint: rank 1 is gone; the newest complete one is kept\n"
+    )
 
 
 def test_ctrl_c_in_one_rank_is_one_line_and_ends_the_others(place: Place, undisturbed: Course, tmp_path: Path) -> None:
@@ -371,7 +499,8 @@ def test_ctrl_c_in_one_rank_is_one_line_and_ends_the_others(place: Place, undist
     codes = launch.wait(10)
     assert (codes[paused], codes[1 - paused]) == (130, 1)
     assert launch.words(paused) == [
-        "train.py: interrupted: stopped by SIGINT; finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"
+        "train.py: interrupted: stopped by SIGINT; finished shards and checkpoints are kept, --resume_from_checkpoint "
+        "auto goes on from the newest"
     ]
     assert len(launch.words(1 - paused)) == 1
     assert "a rank ended or hung" in launch.words(1 - paused)[0]
@@ -380,8 +509,13 @@ def test_ctrl_c_in_one_rank_is_one_line_and_ends_the_others(place: Place, undist
 # -- out of disk
 
 
-@pytest.mark.parametrize(("limit", "reason"), [pytest.param(90_000, "File too large", marks=pytest.mark.long), (150_000, "torch could not write all of it")])
-def test_a_file_that_cannot_grow_is_one_line_whoever_writes_it(place: Place, undisturbed: Course, tmp_path: Path, limit: int, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [pytest.param(90_000, "File too large", marks=pytest.mark.long), (150_000, "torch could not write all of it")],
+)
+def test_a_file_that_cannot_grow_is_one_line_whoever_writes_it(
+    place: Place, undisturbed: Course, tmp_path: Path, limit: int, reason: str
+) -> None:
     """The weights by safetensors, the optimizer by torch."""
     launch = place.launch(tmp_path / "out", file_limit=limit)
     assert launch.wait() == [74]
@@ -391,12 +525,15 @@ def test_a_file_that_cannot_grow_is_one_line_whoever_writes_it(place: Place, und
 
 
 @pytest.mark.parametrize("at", [pytest.param("checkpoint.optimizer:2", marks=pytest.mark.long), "checkpoint.random:3"])
-def test_a_full_disk_in_one_rank_ends_all_with_one_line_and_the_next_run_goes_on(place: Place, undisturbed_pair: Course, tmp_path: Path, at: str) -> None:
+def test_a_full_disk_in_one_rank_ends_all_with_one_line_and_the_next_run_goes_on(
+    place: Place, undisturbed_pair: Course, tmp_path: Path, at: str
+) -> None:
     launch = place.launch(tmp_path / "out", ranks=2, failpoint=f"{at}=enospc")
     assert launch.wait() == [74, 74]
     assert launch.words() == [
         f"train.py: error: {tmp_path}/out/checkpoint-4: No space left on device, so it is not complete; "
-        "free space there (a lower --save_total_limit keeps fewer), then go on from checkpoint-2 by --resume_from_checkpoint auto"
+        "free space there (a lower --save_total_limit keeps fewer), then go on from checkpoint-2 by "
+        "--resume_from_checkpoint auto"
     ]
     assert launch.words(1) == []
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]

@@ -1,4 +1,6 @@
-"""A class a kind of file: what CSV gives is what Python's `csv` gives, everything that reads uses the same classes, others can be added."""
+"""A class a kind of file: what CSV gives is what Python's `csv` gives, everything that reads uses the same classes,
+others can be added.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,12 @@ Texts = Callable[[Prepared], list[str]]
 Row = dict[str, Any]
 
 DOCUMENTS = [f'Document {n}, of "words"\nand a second line: ' + "가나다 " * (n % 13) + "." for n in range(200)]
-PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.ZstdCompressor().compress}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.ZstdCompressor().compress,
+}
 
 
 def as_csv(rows: list[list[str]], delimiter: str = ",", end: str = "\r\n") -> str:
@@ -59,7 +66,15 @@ TABLE = as_csv([["id", "text", "note"], *([f"{n:03}", text, "NA"] for n, text in
 def source_of(path: Path, columns: tuple[str, ...], *, encoding: str | None = None, **changes: Any) -> LocalSource:
     (found,) = discover(str(path))
     kind = found.kind.having(encoding=encoding)
-    source = LocalSource(name="x", kind=kind, files=found.files, shard_bytes=1 << 24, cache=path.parent, spool_dir=path.parent, columns=columns)
+    source = LocalSource(
+        name="x",
+        kind=kind,
+        files=found.files,
+        shard_bytes=1 << 24,
+        cache=path.parent,
+        spool_dir=path.parent,
+        columns=columns,
+    )
     return replace(source, **changes)
 
 
@@ -81,14 +96,19 @@ def values(source: LocalSource) -> list[tuple[str | None, ...]]:
 
 
 @given(
-    body=st.lists(st.sampled_from(["a", '"', ",", "\n", "\r", "\r\n", '""', '",', '"\n', ',"', "\t", "한", "\0", " ", "\ufeff"]), max_size=30).map("".join),
+    body=st.lists(
+        st.sampled_from(["a", '"', ",", "\n", "\r", "\r\n", '""', '",', '"\n', ',"', "\t", "한", "\0", " ", "\ufeff"]),
+        max_size=30,
+    ).map("".join),
     shard_bytes=st.integers(1, 40),
     block=st.integers(1, 9),
     bom=st.booleans(),
 )
 @example(body='1,"a\r\n""b"', shard_bytes=3, block=1, bom=True)
 @example(body='x"y,"z\n1,2\n', shard_bytes=1, block=2, bom=False)
-def test_records_are_those_of_a_whole_read_with_pythons_csv_for_any_cut(tmp_path: Path, body: str, shard_bytes: int, block: int, bom: bool) -> None:
+def test_records_are_those_of_a_whole_read_with_pythons_csv_for_any_cut(
+    tmp_path: Path, body: str, shard_bytes: int, block: int, bom: bool
+) -> None:
     text = "h,i\r\n" + body
     path = tmp_path / "a.csv"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + text.encode())
@@ -100,7 +120,9 @@ def test_records_are_those_of_a_whole_read_with_pythons_csv_for_any_cut(tmp_path
         assert any(row["problem"] for row in found)
         return
     assert [len(row) == 2 for row in expected] == [row["problem"] is None for row in found]
-    assert [row for row in expected if len(row) == 2] == [[row["h"], row["i"]] for row in found if row["problem"] is None]
+    assert [row for row in expected if len(row) == 2] == [
+        [row["h"], row["i"]] for row in found if row["problem"] is None
+    ]
 
 
 @pytest.mark.parametrize("shard_bytes", [1000, 1 << 24])
@@ -116,7 +138,9 @@ def test_records_are_those_of_a_whole_read_with_pythons_csv_for_any_cut(tmp_path
         ("packed-wide.csv.xz", lzma.compress(TABLE.encode("utf-16"))),
     ],
 )
-def test_every_column_is_text_unchanged_in_every_spelling(tmp_path: Path, name: str, data: bytes, shard_bytes: int) -> None:
+def test_every_column_is_text_unchanged_in_every_spelling(
+    tmp_path: Path, name: str, data: bytes, shard_bytes: int
+) -> None:
     (tmp_path / name).write_bytes(data)
     source = source_of(tmp_path / name, ("id", "text", "note"), shard_bytes=shard_bytes, batch_bytes=700)
     assert values(source) == [(f"{n:03}", text, "NA") for n, text in enumerate(DOCUMENTS)]
@@ -132,19 +156,35 @@ def test_empty_stays_empty_and_a_blank_line_is_no_record(tmp_path: Path) -> None
 def test_another_encoding_is_taken_only_where_it_is_named(tmp_path: Path, prepare: PrepareIt) -> None:
     (tmp_path / "a.csv").write_bytes("text\n가나다\n서울\n".encode("cp949"))
     assert values(source_of(tmp_path / "a.csv", ("text",), encoding="cp949")) == [("가나다",), ("서울",)]
-    assert [row["problem"]["reason"] for (row, *_) in read(source_of(tmp_path / "a.csv", ("text",)))] == ["invalid UTF-8"]
+    assert [row["problem"]["reason"] for (row, *_) in read(source_of(tmp_path / "a.csv", ("text",)))] == [
+        "invalid UTF-8"
+    ]
     with pytest.raises(SourceError, match=r"a\.csv: not utf-16 about byte 0"):
         values(source_of(tmp_path / "a.csv", ("text",), encoding="utf-16"))
     with pytest.raises(ConfigError, match="encoding = cp94999"):
         source_of(tmp_path / "a.csv", ("text",), encoding="cp94999")
-    assert discover(str(tmp_path / "a.csv"))[0].kind.identity != source_of(tmp_path / "a.csv", (), encoding="cp949").kind.identity
+    assert (
+        discover(str(tmp_path / "a.csv"))[0].kind.identity
+        != source_of(tmp_path / "a.csv", (), encoding="cp949").kind.identity
+    )
 
 
-def test_a_bad_record_is_named_by_file_and_line_and_the_others_are_kept(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
-    data = b'id,text\n1,"two\nlines"\none field\n2,b\n3,c\n\n4,d\n5,"a"b\n6,\xff\n7,' + b"x" * 3000 + b'\n1,2,3\n8,e\n9,"not closed\n'
+def test_a_bad_record_is_named_by_file_and_line_and_the_others_are_kept(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
+    data = (
+        b'id,text\n1,"two\nlines"\none field\n2,b\n3,c\n\n4,d\n5,"a"b\n6,\xff\n7,'
+        + b"x" * 3000
+        + b'\n1,2,3\n8,e\n9,"not closed\n'
+    )
     (tmp_path / "a.csv").write_bytes(data)
     for shard_bytes in (1000, 1 << 24):
-        prepared = prepare(tmp_path / "a.csv", shard_bytes=shard_bytes, max_doc_bytes=2000, cache_dir=str(tmp_path / f"cache{shard_bytes}"))
+        prepared = prepare(
+            tmp_path / "a.csv",
+            shard_bytes=shard_bytes,
+            max_doc_bytes=2000,
+            cache_dir=str(tmp_path / f"cache{shard_bytes}"),
+        )
         assert texts(prepared) == ["two\nlines", "b", "c", "d", "e"]
         entries = [json.loads(line) for line in (prepared.path / "quarantine.jsonl").read_bytes().splitlines()]
         assert [(entry["file"], entry["line"], entry["reason"]) for entry in entries] == [
@@ -168,7 +208,9 @@ def test_a_bad_record_is_named_by_file_and_line_and_the_others_are_kept(tmp_path
         ("\r\n", r"a\.csv: holds no header"),
     ],
 )
-def test_a_header_that_does_not_tell_columns_apart_is_refused(tmp_path: Path, prepare: PrepareIt, header: str, complaint: str) -> None:
+def test_a_header_that_does_not_tell_columns_apart_is_refused(
+    tmp_path: Path, prepare: PrepareIt, header: str, complaint: str
+) -> None:
     (tmp_path / "a.csv").write_text(header + "\n" if header != "\r\n" else header)
     with pytest.raises(SourceError, match=complaint):
         prepare(tmp_path / "a.csv")
@@ -181,7 +223,9 @@ def test_a_column_with_the_name_of_a_place_is_refused(tmp_path: Path, prepare: P
 
 
 def test_the_header_is_part_of_what_every_range_holds(tmp_path: Path) -> None:
-    """The same bytes under other names of columns are other records, also where the range lies far behind the header."""
+    """The same bytes under other names of columns are other records, also where the range lies far behind the
+    header.
+    """
     keys = []
     for names in ("text,note", "note,text"):
         (tmp_path / names).mkdir()
@@ -198,7 +242,11 @@ def test_the_header_is_part_of_what_every_range_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
 def test_compressed_twins_give_the_same_content(tmp_path: Path, prepare: PrepareIt, ending: str) -> None:
     lines = [text.replace("\n", " ") for text in DOCUMENTS]
-    data = {"csv": TABLE, "txt": "\n".join(lines), "jsonl": "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)}[ending].encode()
+    data = {
+        "csv": TABLE,
+        "txt": "\n".join(lines),
+        "jsonl": "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS),
+    }[ending].encode()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"a.{ending}").write_bytes(data)
     plain = prepare(tmp_path / "data", shard_bytes=1 << 24)
@@ -206,9 +254,13 @@ def test_compressed_twins_give_the_same_content(tmp_path: Path, prepare: Prepare
         half = len(data) // 2
         path = tmp_path / name / "data" / f"a.{ending}.{name}"
         path.parent.mkdir(parents=True)
-        path.write_bytes(pack(data[:half]) + pack(b"") + pack(data[half:]))  # streams one after another are read to the end
+        path.write_bytes(
+            pack(data[:half]) + pack(b"") + pack(data[half:])
+        )  # streams one after another are read to the end
         twin = prepare(path.parent, shard_bytes=1 << 24, cache_dir=str(tmp_path / name / "cache"))
-        assert [shard["xxh3_128"] for shard in twin.content["shards"]] == [shard["xxh3_128"] for shard in plain.content["shards"]]
+        assert [shard["xxh3_128"] for shard in twin.content["shards"]] == [
+            shard["xxh3_128"] for shard in plain.content["shards"]
+        ]
         path.write_bytes(path.read_bytes()[:-9])
         with pytest.raises(SourceError, match=rf"a\.{ending}\.{name}: the \w+ stream ends early"):
             prepare(path, cache_dir=str(tmp_path / "cut"))
@@ -238,14 +290,22 @@ class Elsewhere(LocalFiles):
         return super().random_access(self.of(path), mapped=mapped)
 
 
-def test_every_byte_of_every_kind_is_read_through_its_storage(tmp_path: Path, prepare: PrepareIt, texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_byte_of_every_kind_is_read_through_its_storage(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     there.mkdir()
     table = pa.table({"text": ["table"] * 2})
     pq.write_table(table, there / "a.parquet")
     with pa.ipc.new_stream(str(there / "a.arrow"), table.schema) as writer:
         writer.write_table(table)
-    written = {"a.csv": "text\ncsv\n", "a.json": '[{"text": "json"}]', "a.jsonl": '{"text": "lines"}\n', "a.tsv": "text\ntsv\n", "a.txt": "txt\n"}
+    written = {
+        "a.csv": "text\ncsv\n",
+        "a.json": '[{"text": "json"}]',
+        "a.jsonl": '{"text": "lines"}\n',
+        "a.tsv": "text\ntsv\n",
+        "a.txt": "txt\n",
+    }
     for name, text in written.items():
         (there / name).write_text(text)
         for ending, pack in PACK.items():
@@ -255,7 +315,16 @@ def test_every_byte_of_every_kind_is_read_through_its_storage(tmp_path: Path, pr
     for path in there.iterdir():
         (here / path.name).touch()
     monkeypatch.setattr("moai.core.files._LOCAL", Elsewhere(here, there))
-    expected = [*["table"] * 2, *["csv"] * 5, *["json"] * 5, *["lines"] * 5, *["table"] * 2, *["tsv"] * 5, *["txt"] * 5, *["large"] * 500]
+    expected = [
+        *["table"] * 2,
+        *["csv"] * 5,
+        *["json"] * 5,
+        *["lines"] * 5,
+        *["table"] * 2,
+        *["tsv"] * 5,
+        *["txt"] * 5,
+        *["large"] * 500,
+    ]
     assert texts(prepare(here, shard_bytes=1000)) == expected
 
 
@@ -268,7 +337,13 @@ def test_all_that_reads_takes_a_csv(tmp_path: Path, prepare: PrepareIt, texts: T
     trained = Documents(TokenizerConfig(dataset=(str(tmp_path / "a.csv"),), output_dir="unused"))
     assert list(trained) == DOCUMENTS
     assert (trained.read, trained.bad) == (200, 0)
-    config = DataConfig(dataset=(str(tmp_path / "a.csv"),), tokenizer_path=str(tokenizer_dir), seq_len=64, num_proc=0, cache_dir=str(tmp_path / "bench"))
+    config = DataConfig(
+        dataset=(str(tmp_path / "a.csv"),),
+        tokenizer_path=str(tokenizer_dir),
+        seq_len=64,
+        num_proc=0,
+        cache_dir=str(tmp_path / "bench"),
+    )
     report = measure(config, BenchConfig(seconds=60), {"num_proc": "flag"})
     assert sum(lap.counts["kept"] for lap in report.laps) == 200
 
@@ -281,7 +356,9 @@ def test_entity_coref_takes_a_csv_and_its_ids(tmp_path: Path) -> None:
     for ending, data in (("csv", as_csv([["id", "text"], *documents])), ("jsonl", lines)):
         (tmp_path / ending / "data").mkdir(parents=True)
         (tmp_path / ending / "data" / f"a.{ending}").write_text(data, newline="")
-        config = CorefConfig(input=(str(tmp_path / ending / "data"),), model=str(model), num_workers=0, output_dir=str(tmp_path / ending))
+        config = CorefConfig(
+            input=(str(tmp_path / ending / "data"),), model=str(model), num_workers=0, output_dir=str(tmp_path / ending)
+        )
         path = entity_coref.prepare(config, origins={"num_workers": "flag"})
         found.append({name: data for name, data in contents(path).items() if name.endswith(".arrow")})
     assert found[0] == found[1]
@@ -313,14 +390,20 @@ def known_kinds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("known_kinds")
-def test_a_kind_of_ones_own_is_a_class_and_a_line(tmp_path: Path, prepare: PrepareIt, texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_of_ones_own_is_a_class_and_a_line(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.pages"
     path.write_text("one\ftwo\fthree")
     with pytest.raises(SourceError, match="unknown kind of file"):
         prepare(path)
     register(Pages)
     first = prepare(path)
-    assert texts(first) == list(Documents(TokenizerConfig(dataset=(str(path),), output_dir="unused"))) == ["one", "two", "three"]
+    assert (
+        texts(first)
+        == list(Documents(TokenizerConfig(dataset=(str(path),), output_dir="unused")))
+        == ["one", "two", "three"]
+    )
     assert first.content["sources"][0]["kind"] == "pages"
     path.write_text("one\ftwo\ffour")
     assert texts(prepare(path)) == ["one", "two", "four"]
@@ -347,7 +430,9 @@ def test_a_package_is_asked_only_for_an_ending_that_is_not_known(
     tmp_path: Path, prepare: PrepareIt, texts: Texts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "site" / "paged-1.0.dist-info").mkdir(parents=True)
-    (tmp_path / "site" / "paged-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: paged\nVersion: 1.0\n")
+    (tmp_path / "site" / "paged-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: paged\nVersion: 1.0\n"
+    )
     points = "[moai.kinds]\npages = paged_kind:Paged\njsonl = paged_kind:Absent\nbroken = paged_kind:Absent\n"
     (tmp_path / "site" / "paged-1.0.dist-info" / "entry_points.txt").write_text(points)
     (tmp_path / "site" / "paged_kind.py").write_text("from test_kinds import Pages\nclass Paged(Pages): pass\n")
@@ -366,11 +451,24 @@ def test_a_package_is_asked_only_for_an_ending_that_is_not_known(
 @pytest.mark.parametrize(
     ("schema", "read", "said"),
     [
-        ("raise ValueError('oops')", "yield", r"a.pages: kind Broken \(broken_\d+.py\) failed in line 15 \(raise ValueError\('oops'\)\): ValueError: oops"),
+        (
+            "raise ValueError('oops')",
+            "yield",
+            r"a.pages: kind Broken \(broken_\d+.py\) failed in line 15 \(raise ValueError\('oops'\)\): ValueError: "
+            r"oops",
+        ),
         ("return ['text']", "yield", "gave list as its schema, not column names with their types"),
-        ("return {'text': 'string'}", "yield b''.no", "failed in line 18 .*: AttributeError: 'bytes' object has no attribute 'no'"),
+        (
+            "return {'text': 'string'}",
+            "yield b''.no",
+            "failed in line 18 .*: AttributeError: 'bytes' object has no attribute 'no'",
+        ),
         ("return {'text': 'string'}", "yield {'text': ['a']}", "gave dict, not a pyarrow.RecordBatch"),
-        ("return {'text': 'string'}", "yield pa.record_batch({'body': ['a']})", "gave no column 'text', which its schema names"),
+        (
+            "return {'text': 'string'}",
+            "yield pa.record_batch({'body': ['a']})",
+            "gave no column 'text', which its schema names",
+        ),
     ],
 )
 def test_a_kind_of_ones_own_that_fails_is_named_with_file_and_line(
@@ -378,9 +476,26 @@ def test_a_kind_of_ones_own_that_fails_is_named_with_file_and_line(
 ) -> None:
     (tmp_path / "a.pages").write_text("one\ftwo")
     name = f"broken_{abs(hash((schema, read)))}"
-    lines = ["from dataclasses import dataclass", "import pyarrow as pa", "from moai.sources.kinds import Kind, register", *[""] * 5]
-    lines += ["@register", "@dataclass(frozen=True)", "class Broken(Kind):", "    name = 'pages'", "    endings = ('.pages',)"]
-    lines += ["    def schema(self, file):", f"        {schema}", "", "    def read(self, segment, columns, limits):", f"        {read}"]
+    lines = [
+        "from dataclasses import dataclass",
+        "import pyarrow as pa",
+        "from moai.sources.kinds import Kind, register",
+        *[""] * 5,
+    ]
+    lines += [
+        "@register",
+        "@dataclass(frozen=True)",
+        "class Broken(Kind):",
+        "    name = 'pages'",
+        "    endings = ('.pages',)",
+    ]
+    lines += [
+        "    def schema(self, file):",
+        f"        {schema}",
+        "",
+        "    def read(self, segment, columns, limits):",
+        f"        {read}",
+    ]
     (tmp_path / f"{name}.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(name)

@@ -23,7 +23,9 @@ from moai.training.arguments import TrainConfig
 from moai.training.report import Summary, save_settings
 
 REPO = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if not path.name.startswith("entity_coref"))  # of train.py
+CONFIGS = sorted(
+    path for path in (REPO / "configs").glob("*.yaml") if not path.name.startswith("entity_coref")
+)  # of train.py
 MODELS = sorted((REPO / "configs").glob("model_config_*.json"))
 
 
@@ -35,10 +37,16 @@ def in_a_fresh_project(monkeypatch: pytest.MonkeyPatch, project: Path) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_shipped_configuration_is_complete_and_names_known_fields(path: Path) -> None:
-    resolved = resolve([DataConfig, TrainConfig], ["--config", str(path)], {}, prog="train.py")  # an unknown name raises
+    resolved = resolve(
+        [DataConfig, TrainConfig], ["--config", str(path)], {}, prog="train.py"
+    )  # an unknown name raises
     data, training = resolved[DataConfig].require(), resolved[TrainConfig].require()
-    assert set(yaml.safe_load(path.read_text())) <= {name for name, origin in resolved.origins.items() if origin != "default"}
-    assert (training.mode, data.packing) == (("sft", "bfd") if path.stem.startswith("sft") else ("pretrain", "bfd_split"))
+    assert set(yaml.safe_load(path.read_text())) <= {
+        name for name, origin in resolved.origins.items() if origin != "default"
+    }
+    assert (training.mode, data.packing) == (
+        ("sft", "bfd") if path.stem.startswith("sft") else ("pretrain", "bfd_split")
+    )
     assert data.cache_dir != training.output_dir
     if training.model_config:
         model = json.loads(Path(training.model_config).read_text())
@@ -59,7 +67,9 @@ def test_every_model_has_the_same_fields() -> None:
     assert {"rope_scaling", "use_qk_norm", "mlp_bias", "pad_token_id"} <= fields["model_config_2b.json"]
 
 
-@pytest.mark.parametrize(("size", "total", "without_embeddings"), [("demo", 5.05e6, 2.95e6), ("2b", 2.85e9, 2.13e9), ("5b", 5.25e9, 4.27e9)])
+@pytest.mark.parametrize(
+    ("size", "total", "without_embeddings"), [("demo", 5.05e6, 2.95e6), ("2b", 2.85e9, 2.13e9), ("5b", 5.25e9, 4.27e9)]
+)
 def test_parameters_are_what_the_names_and_comments_say(size: str, total: float, without_embeddings: float) -> None:
     model = json.loads((REPO / f"configs/model_config_{size}.json").read_text())
     hidden, heads, kv_heads = model["hidden_size"], model["num_attention_heads"], model["num_key_value_heads"]
@@ -79,7 +89,9 @@ def test_demo_model_fits_the_shipped_tokenizer() -> None:
     named = json.loads((REPO / "tokenizers/demo/tokenizer_config.json").read_text())
     model = json.loads((REPO / "configs/model_config_demo.json").read_text())
     assert model["vocab_size"] == tokenizer.get_vocab_size()
-    assert [model[f"{role}_token_id"] for role in ("pad", "bos", "eos")] == [tokenizer.token_to_id(named[f"{role}_token"]) for role in ("pad", "bos", "eos")]
+    assert [model[f"{role}_token_id"] for role in ("pad", "bos", "eos")] == [
+        tokenizer.token_to_id(named[f"{role}_token"]) for role in ("pad", "bos", "eos")
+    ]
 
 
 def planned(command: str, *words: str, **environ: str) -> tuple[int, list[str], list[str]]:
@@ -88,7 +100,9 @@ def planned(command: str, *words: str, **environ: str) -> tuple[int, list[str], 
         launch.plan([command, *words], {"CUDA_VISIBLE_DEVICES": "", **environ})
         + '\nprintf "%s\\0" "$NUM_GPUS" "${#launcher[@]}" "${launcher[@]}" "${flags[@]}"'
     )
-    num_gpus, size, *rest = subprocess.run(["bash", "-uc", shell], check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
+    num_gpus, size, *rest = subprocess.run(
+        ["bash", "-uc", shell], check=True, capture_output=True, text=True
+    ).stdout.split("\0")[:-1]
     return int(num_gpus), rest[: int(size)], rest[int(size) :]
 
 
@@ -104,7 +118,16 @@ def test_flags_reach_train_py_word_by_word() -> None:
 
 def test_the_users_flags_come_last_and_variables_before_them() -> None:
     _, _, flags = planned("pretrain", "--output_dir", "mine", OUTPUT_DIR="theirs", CACHE_DIR="cache")
-    assert flags[flags.index("--output_dir") :] == ["--output_dir", "theirs", "--cache_dir", "cache", "--use_cpu", "true", "--output_dir", "mine"]
+    assert flags[flags.index("--output_dir") :] == [
+        "--output_dir",
+        "theirs",
+        "--cache_dir",
+        "cache",
+        "--use_cpu",
+        "true",
+        "--output_dir",
+        "mine",
+    ]
 
 
 def test_an_unfinished_run_is_offered_to_be_resumed_with_the_command(in_a_fresh_project: Path) -> None:
@@ -117,7 +140,11 @@ def test_an_unfinished_run_is_offered_to_be_resumed_with_the_command(in_a_fresh_
         "begin this one elsewhere: OUTPUT_DIR=outputs/demo_again ./pretrain.sh demo --max_steps 7 --seed 5"
     )
     offered = planned("continue", "demo", "--resume", "--max_steps", "7", "--seed", "5")[2]
-    assert [value(offered, name) for name in ("--resume_from_checkpoint", "--max_steps", "--seed")] == ["auto", "7", "5"]
+    assert [value(offered, name) for name in ("--resume_from_checkpoint", "--max_steps", "--seed")] == [
+        "auto",
+        "7",
+        "5",
+    ]
     assert value(planned("pretrain", "--output_dir", "mine")[2], "--output_dir") == "mine"
 
 
@@ -137,7 +164,9 @@ def trained(in_a_fresh_project: Path) -> Path:
 
 
 @pytest.mark.parametrize("words", [("pretrain",), ("pretrain", "demo"), ("continue", "demo", "--resume")])
-def test_a_finished_run_is_no_error_and_starts_nothing(trained: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_no_error_and_starts_nothing(
+    trained: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert launch.plan(words, {"CUDA_VISIBLE_DEVICES": "", "MAX_STEPS": "7", "DATASET_NUM_PROC": "3"}) == "exit 0"
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "moai pretraining: demo is trained already, so nothing was started"
@@ -151,14 +180,23 @@ def test_a_finished_run_is_no_error_and_starts_nothing(trained: Path, words: tup
 
 def test_next_data_of_another_place_names_its_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained.rename(trained.with_name("mine"))
-    assert launch.plan(["pretrain", "--max_steps", "7", "--output_dir", "outputs/mine"], {"CUDA_VISIBLE_DEVICES": ""}) == "exit 0"
+    assert (
+        launch.plan(["pretrain", "--max_steps", "7", "--output_dir", "outputs/mine"], {"CUDA_VISIBLE_DEVICES": ""})
+        == "exit 0"
+    )
     said = capsys.readouterr().err
     assert "Next data     ./pretrain_cont.sh demo --pretrained_model outputs/mine/final_model" in said
-    assert "Once more     ./pretrain.sh demo --max_steps 7 --output_dir outputs/mine --output_dir outputs/mine_again" in said
+    assert (
+        "Once more     ./pretrain.sh demo --max_steps 7 --output_dir outputs/mine --output_dir outputs/mine_again"
+        in said
+    )
 
 
 def test_what_was_trained_otherwise_or_went_on_is_not_taken_for_finished(trained: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trained with other settings \(learning_rate 0.001 there, 0.5 here; max_steps 7 there, 120 here\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trained with other settings \(learning_rate 0.001 there, 0.5 here; max_steps 7 there, 120 here\)",
+    ):
         planned("pretrain", "--learning_rate", "0.5")
     assert value(planned("continue", "--resume", "--max_steps", "14")[2], "--resume_from_checkpoint") == "auto"
     (trained / "checkpoint-9").mkdir()
@@ -173,14 +211,27 @@ def test_what_was_trained_otherwise_or_went_on_is_not_taken_for_finished(trained
 def test_train_py_has_nothing_to_do_where_the_resumed_run_has_ended(trained: Path) -> None:
     """Before torch is imported, and in both ranks."""
     words = ["--config", "configs/demo.yaml", "--max_steps", "7", "--resume_from_checkpoint", "auto"]
-    code = "import sys, train; code = train.main(sys.argv[1:], __import__('os').environ); sys.exit(code or 3 * ('torch' in sys.modules))"
+    code = (
+        "import sys, train; code = train.main(sys.argv[1:], __import__('os').environ); sys.exit(code or 3 * "
+        "('torch' in sys.modules))"
+    )
     said = []
     for rank in ("0", "1"):
-        environ = {**os.environ, "PYTHONPATH": str(REPO), "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(REPO),
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
         done = subprocess.run([sys.executable, "-c", code, *words], env=environ, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         said.append(done.stdout)
-    assert said == ["Nothing to do: trained 7 steps, final model at outputs/demo/final_model (its data was not looked at again)\n", ""]
+    assert said == [
+        "Nothing to do: trained 7 steps, final model at outputs/demo/final_model (its data was not looked at again)\n",
+        "",
+    ]
 
 
 def test_one_rank_needs_no_launcher() -> None:
@@ -223,7 +274,9 @@ def test_a_port_in_use_is_passed_over() -> None:
         (("demo",), {"NUM_GPUS": "4"}, 8, 1),  # the table is for the large models
     ],
 )
-def test_rows_a_gpu_and_accumulation_keep_384_rows_a_step(words: tuple[str, ...], environ: dict[str, str], rows: int, accumulation: int) -> None:
+def test_rows_a_gpu_and_accumulation_keep_384_rows_a_step(
+    words: tuple[str, ...], environ: dict[str, str], rows: int, accumulation: int
+) -> None:
     _, _, flags = planned("pretrain", *words, **environ)
     training = resolve([DataConfig, TrainConfig], flags, {}, prog="train.py")[TrainConfig]
     assert (training.batch_size, training.gradient_accumulation_steps) == (rows, accumulation)
@@ -239,6 +292,9 @@ def test_continuing_a_configuration_without_next_data_asks_for_it(tmp_path: Path
         planned("continue", str(own))
     _, _, flags = planned("continue", str(own), "--dataset", "data/demo_next")
     training = resolve([DataConfig, TrainConfig], flags, {}, prog="train.py")[TrainConfig]
-    assert (training.pretrained_model, training.output_dir) == (str(tmp_path / "run/final_model"), str(tmp_path / "run_cont"))
+    assert (training.pretrained_model, training.output_dir) == (
+        str(tmp_path / "run/final_model"),
+        str(tmp_path / "run_cont"),
+    )
     _, _, flags = planned("continue", str(own), "--pretrained_model", "some/model", "--dataset", "data/demo_next")
     assert shlex.join(flags).endswith("--pretrained_model some/model --dataset data/demo_next")

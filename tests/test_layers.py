@@ -17,11 +17,18 @@ FLOORS = (
     ("sources", "transforms"),
     ("prepared",),
     ("pretraining", "coref", "reembedding", "tokenizers.train", "tokenizers.convert"),
-    ("training", "cache.gc", "doctor", "bench", "library", *(f"coref.mlm{name}" for name in ("", "_data", "_entry", "_evaluate", "_finetune")),
-     *(f"prepared.{name}" for name in ("verify", "inspect", "export")),
-     *(f"pretraining.{name}" for name in ("repair", "rebuild", "plan", "status", "explain"))),
+    (
+        "training",
+        "cache.gc",
+        "doctor",
+        "bench",
+        "library",
+        *(f"coref.mlm{name}" for name in ("", "_data", "_entry", "_evaluate", "_finetune")),
+        *(f"prepared.{name}" for name in ("verify", "inspect", "export")),
+        *(f"pretraining.{name}" for name in ("repair", "rebuild", "plan", "status", "explain")),
+    ),
     ("__main__",),
-)  # fmt: skip
+)
 """From the ground up. A module is on the floor of the longest name that it begins with."""
 APART = ("sources", "transforms")
 """Rooms of one floor that never import one another."""
@@ -39,7 +46,12 @@ def sources() -> Iterator[tuple[Path, str]]:
 
 def floor(module: str) -> int:
     """Of `cache.gc.mark`: that of `cache.gc`."""
-    found = [(len(name), number) for number, names in enumerate(FLOORS) for name in names if f"{module}.".startswith(f"{name}.")]
+    found = [
+        (len(name), number)
+        for number, names in enumerate(FLOORS)
+        for name in names
+        if f"{module}.".startswith(f"{name}.")
+    ]
     assert found, f"{module} is on no floor"
     return max(found)[1]
 
@@ -54,7 +66,9 @@ def imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
 
 
 def at_once(node: ast.AST) -> Iterator[ast.AST]:
-    """What runs when a module is imported: all but the insides of functions, and what stands there for the type checker."""
+    """What runs when a module is imported: all but the insides of functions, and what stands there for the type
+    checker.
+    """
     for child in ast.iter_child_nodes(node):
         types_only = isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"
         if not types_only and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -92,12 +106,16 @@ def test_every_module_keeps_the_rule(rule: Callable[[Path, str], list[str]]) -> 
 
 def test_the_rules_find_an_upward_a_sideways_a_relative_a_lazy_and_a_heavy_import() -> None:
     path = Path("moai/sources/x.py")
-    assert not_down(path, "\nfrom moai.pretraining.options import DataConfig") == ["moai/sources/x.py:2: sources.x imports moai.pretraining.options"]
+    assert not_down(path, "\nfrom moai.pretraining.options import DataConfig") == [
+        "moai/sources/x.py:2: sources.x imports moai.pretraining.options"
+    ]
     assert not_down(path, "import moai.transforms.text") != []
     assert not_down(path, "from .hub import fetch") != []
     assert not_down(path, "def f():\n    from moai import training") != []
     assert not_down(path, "from moai.engine.pipeline import count\nfrom moai.sources.hub import fetch") == []
-    assert heavy(path, "try:\n    import torch.nn\nfinally:\n    pass") == ["moai/sources/x.py:2: imports torch.nn at once"]
+    assert heavy(path, "try:\n    import torch.nn\nfinally:\n    pass") == [
+        "moai/sources/x.py:2: imports torch.nn at once"
+    ]
     assert heavy(path, "if TYPE_CHECKING:\n    import torch\ndef f():\n    import torch") == []
 
 

@@ -20,14 +20,33 @@ from moai.training.order import Order, sources_of
 
 ROOT = Path(__file__).parent.parent
 EXPORTED = [
-    "Column", "ConfigError", "DamagedError", "Filter", "Interrupted", "Map", "MoaiError", "Part", "PartFailed", "PreparationFailed", "PreparedData", "Signal",
-    "SlowTokenizerError", "SourceError", "StorageError", "TokenizerError", "TooManyBadRecords", "WorkerDied", "open_prepared", "prepare",
-]  # fmt: skip
+    "Column",
+    "ConfigError",
+    "DamagedError",
+    "Filter",
+    "Interrupted",
+    "Map",
+    "MoaiError",
+    "Part",
+    "PartFailed",
+    "PreparationFailed",
+    "PreparedData",
+    "Signal",
+    "SlowTokenizerError",
+    "SourceError",
+    "StorageError",
+    "TokenizerError",
+    "TooManyBadRecords",
+    "WorkerDied",
+    "open_prepared",
+    "prepare",
+]
 TEXTS = [f"{number} " + "words of a document " * (number % 7 + 1) for number in range(90)] + ["", "  "]
 SCRIPT = """
 import moai
 
-{guard}prepared = moai.prepare(dataset={corpus!r}, tokenizer_path={tokenizer!r}, cache_dir={cache!r}, seq_len=32, num_proc=1)
+{guard}given = dict(dataset={corpus!r}, tokenizer_path={tokenizer!r}, cache_dir={cache!r})
+{guard}prepared = moai.prepare(**given, seq_len=32, num_proc=1)
 {guard}print("rows", len(prepared))
 """
 
@@ -66,7 +85,9 @@ def test_the_exported_names_are_these_and_each_is_there() -> None:
     assert sorted(moai.__all__) == EXPORTED
     assert all(getattr(moai, name).__name__ == name for name in EXPORTED)
     assert set(EXPORTED) <= set(dir(moai))
-    family = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MoaiError)}
+    family = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MoaiError)
+    }
     assert family - set(EXPORTED) == {"BackendRefused", "BackendDisagrees"}, "what no caller ever sees"
     with pytest.raises(AttributeError, match="has no attribute 'prepares'"):
         moai.prepares  # noqa: B018
@@ -74,7 +95,11 @@ def test_the_exported_names_are_these_and_each_is_there() -> None:
 
 def test_import_moai_loads_nothing_heavy_and_filters_load_no_torch() -> None:
     heavy = "{'torch', 'datasets', 'pyarrow', 'numpy', 'transformers', 'yaml'}"
-    ended = python("-c", f"import sys, moai; print(sorted({heavy} & set(sys.modules))); moai.prepare; moai.Filter; print(sorted({heavy} & set(sys.modules)))")
+    ended = python(
+        "-c",
+        f"import sys, moai; print(sorted({heavy} & set(sys.modules))); moai.prepare; moai.Filter; print(sorted({heavy} "
+        f"& set(sys.modules)))",
+    )
     assert ended.stdout.splitlines() == ["[]", "['numpy', 'pyarrow']"], ended.stderr
 
 
@@ -157,14 +182,16 @@ def test_batches_that_cannot_be_are_refused(make: MakeIt, options: dict[str, Any
         make().torch(**options)
 
 
-def test_a_script_without_a_main_guard_is_told_so_in_one_line(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> None:
+def test_a_script_without_a_main_guard_is_told_so_in_one_line(
+    tmp_path: Path, corpus: Path, tokenizer_dir: Path
+) -> None:
     given = {"corpus": str(corpus), "tokenizer": str(tokenizer_dir), "cache": str(tmp_path / "cache")}
     script = tmp_path / "script.py"
     environ = {"PYTHONPATH": str(ROOT)}
     script.write_text(SCRIPT.format(guard="", **given))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environ)
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith(f"moai.core.errors.ConfigError: {script}, line 4: worker processes import this program")
+    assert last.startswith(f"moai.core.errors.ConfigError: {script}, line 5: worker processes import this program")
     assert "WorkerDied" not in ended.stderr
     script.write_text(SCRIPT.format(guard="if __name__ == '__main__': ", **given))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environ)
@@ -185,7 +212,12 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path) -> None:
         script = tmp_path / f"example_{number}.py"
         script.write_text(code)
         ended = subprocess.run(
-            [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+            [sys.executable, str(script)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
         )
         assert ended.returncode == 0, f"{code}\n{ended.stderr[-2000:]}"
         assert ended.stdout

@@ -14,7 +14,11 @@ from moai.core.errors import ConfigError
 from moai.training.mixture import Mixture, Shares, Wish
 from moai.training.order import Order, Permutation, Sampler, Source, sources_of
 
-SOURCES = (Source("ko", 0, (500, 700, 300), 1500 * 100), Source("en", 1500, (400,), 400 * 200), Source("code", 1900, (60, 50), 110 * 50))
+SOURCES = (
+    Source("ko", 0, (500, 700, 300), 1500 * 100),
+    Source("en", 1500, (400,), 400 * 200),
+    Source("code", 1900, (60, 50), 110 * 50),
+)
 FIRSTS = (0, 1500, 1900)
 
 
@@ -78,20 +82,33 @@ def test_a_window_is_finished_before_the_next_begins() -> None:
     assert all(len(set(window[:10])) > 1 for window in shards.tolist()), "rows of its shards are mixed"
 
 
-@pytest.mark.parametrize("flags", [{}, {"mixture": ("ko=5", "en=3", "code=2")}, {"temperature": 3.0, "stages": ("0.3:ko=1",), "epochs": ("code=2.5",)}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"mixture": ("ko=5", "en=3", "code=2")},
+        {"temperature": 3.0, "stages": ("0.3:ko=1",), "epochs": ("code=2.5",)},
+    ],
+)
 def test_a_position_gives_the_same_row_however_it_is_asked_for(flags: dict[str, object]) -> None:
     order = mixed(**flags) if flags else Order(SOURCES, 7)
     rows = order.rows_at(np.arange(9000))
     assert list(itertools.islice(Sampler(order), 9000)) == rows.tolist()
     for position in (0, 1, 17, 1023, 1024, 4095, 4096, 5000, 8999):
         assert order.rows_at(np.array([position])) == [rows[position]]
-        assert list(itertools.islice(Sampler(order, position), 5)) == order.rows_at(np.arange(position, position + 5)).tolist()
+        assert (
+            list(itertools.islice(Sampler(order, position), 5))
+            == order.rows_at(np.arange(position, position + 5)).tolist()
+        )
     shuffled = np.random.default_rng(0).permutation(9000)
     assert np.array_equal(order.rows_at(shuffled), rows[shuffled])
 
 
 @pytest.mark.parametrize("position", [0, 1, 777, 2010, 2011, 5000, 9000])
-@pytest.mark.parametrize("flags", [{}, {"mixture": ("ko=5", "en=3", "code=2")}, {"stages": ("0.3:ko=1", "0.5:en=1,code=1"), "epochs": ("code=2.5",)}])
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"mixture": ("ko=5", "en=3", "code=2")}, {"stages": ("0.3:ko=1", "0.5:en=1,code=1"), "epochs": ("code=2.5",)}],
+)
 def test_what_is_consumed_is_what_came_before(flags: dict[str, object], position: int) -> None:
     order = mixed(**flags) if flags else Order(SOURCES, 7)
     counts = np.bincount(which(order.rows_at(np.arange(position))), minlength=3)
@@ -144,16 +161,24 @@ def test_stages_change_the_weights_at_their_row() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    weights=st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), limits=st.lists(st.sampled_from([None, 0.5, 1, 2.25]), min_size=3, max_size=3),
-    cuts=st.lists(st.floats(0.05, 0.95), max_size=2, unique=True).map(sorted), seed=st.integers(0, 5),
-)  # fmt: skip
+    weights=st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any),
+    limits=st.lists(st.sampled_from([None, 0.5, 1, 2.25]), min_size=3, max_size=3),
+    cuts=st.lists(st.floats(0.05, 0.95), max_size=2, unique=True).map(sorted),
+    seed=st.integers(0, 5),
+)
 def test_any_mixture_is_whole(weights: list[int], limits: list[float | None], cuts: list[float], seed: int) -> None:
     names = ("ko", "en", "code")
-    turned = [",".join(f"{name}={weights[(index + number + 1) % 3]}" for index, name in enumerate(names)) for number in range(len(cuts))]
+    turned = [
+        ",".join(f"{name}={weights[(index + number + 1) % 3]}" for index, name in enumerate(names))
+        for number in range(len(cuts))
+    ]
     order = mixed(
-        planned_rows=4000, seed=seed, mixture=[f"{name}={weight}" for name, weight in zip(names, weights)],
-        stages=[f"{cut}:{text}" for cut, text in zip(cuts, turned)], epochs=[f"{name}={limit}" for name, limit in zip(names, limits) if limit],
-    )  # fmt: skip
+        planned_rows=4000,
+        seed=seed,
+        mixture=[f"{name}={weight}" for name, weight in zip(names, weights)],
+        stages=[f"{cut}:{text}" for cut, text in zip(cuts, turned)],
+        epochs=[f"{name}={limit}" for name, limit in zip(names, limits) if limit],
+    )
     end = min(5000, order.total or 5000)
     rows = order.rows_at(np.arange(end))
     for source, limit, number in zip(SOURCES, limits, range(3)):
@@ -164,7 +189,9 @@ def test_any_mixture_is_whole(weights: list[int], limits: list[float | None], cu
 
 
 def test_a_checkpoint_keeps_the_shares_exactly() -> None:
-    shares = wish(mixture=("ko=1", "en=0.3333"), stages=("0.1:code=1",), epochs=("ko=1.5",), by="tokens").resolve(SOURCES, 12_345)
+    shares = wish(mixture=("ko=1", "en=0.3333"), stages=("0.1:code=1",), epochs=("ko=1.5",), by="tokens").resolve(
+        SOURCES, 12_345
+    )
     assert Shares.from_json(json.loads(json.dumps(shares.to_json()))) == shares
 
 
@@ -201,7 +228,11 @@ def test_a_limit_that_leaves_no_row_is_refused(limited: tuple[str, ...]) -> None
 
 def test_the_most_uneven_weights_are_still_numbers() -> None:
     """Powers and quotients that no float holds: the largest weight is left."""
-    for flags in ({"temperature": 1e-4}, {"mixture": ("ko=0.2", "en=0.1"), "temperature": 1e-4}, {"mixture": ("ko=1", "en=1e-320")}):
+    for flags in (
+        {"temperature": 1e-4},
+        {"mixture": ("ko=0.2", "en=0.1"), "temperature": 1e-4},
+        {"mixture": ("ko=1", "en=1e-320")},
+    ):
         shares = wish(**flags).resolve(SOURCES, 100)
         assert sum(shares.stages[0][1]) == pytest.approx(1)
         assert max(shares.stages[0][1]) == pytest.approx(1)

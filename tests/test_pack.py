@@ -1,4 +1,6 @@
-"""Packing: no token lost but those that are named, none moved to another document, none over `seq_len`, and the tightest fit."""
+"""Packing: no token lost but those that are named, none moved to another document, none over `seq_len`, and the
+tightest fit.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,14 @@ def documents_of(lengths: list[int]) -> list[list[int]]:
     return [list(range(end - length, end)) for end, length in zip(ends, lengths)]
 
 
-def pack(lengths: list[int], seq_len: int, strategy: str, split_long: bool, *, batch: int = 1000) -> tuple[list[Row], Counter[str]]:
+def pack(
+    lengths: list[int], seq_len: int, strategy: str, split_long: bool, *, batch: int = 1000
+) -> tuple[list[Row], Counter[str]]:
     """The rows as (input_ids, seq_lengths), and the counters."""
     documents = documents_of(lengths)
     batches = (
-        pa.record_batch([pa.array(documents[start : start + batch], pa.large_list(pa.uint32()))], names=["tokens"]) for start in range(0, len(documents), batch)
+        pa.record_batch([pa.array(documents[start : start + batch], pa.large_list(pa.uint32()))], names=["tokens"])
+        for start in range(0, len(documents), batch)
     )
     tally = Tally()
     token = pipeline._tally.set(tally)
@@ -49,14 +54,18 @@ def pack(lengths: list[int], seq_len: int, strategy: str, split_long: bool, *, b
 
 
 def pieces_of(rows: list[Row]) -> list[list[int]]:
-    return [ids[end - length : end] for ids, lengths in rows for end, length in zip(np.cumsum(lengths).tolist(), lengths)]
+    return [
+        ids[end - length : end] for ids, lengths in rows for end, length in zip(np.cumsum(lengths).tolist(), lengths)
+    ]
 
 
 @pytest.mark.parametrize(("strategy", "split_long"), EVERY)
 @given(LENGTHS, SEQ_LEN)
 @example([1], 1)
 @example([17, 17, 1], 17)
-def test_every_token_is_in_a_row_once_or_counted_as_dropped(strategy: str, split_long: bool, lengths: list[int], seq_len: int) -> None:
+def test_every_token_is_in_a_row_once_or_counted_as_dropped(
+    strategy: str, split_long: bool, lengths: list[int], seq_len: int
+) -> None:
     rows, counts = pack(lengths, seq_len, strategy, split_long)
     kept = [token for ids, _ in rows for token in ids]
     assert len(kept) == len(set(kept))
@@ -68,7 +77,9 @@ def test_every_token_is_in_a_row_once_or_counted_as_dropped(strategy: str, split
 
 @pytest.mark.parametrize(("strategy", "split_long"), EVERY)
 @given(LENGTHS, SEQ_LEN)
-def test_rows_keep_to_their_length_and_pieces_to_their_documents(strategy: str, split_long: bool, lengths: list[int], seq_len: int) -> None:
+def test_rows_keep_to_their_length_and_pieces_to_their_documents(
+    strategy: str, split_long: bool, lengths: list[int], seq_len: int
+) -> None:
     rows, _ = pack(lengths, seq_len, strategy, split_long)
     assert all(0 < len(ids) <= seq_len and sum(pieces) == len(ids) and min(pieces) > 0 for ids, pieces in rows)
     document_of = np.repeat(np.arange(len(lengths)), lengths)
@@ -90,19 +101,25 @@ def test_rows_stand_in_the_order_of_the_text(strategy: str, split_long: bool, le
 
 @pytest.mark.parametrize(("strategy", "split_long"), EVERY)
 @given(LENGTHS, SEQ_LEN, st.integers(1, 7))
-def test_rows_do_not_depend_on_the_batches(strategy: str, split_long: bool, lengths: list[int], seq_len: int, batch: int) -> None:
+def test_rows_do_not_depend_on_the_batches(
+    strategy: str, split_long: bool, lengths: list[int], seq_len: int, batch: int
+) -> None:
     assert pack(lengths, seq_len, strategy, split_long, batch=batch) == pack(lengths, seq_len, strategy, split_long)
 
 
 @pytest.mark.parametrize(("strategy", "split_long"), EVERY)
 @given(LENGTHS, SEQ_LEN)
-def test_unpacked_rows_are_the_documents_joined_and_in_order(strategy: str, split_long: bool, lengths: list[int], seq_len: int) -> None:
+def test_unpacked_rows_are_the_documents_joined_and_in_order(
+    strategy: str, split_long: bool, lengths: list[int], seq_len: int
+) -> None:
     rows, _ = pack(lengths, seq_len, strategy, split_long)
     ids, cut = (np.array([value for row in rows for value in row[column]]) for column in (0, 1))
     packer = Pack(seq_len=seq_len, strategy=strategy, dtype="uint16", split_long=split_long)
     tokens, found = unpack(packer, np.array(lengths), ids, cut)
     most = seq_len if (strategy, split_long) in DROPPING else sum(lengths)
-    assert [document.tolist() for document in np.split(tokens, np.cumsum(found)[:-1])] == [document[:most] for document in documents_of(lengths)]
+    assert [document.tolist() for document in np.split(tokens, np.cumsum(found)[:-1])] == [
+        document[:most] for document in documents_of(lengths)
+    ]
     with pytest.raises(DamagedError, match="its rows are not what"):
         unpack(packer, np.array([*lengths, 1]), ids, cut)
 
@@ -117,11 +134,15 @@ def test_wrapped_is_the_concatenation_cut_every_seq_len(lengths: list[int], seq_
 
 
 @given(LENGTHS, SEQ_LEN)
-def test_only_what_is_longer_than_a_row_is_split_and_into_as_few_pieces_as_possible(lengths: list[int], seq_len: int) -> None:
+def test_only_what_is_longer_than_a_row_is_split_and_into_as_few_pieces_as_possible(
+    lengths: list[int], seq_len: int
+) -> None:
     rows, _ = pack(lengths, seq_len, "bfd_split", False)
     assert len(pieces_of(rows)) == sum(-(-length // seq_len) for length in lengths)
     assert sorted(map(len, pieces_of(rows))) == sorted(
-        part for length in lengths for part in [seq_len] * (length // seq_len) + [length % seq_len] * (length % seq_len > 0)
+        part
+        for length in lengths
+        for part in [seq_len] * (length // seq_len) + [length % seq_len] * (length % seq_len > 0)
     )
 
 

@@ -24,7 +24,9 @@ def model_with(attention, tmp_path, **changes):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
-    "collator", [COLLATOR, PackedCollator(pad_id=257, pad_to=32), PackedCollator(pad_id=257, flatten=True)], ids=["padded", "fixed width", "flat"]
+    "collator",
+    [COLLATOR, PackedCollator(pad_id=257, pad_to=32), PackedCollator(pad_id=257, flatten=True)],
+    ids=["padded", "fixed width", "flat"],
 )
 def test_packed_documents_give_the_logits_they_give_alone(attention, collator, tmp_path):
     difference = packed_forward_selfcheck(model_with(attention, tmp_path), collator)
@@ -33,9 +35,12 @@ def test_packed_documents_give_the_logits_they_give_alone(attention, collator, t
 
 def test_every_attention_of_a_llama_like_configuration_of_transformers_too(tmp_path):
     (tmp_path / "llama.json").write_text(
-        '{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}'
+        '{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": '
+        '2, "num_attention_heads": 4}'
     )
-    model = build_model(load_config(str(tmp_path / "llama.json"), None), pretrained_model=None, attention="sdpa", special_ids={}, seed=1)
+    model = build_model(
+        load_config(str(tmp_path / "llama.json"), None), pretrained_model=None, attention="sdpa", special_ids={}, seed=1
+    )
     assert type(model).__name__ == "LlamaForCausalLM"
     assert packed_forward_selfcheck(model, COLLATOR) < TOLERANCE["float32"] / 10
     assert model.training, "the check leaves the model as it found it"
@@ -71,7 +76,9 @@ class Unbroken(PackedCollator):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("collator", [Masked(pad_id=257), Unbroken(pad_id=257)], ids=["mask of ones", "positions run on"])
+@pytest.mark.parametrize(
+    "collator", [Masked(pad_id=257), Unbroken(pad_id=257)], ids=["mask of ones", "positions run on"]
+)
 def test_the_check_fails_when_documents_see_one_another(attention, collator, tmp_path):
     with pytest.raises(MoaiError, match=r"attention leaks across documents: .* differ by [0-9]"):
         packed_forward_selfcheck(model_with(attention, tmp_path), collator)
@@ -98,7 +105,9 @@ def test_the_check_fails_when_the_model_gives_nan(tmp_path):
 
 
 def test_a_batch_has_the_loss_and_the_gradients_of_its_documents_alone(tmp_path):
-    """The whole chain of training: no target crosses a boundary, no padding is learned from, every other token counts once."""
+    """The whole chain of training: no target crosses a boundary, no padding is learned from, every other token counts
+    once.
+    """
     model = model_with("sdpa", tmp_path)
     batch = COLLATOR([Row.of(pieces) for pieces in ROWS])
     targets = int((batch["labels"] != IGNORE).sum())
@@ -110,9 +119,13 @@ def test_a_batch_has_the_loss_and_the_gradients_of_its_documents_alone(tmp_path)
         for piece in row:
             logits = model(input_ids=torch.tensor([piece])).logits[0]
             if len(piece) > 1:
-                (torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(piece[1:]), reduction="sum") / targets).backward()
+                (
+                    torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(piece[1:]), reduction="sum") / targets
+                ).backward()
     alone = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert packed.keys() == alone.keys()
     assert any(gradient.abs().max() > 1e-3 for gradient in alone.values())
     for name, gradient in alone.items():
-        torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            packed[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -1,4 +1,6 @@
-"""What a user's part may do wrong, and columns whose names are moai's own: one clear line, before anything is published."""
+"""What a user's part may do wrong, and columns whose names are moai's own: one clear line, before anything is
+published.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Keeps(Filter):
 
 @pytest.mark.parametrize("how", ["list", "tuple", "numpy", "chunked", "arrow reasons"])
 @pytest.mark.parametrize("batch_size", [1, 2, 1000])
-def test_a_mask_may_be_any_sequence_of_bools(prepare: PrepareIt, texts: Any, corpus: Path, how: str, batch_size: int) -> None:
+def test_a_mask_may_be_any_sequence_of_bools(
+    prepare: PrepareIt, texts: Any, corpus: Path, how: str, batch_size: int
+) -> None:
     prepared = prepare(corpus, transforms=(Keeps(how),), dataset_batch_size=batch_size)
     assert texts(prepared) == [text for text in TEXTS if not text.endswith((" 3", " 5"))]
     assert prepared.content["filtered"] == {"keeps.odd" if how == "arrow reasons" else "keeps": 2}
@@ -74,7 +78,9 @@ def test_a_mask_may_be_any_sequence_of_bools(prepare: PrepareIt, texts: Any, cor
     ],
 )
 def test_another_mask_is_one_line_that_names_the_filter(prepare: PrepareIt, corpus: Path, how: str, said: str) -> None:
-    with pytest.raises(PartFailed, match=r"filter Keeps \(test_parts_misused.py\) gave .*" + said.removeprefix("gave ")):
+    with pytest.raises(
+        PartFailed, match=r"filter Keeps \(test_parts_misused.py\) gave .*" + said.removeprefix("gave ")
+    ):
         prepare(corpus, transforms=(Keeps(how),))
 
 
@@ -103,7 +109,9 @@ def test_a_signal_may_give_chunks(prepare: PrepareIt, corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["short", "one string", "a number", "huge", "objects", "nothing", "another"])
-def test_a_signal_that_gives_something_else_is_one_line(prepare: PrepareIt, corpus: Path, tmp_path: Path, how: str) -> None:
+def test_a_signal_that_gives_something_else_is_one_line(
+    prepare: PrepareIt, corpus: Path, tmp_path: Path, how: str
+) -> None:
     with pytest.raises(PartFailed, match=r"signal Measures \(test_parts_misused.py\).* '?(score|1 values)"):
         prepare(corpus, transforms=(Measures(how),))
     assert not list((tmp_path / "cache" / "shards").iterdir())
@@ -128,7 +136,12 @@ class Changes(Map):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("numbers", "'text' is no large_string"), ("null", "gave null for the text of 20 documents"), ("fewer", "gave 19 rows"), ("list", "gave list")],
+    [
+        ("numbers", "'text' is no large_string"),
+        ("null", "gave null for the text of 20 documents"),
+        ("fewer", "gave 19 rows"),
+        ("list", "gave list"),
+    ],
 )
 def test_a_map_that_gives_something_else_is_one_line(prepare: PrepareIt, corpus: Path, how: str, said: str) -> None:
     with pytest.raises(PartFailed, match=r"map Changes \(test_parts_misused.py\):? " + said):
@@ -174,7 +187,10 @@ def column(name: str) -> Column:
     ("parts", "said"),
     [
         ((Needs("text"),), r"filter Needs .*: needs is a string; write a tuple, needs = \('text',\)"),
-        ((Needs(("score",)), Adds((column("score"),))), r"filter Needs .* needs the column 'score', which signal Adds .* adds only later"),
+        (
+            (Needs(("score",)), Adds((column("score"),))),
+            r"filter Needs .* needs the column 'score', which signal Adds .* adds only later",
+        ),
         ((Needs(("tokens",)),), "needs the column 'tokens', a name that moai uses itself; parts see text and"),
         ((Needs(("messages",)),), "needs the column 'messages', a name that moai uses itself"),
         ((Needs(("document",)),), "needs the column 'document', a name that moai uses itself"),
@@ -186,16 +202,34 @@ def column(name: str) -> Column:
         ((Adds((column("x"),)), Adds((column("x"),))), "adds the column 'x', which is there already"),
     ],
 )
-def test_columns_that_do_not_fit_are_refused_before_anything_is_read(prepare: PrepareIt, corpus: Path, parts: Any, said: str) -> None:
+def test_columns_that_do_not_fit_are_refused_before_anything_is_read(
+    prepare: PrepareIt, corpus: Path, parts: Any, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         prepare(corpus, transforms=parts)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
-    "name", ["text", "document", "tokens", "segment", "line", "offset", "record", "problem", "input_ids", "labels", "trained_runs", "bytes"]
+    "name",
+    [
+        "text",
+        "document",
+        "tokens",
+        "segment",
+        "line",
+        "offset",
+        "record",
+        "problem",
+        "input_ids",
+        "labels",
+        "trained_runs",
+        "bytes",
+    ],
 )
-def test_a_column_that_is_called_as_moais_own_has_its_values_or_is_refused(prepare: PrepareIt, tmp_path: Path, name: str, kind: str) -> None:
+def test_a_column_that_is_called_as_moais_own_has_its_values_or_is_refused(
+    prepare: PrepareIt, tmp_path: Path, name: str, kind: str
+) -> None:
     import datasets
 
     rows = [{"body": f"body {number}", name: number} for number in range(5)]
@@ -209,7 +243,11 @@ def test_a_column_that_is_called_as_moais_own_has_its_values_or_is_refused(prepa
         with pytest.raises(MoaiError, match=f"{name!r}.* (moai uses|has a name that places of records have)"):
             prepare(path, text_column="body", carry_columns=(name,))
         with pytest.raises(MoaiError, match=f"{name!r}"):
-            prepare(path, text_column="body", transforms=(Adds((column(name),)) if name in ("text", "labels") else Needs((name,)),))
+            prepare(
+                path,
+                text_column="body",
+                transforms=(Adds((column(name),)) if name in ("text", "labels") else Needs((name,)),),
+            )
         return
     prepared = prepare(path, text_column="body", carry_columns=(name,))
     assert datasets.load_from_disk(str(prepared.path))[name] == [[number] for number in range(5)]

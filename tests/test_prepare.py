@@ -1,4 +1,6 @@
-"""Preparation as a whole, on the shipped corpus: same bytes however it is run, everything reused that can be, nothing lost."""
+"""Preparation as a whole, on the shipped corpus: same bytes however it is run, everything reused that can be, nothing
+lost.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,14 @@ SHARD_BYTES = 400_000
 
 
 def config(dataset: Path, cache: Path, **changes: Any) -> DataConfig:
-    given = {"tokenizer_path": str(TOKENIZER), "seq_len": SEQ_LEN, "packing": "bfd_split", "shard_bytes": SHARD_BYTES, "num_proc": 0, **changes}
+    given = {
+        "tokenizer_path": str(TOKENIZER),
+        "seq_len": SEQ_LEN,
+        "packing": "bfd_split",
+        "shard_bytes": SHARD_BYTES,
+        "num_proc": 0,
+        **changes,
+    }
     return DataConfig(dataset=(str(dataset),), cache_dir=str(cache), **given)
 
 
@@ -104,7 +113,11 @@ def expected_ids(folder: Path) -> list[list[int]]:
 
 def expected_pieces(folder: Path, *, split: bool) -> list[tuple[int, ...]]:
     """Those cut every seq_len."""
-    return [tuple(ids[at : at + SEQ_LEN]) for ids in expected_ids(folder) for at in range(0, len(ids) if split else 1, SEQ_LEN)]
+    return [
+        tuple(ids[at : at + SEQ_LEN])
+        for ids in expected_ids(folder)
+        for at in range(0, len(ids) if split else 1, SEQ_LEN)
+    ]
 
 
 VARIANTS = [
@@ -124,9 +137,14 @@ VARIANTS = [
         *(pytest.param(*case, marks=pytest.mark.long) for case in (("none", False), ("wrapped", True), ("bfd", True))),
     ],
 )
-def test_same_input_same_bytes_for_any_workers_and_batches(corpus: Path, tmp_path: Path, packing: str, packed: bool) -> None:
+def test_same_input_same_bytes_for_any_workers_and_batches(
+    corpus: Path, tmp_path: Path, packing: str, packed: bool
+) -> None:
     dataset = ROOT / "data" / "demo" if packed else corpus
-    results = [make(dataset, tmp_path / str(number), packing=packing, shard_bytes=300_000, **variant) for number, variant in enumerate(VARIANTS)]
+    results = [
+        make(dataset, tmp_path / str(number), packing=packing, shard_bytes=300_000, **variant)
+        for number, variant in enumerate(VARIANTS)
+    ]
     assert len(results[0].content["shards"]) >= 8
     assert len({fingerprint(prepared) for prepared in results}) == 1
     assert len({prepared.path.name for prepared in results}) == 1
@@ -134,9 +152,14 @@ def test_same_input_same_bytes_for_any_workers_and_batches(corpus: Path, tmp_pat
 
 @pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])
 def test_rows_that_waited_for_the_writer_leave_no_trace(corpus: Path, tmp_path: Path, packing: str) -> None:
-    """Shards of several record batches, whose last rows are of odd lengths: what a slice has behind it must not get into the file."""
+    """Shards of several record batches, whose last rows are of odd lengths: what a slice has behind it must not get
+    into the file.
+    """
     sizes = (1, 1000, 3000, 100_000)
-    results = [make(corpus, tmp_path / str(rows), packing=packing, seq_len=33, shard_bytes=2_000_000, writer_batch_size=rows) for rows in sizes]
+    results = [
+        make(corpus, tmp_path / str(rows), packing=packing, seq_len=33, shard_bytes=2_000_000, writer_batch_size=rows)
+        for rows in sizes
+    ]
     assert max(shard["rows"] for shard in results[0].content["shards"]) > 5000
     assert len({fingerprint(prepared) for prepared in results}) == 1
 
@@ -150,7 +173,9 @@ def test_rows_hold_exactly_the_documents(corpus: Path, tmp_path: Path, packing: 
     if packing == "wrapped":
         tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
         stream = [token for piece in pieces for token in piece]
-        assert tokenizer.decode(stream, skip_special_tokens=False) == "".join(text + "<|endoftext|>" for text in texts(corpus))
+        assert tokenizer.decode(stream, skip_special_tokens=False) == "".join(
+            text + "<|endoftext|>" for text in texts(corpus)
+        )
         short = [len(row) for row in rows if sum(map(len, row)) < SEQ_LEN]
         assert len(short) <= len(prepared.content["shards"])  # only a shard's last row
     else:
@@ -166,7 +191,9 @@ def test_a_document_a_row_can_be_split_instead(corpus: Path, tmp_path: Path) -> 
     assert "dropped" not in prepared.content["token_counts"]
 
 
-def test_a_second_run_reads_and_prepares_nothing(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reads_and_prepares_nothing(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = make(corpus, tmp_path)
     monkeypatch.setattr("moai.sources.kinds.stream.read_range", _must_not_read)
     monkeypatch.setattr("moai.sources.kinds.stream.read_lines_in", _must_not_read)
@@ -203,9 +230,13 @@ def test_a_file_rewritten_within_the_racy_seconds_is_noticed(tmp_path: Path) -> 
     assert make(data, tmp_path / "cache").path != first.path
 
 
-def test_one_file_added_prepares_only_that_file(own_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_file_added_prepares_only_that_file(
+    own_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = make(own_corpus, tmp_path / "cache")
-    (own_corpus / "extra.jsonl").write_bytes((own_corpus / "ko.jsonl").read_bytes()[::1].replace(b'"text": "', b'"text": "x') * 2)
+    (own_corpus / "extra.jsonl").write_bytes(
+        (own_corpus / "ko.jsonl").read_bytes()[::1].replace(b'"text": "', b'"text": "x') * 2
+    )
     with caplog.at_level(logging.INFO):
         after = make(own_corpus, tmp_path / "cache")
     made, reused = made_and_reused(after)
@@ -236,7 +267,9 @@ def test_a_changed_setting_is_another_key_and_the_log_says_which(
     assert said in next(line for line in caplog.messages if "Cache miss" in line and "nothing was prepared" not in line)
 
 
-def test_a_changed_tokenizer_byte_is_another_key(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_tokenizer_byte_is_another_key(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make(corpus, tmp_path / "cache")
     other = tmp_path / "tokenizer"
     shutil.copytree(TOKENIZER, other)
@@ -250,7 +283,9 @@ def test_a_changed_tokenizer_byte_is_another_key(corpus: Path, tmp_path: Path, c
     assert "tokenizer_sha256" in caplog.text
 
 
-def test_a_changed_input_byte_remakes_only_its_shard(own_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_input_byte_remakes_only_its_shard(
+    own_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make(own_corpus, tmp_path / "cache")
     path = own_corpus / "en.jsonl"
     data = bytearray(path.read_bytes())
@@ -279,19 +314,40 @@ def test_every_field_of_the_configuration_says_whether_it_affects_the_output(cor
 
 
 def prepare_command(dataset: Path, cache: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "moai", "prepare", "--dataset", str(dataset), "--tokenizer_path", str(TOKENIZER), "--seq_len", str(SEQ_LEN), "--packing", "bfd_split",
-            "--shard_bytes", str(SHARD_BYTES), "--cache_dir", str(cache), *flags]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "moai",
+        "prepare",
+        "--dataset",
+        str(dataset),
+        "--tokenizer_path",
+        str(TOKENIZER),
+        "--seq_len",
+        str(SEQ_LEN),
+        "--packing",
+        "bfd_split",
+        "--shard_bytes",
+        str(SHARD_BYTES),
+        "--cache_dir",
+        str(cache),
+        *flags,
+    ]
 
 
 def run_prepare(dataset: Path, cache: Path, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(prepare_command(dataset, cache, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
+    return subprocess.run(
+        prepare_command(dataset, cache, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120, **more
+    )
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_run_goes_on_from_its_finished_shards(corpus: Path, tmp_path: Path, stop: signal.Signals) -> None:
     reference = make(corpus, tmp_path / "reference", shard_bytes=SHARD_BYTES)
     cache = tmp_path / "cache"
-    running = subprocess.Popen(prepare_command(corpus, cache, "--num_proc", "1"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        prepare_command(corpus, cache, "--num_proc", "1"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     while len(list((cache / "shards").glob("*.json"))) < 2 and running.poll() is None:
         time.sleep(0.005)
     running.send_signal(stop)
@@ -328,7 +384,9 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(corpus: Path, tmp_path
     assert run_prepare(corpus, cache, "--num_proc", "0").returncode == 0
 
 
-def test_too_little_space_is_said_before_the_work(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_said_before_the_work(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("moai.pretraining.recipe.free_bytes", lambda path: 1000)
     with pytest.raises(StorageError, match=r"GiB are needed, 0.0 GiB are free"):
         make(corpus, tmp_path)
@@ -338,7 +396,13 @@ def test_too_little_space_is_said_before_the_work(corpus: Path, tmp_path: Path, 
 def read_only(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command while `folder` is mounted read-only, for it alone."""
     script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-    return subprocess.run(["unshare", "--mount", "sh", "-c", script, str(folder), *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(folder), *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_read_only_cache_is_one_line_on_a_miss_and_works_on_a_hit(corpus: Path, tmp_path: Path) -> None:
@@ -381,7 +445,9 @@ def test_damage_is_refused_with_file_and_difference(corpus: Path, tmp_path: Path
     assert [check.name for check in verify(prepared.path) if not check.ok] == ["hashes"]
 
 
-def test_a_damaged_shard_is_not_reused_but_made_again(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_shard_is_not_reused_but_made_again(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make(corpus, tmp_path)
     before = fingerprint(first)
     victim = tmp_path / "shards" / f"{first.content['shards'][1]['shard_key']}.arrow"
@@ -414,7 +480,10 @@ def test_two_inputs_of_one_name_keep_their_shards_apart(corpus: Path, tmp_path: 
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text(json.dumps({"text": f"only in {name}"}) + "\n")
     both = DataConfig(
-        dataset=(str(tmp_path / "a/train.jsonl"), str(tmp_path / "b/train.jsonl")), tokenizer_path=str(TOKENIZER), cache_dir=str(tmp_path / "cache"), num_proc=0
+        dataset=(str(tmp_path / "a/train.jsonl"), str(tmp_path / "b/train.jsonl")),
+        tokenizer_path=str(TOKENIZER),
+        cache_dir=str(tmp_path / "cache"),
+        num_proc=0,
     )
     prepared = prepare(both, origins={})
     assert [source["name"] for source in prepared.content["sources"]] == ["train.jsonl", "train.jsonl-2"]
@@ -434,7 +503,11 @@ def test_receipts_of_a_finished_cache_name_real_files(corpus: Path, tmp_path: Pa
         receipt = ledger.receipt(shard["shard_key"])
         assert receipt is not None
         assert os.path.samefile(ledger.shard(shard["shard_key"]), prepared.path / shard["file"])
-        assert receipt.made_by == {"tokenizer": "fastokens", "version": version("fastokens"), "tokenizer_sha256": prepared.content["tokenizer_digest"][:16]}
+        assert receipt.made_by == {
+            "tokenizer": "fastokens",
+            "version": version("fastokens"),
+            "tokenizer_sha256": prepared.content["tokenizer_digest"][:16],
+        }
 
 
 def test_reading_a_range_gives_its_bytes(tmp_path: Path) -> None:
@@ -446,8 +519,16 @@ def test_a_full_standard_output_is_one_line(corpus: Path, tmp_path: Path) -> Non
     with open("/dev/full", "w") as full:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         ran = subprocess.run(
-            prepare_command(corpus, tmp_path, "--num_proc", "0"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=env
+            prepare_command(corpus, tmp_path, "--num_proc", "0"),
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            env=env,
         )
     assert ran.returncode == 74
-    assert ran.stderr.splitlines()[-1] == "error: standard output: No space left on device; what was printed is not whole"
+    assert (
+        ran.stderr.splitlines()[-1] == "error: standard output: No space left on device; what was printed is not whole"
+    )
     assert "Traceback" not in ran.stderr

@@ -1,4 +1,6 @@
-"""A prepared directory is enough: saved under a name, with its tokenizer and both sides of the split; trained on where nothing else is."""
+"""A prepared directory is enough: saved under a name, with its tokenizer and both sides of the split; trained on where
+nothing else is.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,14 @@ def save(tmp_path: Path, tokenizer_dir: Path, corpus: Path) -> SaveIt:
     """`save("name", **options)`: prepare the corpus and save it under that name."""
 
     def run(name: str, *, overwrite: bool = False, **options: Any) -> Prepared:
-        given = {"dataset": (str(corpus),), "tokenizer_path": str(tokenizer_dir), "seq_len": 32, "packing": "bfd_split", "shard_bytes": 4000, "num_proc": 0}
+        given = {
+            "dataset": (str(corpus),),
+            "tokenizer_path": str(tokenizer_dir),
+            "seq_len": 32,
+            "packing": "bfd_split",
+            "shard_bytes": 4000,
+            "num_proc": 0,
+        }
         config = DataConfig(cache_dir=str(tmp_path / "cache"), **{**given, **options})
         return prepare_and_save(config, SaveConfig(save_to=str(tmp_path / name), overwrite=overwrite))
 
@@ -66,7 +75,9 @@ def seal(directory: Path, manifest: dict[str, Any]) -> None:
     write_manifest(directory, manifest["content"], manifest["run"], manifest["held_out"])
 
 
-def test_both_sides_stand_in_one_directory_that_needs_no_cache(save: SaveIt, tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_both_sides_stand_in_one_directory_that_needs_no_cache(
+    save: SaveIt, tmp_path: Path, tokenizer_dir: Path
+) -> None:
     prepared = save("ready", eval_ratio=0.2)
     assert prepared.path == tmp_path / "ready"
     shutil.rmtree(tmp_path / "cache")
@@ -78,7 +89,9 @@ def test_both_sides_stand_in_one_directory_that_needs_no_cache(save: SaveIt, tmp
     assert opened.held_out.content["documents"] > 5
     for side in (opened, opened.held_out):
         assert datasets.load_from_disk(str(side.path)).num_rows == side.content["rows"]
-        assert (side.path / "tokenizer_config.json").read_bytes() == (tokenizer_dir / "tokenizer_config.json").read_bytes()
+        assert (side.path / "tokenizer_config.json").read_bytes() == (
+            tokenizer_dir / "tokenizer_config.json"
+        ).read_bytes()
     assert not (opened.held_out.path / MANIFEST).exists(), "one manifest answers for both"
     assert Prepared.open(moved / "held_out").content_digest == opened.held_out.content_digest
     assert all_ok(moved)
@@ -90,10 +103,14 @@ def test_the_training_side_is_the_same_content_as_in_the_cache(save: SaveIt, tmp
     in_cache = {Prepared.open(path).content_digest for path in (tmp_path / "cache" / "datasets").iterdir()}
     assert saved.held_out is not None
     assert in_cache == {saved.content_digest, saved.held_out.content_digest}
-    assert {path.stat().st_nlink for path in saved.path.glob("data-*.arrow")} == {3}, "of the shard, of the cache's directory, and of this one"
+    assert {path.stat().st_nlink for path in saved.path.glob("data-*.arrow")} == {3}, (
+        "of the shard, of the cache's directory, and of this one"
+    )
 
 
-def test_the_same_content_is_fine_and_another_is_refused_unless_overwritten(save: SaveIt, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_content_is_fine_and_another_is_refused_unless_overwritten(
+    save: SaveIt, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = save("ready")
     before = os.stat(first.path).st_ino
     with caplog.at_level("INFO"):
@@ -109,18 +126,38 @@ def test_the_same_content_is_fine_and_another_is_refused_unless_overwritten(save
     second = save("ready", seq_len=64, overwrite=True)
     assert (second.path, second.content["seq_len"]) == (first.path, 64)
     assert all_ok(second.path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "cache", "raw.jsonl", "ready"], "nothing is left beside it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "cache", "raw.jsonl", "ready"], (
+        "nothing is left beside it"
+    )
 
 
-@pytest.mark.parametrize(("at", "left"), [("save.file:3", "old"), ("save.manifest:1", "old"), ("save.rename:1", "old"), ("save.placed:1", "new")])
+@pytest.mark.parametrize(
+    ("at", "left"),
+    [("save.file:3", "old"), ("save.manifest:1", "old"), ("save.rename:1", "old"), ("save.placed:1", "new")],
+)
 def test_a_kill_leaves_the_old_directory_or_the_new_one_and_the_next_run_mends_the_rest(
     save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any], at: str, left: str
 ) -> None:
     old = save("ready").content_digest
-    words = ["prepare", "--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 64, "--eval_ratio", 0.2, "--cache_dir", tmp_path / "cache"]
+    words = [
+        "prepare",
+        "--dataset",
+        corpus,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--seq_len",
+        64,
+        "--eval_ratio",
+        0.2,
+        "--cache_dir",
+        tmp_path / "cache",
+    ]
     words += ["--num_proc", 0, "--save_to", tmp_path / "ready", "--overwrite"]
     (tmp_path / "points").mkdir()
-    killed = run_moai(*words, env={"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": f"{at}=kill"})
+    killed = run_moai(
+        *words,
+        env={"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": f"{at}=kill"},
+    )
     assert killed.returncode == -signal.SIGKILL
     assert (Prepared.open(tmp_path / "ready").content_digest == old) is (left == "old")
     assert run_moai(*words).returncode == 0
@@ -144,7 +181,9 @@ def test_what_is_no_prepared_directory_is_never_replaced(save: SaveIt, tmp_path:
         SaveConfig(overwrite=True)
 
 
-def test_a_changed_tokenizer_configuration_is_another_directory_of_the_same_shards(save: SaveIt, tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_a_changed_tokenizer_configuration_is_another_directory_of_the_same_shards(
+    save: SaveIt, tmp_path: Path, tokenizer_dir: Path
+) -> None:
     own = tmp_path / "tokenizer"
     shutil.copytree(tokenizer_dir, own)
     first = save("one", tokenizer_path=str(own))
@@ -161,7 +200,11 @@ def test_a_changed_tokenizer_configuration_is_another_directory_of_the_same_shar
 def test_damage_on_either_side_is_named_and_repaired(save: SaveIt, tmp_path: Path, tokenizer_dir: Path) -> None:
     saved = save("ready", eval_ratio=0.2)
     shutil.rmtree(tmp_path / "cache")
-    lost = [saved.path / "tokenizer_config.json", next((saved.path / "held_out").glob("data-*")), saved.path / "held_out" / "tokenizer.json"]
+    lost = [
+        saved.path / "tokenizer_config.json",
+        next((saved.path / "held_out").glob("data-*")),
+        saved.path / "held_out" / "tokenizer.json",
+    ]
     whole = [path.read_bytes() for path in lost]
     for path in lost:
         path.unlink()
@@ -188,7 +231,9 @@ def test_damage_on_either_side_is_named_and_repaired(save: SaveIt, tmp_path: Pat
         (lambda side: side.pop("content"), "content is absent"),
     ],
 )
-def test_the_held_out_side_of_a_forged_manifest_is_refused(save: SaveIt, change: Callable[[Any], Any], message: str) -> None:
+def test_the_held_out_side_of_a_forged_manifest_is_refused(
+    save: SaveIt, change: Callable[[Any], Any], message: str
+) -> None:
     saved = save("ready", eval_ratio=0.2)
     manifest = read_manifest(saved.path)
     change(manifest["held_out"])
@@ -217,25 +262,57 @@ def test_a_held_out_side_that_is_a_link_or_nothing_is_refused(save: SaveIt, tmp_
 # --- train.py --prepared ----------------------------------------------------------------------------------------------
 
 
-def train(tmp_path: Path, out: str, *words: object, ranks: int = 1, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
+def train(
+    tmp_path: Path, out: str, *words: object, ranks: int = 1, kill_at: int = 0
+) -> subprocess.CompletedProcess[str]:
     """train.py as a person starts it, in an empty folder; `kill_at` kills rank 0 before it saves that step."""
     here = tmp_path / "machine"
     here.mkdir(exist_ok=True)
     tiny_run.write_model_config(here, vocab_size=8192)
-    launcher = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
-    flags = ["--model_config", here / "model.json", "--output_dir", here / out, "--learning_rate", "1e-3", "--warmup_steps", "0", "--lr_scheduler_type", "constant",
-             "--logging_steps", "1", "--save_steps", "2", "--use_cpu", "true", "--dataloader_num_workers", "0"]  # fmt: skip
+    launcher = (
+        [sys.executable]
+        if ranks == 1
+        else [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
+    )
+    flags = [
+        "--model_config",
+        here / "model.json",
+        "--output_dir",
+        here / out,
+        "--learning_rate",
+        "1e-3",
+        "--warmup_steps",
+        "0",
+        "--lr_scheduler_type",
+        "constant",
+        "--logging_steps",
+        "1",
+        "--save_steps",
+        "2",
+        "--use_cpu",
+        "true",
+        "--dataloader_num_workers",
+        "0",
+    ]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(here)}
     if kill_at:
         (here / "points").mkdir()
-        environ |= {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(here / "points"), "MOAI_FAILPOINT": f"checkpoint.record:{kill_at}=kill"}
+        environ |= {
+            "MOAI_TESTING": "1",
+            "MOAI_FAILPOINT_DIR": str(here / "points"),
+            "MOAI_FAILPOINT": f"checkpoint.record:{kill_at}=kill",
+        }
     command = [*launcher, str(ROOT / "train.py"), *map(str, [*flags, *words])]
     return subprocess.run(command, cwd=here, env=environ, capture_output=True, text=True, timeout=400)
 
 
 def losses(tmp_path: Path, out: str) -> dict[int, float]:
     newest = numbered(tmp_path / "machine" / out)[0]
-    return {entry["step"]: entry["loss"] for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"] if "loss" in entry}
+    return {
+        entry["step"]: entry["loss"]
+        for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
+    }
 
 
 def test_training_where_nothing_else_is_killed_and_resumed_on_other_ranks_loses_nothing_against_raw_data(
@@ -243,7 +320,20 @@ def test_training_where_nothing_else_is_killed_and_resumed_on_other_ranks_loses_
 ) -> None:
     """The run on raw data is on one rank; the same rows a step are cut otherwise on two."""
     saved = save("ready", eval_ratio=0.2)
-    raw = ["--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 32, "--packing", "bfd_split", "--shard_bytes", 4000, "--eval_ratio", 0.2]
+    raw = [
+        "--dataset",
+        corpus,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--seq_len",
+        32,
+        "--packing",
+        "bfd_split",
+        "--shard_bytes",
+        4000,
+        "--eval_ratio",
+        0.2,
+    ]
     raw += ["--cache_dir", tmp_path / "cache", "--num_proc", 0]
     six = ["--max_steps", 6, "--gradient_accumulation_steps", 1]
     done = train(tmp_path, "raw", *raw, *six, "--batch_size", 4)
@@ -269,21 +359,55 @@ def test_training_where_nothing_else_is_killed_and_resumed_on_other_ranks_loses_
 
 
 @pytest.mark.long
-def test_a_run_begun_on_raw_data_goes_on_from_the_directory_and_back(save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> None:
+def test_a_run_begun_on_raw_data_goes_on_from_the_directory_and_back(
+    save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path
+) -> None:
     saved = save("ready", eval_ratio=0.2)
-    raw = ["--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 32, "--packing", "bfd_split", "--shard_bytes", 4000, "--eval_ratio", 0.2]
+    raw = [
+        "--dataset",
+        corpus,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--seq_len",
+        32,
+        "--packing",
+        "bfd_split",
+        "--shard_bytes",
+        4000,
+        "--eval_ratio",
+        0.2,
+    ]
     raw += ["--cache_dir", tmp_path / "cache", "--num_proc", 0]
     for out, first, second in (("one", raw, ["--prepared", saved.path]), ("two", ["--prepared", saved.path], raw)):
         for steps, data, more in ((2, first, []), (4, second, ["--resume_from_checkpoint"])):
-            done = train(tmp_path, out, *data, "--max_steps", steps, "--gradient_accumulation_steps", 1, "--batch_size", 4, *more)
+            done = train(
+                tmp_path, out, *data, "--max_steps", steps, "--gradient_accumulation_steps", 1, "--batch_size", 4, *more
+            )
             assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path, "one") == losses(tmp_path, "two")
     assert sorted(losses(tmp_path, "one")) == [1, 2, 3, 4]
 
 
-def test_the_commands_say_where_it_is_and_refuse_in_one_line(tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]) -> None:
-    made = run_moai("prepare", "--dataset", corpus, "--tokenizer_path", tokenizer_dir, "--seq_len", 32, "--eval_ratio", 0.2, "--cache_dir", tmp_path / "cache",
-                    "--save_to", tmp_path / "ready", "--num_proc", 0)  # fmt: skip
+def test_the_commands_say_where_it_is_and_refuse_in_one_line(
+    tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]
+) -> None:
+    made = run_moai(
+        "prepare",
+        "--dataset",
+        corpus,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--seq_len",
+        32,
+        "--eval_ratio",
+        0.2,
+        "--cache_dir",
+        tmp_path / "cache",
+        "--save_to",
+        tmp_path / "ready",
+        "--num_proc",
+        0,
+    )
     assert made.stdout.splitlines()[-1] == str(tmp_path / "ready"), made.stderr
     assert f", in {tmp_path / 'ready' / 'held_out'}" in made.stdout
     refused = train(tmp_path, "out", "--prepared", tmp_path / "ready", "--seq_len", 64)
@@ -315,7 +439,9 @@ def settings_of(*words: object) -> DataConfig:
         (["--mode", "sft"], "mode = sft: .* prepared with data_format text"),
     ],
 )
-def test_a_flag_that_says_otherwise_is_refused_with_both_values(save: SaveIt, tmp_path: Path, flags: list[str], message: str) -> None:
+def test_a_flag_that_says_otherwise_is_refused_with_both_values(
+    save: SaveIt, tmp_path: Path, flags: list[str], message: str
+) -> None:
     tiny_run.write_tokenizer(tmp_path / "other")
     saved = save("ready")
     with pytest.raises(ConfigError, match=message) as refused:
@@ -323,22 +449,43 @@ def test_a_flag_that_says_otherwise_is_refused_with_both_values(save: SaveIt, tm
     assert "\n" not in str(refused.value)
 
 
-def test_flags_that_say_the_same_or_what_is_not_here_any_more_are_fine(save: SaveIt, tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_flags_that_say_the_same_or_what_is_not_here_any_more_are_fine(
+    save: SaveIt, tmp_path: Path, tokenizer_dir: Path
+) -> None:
     saved = save("ready", eval_ratio=0.2)
     same = ["--seq_len", 32, "--packing", "bfd_split", "--eval_ratio", 0.2, "--shard_bytes", 4000]
     gone = ["--dataset", "elsewhere/raw.jsonl", "--tokenizer_path", "tokenizers/gone"]
-    for words in ([], same, gone, [*same, "--tokenizer_path", tokenizer_dir], ["--eos_token", saved.content["tokenizer"]["eos_token"]]):
+    for words in (
+        [],
+        same,
+        gone,
+        [*same, "--tokenizer_path", tokenizer_dir],
+        ["--eos_token", saved.content["tokenizer"]["eos_token"]],
+    ):
         data = settings_of("--prepared", saved.path, *words)
         assert (data.seq_len, data.packing, data.tokenizer_path) == (32, "bfd_split", str(saved.path))
 
 
 def test_one_yaml_file_serves_the_machine_that_prepares_and_the_one_that_trains(save: SaveIt, tmp_path: Path) -> None:
     saved = save("ready", eval_ratio=0.2)
-    lines = ["dataset: corpora/raw.jsonl", "tokenizer_path: tokenizers/mine", "packing: bfd_split", "shard_bytes: 4000", "eval_ratio: 0.2", "save_to: ready"]
+    lines = [
+        "dataset: corpora/raw.jsonl",
+        "tokenizer_path: tokenizers/mine",
+        "packing: bfd_split",
+        "shard_bytes: 4000",
+        "eval_ratio: 0.2",
+        "save_to: ready",
+    ]
     yaml = tmp_path / "run.yaml"
     for seq_len in (32, 48):
         yaml.write_text("\n".join([*lines, f"seq_len: {seq_len}"]))
-        resolved = resolve([TrainConfig, DataConfig], ["--config", str(yaml), "--prepared", str(saved.path)], {}, prog="train.py", others=[SaveConfig])
+        resolved = resolve(
+            [TrainConfig, DataConfig],
+            ["--config", str(yaml), "--prepared", str(saved.path)],
+            {},
+            prog="train.py",
+            others=[SaveConfig],
+        )
         opened = prepared_data.open_all(resolved[TrainConfig].prepared)
         given = (opened, resolved[DataConfig], resolved.origins, resolved[TrainConfig])
         if seq_len == 32:
@@ -353,7 +500,9 @@ def test_conversations_are_trained_on_with_the_template_of_their_directory(save:
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": f"ok {text}"}] for text in TEXTS[:20]]
     chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
     template = ROOT / "configs" / "chat_template_demo.jinja"
-    saved = save("chat", dataset=(str(chats),), data_format="chat", packing="bfd", seq_len=128, chat_template=str(template))
+    saved = save(
+        "chat", dataset=(str(chats),), data_format="chat", packing="bfd", seq_len=128, chat_template=str(template)
+    )
     data = settings_of("--prepared", saved.path, "--mode", "sft", "--chat_template", template).of_mode("sft").require()
     assert (data.data_format, data.seq_len) == ("chat", 128)
     with pytest.raises(ConfigError, match=r"mode = pretrain: .* prepared with data_format chat; --mode sft"):
@@ -368,10 +517,18 @@ def test_conversations_are_trained_on_with_the_template_of_their_directory(save:
 def test_several_directories_are_one_with_sources_told_apart(save: SaveIt, tmp_path: Path) -> None:
     other = tmp_path / "code.jsonl"
     other.write_text("".join(json.dumps({"text": f"def f{number}(): return {number}"}) + "\n" for number in range(50)))
-    one, two, three = save("one", eval_ratio=0.2), save("two", packing="bfd", eval_ratio=0.2), save("three", dataset=(str(other),), num_proc=0)
+    one, two, three = (
+        save("one", eval_ratio=0.2),
+        save("two", packing="bfd", eval_ratio=0.2),
+        save("three", dataset=(str(other),), num_proc=0),
+    )
     joined = prepared_data.joined(prepared_data.open_all([str(side.path) for side in (one, two, three)]))
     assert [source["name"] for source in joined.content["sources"]] == ["one/raw.jsonl", "two/raw.jsonl", "code.jsonl"]
-    assert [source.name for source in sources_of(joined.content["shards"])] == ["one/raw.jsonl", "two/raw.jsonl", "code.jsonl"]
+    assert [source.name for source in sources_of(joined.content["shards"])] == [
+        "one/raw.jsonl",
+        "two/raw.jsonl",
+        "code.jsonl",
+    ]
     rows, parts = PackedRows.of(joined), [PackedRows.of(side) for side in (one, two, three)]
     assert len(rows) == sum(map(len, parts)) == joined.content["rows"]
     assert [rows[index].input_ids.tolist() for index in (0, len(parts[0]), len(rows) - 1)] == [
@@ -379,7 +536,10 @@ def test_several_directories_are_one_with_sources_told_apart(save: SaveIt, tmp_p
     ]
     assert joined.held_out is not None
     assert set(HeldOut.of(joined.held_out).sources) == {"one/raw.jsonl", "two/raw.jsonl"}
-    with pytest.raises(ConfigError, match=r"mixture names 'raw', which is none of the sources: one/raw.jsonl, two/raw.jsonl, code.jsonl"):
+    with pytest.raises(
+        ConfigError,
+        match=r"mixture names 'raw', which is none of the sources: one/raw.jsonl, two/raw.jsonl, code.jsonl",
+    ):
         prepared_data.check_mixture(asked("--mixture", "raw=1")[0], [joined])
 
 

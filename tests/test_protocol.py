@@ -56,9 +56,24 @@ class Launch:
     def __init__(self, folder: Path, dataset: Path, *flags: str, world_size: int = 3, read_only: bool = False) -> None:
         self.folder, self.cache = folder, folder / "cache"
         self.cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "tests" / "rank.py"), "--dataset", str(dataset), "--cache_dir", str(self.cache), *FLAGS, *flags]
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "rank.py"),
+            "--dataset",
+            str(dataset),
+            "--cache_dir",
+            str(self.cache),
+            *FLAGS,
+            *flags,
+        ]
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "launch.py"), str(world_size), str(self.cache) if read_only else "-", *command],
+            [
+                sys.executable,
+                str(ROOT / "tests" / "launch.py"),
+                str(world_size),
+                str(self.cache) if read_only else "-",
+                *command,
+            ],
             cwd=folder,
             stdout=subprocess.PIPE,
             text=True,
@@ -89,7 +104,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 def can_mount(folder: Path) -> bool:
     return (
-        shutil.which("unshare") is not None and subprocess.run(["unshare", "--mount", "mount", "--bind", folder, folder], capture_output=True).returncode == 0
+        shutil.which("unshare") is not None
+        and subprocess.run(["unshare", "--mount", "mount", "--bind", folder, folder], capture_output=True).returncode
+        == 0
     )
 
 
@@ -155,7 +172,9 @@ def children(pid: int) -> list[int]:
 
 
 def test_two_launches_of_one_plan_do_the_work_once(tmp_path: Path, long_corpus: Path) -> None:
-    first, second = (Launch(tmp_path / name, long_corpus, "--cache_dir", str(tmp_path / "cache")) for name in ("a", "b"))
+    first, second = (
+        Launch(tmp_path / name, long_corpus, "--cache_dir", str(tmp_path / "cache")) for name in ("a", "b")
+    )
     assert first.end() == second.end() == [0, 0, 0]
     said = first.said(0) + second.said(0)
     assert said.count("Dataset saved in") == 1
@@ -163,11 +182,16 @@ def test_two_launches_of_one_plan_do_the_work_once(tmp_path: Path, long_corpus: 
     assert len(list((tmp_path / "cache" / "datasets").iterdir())) == 1
 
 
-def test_two_launches_without_locks_end_with_the_same_directory(tmp_path: Path, long_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_launches_without_locks_end_with_the_same_directory(
+    tmp_path: Path, long_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both work, one publishes, both hold the same: the lock only saves work."""
     monkeypatch.setenv("MOAI_TESTING", "1")
     monkeypatch.setenv("MOAI_WEATHER", "nolocks")
-    launches = [Launch(tmp_path / name, long_corpus, "--cache_dir", str(tmp_path / "cache"), world_size=1) for name in ("a", "b")]
+    launches = [
+        Launch(tmp_path / name, long_corpus, "--cache_dir", str(tmp_path / "cache"), world_size=1)
+        for name in ("a", "b")
+    ]
     assert [launch.end() for launch in launches] == [[0], [0]]
     said = [launch.said(0) for launch in launches]
     assert all("no locks here" in text for text in said)
@@ -179,8 +203,24 @@ def test_two_launches_without_locks_end_with_the_same_directory(tmp_path: Path, 
 def test_torchrun_ends_everybody_with_the_cause(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": broken}\n' * 20)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "--log_dir", str(tmp_path / "logs"), "--redirects", "3",
-               str(ROOT / "tests" / "rank.py"), "--dataset", str(bad), "--cache_dir", str(tmp_path / "cache"), *FLAGS]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "3",
+        "--log_dir",
+        str(tmp_path / "logs"),
+        "--redirects",
+        "3",
+        str(ROOT / "tests" / "rank.py"),
+        "--dataset",
+        str(bad),
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        *FLAGS,
+    ]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode != 0
     said = {path.parent.name: path.read_text() for path in (tmp_path / "logs").rglob("stderr.log")}
@@ -198,9 +238,36 @@ def test_two_nodes_prepare_once_in_a_shared_cache_and_once_each_in_their_own(tmp
     agents = []
     for node in range(2):
         cache = tmp_path / ("cache" if scope == "shared" else f"cache{node}")
-        where = ["--nnodes", "2", "--node_rank", str(node), "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        command = [sys.executable, "-m", "torch.distributed.run", *where, "--log_dir", str(tmp_path / f"logs{node}"), "--redirects", "3", str(ROOT / "tests" / "rank.py"),
-                   "--dataset", str(ROOT / "data" / "demo_next"), "--cache_dir", str(cache), "--cache_scope", scope, *FLAGS]  # fmt: skip
+        where = [
+            "--nnodes",
+            "2",
+            "--node_rank",
+            str(node),
+            "--nproc_per_node",
+            "2",
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            str(port),
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            *where,
+            "--log_dir",
+            str(tmp_path / f"logs{node}"),
+            "--redirects",
+            "3",
+            str(ROOT / "tests" / "rank.py"),
+            "--dataset",
+            str(ROOT / "data" / "demo_next"),
+            "--cache_dir",
+            str(cache),
+            "--cache_scope",
+            scope,
+            *FLAGS,
+        ]
         agents.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     assert [agent.wait(timeout=120) for agent in agents] == [0, 0]
     said = [path.read_text() for node in range(2) for path in (tmp_path / f"logs{node}").rglob("stderr.log")]
@@ -214,7 +281,9 @@ def alone(**changes: Any) -> dict[str, Any]:
     return {"ranks": Ranks(), "scope": "auto", "stall_timeout": 60.0, "environ": {}, **changes}
 
 
-def test_a_preparer_without_progress_counts_as_failed_on_my_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preparer_without_progress_counts_as_failed_on_my_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environ = {"MOAI_LAUNCH_ID": "stall"}
     released = threading.Event()
 
@@ -223,7 +292,9 @@ def test_a_preparer_without_progress_counts_as_failed_on_my_clock(tmp_path: Path
         released.wait()
         return {"x": 1}
 
-    preparer = threading.Thread(target=lambda: build_once(prepare, cache=tmp_path, **alone(ranks=Ranks(0, 0, 2, 2), environ=environ)))
+    preparer = threading.Thread(
+        target=lambda: build_once(prepare, cache=tmp_path, **alone(ranks=Ranks(0, 0, 2, 2), environ=environ))
+    )
     preparer.start()
     try:
         with pytest.raises(PreparationFailed, match=r"no progress for 4 s \(last heard: at shard 7\)"):
@@ -234,7 +305,9 @@ def test_a_preparer_without_progress_counts_as_failed_on_my_clock(tmp_path: Path
     assert build_once(prepare, cache=tmp_path, **alone(ranks=Ranks(1, 1, 2, 2), environ=environ)) == {"x": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 1_000_000, b"[]", b'{"state": "odd"}'], ids=["empty", "cut", "zeros", "list", "odd"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\0" * 1_000_000, b"[]", b'{"state": "odd"}'], ids=["empty", "cut", "zeros", "list", "odd"]
+)
 def test_garbage_where_the_status_file_should_be_is_no_sign_of_life(tmp_path: Path, content: bytes) -> None:
     environ = {"MOAI_LAUNCH_ID": "garbage"}
     name = launch_id(Ranks(1, 1, 2, 2), shared=True, environ=environ)
@@ -242,7 +315,9 @@ def test_garbage_where_the_status_file_should_be_is_no_sign_of_life(tmp_path: Pa
     folder.mkdir(parents=True)
     (folder / f"{name}.json").write_bytes(content)
     with pytest.raises(PreparationFailed, match="no sign of rank 0"):
-        build_once(lambda report: {}, cache=tmp_path, **alone(ranks=Ranks(1, 1, 2, 2), environ=environ, stall_timeout=0.5))
+        build_once(
+            lambda report: {}, cache=tmp_path, **alone(ranks=Ranks(1, 1, 2, 2), environ=environ, stall_timeout=0.5)
+        )
 
 
 @pytest.mark.parametrize(
@@ -250,7 +325,9 @@ def test_garbage_where_the_status_file_should_be_is_no_sign_of_life(tmp_path: Pa
     [(2**22 - 3, "1", None), ("mine", "1", None), ("mine", "right", "another-host")],
     ids=["dead pid", "reused pid", "silent other host"],
 )
-def test_a_marker_of_a_dead_preparer_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: Any, token: str, host: str | None) -> None:
+def test_a_marker_of_a_dead_preparer_is_seen_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: Any, token: str, host: str | None
+) -> None:
     monkeypatch.setattr("moai.core.distributed.DEAD_SECONDS", 0.5)
     environ = {"MOAI_LAUNCH_ID": "dead"}
     status = Status(tmp_path / "made-by-hand.json")
@@ -269,8 +346,12 @@ def test_a_marker_of_a_dead_preparer_is_seen_through(tmp_path: Path, monkeypatch
 def test_each_launch_has_its_own_name() -> None:
     two = Ranks(1, 1, 2, 2)
     first = launch_id(two, shared=True, environ={"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"})
-    assert first == launch_id(Ranks(0, 0, 2, 2), shared=True, environ={"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"})
-    assert first != launch_id(two, shared=True, environ={"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"})
+    assert first == launch_id(
+        Ranks(0, 0, 2, 2), shared=True, environ={"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}
+    )
+    assert first != launch_id(
+        two, shared=True, environ={"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"}
+    )
     assert launch_id(Ranks(), shared=True, environ={}) != launch_id(Ranks(), shared=True, environ={})
     with pytest.raises(ConfigError, match="set MOAI_LAUNCH_ID"):
         launch_id(Ranks(2, 0, 4, 2), shared=True, environ={})
@@ -315,5 +396,9 @@ def test_waiting_ranks_end_within_the_deadline(
         assert codes[0] in (1, -signal.SIGKILL)
         assert codes[1:] == [75, 75]
     said = f"median {statistics.median(seconds):.2f}, worst {max(seconds):.2f} (deadline {deadline:.0f})"
-    record(f"seconds until the waiting ranks ended, after {'a raise' if action == 'raise' else 'SIGKILL'} in rank 0", 20, said)
+    record(
+        f"seconds until the waiting ranks ended, after {'a raise' if action == 'raise' else 'SIGKILL'} in rank 0",
+        20,
+        said,
+    )
     assert max(seconds) < deadline

@@ -1,4 +1,6 @@
-"""Bad records: each set aside with its file, line, byte offset and reason, none lost, none silently accepted, too many of them an error."""
+"""Bad records: each set aside with its file, line, byte offset and reason, none lost, none silently accepted, too many
+of them an error.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,9 @@ def adds_up(prepared: Prepared) -> bool:
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "jsonl": lambda data: data,
-    "jsonl.zst": lambda data: b"".join(zstandard.ZstdCompressor().compress(data[start : start + 5000]) for start in range(0, len(data), 5000)),
+    "jsonl.zst": lambda data: b"".join(
+        zstandard.ZstdCompressor().compress(data[start : start + 5000]) for start in range(0, len(data), 5000)
+    ),
     "jsonl.gz": lambda data: b"".join(gzip.compress(data[start : start + 5000]) for start in range(0, len(data), 5000)),
 }
 
@@ -157,23 +161,34 @@ def test_every_bad_record_has_its_place_and_every_good_one_its_text(
     data, entries, left = table()
     assert len(entries) > 50
     (tmp_path / f"table.{ending}").write_bytes(PACKINGS[ending](data))
-    prepared = prepare(tmp_path / f"table.{ending}", shard_bytes=shard_bytes, max_doc_bytes=MAX_DOC_BYTES, max_bad_ratio=1.0)
+    prepared = prepare(
+        tmp_path / f"table.{ending}", shard_bytes=shard_bytes, max_doc_bytes=MAX_DOC_BYTES, max_bad_ratio=1.0
+    )
     assert places(prepared) == entries
     assert {entry["file"] for entry in entries_of(prepared)} == {f"table.{ending}"}
     assert texts(prepared) == left
-    assert prepared.content["records"] == {"read": len(entries) + len(left), "kept": len(left), "filtered": 0, "quarantined": len(entries)}
+    assert prepared.content["records"] == {
+        "read": len(entries) + len(left),
+        "kept": len(left),
+        "filtered": 0,
+        "quarantined": len(entries),
+    }
     assert prepared.content["quarantined"] == dict(sorted(Counter(entry["reason"] for entry in entries).items()))
     shards = len(prepared.content["shards"])
     assert shards == 1 if shard_bytes > len(data) else shards > 5  # not vacuous: the places really go across shards
 
 
 @pytest.mark.parametrize(("name", "record", "reason"), BAD, ids=[name for name, _, _ in BAD])
-def test_one_bad_record_is_named_and_costs_no_other(tmp_path: Path, prepare: PrepareIt, name: str, record: bytes, reason: str) -> None:
+def test_one_bad_record_is_named_and_costs_no_other(
+    tmp_path: Path, prepare: PrepareIt, name: str, record: bytes, reason: str
+) -> None:
     (tmp_path / "one.jsonl").write_bytes(b'{"text": "before"}\n' + record + b'\n{"text": "after"}\n')
     prepared = prepare(tmp_path / "one.jsonl", max_doc_bytes=MAX_DOC_BYTES)
     (entry,) = entries_of(prepared)
     assert (entry["file"], entry["line"], entry["offset"], entry["reason"]) == ("one.jsonl", 2, 19, reason)
-    assert entry["detail"] == "more than 1,024 levels" if reason == "too deep" else entry["detail"]  # the same however deep the reader's own stack is
+    assert (
+        entry["detail"] == "more than 1,024 levels" if reason == "too deep" else entry["detail"]
+    )  # the same however deep the reader's own stack is
     assert record.decode("utf-8", "backslashreplace").startswith(entry["sample"].rstrip("\n")[:60])
     assert prepared.content["records"] == {"read": 3, "kept": 2, "filtered": 0, "quarantined": 1}
 
@@ -182,13 +197,27 @@ def test_the_same_bytes_for_every_number_of_workers_and_every_batch_size(tmp_pat
     data, _, _ = table()
     (tmp_path / "data").mkdir()
     for ending, pack in PACKINGS.items():
-        (tmp_path / "data" / f"table.{ending}").write_bytes(pack(ending.encode() + b"\n" + data))  # else the one's shards would serve the others
+        (tmp_path / "data" / f"table.{ending}").write_bytes(
+            pack(ending.encode() + b"\n" + data)
+        )  # else the one's shards would serve the others
     made = set()
     for number, changes in enumerate(
-        [{}, {"num_proc": 2}, {"dataset_batch_size": 1, "writer_batch_size": 1}, {"memory_mode": "disk", "dataset_batch_size": 7}]
+        [
+            {},
+            {"num_proc": 2},
+            {"dataset_batch_size": 1, "writer_batch_size": 1},
+            {"memory_mode": "disk", "dataset_batch_size": 7},
+        ]
     ):
         cache = tmp_path / f"cache{number}"
-        prepared = prepare(tmp_path / "data", shard_bytes=4000, max_doc_bytes=MAX_DOC_BYTES, max_bad_ratio=1.0, cache_dir=str(cache), **changes)
+        prepared = prepare(
+            tmp_path / "data",
+            shard_bytes=4000,
+            max_doc_bytes=MAX_DOC_BYTES,
+            max_bad_ratio=1.0,
+            cache_dir=str(cache),
+            **changes,
+        )
         assert prepared.manifest["run"]["shards_made"] > 20
         made.add(((prepared.path / "quarantine.jsonl").read_bytes(), prepared.content_digest))
     assert len(made) == 1
@@ -196,7 +225,9 @@ def test_the_same_bytes_for_every_number_of_workers_and_every_batch_size(tmp_pat
 
 @pytest.mark.parametrize("block", [100, 1000, 7000])
 def test_where_blocks_end_makes_no_difference_to_what_is_set_aside(tmp_path: Path, block: int) -> None:
-    """Blocks follow from the memory mode. What is too large to hold begins with white space here, and still is no blank line."""
+    """Blocks follow from the memory mode. What is too large to hold begins with white space here, and still is no blank
+    line.
+    """
     data, entries, left = table()
     path = tmp_path / "table.jsonl"
     path.write_bytes(data)
@@ -226,7 +257,9 @@ def test_where_blocks_end_makes_no_difference_to_what_is_set_aside(tmp_path: Pat
 
 @pytest.mark.parametrize("shard_bytes", [1000, 16_000_000])
 @pytest.mark.parametrize("head", ["[", "\n\n  [\n", "\ufeff[\n"])
-def test_places_in_a_json_array_count_from_the_beginning_of_the_file(tmp_path: Path, prepare: PrepareIt, head: str, shard_bytes: int) -> None:
+def test_places_in_a_json_array_count_from_the_beginning_of_the_file(
+    tmp_path: Path, prepare: PrepareIt, head: str, shard_bytes: int
+) -> None:
     data, entries = head.encode(), []
     elements = [record for _, record, _ in BAD if _is_one_value(record)] * 3
     for index, element in enumerate(elements):
@@ -250,33 +283,48 @@ def _is_one_value(record: bytes) -> bool:
     return not record.startswith(b" ")
 
 
-def test_pretty_printed_values_have_places_too(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_pretty_printed_values_have_places_too(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     values = [{"text": f"n {n}"} if n % 5 else {"text": n} for n in range(100)]
     data = "\n".join(json.dumps(value, indent=2) for value in values)
     (tmp_path / "a.json").write_text(data)
     prepared = prepare(tmp_path / "a.json", shard_bytes=1000, max_bad_ratio=1.0)
     assert texts(prepared) == [value["text"] for value in values if isinstance(value["text"], str)]
     starts = [data.index(json.dumps(value, indent=2)) for value in values if not isinstance(value["text"], str)]
-    assert [(e["offset"], e["line"]) for e in entries_of(prepared)] == [(start, data.count("\n", 0, start) + 1) for start in starts]
+    assert [(e["offset"], e["line"]) for e in entries_of(prepared)] == [
+        (start, data.count("\n", 0, start) + 1) for start in starts
+    ]
 
 
-def test_rows_of_parquet_are_counted_through_files_and_row_groups(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_rows_of_parquet_are_counted_through_files_and_row_groups(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     raw = [b"a", None, b"\xff\xfe", "가".encode(), b"x" * 2000, b"\xed\xa0\x80"] * 5
     binary = pa.array(raw, pa.binary())
     column = pa.Array.from_buffers(pa.string(), len(raw), binary.buffers(), binary.null_count)
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
-        pq.write_table(pa.table({"text": column, "n": range(len(raw))}), tmp_path / "data" / f"{name}.parquet", row_group_size=4)
+        pq.write_table(
+            pa.table({"text": column, "n": range(len(raw))}), tmp_path / "data" / f"{name}.parquet", row_group_size=4
+        )
     prepared = prepare(tmp_path / "data", shard_bytes=1000, max_doc_bytes=1000, max_bad_ratio=1.0)
     assert texts(prepared) == ["a", "가"] * 10
     reasons = {1: "null text", 2: "invalid UTF-8", 4: "too large", 5: "invalid UTF-8"}
-    expected = [(f"{name}.parquet", row + 1, None, reasons[row % 6]) for name in "ab" for row in range(len(raw)) if row % 6 in reasons]
+    expected = [
+        (f"{name}.parquet", row + 1, None, reasons[row % 6])
+        for name in "ab"
+        for row in range(len(raw))
+        if row % 6 in reasons
+    ]
     assert [(e["file"], e["line"], e["offset"], e["reason"]) for e in entries_of(prepared)] == expected
     assert len(prepared.content["shards"]) > 4
     assert adds_up(prepared)
 
 
-def test_rows_of_arrow_files_that_are_no_utf8_are_bad_records_and_no_crash(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_rows_of_arrow_files_that_are_no_utf8_are_bad_records_and_no_crash(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     binary = pa.array([b"a", b"\xff", b"b"], pa.binary())
     table_ = pa.table({"text": pa.Array.from_buffers(pa.string(), 3, binary.buffers())})
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table_.schema) as writer:
@@ -286,15 +334,24 @@ def test_rows_of_arrow_files_that_are_no_utf8_are_bad_records_and_no_crash(tmp_p
     assert [(e["line"], e["reason"]) for e in entries_of(prepared)] == [(2, "invalid UTF-8")]
 
 
-def test_lines_of_text_files_must_be_utf8_and_not_too_large(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
-    (tmp_path / "a.txt").write_bytes(BOM + b"first\r\n\n  \n\xff\nlast\n" + b"x" * 101 + b"\nNUL\0 inside\n" + "끝".encode())
+def test_lines_of_text_files_must_be_utf8_and_not_too_large(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
+    (tmp_path / "a.txt").write_bytes(
+        BOM + b"first\r\n\n  \n\xff\nlast\n" + b"x" * 101 + b"\nNUL\0 inside\n" + "끝".encode()
+    )
     prepared = prepare(tmp_path / "a.txt", max_doc_bytes=100)
     assert texts(prepared) == ["first", "last", "NUL\0 inside", "끝"]
-    assert places(prepared) == [{"line": 4, "offset": 14, "reason": "invalid UTF-8"}, {"line": 6, "offset": 21, "reason": "too large"}]
+    assert places(prepared) == [
+        {"line": 4, "offset": 14, "reason": "invalid UTF-8"},
+        {"line": 6, "offset": 21, "reason": "too large"},
+    ]
     assert prepared.content["filtered"] == {"length.empty": 1}
 
 
-def test_whole_text_files_that_are_bad_are_named_by_their_first_line(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_whole_text_files_that_are_bad_are_named_by_their_first_line(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     (tmp_path / "data").mkdir()
     for name, content in (("a", b"fine\nfile\n"), ("b", b"not \xff UTF-8"), ("c", b"line\n" * 50), ("d", b" \n")):
         (tmp_path / "data" / f"{name}.txt").write_bytes(content)
@@ -308,7 +365,9 @@ def test_whole_text_files_that_are_bad_are_named_by_their_first_line(tmp_path: P
 def test_files_of_a_folder_each_have_their_own_lines(tmp_path: Path, prepare: PrepareIt) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     for name in ("a.jsonl", "b.jsonl", "deep/c.jsonl"):
-        (tmp_path / "data" / name).write_text('{"text": "good"}\n' + f'{{"{name}": 1}}\n' + '{"text": "no newline at the end"}')
+        (tmp_path / "data" / name).write_text(
+            '{"text": "good"}\n' + f'{{"{name}": 1}}\n' + '{"text": "no newline at the end"}'
+        )
     prepared = prepare(tmp_path / "data")
     expected = [("a.jsonl", 2, 17), ("b.jsonl", 2, 17), ("deep/c.jsonl", 2, 17)]
     assert [(e["file"], e["line"], e["offset"]) for e in entries_of(prepared)] == expected
@@ -335,7 +394,8 @@ def test_more_than_the_ratio_fails_with_the_top_reasons_and_where_they_are(tmp_p
         prepare(path, max_bad_ratio=0.1)
     message = str(failed.value)
     assert message.startswith(
-        "12 of 112 records (10.71%) are bad, more than --max_bad_ratio 0.1 allows: 7 broken JSON, 5 null text; the first: a.jsonl line 101 "
+        "12 of 112 records (10.71%) are bad, more than --max_bad_ratio 0.1 allows: 7 broken JSON, 5 null text; the "
+        "first: a.jsonl line 101 "
     )
     listing = Path(message.rsplit("all of them: ", 1)[1])
     assert [json.loads(line)["line"] for line in listing.read_bytes().splitlines()] == list(range(101, 113))
@@ -346,12 +406,29 @@ def test_more_than_the_ratio_fails_with_the_top_reasons_and_where_they_are(tmp_p
 
 
 def test_exactly_the_ratio_passes(tmp_path: Path, prepare: PrepareIt) -> None:
-    assert prepare(some_bad(tmp_path / "a.jsonl", good=80, bad=["{"] * 20), max_bad_ratio=0.2).content["records"]["quarantined"] == 20
+    assert (
+        prepare(some_bad(tmp_path / "a.jsonl", good=80, bad=["{"] * 20), max_bad_ratio=0.2).content["records"][
+            "quarantined"
+        ]
+        == 20
+    )
 
 
-def test_the_command_line_says_it_in_one_line(tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_command_line_says_it_in_one_line(
+    tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     path = some_bad(tmp_path / "a.jsonl", good=10, bad=["{"] * 11)
-    ended = run_moai("prepare", "--dataset", path, "--tokenizer_path", tokenizer_dir, "--cache_dir", tmp_path / "cache", "--num_proc", 0)
+    ended = run_moai(
+        "prepare",
+        "--dataset",
+        path,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--cache_dir",
+        tmp_path / "cache",
+        "--num_proc",
+        0,
+    )
     assert ended.returncode == 65
     assert "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("python -m moai prepare: error: 11 of 21 records (52.38%) are bad")

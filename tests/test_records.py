@@ -1,4 +1,6 @@
-"""From bytes to records: whatever the blocks, marks and ranges, the same records at the same places, and never more held than allowed."""
+"""From bytes to records: whatever the blocks, marks and ranges, the same records at the same places, and never more
+held than allowed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def found(batches: Iterable[pa.RecordBatch]) -> Found:
     rows: Found = []
     for batch in batches:
         assert batch.schema == SCHEMA
-        rows += [(row["record"].rstrip(b"\r\n"), row["problem"], row["line"], row["offset"]) for row in batch.to_pylist()]
+        rows += [
+            (row["record"].rstrip(b"\r\n"), row["problem"], row["line"], row["offset"]) for row in batch.to_pylist()
+        ]
     return rows
 
 
@@ -60,7 +64,9 @@ def lines_by_hand(data: bytes) -> Found:
 
 # ---- lines
 
-LINES = st.lists(st.sampled_from([b"", b"\r", b"a", b"{}", b"ab\rc", b"\xff\x00", b'{"text":"longer than a block"}']), max_size=12).map(b"\n".join)
+LINES = st.lists(
+    st.sampled_from([b"", b"\r", b"a", b"{}", b"ab\rc", b"\xff\x00", b'{"text":"longer than a block"}']), max_size=12
+).map(b"\n".join)
 
 
 @given(LINES, st.integers(1, 40))
@@ -117,7 +123,11 @@ def test_a_line_far_over_the_limit_is_skipped_through_and_never_held() -> None:
         yield b"\nlast\n"
 
     (rows, peak) = peak_of(lambda: found(split_lines(stream(), 0, Limits(2 * MB, 10), metered())))
-    assert [(row[0][:5], *row[1:]) for row in rows] == [(b"first", None, 0, 0), (b"xxxxx", "too large", 1, 6), (b"last", None, 2, 6 + 256 * MB + 1)]
+    assert [(row[0][:5], *row[1:]) for row in rows] == [
+        (b"first", None, 0, 0),
+        (b"xxxxx", "too large", 1, 6),
+        (b"last", None, 2, 6 + 256 * MB + 1),
+    ]
     assert len(rows[1][0]) == 200
     assert peak < 16 * MB
 
@@ -140,13 +150,17 @@ STYLES = st.sampled_from([{}, {"indent": 1}, {"ensure_ascii": False}, {"separato
 
 
 def places_hold(data: bytes, spans: list[Span]) -> bool:
-    return all(data[s.start : s.start + len(s.value)] == s.value and data.count(b"\n", 0, s.start) == s.line for s in spans)
+    return all(
+        data[s.start : s.start + len(s.value)] == s.value and data.count(b"\n", 0, s.start) == s.line for s in spans
+    )
 
 
 @given(st.lists(JSON, max_size=8), STYLES, st.integers(1, 50), st.sampled_from([b"", b"\n", b" \n\n "]))
 @example([{"a": "\\"}, '"\\'], {}, 1, b"")
 @example([[[1], {}], []], {}, 1, b"")
-def test_elements_of_an_array_are_found_with_their_places_for_every_block_size(values: list[Any], style: dict[str, Any], size: int, space: bytes) -> None:
+def test_elements_of_an_array_are_found_with_their_places_for_every_block_size(
+    values: list[Any], style: dict[str, Any], size: int, space: bytes
+) -> None:
     data = space + json.dumps(values, **style).encode() + space
     spans = list(scan_values(blocks_of(data, size), 10_000, in_array=True))
     assert [json.loads(span.value) for span in spans] == values
@@ -154,7 +168,9 @@ def test_elements_of_an_array_are_found_with_their_places_for_every_block_size(v
 
 
 @given(st.lists(OBJECTS, max_size=8), STYLES, st.integers(1, 50), st.sampled_from(["", " ", "\n", "\n\n \t"]))
-def test_values_that_follow_one_another_are_found_with_their_places(values: list[Any], style: dict[str, Any], size: int, between: str) -> None:
+def test_values_that_follow_one_another_are_found_with_their_places(
+    values: list[Any], style: dict[str, Any], size: int, between: str
+) -> None:
     data = between.join(json.dumps(value, **style) for value in values).encode()
     spans = list(scan_values(blocks_of(data, size), 10_000, in_array=False))
     assert [json.loads(span.value) for span in spans] == values
@@ -162,13 +178,22 @@ def test_values_that_follow_one_another_are_found_with_their_places(values: list
 
 
 @given(st.lists(OBJECTS, min_size=1, max_size=8), STYLES, st.integers(1, 60), st.integers(1, 50), st.booleans())
-def test_ranges_between_cuts_hold_every_value_once_and_in_order(values: list[Any], style: dict[str, Any], mark: int, size: int, in_array: bool) -> None:
-    data = json.dumps(values, **style).encode() if in_array else "\n".join(json.dumps(value, **style) for value in values).encode()
+def test_ranges_between_cuts_hold_every_value_once_and_in_order(
+    values: list[Any], style: dict[str, Any], mark: int, size: int, in_array: bool
+) -> None:
+    data = (
+        json.dumps(values, **style).encode()
+        if in_array
+        else "\n".join(json.dumps(value, **style) for value in values).encode()
+    )
     cuts = list(value_cuts(blocks_of(data, size), mark, 10_000, in_array=in_array))
     assert cuts == list(value_cuts(iter([data]), mark, 10_000, in_array=in_array))
     edges = [0, *cuts, len(data)]
     pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
-    spans = [list(scan_values(blocks_of(piece, size), 10_000, in_array=in_array, opened=index > 0)) for index, piece in enumerate(pieces)]
+    spans = [
+        list(scan_values(blocks_of(piece, size), 10_000, in_array=in_array, opened=index > 0))
+        for index, piece in enumerate(pieces)
+    ]
     assert [json.loads(span.value) for part in spans for span in part] == values
     ends = [span.end for span in scan_values(iter([data]), 10_000, in_array=in_array)]
     firsts = [next((end for end in ends if end >= at), None) for at in range(mark, len(data) + mark, mark)]
@@ -196,7 +221,9 @@ def test_what_is_no_json_array_is_cut_all_the_same_and_left_to_the_parser(data: 
 
 @pytest.mark.parametrize("size", [3, 64, 10_000])
 @pytest.mark.parametrize("over", [0, 1])
-def test_a_value_at_the_limit_passes_and_one_byte_more_does_not_whatever_blocks_and_white_space(size: int, over: int) -> None:
+def test_a_value_at_the_limit_passes_and_one_byte_more_does_not_whatever_blocks_and_white_space(
+    size: int, over: int
+) -> None:
     value = json.dumps({"text": "x" * (100 - 12 + over)}).encode()
     assert len(value) == 100 + over
     data = b"[1," + b" " * 300 + value + b"\n" * 300 + b",2]"
@@ -231,7 +258,11 @@ def test_a_value_far_over_the_limit_is_skipped_through_and_never_held(in_array: 
 
 def test_batches_of_values_are_bounded_in_bytes_too() -> None:
     values = ["x" * 1000 for _ in range(100)]
-    batches = list(split_values(iter([json.dumps(values).encode()]), 0, Limits(2000, 1000, batch_bytes=10_000), metered(), in_array=True))
+    batches = list(
+        split_values(
+            iter([json.dumps(values).encode()]), 0, Limits(2000, 1000, batch_bytes=10_000), metered(), in_array=True
+        )
+    )
     assert sum(batch.num_rows for batch in batches) == 100
     assert max(batch.num_rows for batch in batches) <= 10
 
@@ -257,7 +288,9 @@ def test_a_whole_file_is_one_record_or_a_problem(text: bytes, problem: str | Non
     assert all(text.startswith(row[0]) for row in rows)
 
 
-@given(data=st.binary(min_size=1, max_size=200), size=st.integers(1, 40), cuts=st.lists(st.integers(0, 200), max_size=6))
+@given(
+    data=st.binary(min_size=1, max_size=200), size=st.integers(1, 40), cuts=st.lists(st.integers(0, 200), max_size=6)
+)
 def test_ranges_are_spooled_as_they_were_cut(tmp_path: Path, data: bytes, size: int, cuts: list[int]) -> None:
     cuts = sorted({cut for cut in cuts if 0 < cut < len(data)})
 
@@ -271,7 +304,9 @@ def test_ranges_are_spooled_as_they_were_cut(tmp_path: Path, data: bytes, size: 
     writer = RangeWriter(blocks_of(data, size), tmp_path)
     spooled = [writer.end_range(cut) for cut in cutter(writer)] + [writer.end_range(None)]
     edges = [0, *cuts, len(data)]
-    assert [Path(spool).read_bytes() for _, spool in spooled if spool] == [data[a:b] for a, b in itertools.pairwise(edges)]
+    assert [Path(spool).read_bytes() for _, spool in spooled if spool] == [
+        data[a:b] for a, b in itertools.pairwise(edges)
+    ]
     assert [raw.bytes[0] for raw, _ in spooled] == [b - a for a, b in itertools.pairwise(edges)]
 
 
@@ -295,7 +330,10 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_unpacked_a_little_at_a_time
     """32 KB of zstd are 1 GiB of zeros, 1 MB of gzip as well."""
     size = 1 << (30 if ending == "zst" else 27)
     path = tmp_path / f"zeros.{ending}"
-    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=1).stream_writer(raw) if ending == "zst" else gzip.open(raw, "wb", 1) as packed:
+    with (
+        open(path, "wb") as raw,
+        zstandard.ZstdCompressor(level=1).stream_writer(raw) if ending == "zst" else gzip.open(raw, "wb", 1) as packed,
+    ):
         for _ in range(size // MB):
             packed.write(bytes(MB))
     lengths, peak = peak_of(lambda: [len(block) for block in open_blocks(str(path), ending, 4 * MB)])
@@ -304,8 +342,15 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_unpacked_a_little_at_a_time
     assert peak < (200 if ending == "zst" else 32) * MB
 
 
-@given(pieces=st.lists(st.binary(max_size=60), min_size=1, max_size=5), size=st.integers(1, 50), start=st.integers(0, 80), length=st.integers(1, 80))
-def test_frames_and_members_are_read_across_and_any_range_of_them(tmp_path: Path, pieces: list[bytes], size: int, start: int, length: int) -> None:
+@given(
+    pieces=st.lists(st.binary(max_size=60), min_size=1, max_size=5),
+    size=st.integers(1, 50),
+    start=st.integers(0, 80),
+    length=st.integers(1, 80),
+)
+def test_frames_and_members_are_read_across_and_any_range_of_them(
+    tmp_path: Path, pieces: list[bytes], size: int, start: int, length: int
+) -> None:
     data = b"".join(pieces)
     for ending, pack in (("zst", zstandard.ZstdCompressor().compress), ("gz", gzip.compress)):
         path = tmp_path / f"x.{ending}"
@@ -323,7 +368,9 @@ def test_a_stream_written_without_its_size_and_with_skippable_frames_is_read(tmp
         writer.write(b"streamed")
     skippable = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip"
     path = tmp_path / "x.zst"
-    path.write_bytes(skippable + buffer.getvalue() + skippable + zstandard.ZstdCompressor().compress(b" and more") + skippable)
+    path.write_bytes(
+        skippable + buffer.getvalue() + skippable + zstandard.ZstdCompressor().compress(b" and more") + skippable
+    )
     assert b"".join(open_blocks(str(path), "zst", 100)) == b"streamed and more"
 
 

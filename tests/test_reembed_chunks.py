@@ -1,4 +1,6 @@
-"""Chunks cover their document, fit the model, point into the source: for any text, and for each way the old program lost some."""
+"""Chunks cover their document, fit the model, point into the source: for any text, and for each way the old program
+lost some.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,19 @@ texts = st.lists(st.one_of(words, st.text(max_size=40)), min_size=1, max_size=60
 
 
 def chunks(
-    *paragraphs: str, source_type: str = "case_paragraph", strategy: str = "standard", max_tokens: int = 128, query_type: str | None = None, size: int = 1000
+    *paragraphs: str,
+    source_type: str = "case_paragraph",
+    strategy: str = "standard",
+    max_tokens: int = 128,
+    query_type: str | None = None,
+    size: int = 1000,
 ) -> list[dict[str, Any]]:
     batch = pa.record_batch(
-        [pa.array([value], field.type) for value, field in zip((source_type, 7, list(paragraphs), "abcdef0123456789", None), DOCUMENTS)], schema=DOCUMENTS
+        [
+            pa.array([value], field.type)
+            for value, field in zip((source_type, 7, list(paragraphs), "abcdef0123456789", None), DOCUMENTS)
+        ],
+        schema=DOCUMENTS,
     )
     chunk = Chunk(strategy=strategy, tokens=Pieces(max_tokens), embedding_batch_size=size, query_type=query_type)
     return [row for out in chunk(iter([batch])) for row in out.to_pylist()]
@@ -60,7 +71,9 @@ def covered(text: str, found: list[dict[str, Any]]) -> bool:
     return reached == len(text)
 
 
-def check(paragraphs: tuple[str, ...], found: list[dict[str, Any]], source_type: str, strategy: str, max_tokens: int) -> None:
+def check(
+    paragraphs: tuple[str, ...], found: list[dict[str, Any]], source_type: str, strategy: str, max_tokens: int
+) -> None:
     text = "\n".join(paragraphs)
     assert [row["chunk_index"] for row in found] == list(range(len(found)))
     most = max(size.most for size in sizes(strategy, source_type, None))
@@ -77,7 +90,10 @@ def check(paragraphs: tuple[str, ...], found: list[dict[str, Any]], source_type:
 
 def all_advance(found: list[dict[str, Any]]) -> bool:
     """No chunk lies within the one before it."""
-    return all(row["start_char"] > before["start_char"] and row["end_char"] > before["end_char"] for before, row in itertools.pairwise(found))
+    return all(
+        row["start_char"] > before["start_char"] and row["end_char"] > before["end_char"]
+        for before, row in itertools.pairwise(found)
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -86,7 +102,9 @@ def all_advance(found: list[dict[str, Any]]) -> bool:
     source_type=st.sampled_from(TYPES),
     max_tokens=st.sampled_from([8, 64, 512]),
 )
-def test_every_character_is_covered_by_chunks_that_fit(strategy: str, paragraphs: tuple[str, ...], source_type: str, max_tokens: int) -> None:
+def test_every_character_is_covered_by_chunks_that_fit(
+    strategy: str, paragraphs: tuple[str, ...], source_type: str, max_tokens: int
+) -> None:
     found = chunks(*paragraphs, source_type=source_type, strategy=strategy, max_tokens=max_tokens)
     check(paragraphs, found, source_type, strategy, max_tokens)
 
@@ -123,7 +141,9 @@ def test_trap_b_a_document_without_blank_lines_is_cut_at_its_paragraphs() -> Non
 
 
 @pytest.mark.parametrize("blanks", [900, 5000])
-def test_a_stretch_of_blanks_longer_than_a_window_neither_stops_the_cutting_nor_makes_a_blank_chunk(blanks: int) -> None:
+def test_a_stretch_of_blanks_longer_than_a_window_neither_stops_the_cutting_nor_makes_a_blank_chunk(
+    blanks: int,
+) -> None:
     paragraphs = (sentence(1, 1500) + " " * blanks + sentence(2, 1500),)
     found = chunks(*paragraphs, source_type="statute_article", strategy="dynamic", max_tokens=2000)
     check(paragraphs, found, "statute_article", "dynamic", 2000) if blanks < 1000 else None
@@ -149,28 +169,42 @@ def test_trap_e_text_before_the_first_article_is_kept() -> None:
 
 def test_trap_f_offsets_tokens_and_overlap_are_filled() -> None:
     found = chunks(sentence(5, 5000), strategy="standard", max_tokens=2000)
-    assert [row["overlap_chars"] for row in found] == [max(0, before["end_char"] - row["start_char"]) for before, row in zip([{"end_char": 0}, *found], found)]
+    assert [row["overlap_chars"] for row in found] == [
+        max(0, before["end_char"] - row["start_char"]) for before, row in zip([{"end_char": 0}, *found], found)
+    ]
     assert all(200 < row["overlap_chars"] <= 450 for row in found[1:])  # a quarter of 1,800 characters at most
     assert all(len(row["ids"]) > 100 for row in found)
 
 
 def test_a_long_statute_is_cut_at_clauses_and_items_before_windows() -> None:
     clauses = [f"{mark} {sentence(n, 600)}" for n, mark in enumerate("①②③")]
-    found = chunks("제1조(정의) 이 법에서 쓰는 말은 다음과 같다.\n" + "\n".join(clauses), source_type="statute_article", strategy="dynamic", max_tokens=2000)
+    found = chunks(
+        "제1조(정의) 이 법에서 쓰는 말은 다음과 같다.\n" + "\n".join(clauses),
+        source_type="statute_article",
+        strategy="dynamic",
+        max_tokens=2000,
+    )
     assert [row["text"][0] for row in found] == ["제", "②", "③"]
     items = [f"{n}. {sentence(n, 450)}" for n in range(1, 5)]
-    found = chunks("① 다음 각 호와 같다.\n" + "\n".join(items), source_type="statute_article", strategy="dynamic", max_tokens=2000)
+    found = chunks(
+        "① 다음 각 호와 같다.\n" + "\n".join(items), source_type="statute_article", strategy="dynamic", max_tokens=2000
+    )
     assert [row["text"][:2] for row in found] == ["① ", "2.", "3.", "4."]
 
 
-@pytest.mark.parametrize(("flags", "most"), [({"source_type": "statute_article"}, 1000), ({}, 2000), ({"query_type": "term_explanation"}, 1200)])
+@pytest.mark.parametrize(
+    ("flags", "most"),
+    [({"source_type": "statute_article"}, 1000), ({}, 2000), ({"query_type": "term_explanation"}, 1200)],
+)
 def test_dynamic_sizes_follow_the_type_or_the_question(flags: dict[str, Any], most: int) -> None:
     found = chunks(sentence(3, 12_000), strategy="dynamic", max_tokens=5000, **flags)
     assert most * 0.6 <= max(len(row["text"].strip()) for row in found) <= most
 
 
 def test_a_model_with_a_short_limit_gets_short_chunks() -> None:
-    """A limit of 128 tokens, where the strategy alone would make chunks of 1,800 characters: the rest of each would never be embedded."""
+    """A limit of 128 tokens, where the strategy alone would make chunks of 1,800 characters: the rest of each would
+    never be embedded.
+    """
     found = chunks(sentence(4, 3000), strategy="standard", max_tokens=128)
     assert max(len(row["ids"]) for row in found) <= 128
     assert min(len(row["ids"]) for row in found[:-1]) > 60
@@ -182,8 +216,15 @@ def test_a_text_whose_pieces_have_more_tokens_alone_is_cut_again() -> None:
             return [[row[0], *row[1:-1], *row[1:-1], row[-1]] for row in super().ids(texts)]
 
     text = sentence(6, 2000)
-    batch = pa.record_batch([pa.array([value], field.type) for value, field in zip(("case_paragraph", 1, [text], "ab", None), DOCUMENTS)], schema=DOCUMENTS)
-    found = [row for out in Chunk(strategy="standard", tokens=Grudging(100), embedding_batch_size=10)(iter([batch])) for row in out.to_pylist()]
+    batch = pa.record_batch(
+        [pa.array([value], field.type) for value, field in zip(("case_paragraph", 1, [text], "ab", None), DOCUMENTS)],
+        schema=DOCUMENTS,
+    )
+    found = [
+        row
+        for out in Chunk(strategy="standard", tokens=Grudging(100), embedding_batch_size=10)(iter([batch]))
+        for row in out.to_pylist()
+    ]
     assert covered(text, found)
     assert max(len(row["ids"]) for row in found) <= 100
 
@@ -195,7 +236,9 @@ def test_what_no_cut_can_save_is_marked_as_truncated() -> None:
 
 def test_batches_end_between_documents() -> None:
     rows = [("case_paragraph", n, [sentence(n, 3000)], f"{n:08x}", None) for n in range(6)]
-    batch = pa.record_batch([pa.array(column, field.type) for column, field in zip(zip(*rows), DOCUMENTS)], schema=DOCUMENTS)
+    batch = pa.record_batch(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows), DOCUMENTS)], schema=DOCUMENTS
+    )
     out = list(Chunk(strategy="standard", tokens=Pieces(), embedding_batch_size=20)(iter([batch])))
     ids = [set(part["source_id"].to_pylist()) for part in out]
     assert len(out) > 2

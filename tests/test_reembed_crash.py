@@ -1,4 +1,6 @@
-"""kill -9 at every place that a re-embedding passes: old embeddings stay, the rerun ends with the bits of an undisturbed run."""
+"""kill -9 at every place that a re-embedding passes: old embeddings stay, the rerun ends with the bits of an
+undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,26 @@ from pathlib import Path
 import pytest
 import tiny_law
 
-OLD = "SELECT c.*, e.* FROM text_chunks c JOIN embeddings e ON e.chunk_id = c.id WHERE c.embedding_version_id = 1 ORDER BY c.id"
+OLD = (
+    "SELECT c.*, e.* FROM text_chunks c JOIN embeddings e ON e.chunk_id = c.id WHERE c.embedding_version_id = 1 "
+    "ORDER BY c.id"
+)
 
 
-def run(db: Path, *flags: str, points: Path | None = None, at: str = "", calls: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    db: Path, *flags: str, points: Path | None = None, at: str = "", calls: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **({"CALLS": str(calls)} if calls else {})}
     if points is not None:
         points.mkdir(exist_ok=True)
         env |= {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(points), "MOAI_FAILPOINT": at}
-    return subprocess.run([sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db), *flags], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db), *flags],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 Undisturbed = tuple[Path, Path, dict[str, int]]
@@ -53,7 +66,9 @@ def edited(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("edited")
     before = folder / "before.db"
     shutil.copy(undisturbed[1], before)
-    tiny_law.change(before, "UPDATE case_paragraphs SET text = text || ? WHERE para_index = 1", (tiny_law.sentence(77, 300),))
+    tiny_law.change(
+        before, "UPDATE case_paragraphs SET text = text || ? WHERE para_index = 1", (tiny_law.sentence(77, 300),)
+    )
     tiny_law.change(before, "DELETE FROM statute_articles WHERE id = 2")
     return without_kill(before, folder)
 
@@ -67,11 +82,20 @@ def check_kill(undisturbed: Undisturbed, folder: Path, at: str) -> None:
     assert tiny_law.rows(db, "PRAGMA integrity_check") == [("ok",)]
     assert tiny_law.rows(db, "PRAGMA foreign_key_check") == []
     assert tiny_law.rows(db, OLD) == tiny_law.rows(before, OLD)
-    assert tiny_law.rows(db, "SELECT id FROM embedding_versions WHERE chunking_strategy = 'standard' AND is_active") == [(1,)]
+    assert tiny_law.rows(
+        db, "SELECT id FROM embedding_versions WHERE chunking_strategy = 'standard' AND is_active"
+    ) == [(1,)]
     if "reembed_receipts" in {row[0] for row in tiny_law.rows(db, "SELECT name FROM sqlite_master")}:
-        halves = "SELECT count(*) FROM reembed_receipts r WHERE chunks <> (SELECT count(*) FROM text_chunks c JOIN embeddings ON chunk_id = c.id WHERE c.source_type = r.source_type AND c.source_id = r.source_id AND embedding_version_id = 5)"
+        halves = (
+            "SELECT count(*) FROM reembed_receipts r WHERE chunks <> (SELECT count(*) FROM text_chunks c JOIN "
+            "embeddings ON chunk_id = c.id WHERE c.source_type = r.source_type AND c.source_id = r.source_id AND "
+            "embedding_version_id = 5)"
+        )
         assert tiny_law.rows(db, halves) == [(0,)]
-        strangers = "SELECT count(*) FROM text_chunks c WHERE embedding_version_id = 5 AND NOT EXISTS (SELECT 1 FROM reembed_receipts r WHERE r.source_type = c.source_type AND r.source_id = c.source_id)"
+        strangers = (
+            "SELECT count(*) FROM text_chunks c WHERE embedding_version_id = 5 AND NOT EXISTS (SELECT 1 FROM "
+            "reembed_receipts r WHERE r.source_type = c.source_type AND r.source_id = c.source_id)"
+        )
         assert tiny_law.rows(db, strangers) == [(0,)]
     again = run(db)
     assert again.returncode == 0, again.stderr
@@ -94,9 +118,17 @@ def test_a_kill_between_two_statements_loses_nothing(undisturbed: Undisturbed, t
 def test_a_kill_at_any_place_loses_nothing(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Every place, at its first and last occurrence and at some between."""
     found: Undisturbed = request.getfixturevalue(which)
-    places = [f"{name}:{n}" for name, count in sorted(found[2].items()) for n in sorted({1, 2, count // 3, count // 2, count}) if 1 <= n <= count]
+    places = [
+        f"{name}:{n}"
+        for name, count in sorted(found[2].items())
+        for n in sorted({1, 2, count // 3, count // 2, count})
+        if 1 <= n <= count
+    ]
     assert len(places) >= 40
-    assert which == "undisturbed" or {"reembed.delete_embeddings", "reembed.delete_chunks", "reembed.forget"} <= found[2].keys()
+    assert (
+        which == "undisturbed"
+        or {"reembed.delete_embeddings", "reembed.delete_chunks", "reembed.forget"} <= found[2].keys()
+    )
     for number, at in enumerate(places):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -105,11 +137,17 @@ def test_a_kill_at_any_place_loses_nothing(which: str, request: pytest.FixtureRe
 
 
 @pytest.mark.parametrize("at", ["reembed.delete_embeddings:2", "reembed.insert_embedding:1"])
-def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there(undisturbed: Undisturbed, tmp_path: Path, at: str) -> None:
+def test_edited_documents_keep_their_old_embeddings_until_the_new_ones_are_there(
+    undisturbed: Undisturbed, tmp_path: Path, at: str
+) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[1], db)
     before = tiny_law.content(db, 5)
-    tiny_law.change(db, "UPDATE case_paragraphs SET text = text || ? WHERE case_id IN (1, 2) AND para_index = 1", (tiny_law.sentence(77, 300),))
+    tiny_law.change(
+        db,
+        "UPDATE case_paragraphs SET text = text || ? WHERE case_id IN (1, 2) AND para_index = 1",
+        (tiny_law.sentence(77, 300),),
+    )
     assert run(db, points=tmp_path / "points", at=f"{at}=kill").returncode == -signal.SIGKILL
     assert tiny_law.content(db, 5) == before
     assert run(db).returncode == 0
@@ -129,7 +167,9 @@ def test_a_crash_encodes_again_at_most_what_was_not_committed(undisturbed: Undis
 
 
 @pytest.mark.parametrize("action", ["enospc", "raise"])
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(undisturbed: Undisturbed, tmp_path: Path, action: str) -> None:
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    undisturbed: Undisturbed, tmp_path: Path, action: str
+) -> None:
     db = tmp_path / "law.db"
     shutil.copy(undisturbed[0], db)
     failed = run(db, points=tmp_path / "points", at=f"reembed.batch.commit:2={action}")
@@ -145,7 +185,12 @@ def test_a_real_file_size_limit_is_one_line(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for a full disk: SQLite itself gets the error."""
     db = tiny_law.make(tmp_path / "law.db", documents=40)
     limit = db.stat().st_size * 2
-    program = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.argv = {['x', str(db)]!r}; sys.path.insert(0, {str(tiny_law.ROOT / 'tests')!r}); import tiny_law; from pathlib import Path; sys.exit(tiny_law.main(tiny_law.small(Path({str(db)!r}))))"
+    program = (
+        f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.argv = {['x', str(db)]!r}; "
+        f"sys.path.insert(0, {str(tiny_law.ROOT / 'tests')!r}); import tiny_law; from pathlib import Path; "
+        f"sys.exit(tiny_law.main(tiny_law.small(Path({str(db)!r}))))"
+    )
     failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert failed.returncode == 74, failed.stderr
     assert "disk" in failed.stderr.splitlines()[-1]
@@ -157,19 +202,33 @@ def test_a_real_file_size_limit_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_keeps_what_is_committed_and_names_the_signal(undisturbed: Undisturbed, tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_stop_keeps_what_is_committed_and_names_the_signal(
+    undisturbed: Undisturbed, tmp_path: Path, sent: signal.Signals
+) -> None:
     db, points = tmp_path / "law.db", tmp_path / "points"
     shutil.copy(undisturbed[0], db)
     points.mkdir()
-    env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(points), "MOAI_FAILPOINT": "reembed.batch.begin:2=pause"}
-    process = subprocess.Popen([sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db)], env=env, stderr=subprocess.PIPE, text=True)
+    env = {
+        **os.environ,
+        "MOAI_TESTING": "1",
+        "MOAI_FAILPOINT_DIR": str(points),
+        "MOAI_FAILPOINT": "reembed.batch.begin:2=pause",
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db)],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (points / "reembed.batch.begin.2").exists():
         assert process.poll() is None
     process.send_signal(sent)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + sent, error
     assert "Traceback" not in error
-    assert tiny_law.rows(db, "SELECT state, message FROM reembed_runs") == [("interrupted", f"stopped by {sent.name}; kept")]
+    assert tiny_law.rows(db, "SELECT state, message FROM reembed_runs") == [
+        ("interrupted", f"stopped by {sent.name}; kept")
+    ]
     assert run(db).returncode == 0
     assert tiny_law.content(db, 5) == tiny_law.content(undisturbed[1], 5)
 
@@ -178,8 +237,15 @@ def test_a_second_writer_is_told_who_the_first_is(undisturbed: Undisturbed, tmp_
     db, points = tmp_path / "law.db", tmp_path / "points"
     shutil.copy(undisturbed[0], db)
     points.mkdir()
-    env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(points), "MOAI_FAILPOINT": "reembed.batch.begin:1=pause"}
-    first = subprocess.Popen([sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db)], env=env, stderr=subprocess.DEVNULL)
+    env = {
+        **os.environ,
+        "MOAI_TESTING": "1",
+        "MOAI_FAILPOINT_DIR": str(points),
+        "MOAI_FAILPOINT": "reembed.batch.begin:1=pause",
+    }
+    first = subprocess.Popen(
+        [sys.executable, str(tiny_law.ROOT / "tests" / "tiny_law.py"), str(db)], env=env, stderr=subprocess.DEVNULL
+    )
     while not (points / "reembed.batch.begin.1").exists():
         assert first.poll() is None
     second = run(db)
@@ -197,4 +263,6 @@ def test_sqlite_itself_finds_the_undisturbed_result_whole(undisturbed: Undisturb
     db.close()
     assert sum(count for name, count in undisturbed[2].items() if name.startswith("reembed.")) > 200
     assert undisturbed[2]["reembed.batch.begin"] >= 4
-    assert "reembed.delete_embeddings" not in undisturbed[2]  # new documents have none: without an index each would search all of them
+    assert (
+        "reembed.delete_embeddings" not in undisturbed[2]
+    )  # new documents have none: without an index each would search all of them

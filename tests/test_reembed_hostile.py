@@ -1,4 +1,6 @@
-"""What users, other programs and a second process do to a database of several versions: one clear line each, and nothing lost."""
+"""What users, other programs and a second process do to a database of several versions: one clear line each, and
+nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,14 @@ def law(tmp_path: Path) -> Path:
 
 
 def reembed(db: Path, model: Any = None, **changes: Any) -> Report:
-    given = {"version_id": 5, "chunking_strategy": "dynamic", "doc_batch_size": 4, "embedding_batch_size": 8, "commit_interval": 2, **changes}
+    given = {
+        "version_id": 5,
+        "chunking_strategy": "dynamic",
+        "doc_batch_size": 4,
+        "embedding_batch_size": 8,
+        "commit_interval": 2,
+        **changes,
+    }
     return build(ReembedConfig(db=str(db), **given), model=model or tiny_law.HashingModel(), environ={})
 
 
@@ -52,7 +61,7 @@ def a_run_is_at_work(db: Path) -> None:
     tiny_law.change(db, "UPDATE reembed_runs SET state = 'running', owner = ?", (json.dumps(owner()),))
 
 
-# --- another process ---------------------------------------------------------------------------------------------------
+# --- another process --------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_is_refused_before_it_registers_or_copies_anything(law: Path) -> None:
@@ -85,7 +94,12 @@ def test_a_run_that_begins_while_its_version_is_deleted_ends_the_deletion_and_ma
     reembed(law, activate=False)
     before, points = len(tiny_law.content(law, 5)), tmp_path / "points"
     points.mkdir()
-    env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(points), "MOAI_FAILPOINT": "reembed.delete.committed:1=pause"}
+    env = {
+        **os.environ,
+        "MOAI_TESTING": "1",
+        "MOAI_FAILPOINT_DIR": str(points),
+        "MOAI_FAILPOINT": "reembed.delete.committed:1=pause",
+    }
     deleting = subprocess.Popen(
         [sys.executable, "-m", "moai", "reembed", "delete", "--db", str(law), "--version-id", "5"],
         cwd=tiny_law.ROOT, env=env, stderr=subprocess.PIPE, text=True,
@@ -122,15 +136,20 @@ def test_a_signal_right_behind_begin_leaves_no_transaction_open(law: Path, monke
 def test_what_another_program_took_from_a_version_is_embedded_again(law: Path) -> None:
     reembed(law)
     whole = len(tiny_law.content(law, 5))
-    tiny_law.change(law, "DELETE FROM text_chunks WHERE embedding_version_id = 5 AND source_type = 'case_paragraph' AND source_id = 2")
-    tiny_law.change(law, "DELETE FROM embeddings WHERE chunk_id = (SELECT min(id) FROM text_chunks WHERE embedding_version_id = 5)")
+    tiny_law.change(
+        law,
+        "DELETE FROM text_chunks WHERE embedding_version_id = 5 AND source_type = 'case_paragraph' AND source_id = 2",
+    )
+    tiny_law.change(
+        law, "DELETE FROM embeddings WHERE chunk_id = (SELECT min(id) FROM text_chunks WHERE embedding_version_id = 5)"
+    )
     report = reembed(law)
     assert (report.counts["documents_embedded"], report.complete) == (2, True)
     assert len(tiny_law.content(law, 5)) == whole
     assert reembed(law).counts["documents_embedded"] == 0
 
 
-# --- versions that go --------------------------------------------------------------------------------------------------
+# --- versions that go -------------------------------------------------------------------------------------------------
 
 
 def test_no_rollback_leaves_a_strategy_without_the_version_that_is_deleted_since(law: Path) -> None:
@@ -153,10 +172,16 @@ def test_no_rollback_to_a_version_that_was_emptied(law: Path) -> None:
     assert active(law) == {1, 6}
 
 
-def test_collecting_keeps_the_newest_by_time_and_says_when_there_is_nothing(law: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collecting_keeps_the_newest_by_time_and_says_when_there_is_nothing(
+    law: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for version_id in (9, 7, 8):
         reembed(law, version_id=version_id)
-    tiny_law.change(law, "UPDATE embedding_versions SET created_at = CASE id WHEN 9 THEN '2026-01-01 00:00:00' ELSE '2026-02-01 00:00:00' END WHERE id > 1")
+    tiny_law.change(
+        law,
+        "UPDATE embedding_versions SET created_at = CASE id WHEN 9 THEN '2026-01-01 00:00:00' ELSE '2026-02-01 "
+        "00:00:00' END WHERE id > 1",
+    )
     act("gc", "--db", law)
     assert "version 9 is deleted" in capsys.readouterr().out
     act("gc", "--db", law)
@@ -166,7 +191,9 @@ def test_collecting_keeps_the_newest_by_time_and_says_when_there_is_nothing(law:
 def test_the_unique_index_gets_its_own_name_back(law: Path) -> None:
     tiny_law.change(law, "DROP INDEX ux_text_chunks")
     tiny_law.change(law, 'CREATE UNIQUE INDEX "내 색인" ON text_chunks(source_type, source_id, chunk_index)')
-    before = tiny_law.rows(law, "SELECT name FROM sqlite_master WHERE tbl_name = 'text_chunks' AND type = 'index' AND name NOT LIKE 'ix_%'")
+    before = tiny_law.rows(
+        law, "SELECT name FROM sqlite_master WHERE tbl_name = 'text_chunks' AND type = 'index' AND name NOT LIKE 'ix_%'"
+    )
     tiny_law.change(law, "UPDATE text_chunks SET embedding_version_id = NULL WHERE id = 2")
     reembed(law)
     with pytest.raises(ConfigError, match=r"more than one version \(no version, 1, 5\)"):
@@ -174,19 +201,30 @@ def test_the_unique_index_gets_its_own_name_back(law: Path) -> None:
     act("rollback", "--db", law, "--version-id", 5)
     act("delete", "--db", law, "--version-id", 5)
     act("restore-index", "--db", law)
-    assert tiny_law.rows(law, "SELECT name FROM sqlite_master WHERE tbl_name = 'text_chunks' AND type = 'index' AND name NOT LIKE 'ix_%'") == before
+    assert (
+        tiny_law.rows(
+            law,
+            "SELECT name FROM sqlite_master WHERE tbl_name = 'text_chunks' AND type = 'index' AND name NOT LIKE 'ix_%'",
+        )
+        == before
+    )
 
 
-# --- vectors and indexes -----------------------------------------------------------------------------------------------
+# --- vectors and indexes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["vector = substr(vector, 1, 20)", "vector = x'00000000', dim = 1", "vector = 'text'"])
+@pytest.mark.parametrize(
+    "damage", ["vector = substr(vector, 1, 20)", "vector = x'00000000', dim = 1", "vector = 'text'"]
+)
 def test_a_damaged_vector_is_one_line_whose_way_out_works(law: Path, damage: str) -> None:
     reembed(law)
     chunk = tiny_law.rows(law, "SELECT max(chunk_id) FROM embeddings")[0][0]
     tiny_law.change(law, f"UPDATE embeddings SET {damage} WHERE chunk_id = ?", (chunk,))
     query = np.ones((1, 16), np.float32)
-    with Database.open(law) as db, pytest.raises(DamagedError, match=f"the vector of chunk {chunk} has .* delete its row"):
+    with (
+        Database.open(law) as db,
+        pytest.raises(DamagedError, match=f"the vector of chunk {chunk} has .* delete its row"),
+    ):
         search.brute_force(db, 5, query)
     tiny_law.change(law, "DELETE FROM embeddings WHERE chunk_id = ?", (chunk,))
     assert reembed(law).counts["documents_embedded"] == 1
@@ -202,7 +240,9 @@ def test_a_damaged_index_is_one_line_and_is_built_again(law: Path, left: int) ->
     path.write_bytes(path.read_bytes()[:left])
     with Database.open(law) as db:
         noted = versions.get(db, 5).made["faiss"]
-    with pytest.raises(DamagedError, match="not a whole FAISS index; delete that file and build it again with --faiss flat"):
+    with pytest.raises(
+        DamagedError, match="not a whole FAISS index; delete that file and build it again with --faiss flat"
+    ):
         search.search_index(law, 5, noted, np.ones((1, 16), np.float32))
     reembed(law, faiss="flat")
     assert len(search.search_index(law, 5, noted, np.ones((1, 16), np.float32), k=10**12)[0]) == noted["vectors"]
@@ -210,13 +250,21 @@ def test_a_damaged_index_is_one_line_and_is_built_again(law: Path, left: int) ->
         search.search_index(law, 5, noted, np.ones((1, 8), np.float32))
 
 
-# --- what was asked for ------------------------------------------------------------------------------------------------
+# --- what was asked for -----------------------------------------------------------------------------------------------
 
 
 def test_a_database_without_documents_is_refused_and_keeps_what_it_holds(law: Path) -> None:
     reembed(law)
     before = tiny_law.content(law, 5)
-    for table in ("statute_articles", "cases", "case_paragraphs", "decisions", "decision_paragraphs", "interpretations", "interpretation_paragraphs"):
+    for table in (
+        "statute_articles",
+        "cases",
+        "case_paragraphs",
+        "decisions",
+        "decision_paragraphs",
+        "interpretations",
+        "interpretation_paragraphs",
+    ):
         tiny_law.change(law, f"DELETE FROM {table}")
     for version_id in (5, 6):
         with pytest.raises(SourceError, match=r"no documents of statute_article, .*: fill the tables"):
@@ -267,7 +315,9 @@ def test_chunks_that_know_no_versions_yet_can_be_planned_for_and_listed_later(la
 def test_a_directory_and_a_rule_of_the_database_are_one_line(law: Path) -> None:
     with pytest.raises(SourceError, match="is a directory"):
         reembed(law.parent)
-    tiny_law.change(law, "CREATE TRIGGER no_more BEFORE INSERT ON text_chunks BEGIN SELECT RAISE(ABORT, 'not today'); END")
+    tiny_law.change(
+        law, "CREATE TRIGGER no_more BEFORE INSERT ON text_chunks BEGIN SELECT RAISE(ABORT, 'not today'); END"
+    )
     with pytest.raises(DamagedError, match=r"a rule of the database itself refuses a row.*not today"):
         reembed(law)
     assert tiny_law.rows(law, "SELECT count(*) FROM text_chunks") == [(3,)]
@@ -280,21 +330,33 @@ class Broken(tiny_law.HashingModel):
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(law: Path) -> None:
-    with pytest.raises(SourceError, match=r"hashing: this model could not be loaded \(OSError: no file named model.safetensors\)"):
+    with pytest.raises(
+        SourceError, match=r"hashing: this model could not be loaded \(OSError: no file named model.safetensors\)"
+    ):
         reembed(law, Broken())
     assert tiny_law.rows(law, "SELECT count(*) FROM text_chunks") == [(3,)]
 
 
-# --- a large database --------------------------------------------------------------------------------------------------
+# --- a large database -------------------------------------------------------------------------------------------------
 
 
 def test_documents_that_are_gone_come_and_go_a_page_at_a_time(law: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reembed(law, doc_batch_size=2)
     for table in ("statute_articles", "interpretation_paragraphs", "interpretations"):
-        tiny_law.change(law, f"DELETE FROM {table} WHERE {'interpretation_id' if table == 'interpretation_paragraphs' else 'id'} NOT IN (1, 6)")
-    said = plan(ReembedConfig(db=str(law), version_id=5, chunking_strategy="dynamic"), model=tiny_law.HashingModel(), environ={})
+        tiny_law.change(
+            law,
+            f"DELETE FROM {table} WHERE {'interpretation_id' if table == 'interpretation_paragraphs' else 'id'} NOT IN "
+            f"(1, 6)",
+        )
+    said = plan(
+        ReembedConfig(db=str(law), version_id=5, chunking_strategy="dynamic"), model=tiny_law.HashingModel(), environ={}
+    )
     assert [line.rpartition(", ")[2] for line in said[1:5]] == ["5 gone", "0 gone", "0 gone", "4 gone"]
-    batches = [batch for batch in LawDocuments(path=law, version_id=5, content_key="other", doc_batch_size=2).pages() if GONE in batch["reason"].to_pylist()]
+    batches = [
+        batch
+        for batch in LawDocuments(path=law, version_id=5, content_key="other", doc_batch_size=2).pages()
+        if GONE in batch["reason"].to_pylist()
+    ]
     assert sum(batch.num_rows for batch in batches) == 9
     assert max(batch.num_rows for batch in batches) == 2
     committed, honest = [], VersionWriter._transact
@@ -332,7 +394,8 @@ def test_no_page_searches_a_whole_table(law: Path) -> None:
         f"SELECT 1 FROM text_chunks WHERE {of_version} LIMIT 1",
         f"DELETE FROM embeddings WHERE chunk_id IN (SELECT id FROM text_chunks WHERE {of_version})",
         f"DELETE FROM text_chunks WHERE {of_version}",
-        "SELECT source_id FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id > ? ORDER BY source_id LIMIT ?",
+        "SELECT source_id FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id > ? ORDER BY "
+        "source_id LIMIT ?",
         "SELECT count(*) FROM text_chunks WHERE embedding_version_id = ?",
         "SELECT count(*) FROM embeddings WHERE version_id = ?",
     ]

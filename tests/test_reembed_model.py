@@ -42,11 +42,20 @@ def reads(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Any:
         folder = tmp_path_factory.mktemp(f"reads{tokens}")
         torch.manual_seed(tokens)
         BertModel(
-            BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=tokens, vocab_size=30522)
+            BertConfig(
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=tokens,
+                vocab_size=30522,
+            )
         ).save_pretrained(folder / "bert")
         AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "bert")
         transformer = Transformer(str(folder / "bert"), max_seq_length=tokens)
-        SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu").save(str(folder / "model"))
+        SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu").save(
+            str(folder / "model")
+        )
         return str(folder / "model")
 
     return make
@@ -59,7 +68,9 @@ def law(tmp_path: Path) -> Path:
 
 def reembed(db: Path, model: str, **changes: Any) -> Any:
     return build(
-        ReembedConfig(db=str(db), model=model, **{"version_id": 5, "chunking_strategy": "dynamic", "device": "cpu", **changes}),
+        ReembedConfig(
+            db=str(db), model=model, **{"version_id": 5, "chunking_strategy": "dynamic", "device": "cpu", **changes}
+        ),
         environ={"OMP_NUM_THREADS": "2"},
     )
 
@@ -71,7 +82,9 @@ def stored(db: Path, version_id: int) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Path:
-    """The small database with the real model's vectors and, where there is faiss, an index of them; tests only read it, or copy it."""
+    """The small database with the real model's vectors and, where there is faiss, an index of them; tests only read it,
+    or copy it.
+    """
     path = tiny_law.make(tmp_path_factory.mktemp("embedded") / "law.db", documents=1)
     report = reembed(path, minilm, faiss="flat" if importlib.util.find_spec("faiss") else None)
     assert (report.complete, report.active, report.counts["truncated"]) == (True, True, 0)
@@ -84,11 +97,13 @@ def test_vectors_are_those_that_sentence_transformers_gives(embedded: Path, mini
     model = SentenceTransformer(minilm, device="cpu")
     found = tiny_law.rows(
         embedded,
-        "SELECT text, token_count, dim FROM text_chunks JOIN embeddings ON chunk_id = text_chunks.id WHERE embedding_version_id = 5 ORDER BY text_chunks.id",
+        "SELECT text, token_count, dim FROM text_chunks JOIN embeddings ON chunk_id = text_chunks.id WHERE "
+        "embedding_version_id = 5 ORDER BY text_chunks.id",
     )
     ours, theirs = stored(embedded, 5), model.encode([str(row[0]) for row in found], normalize_embeddings=True)
     assert np.abs(ours - theirs).max() < 1e-5
-    # tokenizer.json truncates at 128 by itself; what is counted is the whole chunk, what is embedded is up to the model's 256.
+    # tokenizer.json truncates at 128 by itself; what is counted is the whole chunk, what is embedded is up to the
+    # model's 256.
     counts = [len(model.tokenizer(str(row[0]), truncation=False)["input_ids"]) for row in found]
     assert [row[1] for row in found] == counts
     assert 128 < max(counts) <= model.max_seq_length == 256
@@ -96,14 +111,22 @@ def test_vectors_are_those_that_sentence_transformers_gives(embedded: Path, mini
 
 @pytest.mark.parametrize("tokens", [512, 2048])
 def test_a_longer_reader_gets_longer_chunks(law: Path, reads: Any, tokens: int) -> None:
-    tiny_law.change(law, "INSERT INTO case_paragraphs(case_id, para_index, text) VALUES(1, 9, ?)", (tiny_law.sentence(4, 9000),))
+    tiny_law.change(
+        law, "INSERT INTO case_paragraphs(case_id, para_index, text) VALUES(1, 9, ?)", (tiny_law.sentence(4, 9000),)
+    )
     reembed(law, reads(tokens), chunking_strategy="hybrid", precision="float32")
-    longest = int(str(tiny_law.rows(law, "SELECT max(token_count) FROM text_chunks WHERE embedding_version_id = 5")[0][0]))
+    longest = int(
+        str(tiny_law.rows(law, "SELECT max(token_count) FROM text_chunks WHERE embedding_version_id = 5")[0][0])
+    )
     assert tokens * 0.8 < longest <= tokens or (tokens == 2048 and longest > 1000)
-    assert tiny_law.rows(law, "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND length(trim(text)) > 2500") == [(0,)]
+    assert tiny_law.rows(
+        law, "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND length(trim(text)) > 2500"
+    ) == [(0,)]
 
 
-def test_search_by_index_and_by_brute_force_agree_and_a_rollback_stands(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_by_index_and_by_brute_force_agree_and_a_rollback_stands(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("faiss")
     from moai.reembedding.command import main
 
@@ -151,12 +174,17 @@ def test_a_directory_with_half_a_model_is_one_line(law: Path, minilm: str, tmp_p
 
 def test_bfloat16_stays_close_to_float32(embedded: Path, minilm: str) -> None:
     encoder = SentenceModel.find(minilm).open("bfloat16")
-    texts = [str(row[0]).strip() for row in tiny_law.rows(embedded, "SELECT text FROM text_chunks WHERE embedding_version_id = 5 ORDER BY id")]
+    texts = [
+        str(row[0]).strip()
+        for row in tiny_law.rows(embedded, "SELECT text FROM text_chunks WHERE embedding_version_id = 5 ORDER BY id")
+    ]
     cosines = np.sum(stored(embedded, 5) * encode_all(encoder, encoder.tokens.ids(texts), TokenBudget()), axis=1)
     assert 0.995 < cosines.min() < 0.999999
 
 
-def test_the_same_model_elsewhere_is_the_same_and_another_weight_is_not(minilm: str, reads: Any, tmp_path: Path) -> None:
+def test_the_same_model_elsewhere_is_the_same_and_another_weight_is_not(
+    minilm: str, reads: Any, tmp_path: Path
+) -> None:
     path = reads(512)
     shutil.copytree(path, tmp_path / "moved")
     assert SentenceModel.find(str(tmp_path / "moved")).revision == SentenceModel.find(path).revision
@@ -183,7 +211,12 @@ def test_a_question_has_the_prompt_of_questions_and_a_document_that_of_documents
     model = SentenceTransformer(minilm, device="cpu", prompts={"query": "query: ", "document": "passage: "})
     model.save(str(tmp_path / "prompts"))
     ours = SentenceModel.find(str(tmp_path / "prompts"))
-    assert np.abs(query_vector(ours, "국민의 자유")[0] - model.encode_query("국민의 자유", normalize_embeddings=True)).max() < 1e-5
+    assert (
+        np.abs(
+            query_vector(ours, "국민의 자유")[0] - model.encode_query("국민의 자유", normalize_embeddings=True)
+        ).max()
+        < 1e-5
+    )
     encoder = ours.open("float32")
     document = encode_all(encoder, encoder.tokens.ids(["국민의 자유"]), TokenBudget())[0]
     assert np.abs(document - model.encode_document("국민의 자유", normalize_embeddings=True)).max() < 1e-5
@@ -226,15 +259,38 @@ def test_another_backend_gives_the_same_vectors(embedded: Path, law: Path, minil
 
 
 def test_the_guides_command_on_a_real_model_and_its_second_run(law: Path, minilm: str) -> None:
-    command = [sys.executable, "scripts/migrations/re_embed_existing_data_optimized.py", "--db", str(law), "--chunking-strategy", "dynamic", "--version-id", "5",
-               "--doc-batch-size", "300", "--embedding-batch-size", "1024", "--commit-interval", "5"]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/migrations/re_embed_existing_data_optimized.py",
+        "--db",
+        str(law),
+        "--chunking-strategy",
+        "dynamic",
+        "--version-id",
+        "5",
+        "--doc-batch-size",
+        "300",
+        "--embedding-batch-size",
+        "1024",
+        "--commit-interval",
+        "5",
+    ]
     env = {"EMBEDDING_MODEL": minilm, "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=tiny_law.ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "complete, active" in done.stdout
-    again = subprocess.run([sys.executable, "-X", "importtime", *command[1:]], cwd=tiny_law.ROOT, env=env, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(
+        [sys.executable, "-X", "importtime", *command[1:]],
+        cwd=tiny_law.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "0 encode calls" in again.stdout
-    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rpartition("|")[2].strip() for line in again.stderr.splitlines() if line.startswith("import time:")
+    }
     assert {"moai.reembedding.build"} <= imported
     assert not {"torch", "transformers", "sentence_transformers"} & imported
 

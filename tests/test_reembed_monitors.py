@@ -34,7 +34,9 @@ START = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
 def law(tmp_path: Path) -> Path:
     path = tiny_law.make(tmp_path / "law.db")
     build(
-        ReembedConfig(db=str(path), version_id=5, chunking_strategy="dynamic", doc_batch_size=4, embedding_batch_size=8),
+        ReembedConfig(
+            db=str(path), version_id=5, chunking_strategy="dynamic", doc_batch_size=4, embedding_batch_size=8
+        ),
         model=tiny_law.HashingModel(),
         environ={},
     )
@@ -44,7 +46,11 @@ def law(tmp_path: Path) -> Path:
 def running(law: Path, *, silent_seconds: float = 0.0, seen: int = 10) -> None:
     """As if a live run were in the middle: its owner is this process."""
     at = (datetime.now(UTC) - timedelta(seconds=silent_seconds)).isoformat(timespec="milliseconds")
-    tiny_law.change(law, "UPDATE reembed_runs SET state = 'running', owner = ?, heartbeat_at = ?, documents_seen = ?", (json.dumps(owner()), at, seen))
+    tiny_law.change(
+        law,
+        "UPDATE reembed_runs SET state = 'running', owner = ?, heartbeat_at = ?, documents_seen = ?",
+        (json.dumps(owner()), at, seen),
+    )
 
 
 def samples(*steps: tuple[float, int]) -> list[Sample]:
@@ -63,7 +69,10 @@ def test_a_rate_is_that_of_the_last_minutes_and_a_pause_does_not_count() -> None
     resumed = pace(
         [
             Sample(START, 0, 0),
-            *(Sample(START + timedelta(seconds=at), documents, chunks) for at, documents, chunks in ((1, 900, 0), (11, 900, 10), (21, 905, 20))),
+            *(
+                Sample(START + timedelta(seconds=at), documents, chunks)
+                for at, documents, chunks in ((1, 900, 0), (11, 900, 10), (21, 905, 20))
+            ),
         ]
     )
     assert resumed is not None
@@ -124,7 +133,9 @@ def test_a_stopped_process_shows_as_paused_and_a_killed_one_as_died(law: Path) -
 def test_the_speed_monitor_says_what_came_in_and_sums_up_what_it_watched(law: Path) -> None:
     state = replace(look(WatchConfig(db=str(law))), is_running=True)
     types = state.by_type
-    states = iter([_with(state, types, done, START + timedelta(seconds=at)) for at, done in ((0, 5), (60, 8), (120, 14))])
+    states = iter(
+        [_with(state, types, done, START + timedelta(seconds=at)) for at, done in ((0, 5), (60, 8), (120, 14))]
+    )
 
     def interrupted(seconds: float, calls: list[float] = []) -> None:  # noqa: B006
         calls.append(seconds)
@@ -148,7 +159,10 @@ def test_the_scripts_run_as_the_guide_writes_them_and_write_nothing(law: Path) -
     before = tiny_law.rows(law, "SELECT * FROM reembed_runs")
     for script in ("monitor_re_embedding_progress.py", "check_re_embedding_performance.py"):
         done = subprocess.run(
-            [sys.executable, str(tiny_law.ROOT / "scripts" / script), "--db", str(law), "--version-id", "5"], capture_output=True, text=True, timeout=60
+            [sys.executable, str(tiny_law.ROOT / "scripts" / script), "--db", str(law), "--version-id", "5"],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "26 of 26" in done.stdout
@@ -173,7 +187,14 @@ def test_the_bar_of_a_terminal_ends_full_and_on_its_own_line(tmp_path: Path, mon
 def test_ctrl_c_ends_the_speed_monitor_with_a_summary(law: Path) -> None:
     running(law)
     process = subprocess.Popen(
-        [sys.executable, str(tiny_law.ROOT / "scripts" / "monitor_re_embedding_speed.py"), "--db", str(law), "--interval", "30"],
+        [
+            sys.executable,
+            str(tiny_law.ROOT / "scripts" / "monitor_re_embedding_speed.py"),
+            "--db",
+            str(law),
+            "--interval",
+            "30",
+        ],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TZ": "Asia/Seoul"},
@@ -187,7 +208,18 @@ def test_ctrl_c_ends_the_speed_monitor_with_a_summary(law: Path) -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("flags", [["--interval", "nan"], ["--interval", "inf"], ["--interval", "0"], ["--lines", "0"], ["--window", "nan"], ["--window", "-5"], ["--version-id", str(2**70)]])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--interval", "nan"],
+        ["--interval", "inf"],
+        ["--interval", "0"],
+        ["--lines", "0"],
+        ["--window", "nan"],
+        ["--window", "-5"],
+        ["--version-id", str(2**70)],
+    ],
+)
 def test_intervals_and_windows_that_no_clock_has(law: Path, flags: list[str]) -> None:
     with pytest.raises(ConfigError, match=flags[0].removeprefix("--").replace("-", "_") + " = "):
         speed.main(["--db", str(law), *flags], {})
@@ -209,7 +241,9 @@ def test_the_summary_is_said_also_where_the_database_goes_away(law: Path) -> Non
 
 
 def test_of_a_version_that_another_program_made_it_says_where_to_look(law: Path) -> None:
-    assert "moai reembed versions says what is in version 1" in "\n".join(progress.lines(look(WatchConfig(db=str(law), version_id=1))))
+    assert "moai reembed versions says what is in version 1" in "\n".join(
+        progress.lines(look(WatchConfig(db=str(law), version_id=1)))
+    )
 
 
 def test_a_database_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:
@@ -219,14 +253,29 @@ def test_a_database_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("memory", "cuda", "size"),
-    [(7, None, 512), (8, None, 1024), (10, None, 1536), (15.7, None, 2048), (32, None, 2048), (8, 3.9, 2048), (8, 7.8, 4096), (8, 2, 1024)],
+    [
+        (7, None, 512),
+        (8, None, 1024),
+        (10, None, 1536),
+        (15.7, None, 2048),
+        (32, None, 2048),
+        (8, 3.9, 2048),
+        (8, 7.8, 4096),
+        (8, 2, 1024),
+    ],
 )
 def test_the_guides_sizes_with_tolerance_for_what_a_card_reports(memory: float, cuda: float | None, size: int) -> None:
     assert embedding_batch_size(int(memory * GIB), cuda_bytes=None if cuda is None else int(cuda * GIB)).value == size
 
 
 def test_specs_recommend_by_what_this_process_may_use() -> None:
-    small = Machine(cpus=Setting(2, "cgroup v2"), memory_bytes=Setting(6 * GIB, "cgroup v2"), total_memory_bytes=64 * GIB, disk_free_bytes=10 * GIB, gpus=0)
+    small = Machine(
+        cpus=Setting(2, "cgroup v2"),
+        memory_bytes=Setting(6 * GIB, "cgroup v2"),
+        total_memory_bytes=64 * GIB,
+        disk_free_bytes=10 * GIB,
+        gpus=0,
+    )
     said = list(specs.lines(small, None))
     assert said[0] == "CPUs       2 (cgroup v2)"
     assert said[-1] == "use        --doc-batch-size 100 --embedding-batch-size 512 --commit-interval 5"
@@ -235,7 +284,9 @@ def test_specs_recommend_by_what_this_process_may_use() -> None:
 
 
 def test_threads_are_those_this_process_may_use() -> None:
-    machine = Machine(cpus=Setting(2, "affinity"), memory_bytes=Setting(GIB, ""), total_memory_bytes=GIB, disk_free_bytes=GIB, gpus=0)
+    machine = Machine(
+        cpus=Setting(2, "affinity"), memory_bytes=Setting(GIB, ""), total_memory_bytes=GIB, disk_free_bytes=GIB, gpus=0
+    )
     said = "\n".join(threads.lines(threads.ThreadsConfig(measure=False), machine, {"OMP_NUM_THREADS": "1"}))
     assert "CPUs       2 (affinity)" in said
     assert "OMP_NUM_THREADS=1" in said

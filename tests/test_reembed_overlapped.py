@@ -1,4 +1,6 @@
-"""`ahead`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives the loop over it."""
+"""`ahead`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives the loop over
+it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_a_slow_consumer_holds_the_producer_back() -> None:
 
 
 def test_stages_run_beside_each_other() -> None:
-    """The consumer waits inside its turn for the producer's next one: without a second thread that would be for ever."""
+    """The consumer waits inside its turn for the producer's next one: without a second thread that would be for
+    ever.
+    """
     made = [threading.Event() for _ in range(3)]
 
     def produce() -> Iterator[int]:

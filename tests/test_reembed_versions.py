@@ -49,7 +49,14 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def reembed(db: Path, model: Any = None, **changes: Any) -> Report:
-    given = {"version_id": 5, "chunking_strategy": "dynamic", "doc_batch_size": 4, "embedding_batch_size": 8, "commit_interval": 2, **changes}
+    given = {
+        "version_id": 5,
+        "chunking_strategy": "dynamic",
+        "doc_batch_size": 4,
+        "embedding_batch_size": 8,
+        "commit_interval": 2,
+        **changes,
+    }
     return build(ReembedConfig(db=str(db), **given), model=model or tiny_law.HashingModel(), environ={})
 
 
@@ -66,12 +73,13 @@ def test_a_version_is_built_beside_the_old_one_and_covers_every_document(law: Pa
     report = reembed(law)
     assert (report.complete, report.active, report.version_id) == (True, True, 5)
     assert tiny_law.rows(law, "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 1") == [(3,)]
-    assert tiny_law.rows(law, "SELECT version_name, chunking_strategy, model_name FROM embedding_versions WHERE id = 5") == [
-        ("v5.0.0-dynamic", "dynamic", "hashing")
-    ]
+    assert tiny_law.rows(
+        law, "SELECT version_name, chunking_strategy, model_name FROM embedding_versions WHERE id = 5"
+    ) == [("v5.0.0-dynamic", "dynamic", "hashing")]
     found = tiny_law.rows(
         law,
-        "SELECT source_type, source_id, chunk_index, start_char, end_char, text, token_count, meta FROM text_chunks WHERE embedding_version_id = 5 ORDER BY 1, 2, 3",
+        "SELECT source_type, source_id, chunk_index, start_char, end_char, text, token_count, meta FROM text_chunks "
+        "WHERE embedding_version_id = 5 ORDER BY 1, 2, 3",
     )
     assert len({row[:2] for row in found}) == 24  # six of each of the four types
     for source_type, source_id, _, start, end, text, tokens, meta in found:
@@ -80,7 +88,9 @@ def test_a_version_is_built_beside_the_old_one_and_covers_every_document(law: Pa
         assert json.loads(str(meta)) == {"truncated": False}
     vectors = tiny_law.rows(law, "SELECT vector, dim FROM embeddings WHERE version_id = 5")
     assert len(vectors) == len(found)
-    assert all(abs(float(np.linalg.norm(np.frombuffer(bytes(row[0]), "<f4"))) - 1) < 1e-5 and row[1] == 16 for row in vectors)  # type: ignore[call-overload]
+    assert all(
+        abs(float(np.linalg.norm(np.frombuffer(bytes(row[0]), "<f4"))) - 1) < 1e-5 and row[1] == 16 for row in vectors
+    )  # type: ignore[call-overload]
 
 
 def test_a_second_run_encodes_nothing_and_loads_no_model(law: Path, calls: Path) -> None:
@@ -97,7 +107,10 @@ def test_a_second_run_encodes_nothing_and_loads_no_model(law: Path, calls: Path)
 
 def test_documents_without_chunks_are_recorded_with_their_reason_so_that_all_are_done(law: Path) -> None:
     report = reembed(law)
-    assert sorted(tiny_law.rows(law, "SELECT reason, source_type FROM reembed_receipts WHERE reason IS NOT NULL")) == NO_CHUNKS
+    assert (
+        sorted(tiny_law.rows(law, "SELECT reason, source_type FROM reembed_receipts WHERE reason IS NOT NULL"))
+        == NO_CHUNKS
+    )
     assert report.counts["documents_embedded"] + report.counts["documents_skipped"] == report.documents_total == 26
     assert tiny_law.rows(law, "SELECT count(*) FROM reembed_receipts WHERE version_id = 5") == [(26,)]
 
@@ -106,12 +119,23 @@ def test_an_edited_document_is_encoded_again_and_no_other(law: Path, calls: Path
     reembed(law)
     reembed(law, version_id=6)
     beside = tiny_law.content(law, 6)
-    others = "SELECT c.id, vector FROM text_chunks c JOIN embeddings ON chunk_id = c.id WHERE embedding_version_id = 5 AND NOT (source_type = 'decision_paragraph' AND source_id = 3) ORDER BY 1"
+    others = (
+        "SELECT c.id, vector FROM text_chunks c JOIN embeddings ON chunk_id = c.id WHERE embedding_version_id = 5 "
+        "AND NOT (source_type = 'decision_paragraph' AND source_id = 3) ORDER BY 1"
+    )
     before = tiny_law.rows(law, others)
-    tiny_law.change(law, "UPDATE decision_paragraphs SET text = ? WHERE decision_id = 3 AND para_index = 1", (tiny_law.sentence(5, 900),))
+    tiny_law.change(
+        law,
+        "UPDATE decision_paragraphs SET text = ? WHERE decision_id = 3 AND para_index = 1",
+        (tiny_law.sentence(5, 900),),
+    )
     calls.unlink()
     report = reembed(law)
-    chunks = tiny_law.rows(law, "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND source_type = 'decision_paragraph' AND source_id = 3")
+    chunks = tiny_law.rows(
+        law,
+        "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND source_type = 'decision_paragraph' AND "
+        "source_id = 3",
+    )
     assert report.counts["documents_embedded"] == 1
     assert (sum(int(line) for line in calls.read_text().split() if line != "loaded"),) == chunks[0]
     assert tiny_law.rows(law, others) == before
@@ -122,15 +146,26 @@ def test_a_deleted_a_shortened_and_a_new_document_are_noticed(law: Path) -> None
     reembed(law)
     tiny_law.change(law, "DELETE FROM cases WHERE id = 2")
     tiny_law.change(law, "UPDATE statute_articles SET text = '(삭제)' WHERE id = 4")
-    tiny_law.change(law, "INSERT INTO statute_articles(id, statute_id, text) VALUES(99, 1, ?)", (tiny_law.sentence(99, 200),))
+    tiny_law.change(
+        law, "INSERT INTO statute_articles(id, statute_id, text) VALUES(99, 1, ?)", (tiny_law.sentence(99, 200),)
+    )
     report = reembed(law)
-    assert (report.counts["documents_embedded"], report.counts["documents_skipped"], report.counts["documents_gone"]) == (1, 1, 1)
+    assert (
+        report.counts["documents_embedded"],
+        report.counts["documents_skipped"],
+        report.counts["documents_gone"],
+    ) == (1, 1, 1)
     assert tiny_law.rows(
         law,
-        "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND ((source_type = 'case_paragraph' AND source_id = 2) OR (source_type = 'statute_article' AND source_id = 4))",
+        "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND ((source_type = 'case_paragraph' AND "
+        "source_id = 2) OR (source_type = 'statute_article' AND source_id = 4))",
     ) == [(0,)]
     assert (
-        tiny_law.rows(law, "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND source_type = 'decision_paragraph' AND source_id = 2")[0][0]
+        tiny_law.rows(
+            law,
+            "SELECT count(*) FROM text_chunks WHERE embedding_version_id = 5 AND source_type = 'decision_paragraph' "
+            "AND source_id = 2",
+        )[0][0]
         != 0
     )
 
@@ -147,7 +182,9 @@ def test_activation_is_rolled_back_and_stays_so(law: Path, capsys: pytest.Captur
     reembed(law)
     reembed(law, version_id=6)
     assert active(law) == {1, 6}
-    assert lines(capsys, "rollback", "--db", law, "--version-id", 6) == ["version 6 is inactive; version 5 is active again"]
+    assert lines(capsys, "rollback", "--db", law, "--version-id", 6) == [
+        "version 6 is inactive; version 5 is active again"
+    ]
     assert active(law) == {1, 5}
     assert not reembed(law, version_id=6).active  # a nightly run does not undo what a person did
     assert active(law) == {1, 5}
@@ -169,16 +206,22 @@ def test_versions_are_listed_compared_deleted_and_collected(law: Path, capsys: p
         command.main(["delete", "--db", str(law), "--version-id", "7"], {})
     assert lines(capsys, "gc", "--db", law, "--keep", 1)[0].startswith("version 5 is deleted")
     assert tiny_law.content(law, 5) == []
-    assert tiny_law.rows(law, "SELECT count(*) FROM embeddings WHERE chunk_id NOT IN (SELECT id FROM text_chunks)") == [(0,)]
+    assert tiny_law.rows(law, "SELECT count(*) FROM embeddings WHERE chunk_id NOT IN (SELECT id FROM text_chunks)") == [
+        (0,)
+    ]
     assert len(tiny_law.content(law, 6)) == len(tiny_law.content(law, 7)) > 24
 
 
-def test_the_index_is_migrated_after_a_backup_and_can_be_put_back(law: Path, capsys: pytest.CaptureFixture[str], driver: str) -> None:
+def test_the_index_is_migrated_after_a_backup_and_can_be_put_back(
+    law: Path, capsys: pytest.CaptureFixture[str], driver: str
+) -> None:
     report = reembed(law)
     assert report.backup is not None
     assert (
         tiny_law.rows(report.backup, "SELECT sql FROM sqlite_master WHERE name = 'ux_text_chunks'")[0][0]
-        == tiny_law.rows(tiny_law.make(law.with_name("fresh.db")), "SELECT sql FROM sqlite_master WHERE name = 'ux_text_chunks'")[0][0]
+        == tiny_law.rows(
+            tiny_law.make(law.with_name("fresh.db")), "SELECT sql FROM sqlite_master WHERE name = 'ux_text_chunks'"
+        )[0][0]
     )
     assert tiny_law.rows(report.backup, "PRAGMA integrity_check") == [("ok",)]
     assert reembed(law).backup is None
@@ -204,7 +247,8 @@ def test_replacing_a_document_leaves_the_same_id_of_another_type_alone(law: Path
     reembed(law, replace_all_versions=True)
     before = tiny_law.rows(
         law,
-        "SELECT id FROM text_chunks WHERE NOT (source_type = 'statute_article' AND source_id = 1 OR source_type = 'case_paragraph' AND source_id = 2) ORDER BY 1",
+        "SELECT id FROM text_chunks WHERE NOT (source_type = 'statute_article' AND source_id = 1 OR source_type = "
+        "'case_paragraph' AND source_id = 2) ORDER BY 1",
     )
     tiny_law.change(law, "UPDATE statute_articles SET text = text || ' 다만, 그러하지 아니하다.' WHERE id = 1")
     tiny_law.change(law, "UPDATE case_paragraphs SET text = text || ' 끝.' WHERE case_id = 2")
@@ -212,7 +256,8 @@ def test_replacing_a_document_leaves_the_same_id_of_another_type_alone(law: Path
     assert (
         tiny_law.rows(
             law,
-            "SELECT id FROM text_chunks WHERE NOT (source_type = 'statute_article' AND source_id = 1 OR source_type = 'case_paragraph' AND source_id = 2) ORDER BY 1",
+            "SELECT id FROM text_chunks WHERE NOT (source_type = 'statute_article' AND source_id = 1 OR source_type = "
+            "'case_paragraph' AND source_id = 2) ORDER BY 1",
         )
         == before
     )
@@ -273,11 +318,15 @@ class Precisions(tiny_law.HashingModel):
     """float32 takes 100 ms a batch, bfloat16 40 and is nearly right, int8 none and is far off."""
 
     def open(self, precision: str) -> tiny_law.HashingEncoder:
-        return {"float32": Precise(seconds=0.1), "bfloat16": Precise(seconds=0.04, off=0.01), "int8": Precise(off=0.5)}[precision]
+        return {"float32": Precise(seconds=0.1), "bfloat16": Precise(seconds=0.04, off=0.01), "int8": Precise(off=0.5)}[
+            precision
+        ]
 
 
 @pytest.mark.parametrize(("min_cosine", "precision"), [(0.995, "bfloat16"), (0.5, "int8"), (1.0, "float32")])
-def test_a_precision_is_taken_when_it_is_faster_and_close_and_stays_the_versions(law: Path, min_cosine: float, precision: str) -> None:
+def test_a_precision_is_taken_when_it_is_faster_and_close_and_stays_the_versions(
+    law: Path, min_cosine: float, precision: str
+) -> None:
     reembed(law, Precisions(), precision="auto", min_cosine=min_cosine)
     with Database.open(law) as db:
         made = versions.get(db, 5).made
@@ -293,7 +342,11 @@ def test_a_precision_is_taken_when_it_is_faster_and_close_and_stays_the_versions
 
 def test_a_plan_writes_nothing_and_loads_nothing(law: Path, calls: Path) -> None:
     before = law.read_bytes()
-    said = plan(ReembedConfig(db=str(law), version_id=5, chunking_strategy="dynamic", dry_run=True), model=tiny_law.HashingModel(), environ={})
+    said = plan(
+        ReembedConfig(db=str(law), version_id=5, chunking_strategy="dynamic", dry_run=True),
+        model=tiny_law.HashingModel(),
+        environ={},
+    )
     assert "would be registered" in said[0]
     assert "6 to embed" in said[2]
     assert law.read_bytes() == before
@@ -367,7 +420,10 @@ def test_what_is_no_law_database_is_one_line(tmp_path: Path, driver: str) -> Non
 def test_a_locked_database_is_one_line(law: Path, monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
     """Held by another process: file locks do not keep two SQLite libraries of one process apart."""
     monkeypatch.setattr(databases, "BUSY_SECONDS", 0)
-    hold = f"import sqlite3, sys; db = sqlite3.connect({str(law)!r}, isolation_level=None); db.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
+    hold = (
+        f"import sqlite3, sys; db = sqlite3.connect({str(law)!r}, isolation_level=None); db.execute('BEGIN "
+        f"EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
@@ -385,7 +441,11 @@ def test_a_file_that_may_not_be_written_is_one_line() -> None:
         law = tiny_law.make(Path(folder) / "law.db")
         law.chmod(0o444)
         before = law.read_bytes()
-        program = f"import os, sys; sys.path.insert(0, {str(tiny_law.ROOT / 'tests')!r}); import tiny_law, pathlib, moai.reembedding.build; os.setuid(65534); sys.exit(tiny_law.main(tiny_law.small(pathlib.Path({str(law)!r}))))"
+        program = (
+            f"import os, sys; sys.path.insert(0, {str(tiny_law.ROOT / 'tests')!r}); import tiny_law, pathlib, "
+            f"moai.reembedding.build; os.setuid(65534); "
+            f"sys.exit(tiny_law.main(tiny_law.small(pathlib.Path({str(law)!r}))))"
+        )
         failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert failed.returncode == 74, failed.stderr
         assert "read-only" in failed.stderr.splitlines()[-1]
@@ -393,8 +453,15 @@ def test_a_file_that_may_not_be_written_is_one_line() -> None:
         assert law.read_bytes() == before
 
 
-@pytest.mark.parametrize(("changes", "said"), [({"doc_batch_size": 0}, "doc_batch_size = 0"), ({"query_type": "general", "chunking_strategy": "standard"}, "belongs to"),
-                                               ({"source_type": ("law",)}, "source_type = 'law'"), ({"min_cosine": 2.0}, "min_cosine")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"doc_batch_size": 0}, "doc_batch_size = 0"),
+        ({"query_type": "general", "chunking_strategy": "standard"}, "belongs to"),
+        ({"source_type": ("law",)}, "source_type = 'law'"),
+        ({"min_cosine": 2.0}, "min_cosine"),
+    ],
+)
 def test_what_no_run_could_do_is_refused_before_anything(law: Path, changes: dict[str, Any], said: str) -> None:
     before = law.read_bytes()
     with pytest.raises(MoaiError, match=said):
@@ -426,7 +493,10 @@ def test_the_writer_is_tuned_journal_first_and_foreign_keys_on(law: Path) -> Non
 
     with Database.open(law, writable=True) as db:
         tune(db, pragmas(16 * GIB))
-        assert [db.value(f"PRAGMA {name}") for name in ("journal_mode", "foreign_keys", "cache_size", "mmap_size", "synchronous", "temp_store")] == [
+        assert [
+            db.value(f"PRAGMA {name}")
+            for name in ("journal_mode", "foreign_keys", "cache_size", "mmap_size", "synchronous", "temp_store")
+        ] == [
             "wal",
             1,
             -256_000,

@@ -1,4 +1,6 @@
-"""`moai repair`: only what is damaged is made again, to the same bytes, whatever kills it; what changed meanwhile is named."""
+"""`moai repair`: only what is damaged is made again, to the same bytes, whatever kills it; what changed meanwhile is
+named.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ from moai.sources.kinds.lines import Lines
 PrepareIt = Callable[..., Prepared]
 RunIt = Callable[..., subprocess.CompletedProcess[str]]
 
-LINES = [json.dumps({"text": " ".join([str(number), *(hashlib.sha256(b"%d %d" % (number, word)).hexdigest() for word in range(8))])}) for number in range(60)]
+LINES = [
+    json.dumps(
+        {"text": " ".join([str(number), *(hashlib.sha256(b"%d %d" % (number, word)).hexdigest() for word in range(8))])}
+    )
+    for number in range(60)
+]
 """Nothing that a compressor could make small: a compressed file has several shards too."""
 BAD = '{"text": broken'
 
@@ -68,7 +75,9 @@ def data_files(directory: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_damaged_cut_and_missing_shards_come_back_to_the_same_bytes(tmp_path: Path, prepare: PrepareIt, name: str) -> None:
+def test_damaged_cut_and_missing_shards_come_back_to_the_same_bytes(
+    tmp_path: Path, prepare: PrepareIt, name: str
+) -> None:
     prepared = prepare(INPUTS[name](tmp_path / name), shard_bytes=4000, seq_len=64, packing="bfd_split", add_bos=False)
     whole, finished = contents(prepared.path), contents(tmp_path / "cache" / "shards")
     first, second, third, *untouched = data_files(prepared.path)
@@ -79,14 +88,18 @@ def test_damaged_cut_and_missing_shards_come_back_to_the_same_bytes(tmp_path: Pa
     said = list(repair(prepared.path))
     assert [line for line in said if "made again" in line] != []
     assert contents(prepared.path) == whole
-    assert contents(tmp_path / "cache" / "shards") == finished  # the finished shard was the same file, and is mended with it
+    assert (
+        contents(tmp_path / "cache" / "shards") == finished
+    )  # the finished shard was the same file, and is mended with it
     assert [path.stat().st_mtime_ns for path in untouched] == before
     assert all(check.ok for check in verify(prepared.path))
     assert list((tmp_path / "cache" / "attempts").iterdir()) == []
     assert list(repair(prepared.path)) == [f"nothing to repair: every file of {prepared.path} has its recorded hash"]
 
 
-def test_every_file_but_the_manifest_can_be_lost_together(tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path) -> None:
+def test_every_file_but_the_manifest_can_be_lost_together(
+    tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path
+) -> None:
     prepared = prepare(lines(tmp_path / "a.jsonl"), shard_bytes=4000)
     whole = contents(prepared.path)
     assert "quarantine.jsonl" in whole
@@ -118,7 +131,9 @@ def test_a_directory_carried_away_is_repaired_from_input_that_was_moved(tmp_path
     assert [path.name for path in tmp_path.iterdir() if "repair" in path.name] == []
 
 
-def test_input_that_was_named_relatively_is_found_from_any_directory(tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_was_named_relatively_is_found_from_any_directory(
+    tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what was prepared does not depend on where it lay: the same name, and the same bytes but for `run`."""
     made = []
     for place in (tmp_path / "here", tmp_path / "there"):
@@ -147,7 +162,9 @@ def test_input_that_was_named_relatively_is_found_from_any_directory(tmp_path: P
         ("my/data:ko", "my/data", "my/data:ko"),
     ],
 )
-def test_only_what_lies_here_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, dataset: str, where: str) -> None:
+def test_only_what_lies_here_is_named_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, dataset: str, where: str
+) -> None:
     """The last one is of the Hub, since there is no such folder."""
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -155,7 +172,9 @@ def test_only_what_lies_here_is_named_in_full(tmp_path: Path, monkeypatch: pytes
     assert whereabouts(given) == where.format(tmp_path)
 
 
-def test_a_manifest_that_knows_only_a_relative_name_says_from_where_to_repair(tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_that_knows_only_a_relative_name_says_from_where_to_repair(
+    tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As earlier versions wrote it. The name could be one of the Hub's, which is not asked."""
     (tmp_path / "my" / "data").mkdir(parents=True)
     lines(tmp_path / "my" / "data" / "a.jsonl")
@@ -166,7 +185,9 @@ def test_a_manifest_that_knows_only_a_relative_name_says_from_where_to_repair(tm
     flip(data_files(prepared.path)[0])
     monkeypatch.chdir(tmp_path / "my")
     with pytest.raises(
-        SourceError, match=r"my/my/data: no such file.*run repair in the directory where prepare was given my/data, or name the input with --dataset"
+        SourceError,
+        match=r"my/my/data: no such file.*run repair in the directory where prepare was given my/data, or name the "
+        r"input with --dataset",
     ):
         list(repair(prepared.path))
     monkeypatch.chdir(tmp_path)
@@ -237,11 +258,17 @@ def test_a_directory_where_a_shard_should_be_is_not_removed(tmp_path: Path, prep
 
 def run_repair(directory: Path, marks: Path, wanted: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(marks), "MOAI_FAILPOINT": wanted}
-    return subprocess.run([sys.executable, "-m", "moai", "repair", str(directory)], env=env, capture_output=True, text=True, timeout=150)
+    return subprocess.run(
+        [sys.executable, "-m", "moai", "repair", str(directory)], env=env, capture_output=True, text=True, timeout=150
+    )
 
 
-@pytest.mark.parametrize("wanted", ["repair.check:1", "repair.check:2", "repair.replace:1", "repair.replace:2", "repair.relink:1"])
-def test_killed_anywhere_a_second_repair_ends_with_the_same_bytes(tmp_path: Path, prepare: PrepareIt, wanted: str) -> None:
+@pytest.mark.parametrize(
+    "wanted", ["repair.check:1", "repair.check:2", "repair.replace:1", "repair.replace:2", "repair.relink:1"]
+)
+def test_killed_anywhere_a_second_repair_ends_with_the_same_bytes(
+    tmp_path: Path, prepare: PrepareIt, wanted: str
+) -> None:
     prepared = prepare(lines(tmp_path / "a.jsonl"), shard_bytes=4000)
     whole = contents(prepared.path)
     damaged = data_files(prepared.path)[0]

@@ -1,4 +1,6 @@
-"""`repair` of a directory with everything in it: a user's parts and source, settings of single sources, carried columns, a shard without rows."""
+"""`repair` of a directory with everything in it: a user's parts and source, settings of single sources, carried
+columns, a shard without rows.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Numbers:
     def read(self, shard: Shard, meter: Meter) -> Iterator[pa.RecordBatch]:
         self._note(shard, meter)
         (first,) = shard.segments
-        yield pa.record_batch({"text": [f"number {n}" for n in range(first, first + 10)], "n": list(range(first, first + 10))})
+        yield pa.record_batch(
+            {"text": [f"number {n}" for n in range(first, first + 10)], "n": list(range(first, first + 10))}
+        )
 
     def remember(self, shard: Shard, raw: Raw) -> None:
         pass
@@ -75,7 +79,9 @@ def prepared(prepare: Callable[..., Prepared], tmp_path: Path) -> Prepared:
         return path
 
     one = lines("a.jsonl", [{"body": f"letters {n} " + "word " * (n % 9), "n": n} for n in range(100)] + ["broken"])
-    other = lines("b.jsonl", [{"text": "seven" * 5, "n": 7}] * 40 + [{"text": f"other {n}", "n": None} for n in range(40)])
+    other = lines(
+        "b.jsonl", [{"text": "seven" * 5, "n": 7}] * 40 + [{"text": f"other {n}", "n": None} for n in range(40)]
+    )
     found = prepare(
         {"path": other, "name": "sevens", "sample": 0.95},
         {"path": one, "text_column": "body", "min_chars": 5},
@@ -104,14 +110,20 @@ def test_every_file_is_made_again_to_the_same_bytes(prepared: Prepared, tmp_path
         (tmp_path / "moved").mkdir()
         dataset = [str((tmp_path / name).rename(tmp_path / "moved" / name)) for name in ("b.jsonl", "a.jsonl")]
     for name in before:
-        if name not in ("manifest.json", "tokenizer.json", "tokenizer_config.json"):  # of the tokenizer nothing but a copy can be put there
+        if name not in (
+            "manifest.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ):  # of the tokenizer nothing but a copy can be put there
             (directory / name).unlink()
     assert list(repair(directory, dataset=dataset))[-1].startswith("whole")
     assert contents(directory) == before
     assert all(check.ok for check in verify(directory))
 
 
-def test_a_shard_without_rows_that_cannot_be_made_again_is_named(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_without_rows_that_cannot_be_made_again_is_named(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(tmp_path / "cache" / "shards")
     (prepared.path / "documents-00000.arrow").unlink()
     monkeypatch.setattr(NotSeven, "version", 2)
@@ -123,18 +135,31 @@ def test_a_shard_without_rows_that_cannot_be_made_again_is_named(prepared: Prepa
         list(repair(prepared.path))
 
 
-def test_a_part_that_is_not_found_is_named_with_the_way_out(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_not_found_is_named_with_the_way_out(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (prepared.path / "sources.json").unlink()
     monkeypatch.delattr(__import__(__name__), "NotSeven")
-    with pytest.raises(SourceError, match=r"'NotSeven' is not there .*; run repair in the folder that holds what it was prepared with"):
+    with pytest.raises(
+        SourceError, match=r"'NotSeven' is not there .*; run repair in the folder that holds what it was prepared with"
+    ):
         list(repair(prepared.path))
 
 
-def test_a_plan_and_its_record_are_the_same(prepared: Prepared, tmp_path: Path, prepare: Callable[..., Prepared], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plan_and_its_record_are_the_same(
+    prepared: Prepared, tmp_path: Path, prepare: Callable[..., Prepared], caplog: pytest.LogCaptureFixture
+) -> None:
     """What a record gives back of `carry_columns` is a list, which must not be another thing than the flag's tuple."""
     ((_, record),) = identity.plans(tmp_path / "cache")
     caplog.set_level("INFO", "moai")
-    prepare(tmp_path / "b.jsonl", carry_columns=("n",), transforms=(NotSeven(), Size()), shard_bytes=1000, packing="bfd", seq_len=32)
+    prepare(
+        tmp_path / "b.jsonl",
+        carry_columns=("n",),
+        transforms=(NotSeven(), Size()),
+        shard_bytes=1000,
+        packing="bfd",
+        seq_len=32,
+    )
     (said,) = [line for line in caplog.messages if "Cache miss" in line]
     assert "carry_columns" not in said
     assert "packing" not in said

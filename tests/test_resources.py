@@ -23,14 +23,20 @@ V1_MEMORY_MOUNT = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgrou
 
 
 def kernel(
-    root: Path, *, groups: str, mounts: tuple[str, ...] = (V2_MOUNT,), files: dict[str, str] | None = None, meminfo_gb: tuple[int, int] = (256, 200)
+    root: Path,
+    *,
+    groups: str,
+    mounts: tuple[str, ...] = (V2_MOUNT,),
+    files: dict[str, str] | None = None,
+    meminfo_gb: tuple[int, int] = (256, 200),
 ) -> Path:
     """A root with /proc and /sys/fs/cgroup as the kernel would show them; `files` are relative to /sys/fs/cgroup."""
     total, available = meminfo_gb
     tree = {
         "proc/self/cgroup": groups,
         "proc/self/mountinfo": "22 27 0:21 / /proc rw - proc proc rw\n" + "\n".join(mounts) + "\n",
-        "proc/meminfo": f"MemTotal:       {total * GB // 1024} kB\nMemFree:        1 kB\nMemAvailable:   {available * GB // 1024} kB\n",
+        "proc/meminfo": f"MemTotal:       {total * GB // 1024} kB\nMemFree:        1 kB\nMemAvailable:   "
+        f"{available * GB // 1024} kB\n",
         **{f"sys/fs/cgroup/{name}": text for name, text in (files or {}).items()},
     }
     for name, text in tree.items():
@@ -49,42 +55,106 @@ def host_of_96(monkeypatch: pytest.MonkeyPatch) -> None:
 CPU_CASES = {
     "v2 without a quota": ("0::/pod/box\n", (V2_MOUNT,), {"pod/box/cpu.max": "max 100000\n"}, {}, 96, "all cores"),
     "v2 quota": ("0::/pod/box\n", (V2_MOUNT,), {"pod/box/cpu.max": "1200000 100000\n"}, {}, 12, "cgroup v2"),
-    "v2 parent is tighter": ("0::/pod/box\n", (V2_MOUNT,), {"pod/box/cpu.max": "800000 100000\n", "pod/cpu.max": "400000 100000\n"}, {}, 4, "cgroup v2"),
+    "v2 parent is tighter": (
+        "0::/pod/box\n",
+        (V2_MOUNT,),
+        {"pod/box/cpu.max": "800000 100000\n", "pod/cpu.max": "400000 100000\n"},
+        {},
+        4,
+        "cgroup v2",
+    ),
     "v2 in a namespace": ("0::/\n", (V2_MOUNT,), {"cpu.max": "200000 100000\n"}, {}, 2, "cgroup v2"),
     "v2 outside its namespace": ("0::/../other\n", (V2_MOUNT,), {"cpu.max": "300000 100000\n"}, {}, 3, "cgroup v2"),
-    "v2 host path in a container": ("0::/docker/abc\n", (V2_MOUNT,), {"cpu.max": "500000 100000\n"}, {}, 5, "cgroup v2"),
+    "v2 host path in a container": (
+        "0::/docker/abc\n",
+        (V2_MOUNT,),
+        {"cpu.max": "500000 100000\n"},
+        {},
+        5,
+        "cgroup v2",
+    ),
     "a part of a CPU is one worker": ("0::/\n", (V2_MOUNT,), {"cpu.max": "50000 100000\n"}, {}, 1, "cgroup v2"),
     "one and a half CPUs keep two busy": ("0::/\n", (V2_MOUNT,), {"cpu.max": "150000 100000\n"}, {}, 2, "cgroup v2"),
     "v1 quota": (
-        "4:memory:/x\n1:cpu,cpuacct:/x\n", (V1_MEMORY_MOUNT, V1_CPU_MOUNT),
-        {"cpu,cpuacct/x/cpu.cfs_quota_us": "600000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"}, {}, 6, "cgroup v1",
+        "4:memory:/x\n1:cpu,cpuacct:/x\n",
+        (V1_MEMORY_MOUNT, V1_CPU_MOUNT),
+        {"cpu,cpuacct/x/cpu.cfs_quota_us": "600000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"},
+        {},
+        6,
+        "cgroup v1",
     ),
     "v1 parent is tighter": (
-        "1:cpu,cpuacct:/x/y\n", (V1_CPU_MOUNT,),
-        {"cpu,cpuacct/x/y/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/x/y/cpu.cfs_period_us": "100000\n",
-         "cpu,cpuacct/x/cpu.cfs_quota_us": "350000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "50000\n"}, {}, 7, "cgroup v1",
+        "1:cpu,cpuacct:/x/y\n",
+        (V1_CPU_MOUNT,),
+        {
+            "cpu,cpuacct/x/y/cpu.cfs_quota_us": "-1\n",
+            "cpu,cpuacct/x/y/cpu.cfs_period_us": "100000\n",
+            "cpu,cpuacct/x/cpu.cfs_quota_us": "350000\n",
+            "cpu,cpuacct/x/cpu.cfs_period_us": "50000\n",
+        },
+        {},
+        7,
+        "cgroup v1",
     ),
     "v1 without a quota": (
-        "1:cpu,cpuacct:/\n", (V1_CPU_MOUNT,),
-        {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, {}, 96, "all cores",
+        "1:cpu,cpuacct:/\n",
+        (V1_CPU_MOUNT,),
+        {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+        {},
+        96,
+        "all cores",
     ),
     "v1 mount of a container": (
-        "1:cpu,cpuacct:/docker/abc\n", (V1_CPU_MOUNT.replace(" / /sys", " /docker/abc /sys"),),
-        {"cpu,cpuacct/cpu.cfs_quota_us": "900000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, {}, 9, "cgroup v1",
+        "1:cpu,cpuacct:/docker/abc\n",
+        (V1_CPU_MOUNT.replace(" / /sys", " /docker/abc /sys"),),
+        {"cpu,cpuacct/cpu.cfs_quota_us": "900000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+        {},
+        9,
+        "cgroup v1",
     ),
     "v1 mount of another part of the tree": (
-        "1:cpu,cpuacct:/user.slice\n", (V1_CPU_MOUNT.replace(" / /sys", " /docker/abc /sys"),),
-        {"cpu,cpuacct/cpu.cfs_quota_us": "900000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, {}, 9, "cgroup v1",
+        "1:cpu,cpuacct:/user.slice\n",
+        (V1_CPU_MOUNT.replace(" / /sys", " /docker/abc /sys"),),
+        {"cpu,cpuacct/cpu.cfs_quota_us": "900000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+        {},
+        9,
+        "cgroup v1",
     ),
     "hybrid: v1 beside an empty v2": (
-        "1:cpu,cpuacct:/x\n0::/x\n", ("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw", V1_CPU_MOUNT, V2_MOUNT.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")),
-        {"unified/cgroup.procs": "1\n", "cpu,cpuacct/x/cpu.cfs_quota_us": "800000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"}, {}, 8, "cgroup v1",
+        "1:cpu,cpuacct:/x\n0::/x\n",
+        (
+            "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw",
+            V1_CPU_MOUNT,
+            V2_MOUNT.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified"),
+        ),
+        {
+            "unified/cgroup.procs": "1\n",
+            "cpu,cpuacct/x/cpu.cfs_quota_us": "800000\n",
+            "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
+        },
+        {},
+        8,
+        "cgroup v1",
     ),
-    "Slurm below the quota": ("0::/\n", (V2_MOUNT,), {"cpu.max": "1200000 100000\n"}, {"SLURM_CPUS_PER_TASK": "8"}, 8, "Slurm"),
-    "Slurm above the quota": ("0::/\n", (V2_MOUNT,), {"cpu.max": "1200000 100000\n"}, {"SLURM_CPUS_PER_TASK": "64"}, 12, "cgroup v2"),
+    "Slurm below the quota": (
+        "0::/\n",
+        (V2_MOUNT,),
+        {"cpu.max": "1200000 100000\n"},
+        {"SLURM_CPUS_PER_TASK": "8"},
+        8,
+        "Slurm",
+    ),
+    "Slurm above the quota": (
+        "0::/\n",
+        (V2_MOUNT,),
+        {"cpu.max": "1200000 100000\n"},
+        {"SLURM_CPUS_PER_TASK": "64"},
+        12,
+        "cgroup v2",
+    ),
     "Slurm without a number": ("0::/\n", (V2_MOUNT,), {}, {"SLURM_CPUS_PER_TASK": ""}, 96, "all cores"),
     "no cgroups at all": ("", (), {}, {}, 96, "all cores"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("host_of_96")
@@ -103,44 +173,102 @@ def test_a_narrower_affinity_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
 def test_a_process_bound_to_one_core_finds_one() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from moai.core.resources import main; main(['--summary'])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=without_settings(), capture_output=True, text=True, check=True).stdout
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from moai.core.resources import main; "
+        "main(['--summary'])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, env=without_settings(), capture_output=True, text=True, check=True
+    ).stdout
     assert found.startswith("1 CPU (")
 
 
 MEMORY_CASES = {
     "v2 limit, less what is used, plus idle cache": (
-        "0::/box\n", (V2_MOUNT,), {"box/memory.max": "8000000000\n", "box/memory.current": "6000000000\n", "box/memory.stat": "anon 1\ninactive_file 1000000000\n"},
-        (256, 200), 3 * GB, "cgroup v2", 8 * GB,
+        "0::/box\n",
+        (V2_MOUNT,),
+        {
+            "box/memory.max": "8000000000\n",
+            "box/memory.current": "6000000000\n",
+            "box/memory.stat": "anon 1\ninactive_file 1000000000\n",
+        },
+        (256, 200),
+        3 * GB,
+        "cgroup v2",
+        8 * GB,
     ),
     "v2 parent is tighter": (
-        "0::/pod/box\n", (V2_MOUNT,), {"pod/box/memory.max": "max\n", "pod/box/memory.current": "1\n", "pod/memory.max": "4000000000\n", "pod/memory.current": "1500000000\n"},
-        (256, 200), 2_500_000_000, "cgroup v2", 4 * GB,
+        "0::/pod/box\n",
+        (V2_MOUNT,),
+        {
+            "pod/box/memory.max": "max\n",
+            "pod/box/memory.current": "1\n",
+            "pod/memory.max": "4000000000\n",
+            "pod/memory.current": "1500000000\n",
+        },
+        (256, 200),
+        2_500_000_000,
+        "cgroup v2",
+        4 * GB,
     ),
     "v2 memory.high is a limit too": (
-        "0::/\n", (V2_MOUNT,), {"memory.max": "8000000000\n", "memory.high": "5000000000\n", "memory.current": "1000000000\n"}, (256, 200), 4 * GB, "cgroup v2", 5 * GB,
+        "0::/\n",
+        (V2_MOUNT,),
+        {"memory.max": "8000000000\n", "memory.high": "5000000000\n", "memory.current": "1000000000\n"},
+        (256, 200),
+        4 * GB,
+        "cgroup v2",
+        5 * GB,
     ),
     "v2 used up is nothing, not less": (
-        "0::/\n", (V2_MOUNT,), {"memory.max": "2000000000\n", "memory.current": "2500000000\n"}, (256, 200), 0, "cgroup v2", 2 * GB,
+        "0::/\n",
+        (V2_MOUNT,),
+        {"memory.max": "2000000000\n", "memory.current": "2500000000\n"},
+        (256, 200),
+        0,
+        "cgroup v2",
+        2 * GB,
     ),
     "v1 limit": (
-        "4:memory:/x\n", (V1_CPU_MOUNT, V1_MEMORY_MOUNT),
-        {"memory/x/memory.limit_in_bytes": "4000000000\n", "memory/x/memory.usage_in_bytes": "1000000000\n",
-         "memory/x/memory.stat": "inactive_file 7\ntotal_inactive_file 500000000\n"},
-        (256, 200), 3_500_000_000, "cgroup v1", 4 * GB,
+        "4:memory:/x\n",
+        (V1_CPU_MOUNT, V1_MEMORY_MOUNT),
+        {
+            "memory/x/memory.limit_in_bytes": "4000000000\n",
+            "memory/x/memory.usage_in_bytes": "1000000000\n",
+            "memory/x/memory.stat": "inactive_file 7\ntotal_inactive_file 500000000\n",
+        },
+        (256, 200),
+        3_500_000_000,
+        "cgroup v1",
+        4 * GB,
     ),
-    "the host is tighter than its container": ("0::/\n", (V2_MOUNT,), {"memory.max": "64000000000\n", "memory.current": "0\n"}, (128, 5), 5 * GB, "MemAvailable", 64 * GB),
+    "the host is tighter than its container": (
+        "0::/\n",
+        (V2_MOUNT,),
+        {"memory.max": "64000000000\n", "memory.current": "0\n"},
+        (128, 5),
+        5 * GB,
+        "MemAvailable",
+        64 * GB,
+    ),
     "v1 without a limit": (
-        "4:memory:/x\n", (V1_MEMORY_MOUNT,), {"memory/x/memory.limit_in_bytes": "9223372036854771712\n", "memory/x/memory.usage_in_bytes": "1\n"},
-        (256, 200), 200 * GB, "MemAvailable", 256 * GB,
+        "4:memory:/x\n",
+        (V1_MEMORY_MOUNT,),
+        {"memory/x/memory.limit_in_bytes": "9223372036854771712\n", "memory/x/memory.usage_in_bytes": "1\n"},
+        (256, 200),
+        200 * GB,
+        "MemAvailable",
+        256 * GB,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MEMORY_CASES)
 def test_the_tightest_memory_limit_decides_and_is_named(case: str, tmp_path: Path) -> None:
     groups, mounts, files, meminfo_gb, available, reason, total = MEMORY_CASES[case]
-    found = detect(tmp_path, root=kernel(tmp_path, groups=groups, mounts=mounts, files=files, meminfo_gb=meminfo_gb), environ={})
+    found = detect(
+        tmp_path, root=kernel(tmp_path, groups=groups, mounts=mounts, files=files, meminfo_gb=meminfo_gb), environ={}
+    )
     assert found.memory_bytes.reason == reason
     assert found.memory_bytes.value == pytest.approx(available, abs=1024)
     assert found.total_memory_bytes == pytest.approx(total, abs=1024)
@@ -158,7 +286,10 @@ def test_disk_space_is_that_of_the_nearest_existing_directory(tmp_path: Path) ->
     assert not missing.parent.exists()
 
 
-@pytest.mark.parametrize(("visible", "expected"), [(None, 4), ("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("0,1,2,3,4,5", 4), ("GPU-a, GPU-b", 2)])
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, 4), ("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("0,1,2,3,4,5", 4), ("GPU-a, GPU-b", 2)],
+)
 def test_gpus_are_counted_without_torch(visible: str | None, expected: int, tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / "proc/driver/nvidia/gpus" / f"0000:0{n}:00.0").mkdir(parents=True)
@@ -175,14 +306,36 @@ def test_gpus_are_asked_of_nvidia_smi_where_the_driver_shows_none(tmp_path: Path
 
 
 def machine(cpus: int = 96, gb: float = 200.0, *, gpus: int = 0, reason: str = "cgroup v2") -> Machine:
-    return Machine(cpus=Setting(cpus, reason), memory_bytes=Setting(int(gb * GB), "cgroup v2"), total_memory_bytes=int(gb * GB), disk_free_bytes=GB, gpus=gpus)
+    return Machine(
+        cpus=Setting(cpus, reason),
+        memory_bytes=Setting(int(gb * GB), "cgroup v2"),
+        total_memory_bytes=int(gb * GB),
+        disk_free_bytes=GB,
+        gpus=gpus,
+    )
 
 
 def planned(
-    on: Machine, *, num_proc: int | None = None, origin: str = "default", ranks: int = 1, wait: bool = False, mode: str = "auto", **environ: str
+    on: Machine,
+    *,
+    num_proc: int | None = None,
+    origin: str = "default",
+    ranks: int = 1,
+    wait: bool = False,
+    mode: str = "auto",
+    **environ: str,
 ) -> resources.Plan:
-    return plan(on, num_proc=num_proc, num_proc_origin=origin, local_world_size=ranks, ranks_wait=wait, memory_mode=mode,
-                shard_bytes=16_000_000, batch_size=1000, environ=environ)  # fmt: skip
+    return plan(
+        on,
+        num_proc=num_proc,
+        num_proc_origin=origin,
+        local_world_size=ranks,
+        ranks_wait=wait,
+        memory_mode=mode,
+        shard_bytes=16_000_000,
+        batch_size=1000,
+        environ=environ,
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,12 +355,19 @@ def test_num_proc_scales_with_the_world_size(cpus: int, ranks: int, wait: bool, 
 
 
 @pytest.mark.parametrize(
-    "shares", [{"SLURM_NTASKS_PER_NODE": "8"}, {"SLURM_TASKS_PER_NODE": "8(x2)"}, {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "1"}]
+    "shares",
+    [
+        {"SLURM_NTASKS_PER_NODE": "8"},
+        {"SLURM_TASKS_PER_NODE": "8(x2)"},
+        {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "1"},
+    ],
 )
 def test_a_slurm_share_for_each_rank_is_not_divided_again(shares: dict[str, str]) -> None:
     on = machine(12, reason="Slurm")
     assert planned(on, ranks=8, SLURM_CPUS_PER_TASK="12", **shares).num_proc == Setting(12, "12 CPUs (Slurm)")
-    assert planned(on, ranks=8, SLURM_CPUS_PER_TASK="12", SLURM_NTASKS_PER_NODE="1").num_proc.value == 1  # one task that starts all ranks
+    assert (
+        planned(on, ranks=8, SLURM_CPUS_PER_TASK="12", SLURM_NTASKS_PER_NODE="1").num_proc.value == 1
+    )  # one task that starts all ranks
 
 
 def test_memory_cuts_an_automatic_num_proc_and_says_so() -> None:
@@ -271,7 +431,9 @@ def test_an_unreadable_rayon_setting_is_warned_about() -> None:
     assert "RAYON_NUM_THREADS = 'many'" in chosen.warnings[0]
 
 
-@pytest.mark.parametrize(("gb", "mode", "mib"), [(50.1, "memory", 8), (50, "balanced", 4), (20, "balanced", 4), (19.9, "disk", 1)])
+@pytest.mark.parametrize(
+    ("gb", "mode", "mib"), [(50.1, "memory", 8), (50, "balanced", 4), (20, "balanced", 4), (19.9, "disk", 1)]
+)
 def test_the_memory_mode_follows_what_is_available_and_bounds_a_batch(gb: float, mode: str, mib: int) -> None:
     chosen = planned(machine(gb=gb))
     assert (chosen.memory_mode.value, chosen.batch_bytes.value) == (mode, mib * 2**20)
@@ -281,13 +443,22 @@ def test_the_memory_mode_follows_what_is_available_and_bounds_a_batch(gb: float,
 def test_the_log_says_what_people_look_for() -> None:
     said = lines(planned(machine(96, 85.3), ranks=8))
     assert said[0] == "✅ Sufficient RAM (85.3GB available), using in-memory processing"
-    assert said[1:3] == ("📊 Dataset loading settings:", "  - Parallel processes: num_proc = 12: 96 CPUs (cgroup v2) / 8 ranks")
+    assert said[1:3] == (
+        "📊 Dataset loading settings:",
+        "  - Parallel processes: num_proc = 12: 96 CPUs (cgroup v2) / 8 ranks",
+    )
     assert "Moderate RAM (30.0GB available), using balanced processing" in lines(planned(machine(gb=30)))[0]
     assert "Limited RAM (4.0GB available), using disk-based processing" in lines(planned(machine(gb=4)))[0]
     assert lines(planned(machine(gb=4), mode="memory"))[0] == "memory_mode = memory: set, with 4.0 GB available"
 
 
-@given(cpus=st.integers(1, 512), gb=st.floats(0, 2000), ranks=st.integers(1, 64), wait=st.booleans(), mode=st.sampled_from(["auto", *resources.MEMORY_MODES]))
+@given(
+    cpus=st.integers(1, 512),
+    gb=st.floats(0, 2000),
+    ranks=st.integers(1, 64),
+    wait=st.booleans(),
+    mode=st.sampled_from(["auto", *resources.MEMORY_MODES]),
+)
 def test_an_automatic_plan_never_exceeds_the_machine(cpus: int, gb: float, ranks: int, wait: bool, mode: str) -> None:
     on = machine(cpus, gb)
     chosen = planned(on, ranks=ranks, wait=wait, mode=mode)
@@ -315,7 +486,12 @@ def test_exported_batches_follow_cores_and_memory() -> None:
         for name in ("DATASET_BATCH_SIZE", "DATASET_WRITER_BATCH_SIZE")
     }
     assert sizes["DATASET_BATCH_SIZE"] == [512, 2048, 4096, 4096]
-    assert sizes["DATASET_WRITER_BATCH_SIZE"] == [4000, 22000, 45000, 4000]  # e.g. a tenth of (half of 30 GB) / 8 workers in rows of 8 KiB
+    assert sizes["DATASET_WRITER_BATCH_SIZE"] == [
+        4000,
+        22000,
+        45000,
+        4000,
+    ]  # e.g. a tenth of (half of 30 GB) / 8 workers in rows of 8 KiB
 
 
 def without_settings(**extra: str) -> dict[str, str]:
@@ -325,10 +501,15 @@ def without_settings(**extra: str) -> dict[str, str]:
 
 
 def test_the_module_runs_without_warnings_and_without_any_package() -> None:
-    code = "import runpy, sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--exports']; runpy.run_module('moai.core.resources', run_name='__main__')"
+    code = (
+        "import runpy, sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--exports']; "
+        "runpy.run_module('moai.core.resources', run_name='__main__')"
+    )
     bare = [sys.executable, "-I", "-S", "-W", "error", "-c", code]  # -S: site-packages are out of reach
     for command in ([sys.executable, "-W", "error", "-m", "moai.core.resources", "--exports"], bare):
-        ran = subprocess.run(command, cwd=REPO, env=without_settings(DATASET_NUM_PROC="7"), capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            command, cwd=REPO, env=without_settings(DATASET_NUM_PROC="7"), capture_output=True, text=True, check=False
+        )
         assert (ran.returncode, ran.stderr) == (0, "")
         assert all(line.startswith("export ") and "  # " in line for line in ran.stdout.splitlines())
         assert "RAYON_NUM_THREADS=" in ran.stdout
@@ -344,7 +525,9 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 
 def in_shell(shell: str, script: str, *, cwd: Path = REPO, **environ: str) -> str:
-    ran = subprocess.run([shell, "-c", script], cwd=cwd, env=without_settings(**environ), capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [shell, "-c", script], cwd=cwd, env=without_settings(**environ), capture_output=True, text=True, check=False
+    )
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
     return ran.stdout
 
@@ -362,7 +545,8 @@ def test_sourcing_sets_this_machine_s_values_and_keeps_the_user_s(shell: str) ->
     by_memory = ("DATASET_BATCH_SIZE", "DATASET_WRITER_BATCH_SIZE")  # may change between two looks
     assert all(int(found[name]) > 0 for name in by_memory)
     rest = exports(
-        detect(REPO, environ=without_settings()), {"RAYON_NUM_THREADS": "", "DATASET_NUM_PROC": "", "OMP_NUM_THREADS": "", **dict.fromkeys(by_memory, "")}
+        detect(REPO, environ=without_settings()),
+        {"RAYON_NUM_THREADS": "", "DATASET_NUM_PROC": "", "OMP_NUM_THREADS": "", **dict.fromkeys(by_memory, "")},
     )
     assert {name: found[name] for name in rest} == {name: str(setting.value) for name, setting in rest.items()}
     said = out.splitlines()[:3]
@@ -381,13 +565,16 @@ def test_a_number_of_ranks_that_is_set_but_not_exported_counts(shell: str) -> No
 
 def test_sourcing_leaves_no_variable_function_or_option_behind(shell: str, tmp_path: Path) -> None:
     functions = "typeset -f" if not shell.endswith("/sh") else "true"
-    script = f"before=; after=; cd {tmp_path}; set > a; set -o > a.options; {functions} > a.functions; cd {REPO}; . ./optimize_env.sh; " + (
-        f"cd {tmp_path}; set > b; set -o > b.options; {functions} > b.functions"
+    script = (
+        f"before=; after=; cd {tmp_path}; set > a; set -o > a.options; {functions} > a.functions; cd {REPO}; . "
+        f"./optimize_env.sh; " + (f"cd {tmp_path}; set > b; set -o > b.options; {functions} > b.functions")
     )
     in_shell(shell, script)
     for kind in ("options", "functions"):
         assert (tmp_path / f"a.{kind}").read_text() == (tmp_path / f"b.{kind}").read_text()
-    before, after = ({line.split("=")[0] for line in (tmp_path / name).read_text().splitlines() if "=" in line} for name in "ab")
+    before, after = (
+        {line.split("=")[0] for line in (tmp_path / name).read_text().splitlines() if "=" in line} for name in "ab"
+    )
     assert after - before - {"OLDPWD"} == set(exports(machine(), {}))
 
 
@@ -404,7 +591,12 @@ def test_without_python_it_says_so_and_counts_cores(shell: str, tmp_path: Path) 
         (tmp_path / "bin" / program).symlink_to(str(shutil.which(program)))
     shutil.copy(REPO / "optimize_env.sh", tmp_path)
     out = in_shell(
-        shell, '. ./optimize_env.sh; echo "$DATASET_NUM_PROC $OMP_NUM_THREADS"', cwd=tmp_path, PATH=str(tmp_path / "bin"), NUM_GPUS="1", RAYON_NUM_THREADS="5"
+        shell,
+        '. ./optimize_env.sh; echo "$DATASET_NUM_PROC $OMP_NUM_THREADS"',
+        cwd=tmp_path,
+        PATH=str(tmp_path / "bin"),
+        NUM_GPUS="1",
+        RAYON_NUM_THREADS="5",
     )
     cores = subprocess.run(["getconf", "_NPROCESSORS_ONLN"], capture_output=True, text=True, check=True).stdout.strip()
     assert out.splitlines()[-1] == f"{cores} {cores}"
@@ -413,5 +605,12 @@ def test_without_python_it_says_so_and_counts_cores(shell: str, tmp_path: Path) 
 
 
 def test_executing_instead_of_sourcing_is_told(tmp_path: Path) -> None:
-    ran = subprocess.run(["bash", str(REPO / "optimize_env.sh")], cwd=tmp_path, env=without_settings(), capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        ["bash", str(REPO / "optimize_env.sh")],
+        cwd=tmp_path,
+        env=without_settings(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "Source it" in ran.stderr

@@ -30,14 +30,28 @@ ROWS = [9, 1, 14]
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts mappings in /proc")
 
 
-def write_shard(path: Path, rows: Sequence[Row], dtype: str, *, names: Sequence[str] = ("input_ids", "seq_lengths"), per_batch: int = 5) -> None:
-    schema = pa.schema([pa.field(name, field.type) for name, field in zip(names, arrow_schema(row_columns(dtype)))], arrow_schema(row_columns(dtype)).metadata)
+def write_shard(
+    path: Path,
+    rows: Sequence[Row],
+    dtype: str,
+    *,
+    names: Sequence[str] = ("input_ids", "seq_lengths"),
+    per_batch: int = 5,
+) -> None:
+    schema = pa.schema(
+        [pa.field(name, field.type) for name, field in zip(names, arrow_schema(row_columns(dtype)))],
+        arrow_schema(row_columns(dtype)).metadata,
+    )
     with pa.ipc.new_stream(str(path), schema) as writer:
         for start in range(0, len(rows), per_batch):
             part = rows[start : start + per_batch]
             writer.write_batch(
                 pa.record_batch(
-                    [pa.array([row.input_ids for row in part], schema[0].type), pa.array([row.seq_lengths for row in part], schema[1].type)], schema=schema
+                    [
+                        pa.array([row.input_ids for row in part], schema[0].type),
+                        pa.array([row.seq_lengths for row in part], schema[1].type),
+                    ],
+                    schema=schema,
                 )
             )
 
@@ -45,7 +59,15 @@ def write_shard(path: Path, rows: Sequence[Row], dtype: str, *, names: Sequence[
 def make_rows(count: int, highest: int, seed: int = 0) -> list[Row]:
     """Of 1 to 4 pieces of 1 to 9 tokens."""
     generator = np.random.default_rng(seed)
-    return [Row.of([generator.integers(0, highest, length).tolist() for length in generator.integers(1, 10, generator.integers(1, 5))]) for _ in range(count)]
+    return [
+        Row.of(
+            [
+                generator.integers(0, highest, length).tolist()
+                for length in generator.integers(1, 10, generator.integers(1, 5))
+            ]
+        )
+        for _ in range(count)
+    ]
 
 
 def write_directory(path: Path, dtype: str) -> PackedRows:
@@ -57,7 +79,9 @@ def write_directory(path: Path, dtype: str) -> PackedRows:
     write_dataset_files(path, names, arrow_schema(row_columns(dtype)), "0" * 32)
     shards = [{"file": name, "rows": count} for name, count in zip(names, ROWS)]
     shards.insert(1, {"file": None, "rows": 0})  # all of its documents were filtered
-    return PackedRows.of(Prepared(path, {"content": {"shards": shards, "columns": [column.as_json() for column in row_columns(dtype)]}}))
+    return PackedRows.of(
+        Prepared(path, {"content": {"shards": shards, "columns": [column.as_json() for column in row_columns(dtype)]}})
+    )
 
 
 @pytest.fixture
@@ -92,7 +116,9 @@ def test_rows_are_those_that_datasets_loads(tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])
-def test_prepared_rows_are_those_that_datasets_loads(prepare: Callable[..., Prepared], tmp_path: Path, packing: str) -> None:
+def test_prepared_rows_are_those_that_datasets_loads(
+    prepare: Callable[..., Prepared], tmp_path: Path, packing: str
+) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{"word " * (n % 90)}"}}\n' for n in range(4000)))
     prepared = prepare(tmp_path / "texts.jsonl", seq_len=32, packing=packing, shard_bytes=200_000)
     rows = PackedRows.of(prepared)
@@ -152,9 +178,18 @@ def test_processes_that_read_give_the_same_batches(rows: PackedRows, start: str)
 def test_rows_beyond_2_gigabytes_of_a_file(tmp_path: Path) -> None:
     """In a sparse file: its first row is 2.2 GB of zeros that are never written nor read."""
     row = Row.of([[5, 6, 7], [8]])
-    with open(tmp_path / "data.arrow", "wb") as file, pa.ipc.new_stream(pa.PythonFile(_Sparse(file), mode="w"), arrow_schema(row_columns("uint16"))) as writer:
-        for ids, pieces in [(np.zeros(1_100_000_000, np.uint16), [1_100_000_000]), (row.input_ids.astype(np.uint16), row.seq_lengths)]:
-            columns = [pa.ListArray.from_arrays([0, len(values)], pa.array(values, kind)) for values, kind in ((ids, pa.uint16()), (pieces, pa.uint32()))]
+    with (
+        open(tmp_path / "data.arrow", "wb") as file,
+        pa.ipc.new_stream(pa.PythonFile(_Sparse(file), mode="w"), arrow_schema(row_columns("uint16"))) as writer,
+    ):
+        for ids, pieces in [
+            (np.zeros(1_100_000_000, np.uint16), [1_100_000_000]),
+            (row.input_ids.astype(np.uint16), row.seq_lengths),
+        ]:
+            columns = [
+                pa.ListArray.from_arrays([0, len(values)], pa.array(values, kind))
+                for values, kind in ((ids, pa.uint16()), (pieces, pa.uint32()))
+            ]
             writer.write_batch(pa.record_batch(columns, schema=arrow_schema(row_columns("uint16"))))
     status = (tmp_path / "data.arrow").stat()
     assert status.st_size > 2**31 > 100 * 512 * status.st_blocks
@@ -189,7 +224,10 @@ class _Sparse:
 def with_a_null(path: Path) -> None:
     with pa.ipc.new_stream(str(path), arrow_schema(row_columns("uint16"))) as writer:
         writer.write_batch(
-            pa.record_batch([pa.array([[1, None]], pa.list_(pa.uint16())), pa.array([[2]], pa.list_(pa.uint32()))], schema=arrow_schema(row_columns("uint16")))
+            pa.record_batch(
+                [pa.array([[1, None]], pa.list_(pa.uint16())), pa.array([[2]], pa.list_(pa.uint32()))],
+                schema=arrow_schema(row_columns("uint16")),
+            )
         )
 
 
@@ -200,16 +238,33 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "difference"),
-    [(lambda path: write_shard(path, make_rows(2, 9), "uint16"), "2 rows, the manifest says 1"),
-     (lambda path: write_shard(path, [], "uint16"), "0 rows, the manifest says 1"),
-     (lambda path: write_shard(path, make_rows(1, 9), "uint32"), "its columns are input_ids list<item: uint32>, .* the manifest says input_ids list<item: uint16>"),
-     (lambda path: write_shard(path, make_rows(1, 9), "uint16", names=("input_ids", "lengths")), "its columns are .* lengths list.* says .* seq_lengths list"),
-     (cut, "not readable as Arrow"), (lambda path: path.write_bytes(b""), "not readable as Arrow"), (lambda path: path.write_bytes(b"text" * 99), "not readable as Arrow"),
-     (with_a_null, "not readable as Arrow"), (lambda path: None, "not readable as Arrow .*No such file")],
-)  # fmt: skip
-def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path: Path, write: Callable[[Path], None], difference: str) -> None:
+    [
+        (lambda path: write_shard(path, make_rows(2, 9), "uint16"), "2 rows, the manifest says 1"),
+        (lambda path: write_shard(path, [], "uint16"), "0 rows, the manifest says 1"),
+        (
+            lambda path: write_shard(path, make_rows(1, 9), "uint32"),
+            "its columns are input_ids list<item: uint32>, .* the manifest says input_ids list<item: uint16>",
+        ),
+        (
+            lambda path: write_shard(path, make_rows(1, 9), "uint16", names=("input_ids", "lengths")),
+            "its columns are .* lengths list.* says .* seq_lengths list",
+        ),
+        (cut, "not readable as Arrow"),
+        (lambda path: path.write_bytes(b""), "not readable as Arrow"),
+        (lambda path: path.write_bytes(b"text" * 99), "not readable as Arrow"),
+        (with_a_null, "not readable as Arrow"),
+        (lambda path: None, "not readable as Arrow .*No such file"),
+    ],
+)
+def test_a_shard_that_is_not_what_the_manifest_says_is_named(
+    tmp_path: Path, write: Callable[[Path], None], difference: str
+) -> None:
     write(tmp_path / "data.arrow")
-    with pytest.raises(DamagedError, match=f"{re.escape(str(tmp_path))}/data.arrow: {difference}.*; remove {re.escape(str(tmp_path))} and prepare again"):
+    with pytest.raises(
+        DamagedError,
+        match=f"{re.escape(str(tmp_path))}/data.arrow: {difference}.*; remove {re.escape(str(tmp_path))} and prepare "
+        f"again",
+    ):
         PackedRows(tmp_path, (("data.arrow", 1),), row_columns("uint16"))[0]
 
 
@@ -244,7 +299,11 @@ def test_flat_batches_carry_the_bounds_of_documents() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, 6, -100, -100, 9, 4]]
-    assert (batch["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"].dtype, batch["max_length_q"]) == ([0, 2, 3, 6], torch.int32, 3)
+    assert (batch["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"].dtype, batch["max_length_q"]) == (
+        [0, 2, 3, 6],
+        torch.int32,
+        3,
+    )
     assert batch["input_ids"].dtype == batch["labels"].dtype == batch["position_ids"].dtype == torch.int64
 
 
@@ -262,4 +321,7 @@ def test_batches_hold_the_rows_of_the_disk(rows: PackedRows) -> None:
     for number, index in enumerate(wanted):
         ids, pieces = expected[index]
         assert batch["input_ids"][number, : len(ids)].tolist() == ids
-        assert np.flatnonzero(batch["position_ids"][number, : len(ids)] == 0).tolist() == (np.cumsum(pieces) - pieces).tolist()
+        assert (
+            np.flatnonzero(batch["position_ids"][number, : len(ids)] == 0).tolist()
+            == (np.cumsum(pieces) - pieces).tolist()
+        )

@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(p for p in [*REPO.glob("*.sh"), *REPO.glob("scripts/*.sh"), *REPO.glob("tests/*.sh"), REPO / ".ci/run"] if p.is_file())
+SCRIPTS = sorted(
+    p
+    for p in [*REPO.glob("*.sh"), *REPO.glob("scripts/*.sh"), *REPO.glob("tests/*.sh"), REPO / ".ci/run"]
+    if p.is_file()
+)
 SOURCED = {"optimize_env.sh", "launch.sh"}
 
 # What bash 3.2 (macOS) does not know, each with a line that has it.
@@ -49,7 +53,9 @@ def newer_constructs(source: str) -> list[str]:
 def test_script_parses_is_executable_and_knows_only_bash_3_2(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert newer_constructs(script.read_text()) == []
-    assert os.access(script, os.X_OK) != (script.name in SOURCED), "what is run must be executable, what is sourced must not be"
+    assert os.access(script, os.X_OK) != (script.name in SOURCED), (
+        "what is run must be executable, what is sourced must not be"
+    )
 
 
 @pytest.mark.parametrize(("pattern", "line"), NEWER_THAN_3_2.items())
@@ -65,7 +71,7 @@ def test_help_is_the_comment_at_the_head(script: Path) -> None:
     assert "set -eu" not in said
 
 
-# --- bootstrap.sh, on a project of its own that installs without a network -------------------------------------------------
+# --- bootstrap.sh, on a project of its own that installs without a network --------------------------------------------
 
 
 _BACKEND = """
@@ -88,14 +94,21 @@ def build_wheel(directory, settings=None, metadata=None):
 def build_editable(directory, settings=None, metadata=None):
     return _wheel(directory, "project", {"project.pth": os.getcwd()})
 """
-_PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "{}"\nversion = "1"\n'
+_PYPROJECT = (
+    '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "{}"\n'
+    'version = "1"\n'
+)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the real bootstrap.sh and two tiny packages to pin, built by a back end of their own."""
     root = tmp_path_factory.mktemp("made by bootstrap") / "project"
-    for folder, name in ((root, "project"), (root.parent / "packages/one", "one"), (root.parent / "packages/two", "two")):
+    for folder, name in (
+        (root, "project"),
+        (root.parent / "packages/one", "one"),
+        (root.parent / "packages/two", "two"),
+    ):
         folder.mkdir(parents=True)
         (folder / "pyproject.toml").write_text(_PYPROJECT.format(name))
         (folder / "backend.py").write_text(_BACKEND)
@@ -115,7 +128,9 @@ def bootstrap(root: Path, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def packages(root: Path) -> set[str]:
-    listing = subprocess.run([root / ".venv/bin/python", "-m", "pip", "list", "--format", "json"], check=True, capture_output=True, text=True).stdout
+    listing = subprocess.run(
+        [root / ".venv/bin/python", "-m", "pip", "list", "--format", "json"], check=True, capture_output=True, text=True
+    ).stdout
     return {package["name"] for package in json.loads(listing)} & {"one", "two", "project"}
 
 
@@ -150,8 +165,15 @@ def test_bootstrap_makes_venv_once_and_again_when_the_pins_change(project: Path)
     pin(project, "one", "two")
 
     # Two starts at once: one installs, the other waits for it.
-    waiting = [subprocess.Popen([project / "scripts/bootstrap.sh"], env={**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1"},
-                                stderr=subprocess.PIPE, text=True) for _ in range(2)]  # fmt: skip
+    waiting = [
+        subprocess.Popen(
+            [project / "scripts/bootstrap.sh"],
+            env={**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     said = [process.communicate()[1] for process in waiting]
     assert [process.returncode for process in waiting] == [0, 0], said
     assert sum("is ready" in text for text in said) == 1, said
@@ -190,14 +212,28 @@ WITHOUT = '[[ $2 == *"import {}"* ]] && exit 1; echo 3.12.1'
     ("fakes", "named", "says"),
     [
         ({}, "", "Python 3.11 or newer is missing (tried python3.11, python3.12, python3.13, python3)"),
-        ({"python3": OLD}, "", "Python 3.11 or newer is missing (tried python3.11, python3.12, python3.13, python3; python3 is 3.9.2)"),
+        (
+            {"python3": OLD},
+            "",
+            "Python 3.11 or newer is missing (tried python3.11, python3.12, python3.13, python3; python3 is 3.9.2)",
+        ),
         ({"old": OLD}, "old", "PYTHON=old: is Python 3.9.2, not a Python 3.11 or newer"),
         ({}, "/no/such", "PYTHON=/no/such: not a Python 3.11 or newer"),
-        ({"python3": OLD, "python3.12": WITHOUT.format("venv")}, "", "the venv module of python3.12 is missing (Debian, Ubuntu: apt install python3-venv)"),
-        ({"python3": WITHOUT.format("ensurepip")}, "", "pip for new environments (the ensurepip module of python3) is missing"),
+        (
+            {"python3": OLD, "python3.12": WITHOUT.format("venv")},
+            "",
+            "the venv module of python3.12 is missing (Debian, Ubuntu: apt install python3-venv)",
+        ),
+        (
+            {"python3": WITHOUT.format("ensurepip")},
+            "",
+            "pip for new environments (the ensurepip module of python3) is missing",
+        ),
     ],
 )
-def test_bootstrap_says_in_one_line_what_is_missing(bare_path: Path, fakes: Mapping[str, str], named: str, says: str) -> None:
+def test_bootstrap_says_in_one_line_what_is_missing(
+    bare_path: Path, fakes: Mapping[str, str], named: str, says: str
+) -> None:
     for name, script in fakes.items():
         fake_python(bare_path, name, script)
     run = bootstrap(bare_path.parent, PATH=str(bare_path), PYTHON=named)
@@ -218,14 +254,17 @@ def test_a_venv_of_another_user_is_one_sentence(bare_path: Path) -> None:
         if os.geteuid() == 0 and not folder.stat().st_mode & 1:
             folder.chmod(folder.stat().st_mode | 0o011)
     other = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-    run = subprocess.run([str(root / "scripts/bootstrap.sh")], env={"PATH": str(bare_path)}, capture_output=True, text=True, **other)
+    run = subprocess.run(
+        [str(root / "scripts/bootstrap.sh")], env={"PATH": str(bare_path)}, capture_output=True, text=True, **other
+    )
     assert run.returncode == 2
     assert run.stderr == (
-        f"bootstrap: {root}/.venv is not ready for this user, who may not write into it; use a clone of your own, or remove .venv and start again\n"
+        f"bootstrap: {root}/.venv is not ready for this user, who may not write into it; use a clone of your own, or "
+        f"remove .venv and start again\n"
     )
 
 
-# --- pretrain.sh and pretrain_cont.sh, with real ranks ---------------------------------------------------------------------
+# --- pretrain.sh and pretrain_cont.sh, with real ranks ----------------------------------------------------------------
 
 
 _TRAIN = """
@@ -236,8 +275,10 @@ state = PartialState(cpu=True)
 total = torch.tensor([float(state.process_index + 1)])
 if state.num_processes > 1:
     torch.distributed.all_reduce(total)
-seen = {"rank": state.process_index, "world": state.num_processes, "total": total.item(), "argv": sys.argv[1:], "pid": os.getpid(),
-        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION"), "num_proc": os.environ.get("DATASET_NUM_PROC"), "hf_home": os.environ["HF_HOME"]}
+seen = {"rank": state.process_index, "world": state.num_processes, "total": total.item(), "argv": sys.argv[1:],
+        "pid": os.getpid(),
+        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION"), "num_proc": os.environ.get("DATASET_NUM_PROC"),
+        "hf_home": os.environ["HF_HOME"]}
 with open(f"rank{state.process_index}.tmp", "w") as file:
     json.dump(seen, file)
 os.rename(file.name, f"rank{state.process_index}.json")
@@ -249,7 +290,9 @@ os._exit(0)  # at an ordinary exit gloo of torch 2.13 aborts now and then: its t
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The project as the wrappers see it, around a train.py that says what it was given. Its .venv counts as installed."""
+    """The project as the wrappers see it, around a train.py that says what it was given. Its .venv counts as
+    installed.
+    """
     for name in ("pretrain.sh", "pretrain_cont.sh", "optimize_env.sh"):
         shutil.copy(REPO / name, tmp_path)
     for name in ("scripts", "configs"):
@@ -268,20 +311,41 @@ def checkout(tmp_path: Path) -> Path:
     home = tmp_path / "hf/accelerate"
     home.mkdir(parents=True)
     (home / "default_config.yaml").write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\ngpu_ids: '0'\nmachine_rank: 1\nnum_machines: 3\n"
-        "num_processes: 12\nmain_process_ip: 192.0.2.1\nmain_process_port: 1\nmixed_precision: bf16\nrdzv_backend: c10d\nuse_cpu: true\ndebug: false\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\ngpu_ids: '0'\n"
+        "machine_rank: 1\nnum_machines: 3\n"
+        "num_processes: 12\nmain_process_ip: 192.0.2.1\nmain_process_port: 1\nmixed_precision: bf16\nrdzv_backend: "
+        "c10d\nuse_cpu: true\ndebug: false\n"
     )
     return tmp_path
 
 
 def environment(root: Path, **more: str) -> dict[str, str]:
-    ours = ("NUM_GPUS", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPU_MEMORY", "OUTPUT_DIR", "CACHE_DIR", "MAX_STEPS", "RANK", "WORLD_SIZE")
+    ours = (
+        "NUM_GPUS",
+        "NNODES",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "GPU_MEMORY",
+        "OUTPUT_DIR",
+        "CACHE_DIR",
+        "MAX_STEPS",
+        "RANK",
+        "WORLD_SIZE",
+    )
     kept = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("DATASET_")}
     return {**kept, "HF_HOME": str(root / "hf"), "PYTHONPATH": "", **more}
 
 
 def wrapper(root: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(root / words[0]), *words[1:]], cwd=root, env=environment(root, **environ), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(root / words[0]), *words[1:]],
+        cwd=root,
+        env=environment(root, **environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def ranks(root: Path) -> list[dict[str, object]]:
@@ -289,23 +353,44 @@ def ranks(root: Path) -> list[dict[str, object]]:
 
 
 def test_pretrain_starts_two_ranks_on_a_machine_without_gpu(checkout: Path) -> None:
-    run = wrapper(checkout, "pretrain.sh", CUDA_VISIBLE_DEVICES="", MAX_STEPS="7", OUTPUT_DIR="out put", DATASET_NUM_PROC="3")
+    run = wrapper(
+        checkout, "pretrain.sh", CUDA_VISIBLE_DEVICES="", MAX_STEPS="7", OUTPUT_DIR="out put", DATASET_NUM_PROC="3"
+    )
     assert run.returncode == 0, run.stderr
     seen = ranks(checkout)
     assert [(rank["rank"], rank["world"], rank["total"], rank["precision"], rank["num_proc"]) for rank in seen] == [
         (0, 2, 3.0, "no", "3"),
         (1, 2, 3.0, "no", "3"),
     ]
-    words = ["--mode", "pretrain", "--config", "configs/demo.yaml", "--output_dir", "out put", "--max_steps", "7", "--use_cpu", "true"]
+    words = [
+        "--mode",
+        "pretrain",
+        "--config",
+        "configs/demo.yaml",
+        "--output_dir",
+        "out put",
+        "--max_steps",
+        "7",
+        "--use_cpu",
+        "true",
+    ]
     assert [rank["argv"] for rank in seen] == [words, words]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_nohup_and_signals_to_the_wrapper_reach_every_rank(checkout: Path, stop: signal.Signals) -> None:
-    """The mask of ignored signals is the kernel's; torch's agent takes SIGHUP from under nohup unless it is told not to."""
+    """The mask of ignored signals is the kernel's; torch's agent takes SIGHUP from under nohup unless it is told not
+    to.
+    """
     command = ["sh", "-c", "trap '' HUP; exec ./pretrain.sh"]
-    process = subprocess.Popen(command, cwd=checkout, env=environment(checkout, CUDA_VISIBLE_DEVICES="", UNTIL_KILLED="1"),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=checkout,
+        env=environment(checkout, CUDA_VISIBLE_DEVICES="", UNTIL_KILLED="1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         while len(ranks(checkout)) < 2:
             assert process.poll() is None, "ended before its ranks began"
@@ -342,7 +427,16 @@ def test_resume_is_the_same_run_with_its_newest_checkpoint(checkout: Path) -> No
     (checkout / "outputs/demo/checkpoint-40").mkdir(parents=True)
     run = wrapper(checkout, "pretrain_cont.sh", "--resume", "--seed", "5", NUM_GPUS="1")
     assert run.returncode == 0, run.stderr
-    assert ranks(checkout)[0]["argv"] == ["--mode", "pretrain", "--config", "configs/demo.yaml", "--resume_from_checkpoint", "auto", "--seed", "5"]
+    assert ranks(checkout)[0]["argv"] == [
+        "--mode",
+        "pretrain",
+        "--config",
+        "configs/demo.yaml",
+        "--resume_from_checkpoint",
+        "auto",
+        "--seed",
+        "5",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,10 +449,16 @@ def test_resume_is_the_same_run_with_its_newest_checkpoint(checkout: Path) -> No
         (("pretrain.sh",), {"NNODES": "2"}, "MASTER_ADDR=HOST"),
         (("pretrain.sh",), {"MAX_STEPS": "many"}, "MAX_STEPS='many'"),
         (("pretrain.sh", "2b"), {"GPU_MEMORY": "24"}, "GPU_MEMORY=24: known are 32, 48, 80"),
-        (("pretrain_cont.sh", "2b"), {}, "outputs/moai-2b/final_model: no trained model to go on from; train it first: ./pretrain.sh 2b"),
+        (
+            ("pretrain_cont.sh", "2b"),
+            {},
+            "outputs/moai-2b/final_model: no trained model to go on from; train it first: ./pretrain.sh 2b",
+        ),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_starts_nothing(checkout: Path, words: tuple[str, ...], environ: Mapping[str, str], says: str) -> None:
+def test_a_wrong_argument_is_one_line_and_starts_nothing(
+    checkout: Path, words: tuple[str, ...], environ: Mapping[str, str], says: str
+) -> None:
     run = wrapper(checkout, *words, **environ)
     assert (run.returncode, len(run.stderr.splitlines())) == (2, 1), run.stderr
     assert says in run.stderr

@@ -1,4 +1,6 @@
-"""What a user adds from outside the package, one file each: counts, keys and errors follow without a line of moai's being touched."""
+"""What a user adds from outside the package, one file each: counts, keys and errors follow without a line of moai's
+being touched.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ PrepareIt = Callable[..., Prepared]
 
 @pytest.fixture
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """`user(code)` writes my_parts.py into a folder that is the working directory, and forgets what was imported of an older one."""
+    """`user(code)` writes my_parts.py into a folder that is the working directory, and forgets what was imported of an
+    older one.
+    """
     folder = tmp_path / "user"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -67,13 +71,17 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    return write_lines(tmp_path / "a.jsonl", [{"text": text, "id": number, "url": f"u/{number}"} for number, text in enumerate(TEXTS)])
+    return write_lines(
+        tmp_path / "a.jsonl", [{"text": text, "id": number, "url": f"u/{number}"} for number, text in enumerate(TEXTS)]
+    )
 
 
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "ok " + text}] for text in TEXTS]
-    return write_lines(tmp_path / "chat.jsonl", [{"messages": messages, "id": number} for number, messages in enumerate(turns)])
+    return write_lines(
+        tmp_path / "chat.jsonl", [{"messages": messages, "id": number} for number, messages in enumerate(turns)]
+    )
 
 
 def parts(*words: str) -> tuple[Any, ...]:
@@ -91,23 +99,45 @@ def documents(prepared: Prepared) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("min_chars", [1, 5])
 @pytest.mark.parametrize("num_proc", [0, 2])
-def test_a_filter_counts_as_brute_force_does(user: Any, prepare: PrepareIt, texts: Any, corpus: Path, min_chars: int, num_proc: int) -> None:
+def test_a_filter_counts_as_brute_force_does(
+    user: Any, prepare: PrepareIt, texts: Any, corpus: Path, min_chars: int, num_proc: int
+) -> None:
     user(LETTERS)
-    prepared = prepare(corpus, min_chars=min_chars, num_proc=num_proc, transforms=parts("my_parts:MostlyLetters: {min_share: 0.5}"))
+    prepared = prepare(
+        corpus, min_chars=min_chars, num_proc=num_proc, transforms=parts("my_parts:MostlyLetters: {min_share: 0.5}")
+    )
     long_enough = [text for text in TEXTS if len(text.strip()) >= min_chars]
     kept = [text for text in long_enough if mostly(text)]
     assert texts(prepared) == kept
-    assert prepared.content["records"] == {"read": len(TEXTS), "kept": len(kept), "filtered": len(TEXTS) - len(kept), "quarantined": 0}
+    assert prepared.content["records"] == {
+        "read": len(TEXTS),
+        "kept": len(kept),
+        "filtered": len(TEXTS) - len(kept),
+        "quarantined": 0,
+    }
     assert prepared.content["filtered"]["mostly_letters"] == len(long_enough) - len(kept)
     assert [row["reason"] for row in documents(prepared)] == [
-        f"length.{'short' if text.strip() else 'empty'}" if text not in long_enough else None if text in kept else "mostly_letters" for text in TEXTS
+        f"length.{'short' if text.strip() else 'empty'}"
+        if text not in long_enough
+        else None
+        if text in kept
+        else "mostly_letters"
+        for text in TEXTS
     ]
 
 
 @pytest.mark.parametrize("min_chars", [1, 14])
-def test_the_same_filter_judges_conversations_by_the_contents_of_their_turns(user: Any, prepare: PrepareIt, chats: Path, min_chars: int) -> None:
+def test_the_same_filter_judges_conversations_by_the_contents_of_their_turns(
+    user: Any, prepare: PrepareIt, chats: Path, min_chars: int
+) -> None:
     user(LETTERS)
-    prepared = prepare(chats, data_format="chat", chat_template=str(CHAT_TEMPLATE), min_chars=min_chars, transforms=parts("my_parts:MostlyLetters"))
+    prepared = prepare(
+        chats,
+        data_format="chat",
+        chat_template=str(CHAT_TEMPLATE),
+        min_chars=min_chars,
+        transforms=parts("my_parts:MostlyLetters"),
+    )
     joined = [f"{text}\nok {text}" for text in TEXTS]
     long_enough = [text for text in joined if min_chars == 1 or len(text.strip()) >= min_chars]
     assert prepared.content["filtered"].get("mostly_letters", 0) == sum(not mostly(text) for text in long_enough) > 0
@@ -162,7 +192,9 @@ class Without(Filter):
     assert first.content["filtered"]["without"] == 1
 
 
-def test_a_raised_version_makes_its_shards_again_and_no_others(prepare: PrepareIt, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raised_version_makes_its_shards_again_and_no_others(
+    prepare: PrepareIt, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from moai.transforms.filters import Split
 
     plain, split = prepare(corpus), prepare(corpus, eval_ratio=0.5)
@@ -177,7 +209,10 @@ def test_a_raised_version_makes_its_shards_again_and_no_others(prepare: PrepareI
     [
         ("return [True]", r"filter Broken \(my_parts.py\) gave 1 values, not a bool for each of 7 documents"),
         ("return 1 / 0", r"filter Broken \(my_parts.py\) failed in line \d+ \(return 1 / 0\): ZeroDivisionError"),
-        ("raise NotImplementedError('later')", r"filter Broken \(my_parts.py\) failed in line \d+ \(.*\): NotImplementedError: later"),
+        (
+            "raise NotImplementedError('later')",
+            r"filter Broken \(my_parts.py\) failed in line \d+ \(.*\): NotImplementedError: later",
+        ),
         ("return super().keep(batch)", r"filter Broken \(my_parts.py\) has no method keep"),
         ("return [1] * batch.num_rows", r"filter Broken \(my_parts.py\) gave values of type int64"),
         ("return [False] * batch.num_rows, ['a']", r"gave 1 reasons for the 7 of 7 documents that it drops"),
@@ -188,7 +223,10 @@ def test_a_raised_version_makes_its_shards_again_and_no_others(prepare: PrepareI
 def test_a_broken_filter_is_one_line_and_publishes_nothing(
     user: Any, prepare: PrepareIt, corpus: Path, tmp_path: Path, keep: str, said: str, num_proc: int
 ) -> None:
-    user(f"@dataclass(frozen=True)\nclass Broken(Filter):\n    needs = ('text',)\n    def keep(self, batch):\n        {keep}\n")
+    user(
+        f"@dataclass(frozen=True)\nclass Broken(Filter):\n    needs = ('text',)\n    def keep(self, batch):\n        "
+        f"{keep}\n"
+    )
     with pytest.raises(PartFailed, match=said):
         prepare(corpus, transforms=parts("my_parts:Broken"), num_proc=num_proc)
     assert not list((tmp_path / "cache" / "shards").iterdir())
@@ -216,10 +254,20 @@ def test_a_part_that_is_not_there_is_refused_with_the_nearest(user: Any, entry: 
         parts(entry)
 
 
-def test_columns_that_collide_or_are_no_columns_of_documents_are_refused(user: Any, prepare: PrepareIt, corpus: Path) -> None:
+def test_columns_that_collide_or_are_no_columns_of_documents_are_refused(
+    user: Any, prepare: PrepareIt, corpus: Path
+) -> None:
     signal = "@dataclass(frozen=True)\nclass S(Signal):\n    adds = (Column('{}', 'float32', per='{}'),)\n"
-    taken = [("text", "piece", "adds the column 'text', which is there already"), ("row", "document", "'row', which every documents file has")]
-    for name, per, said in [*taken, ("shard", "piece", "'shard', which every"), ("source", "piece", "'source', which"), ("x", "token", "adds 'x' per token")]:
+    taken = [
+        ("text", "piece", "adds the column 'text', which is there already"),
+        ("row", "document", "'row', which every documents file has"),
+    ]
+    for name, per, said in [
+        *taken,
+        ("shard", "piece", "'shard', which every"),
+        ("source", "piece", "'source', which"),
+        ("x", "token", "adds 'x' per token"),
+    ]:
         user(signal.format(name, per))
         with pytest.raises(ConfigError, match=said):
             prepare(corpus, transforms=parts("my_parts:S"))
@@ -239,10 +287,14 @@ class Size(Signal):
         sizes = [len(text) for text in batch["text"].to_pylist()]
         return {"size": sizes, "odd": [size % 2 == 1 for size in sizes]}
 """)
-    prepared = prepare(corpus, transforms=parts("my_parts:Size"), carry_columns=("id", "url"), packing="bfd_split", seq_len=8)
+    prepared = prepare(
+        corpus, transforms=parts("my_parts:Size"), carry_columns=("id", "url"), packing="bfd_split", seq_len=8
+    )
     kept = [number for number, text in enumerate(TEXTS) if text.strip()]
     pieces = [
-        (number, url, size) for row in datasets.load_from_disk(str(prepared.path)) for number, url, size in zip(row["id"], row["url"], row["size"], strict=True)
+        (number, url, size)
+        for row in datasets.load_from_disk(str(prepared.path))
+        for number, url, size in zip(row["id"], row["url"], row["size"], strict=True)
     ]
     assert {number for number, _, _ in pieces} == set(kept)
     assert all(url == f"u/{number}" and size == len(TEXTS[number]) for number, url, size in pieces)
@@ -274,7 +326,9 @@ def test_documents_say_where_they_came_from_and_where_they_went(prepare: Prepare
     assert not whole
 
 
-def test_a_map_changes_texts_and_adds_what_later_parts_need(user: Any, prepare: PrepareIt, texts: Any, corpus: Path) -> None:
+def test_a_map_changes_texts_and_adds_what_later_parts_need(
+    user: Any, prepare: PrepareIt, texts: Any, corpus: Path
+) -> None:
     user("""
 @dataclass(frozen=True)
 class Upper(Map):
@@ -283,7 +337,8 @@ class Upper(Map):
 
     def apply(self, batch):
         texts = batch["text"].to_pylist()
-        return pa.record_batch({"text": pa.array([text.upper() for text in texts], pa.large_string()), "was": [len(text) for text in texts]})
+        upper = pa.array([text.upper() for text in texts], pa.large_string())
+        return pa.record_batch({"text": upper, "was": [len(text) for text in texts]})
 
 
 @dataclass(frozen=True)
@@ -299,7 +354,10 @@ class Longer(Filter):
 
 def test_a_value_of_another_type_than_its_column_is_a_bad_record(tmp_path: Path, prepare: PrepareIt) -> None:
     path = write_lines(
-        tmp_path / "a.jsonl", [{"text": "a", "n": 1}, {"text": "b", "n": 2}, {"text": "c"}] + [{"text": "x", "n": 3}] * 100 + [{"text": "d", "n": "four"}]
+        tmp_path / "a.jsonl",
+        [{"text": "a", "n": 1}, {"text": "b", "n": 2}, {"text": "c"}]
+        + [{"text": "x", "n": 3}] * 100
+        + [{"text": "d", "n": "four"}],
     )
     prepared = prepare(path, carry_columns=("n",))
     assert prepared.content["quarantined"] == {"column type": 1}
@@ -316,7 +374,9 @@ def test_sources_of_three_kinds_with_settings_of_their_own(
     (tmp_path / "notes").mkdir()
     for number, text in enumerate(["one\nfile", "a", "!!!"]):
         (tmp_path / "notes" / f"{number}.txt").write_text(text)
-    write_lines(tmp_path / "other.jsonl", [{"post": f"{text} {number}", "title": "t"} for number in range(20) for text in TEXTS])
+    write_lines(
+        tmp_path / "other.jsonl", [{"post": f"{text} {number}", "title": "t"} for number in range(20) for text in TEXTS]
+    )
     (folder / "data.yaml").write_text(
         f"""
 dataset:
@@ -347,7 +407,9 @@ cache_dir: {tmp_path}/yaml
     assert found[len(web) : len(web) + 2] == ["one\nfile", "!!!"]
     posts = found[len(web) + 2 :]
     every = [f"t: {text} {number}" for number in range(20) for text in TEXTS]
-    assert posts == [text for text in every if xxhash.xxh3_64_intdigest(text.encode(), seed=1) < 2**63], "another half than the one of Split"
+    assert posts == [text for text in every if xxhash.xxh3_64_intdigest(text.encode(), seed=1) < 2**63], (
+        "another half than the one of Split"
+    )
     assert 40 < len(posts) < 130
     assert [source["name"] for source in prepared.content["sources"]] == ["web.jsonl", "files", "posts"]
     assert [source["not_read"] for source in prepared.content["sources"]] == [["url"], [], []]
@@ -357,7 +419,9 @@ cache_dir: {tmp_path}/yaml
     assert listing[1]["settings"] == {"min_chars": 2, "txt_document": "file"}
 
 
-def test_a_renamed_source_makes_no_shard_again_and_goes_by_its_new_name(prepare: PrepareIt, corpus: Path, tmp_path: Path, caplog: Any) -> None:
+def test_a_renamed_source_makes_no_shard_again_and_goes_by_its_new_name(
+    prepare: PrepareIt, corpus: Path, tmp_path: Path, caplog: Any
+) -> None:
     first = prepare(corpus)
     corpus.rename(tmp_path / "b.jsonl")
     caplog.set_level("INFO", "moai")
@@ -365,7 +429,9 @@ def test_a_renamed_source_makes_no_shard_again_and_goes_by_its_new_name(prepare:
     assert "1 shards, 1 reused" in caplog.text
     assert second.content["sources"][0]["name"] == "b.jsonl"
     assert second.path != first.path
-    assert [shard["xxh3_128"] for shard in second.content["shards"]] == [shard["xxh3_128"] for shard in first.content["shards"]]
+    assert [shard["xxh3_128"] for shard in second.content["shards"]] == [
+        shard["xxh3_128"] for shard in first.content["shards"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +469,9 @@ def test_settings_json_says_entries_and_parts_as_a_file_would(user: Any) -> None
 def test_weights_of_entries_are_the_mixture(tmp_path: Path) -> None:
     from moai.pretraining.dataset import own_mixture, parse_dataset
 
-    entries = parse_dataset([f"a={tmp_path}/x,weight=0.3,max_epochs=2", {"path": "data/b.jsonl", "weight": 1}], place="--dataset")
+    entries = parse_dataset(
+        [f"a={tmp_path}/x,weight=0.3,max_epochs=2", {"path": "data/b.jsonl", "weight": 1}], place="--dataset"
+    )
     assert own_mixture(entries) == (("a=0.3", "b.jsonl=1"), ("a=2",))
     with pytest.raises(ConfigError, match="c has no weight and others have one"):
         own_mixture([*entries, "data/c"])
@@ -432,7 +500,8 @@ class Numbers:
         meter.begin_segment()
         meter.update(str(shard.segments).encode(), lines=10)
         (first,) = shard.segments
-        yield pa.record_batch({"text": [f"number {n}" for n in range(first, first + 10)], "n": list(range(first, first + 10))})
+        numbers = range(first, first + 10)
+        yield pa.record_batch({"text": [f"number {n}" for n in numbers], "n": list(numbers)})
 
     def remember(self, shard, raw):
         pass
@@ -444,7 +513,9 @@ class Numbers:
         assert all(check.ok for check in verify(prepared.path))
 
 
-def test_an_executor_of_ones_own_gives_the_same_content(corpus: Path, tmp_path: Path, tokenizer_dir: Path, prepare: PrepareIt) -> None:
+def test_an_executor_of_ones_own_gives_the_same_content(
+    corpus: Path, tmp_path: Path, tokenizer_dir: Path, prepare: PrepareIt
+) -> None:
     """Threads, in a few lines."""
     import moai
     from moai.engine.pipeline import run_shard
@@ -462,7 +533,9 @@ def test_an_executor_of_ones_own_gives_the_same_content(corpus: Path, tmp_path: 
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(2) as pool:
-                made = [(order, pool.submit(run_shard, pipelines[order[0]], order[1], on_documents)) for order in orders]
+                made = [
+                    (order, pool.submit(run_shard, pipelines[order[0]], order[1], on_documents)) for order in orders
+                ]
                 for order, future in made:
                     ran.append(order[1].id)
                     yield (order, *future.result())
@@ -471,4 +544,7 @@ def test_an_executor_of_ones_own_gives_the_same_content(corpus: Path, tmp_path: 
     big = write_lines(tmp_path / "big.jsonl", [{"text": f"document {number} " * 5} for number in range(200)])
     made = moai.prepare(dataset=str(big), cache_dir=str(tmp_path / "threads"), executor=Threads(), **options)
     assert len(ran) == len(made.manifest["content"]["shards"]) > 3
-    assert made.content_digest == prepare(big, **{name: value for name, value in options.items() if name != "tokenizer_path"}).content_digest
+    assert (
+        made.content_digest
+        == prepare(big, **{name: value for name, value in options.items() if name != "tokenizer_path"}).content_digest
+    )

@@ -1,4 +1,6 @@
-"""What a run shows while it trains and afterwards: the live line, history.jsonl, training.html, and evaluation in the middle of it."""
+"""What a run shows while it trains and afterwards: the live line, history.jsonl, training.html, and evaluation in the
+middle of it.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,25 @@ from moai.training.token_bytes import TokenBytes
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("web", "wiki", "<code>")
-FLAGS = ["--batch_size", "2", "--gradient_accumulation_steps", "2", "--num_epochs", "3", "--learning_rate", "1e-2", "--warmup_steps", "0", "--use_cpu",
-         "--logging_steps", "2", "--save_steps", "4", "--dataloader_num_workers", "0"]  # fmt: skip
+FLAGS = [
+    "--batch_size",
+    "2",
+    "--gradient_accumulation_steps",
+    "2",
+    "--num_epochs",
+    "3",
+    "--learning_rate",
+    "1e-2",
+    "--warmup_steps",
+    "0",
+    "--use_cpu",
+    "--logging_steps",
+    "2",
+    "--save_steps",
+    "4",
+    "--dataloader_num_workers",
+    "0",
+]
 STEPS = 9
 """3 epochs of 26 rows, 8 at a step of 2 ranks."""
 
@@ -75,7 +94,16 @@ def train_here(place: Path, output: Path, *more: str, environ: Any = None, held_
     from moai.training.stages import Stage
     from moai.training.trainer import train
 
-    words = [*FLAGS, "--output_dir", str(output), "--model_config", str(place / "model.json"), "--tokenizer_path", str(place / "tokenizer"), *more]
+    words = [
+        *FLAGS,
+        "--output_dir",
+        str(output),
+        "--model_config",
+        str(place / "model.json"),
+        "--tokenizer_path",
+        str(place / "tokenizer"),
+        *more,
+    ]
     resolved = resolve([TrainConfig, DataConfig], words, {}, prog="test")
     stage = Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(place / "prepared"))
     if held_out:
@@ -89,10 +117,27 @@ def run(place: Path) -> Path:
     """Two gloo ranks, interrupted by nobody."""
     script = place / "rank.py"
     script.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, place, place / "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        script,
+        place,
+        place / "run",
+    ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DATASET_", "MOAI_"))}
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, env={**clean, "PYTHONPATH": "."}, capture_output=True, text=True,
-                          timeout=200, check=False)  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env={**clean, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (place / "console").write_text(done.stderr)
     return place / "run"
@@ -103,7 +148,9 @@ def run(place: Path) -> Path:
 
 def test_the_live_line_says_speed_wait_memory_time_and_where_the_rows_come_from(run: Path, place: Path) -> None:
     lines = re.findall(
-        r"step (\d+)/9  loss (\S+)  lr (\S+)  norm (\S+)  ([\d,]+) tokens/s  wait (\S+)%  (\S+) GB  \d+:\d\d left  (.*)", (place / "console").read_text()
+        r"step (\d+)/9  loss (\S+)  lr (\S+)  norm (\S+)  ([\d,]+) tokens/s  wait (\S+)%  (\S+) GB  \d+:\d\d left  "
+        r"(.*)",
+        (place / "console").read_text(),
     )
     assert [int(line[0]) for line in lines] == [1, 2, 4, 6, 8, 9]
     assert all(float(line[6]) > 0.1 and 0 <= float(line[5]) <= 100 for line in lines)
@@ -113,7 +160,9 @@ def test_the_live_line_says_speed_wait_memory_time_and_where_the_rows_come_from(
     assert "held out: loss" in (place / "console").read_text()
 
 
-def test_a_slow_loader_is_seen_as_waiting_and_a_fast_one_is_not(run: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_loader_is_seen_as_waiting_and_a_fast_one_is_not(
+    run: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reading a row takes 0.1 s, so that 4 rows a step wait for 0.4 s, whatever else a step costs."""
     fast = PackedRows.__getitem__
 
@@ -167,9 +216,18 @@ def test_memory_does_not_grow_with_the_epochs(prepare: Callable[..., Prepared], 
     lines = [json.dumps({"text": f"The story of document number {number}. " * 20}) for number in range(1500)]
     (tmp_path / "en.jsonl").write_text("\n".join(lines))
     prepared = prepare(tmp_path / "en.jsonl", seq_len=128, packing="bfd_split", shard_bytes=100_000)
-    script = "import json, pathlib, sys; sys.path.insert(0, 'benchmarks'); from loader import epochs; print(json.dumps(epochs(pathlib.Path(sys.argv[1]), 10)))"
+    script = (
+        "import json, pathlib, sys; sys.path.insert(0, 'benchmarks'); from loader import epochs; "
+        "print(json.dumps(epochs(pathlib.Path(sys.argv[1]), 10)))"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", script, prepared.path], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "-c", script, prepared.path],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     own = [megabytes for megabytes, _ in json.loads(done.stdout)]
     assert len(own) == 10
@@ -187,7 +245,9 @@ def test_every_line_has_the_figures_and_rows_of_each_source_are_the_orders(run: 
     order = Order(sources_of(tiny_run.open_prepared(place / "prepared").content["shards"]), 42)
     firsts = [source.first for source in order.sources]
     for entry in training:
-        assert {"loss", "learning_rate", "grad_norm", "tokens_per_second", "data_wait", "memory_gb", "time"} <= set(entry)
+        assert {"loss", "learning_rate", "grad_norm", "tokens_per_second", "data_wait", "memory_gb", "time"} <= set(
+            entry
+        )
         assert entry["position"] == entry["step"] * 8
         rows = order.rows_at(np.arange(entry["position"]))
         counted = np.bincount(np.searchsorted(firsts, rows, "right") - 1, minlength=len(firsts)).tolist()
@@ -213,7 +273,9 @@ def test_two_ranks_measure_what_one_measures(run: Path, place: Path) -> None:
     assert len(held_out.batches(2)) % 2 > 0
     model = AutoModelForCausalLM.from_pretrained(run / "checkpoint-4")
     bytes_of = TokenBytes(load_file(place / "tokenizer" / "tokenizer.json"))
-    alone = log_figures(evaluate(model, held_out, PackedCollator(pad_id=0), bytes_of, ranks({}), batch_size=2, device="cpu"))
+    alone = log_figures(
+        evaluate(model, held_out, PackedCollator(pad_id=0), bytes_of, ranks({}), batch_size=2, device="cpu")
+    )
     logged = next(entry for entry in read(run / "history.jsonl") if entry["kind"] == "eval" and entry["step"] == 4)
     assert len(alone) == 3 * 4
     assert alone == pytest.approx({name: logged[name] for name in alone}, rel=1e-5)
@@ -225,12 +287,20 @@ def test_evaluation_leaves_training_as_it_was(place: Path, tmp_path: Path) -> No
 
     train_here(place, tmp_path / "without", "--max_steps", "3", held_out=False)
     train_here(place, tmp_path / "with", "--max_steps", "3", "--eval_steps", "1", "--eval_rows", "2")
-    without, with_it = (load_file(tmp_path / name / "final_model" / "model.safetensors") for name in ("without", "with"))
+    without, with_it = (
+        load_file(tmp_path / name / "final_model" / "model.safetensors") for name in ("without", "with")
+    )
     assert all(torch.equal(without[name], with_it[name]) for name in without)
-    assert [entry["step"] for entry in read(tmp_path / "with" / "history.jsonl") if entry["kind"] == "eval"] == [1, 2, 3]
+    assert [entry["step"] for entry in read(tmp_path / "with" / "history.jsonl") if entry["kind"] == "eval"] == [
+        1,
+        2,
+        3,
+    ]
 
 
-def test_a_resumed_run_goes_on_in_its_history_and_drops_what_came_of_nothing(run: Path, place: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_its_history_and_drops_what_came_of_nothing(
+    run: Path, place: Path, tmp_path: Path
+) -> None:
     """Steps 5 to 9 are logged already, the last line is cut: from checkpoint 4 on they come again, each once."""
     shutil.copytree(run / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
     whole = (run / "history.jsonl").read_bytes()
@@ -238,8 +308,18 @@ def test_a_resumed_run_goes_on_in_its_history_and_drops_what_came_of_nothing(run
     train_here(place, tmp_path / "run", "--resume_from_checkpoint", "auto", "--gradient_accumulation_steps", "4")
     entries, before = read(tmp_path / "run" / "history.jsonl"), read(run / "history.jsonl")
     assert [(entry["kind"], entry["step"]) for entry in entries] == [
-        ("start", 0), ("train", 1), ("train", 2), ("train", 4), ("eval", 4), ("start", 4), ("train", 6), ("train", 8), ("eval", 8), ("train", 9), ("eval", 9)
-    ]  # fmt: skip
+        ("start", 0),
+        ("train", 1),
+        ("train", 2),
+        ("train", 4),
+        ("eval", 4),
+        ("start", 4),
+        ("train", 6),
+        ("train", 8),
+        ("eval", 8),
+        ("train", 9),
+        ("eval", 9),
+    ]
     assert entries[:5] == before[:5]
     for name in ("loss", "learning_rate", "tokens", "position"):
         now, then = ([entry[name] for entry in lines if entry["kind"] == "train"] for lines in (entries, before))
@@ -252,16 +332,24 @@ def test_a_resumed_run_goes_on_in_its_history_and_drops_what_came_of_nothing(run
 
 def test_a_run_without_its_history_has_the_trainers(tmp_path: Path) -> None:
     history = History(tmp_path / "history.jsonl")
-    log = [{"step": 2, "loss": 3.0, "tokens_seen": 20}, {"step": 4, "eval_loss": 2.0}, {"step": 6, "loss": 1.0, "tokens_seen": 60}]
+    log = [
+        {"step": 2, "loss": 3.0, "tokens_seen": 20},
+        {"step": 4, "eval_loss": 2.0},
+        {"step": 6, "loss": 1.0, "tokens_seen": 60},
+    ]
     history.begin(4, log, {"steps": 8})
     assert [(entry["kind"], entry["step"]) for entry in read(history.path)] == [("train", 2), ("eval", 4), ("start", 4)]
 
 
-def test_a_directory_that_cannot_be_written_costs_the_history_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_that_cannot_be_written_costs_the_history_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     history = History(tmp_path / "absent" / "history.jsonl")
     history.begin(0, [], {})
     history.add({"kind": "train", "step": 1})
-    assert [record.message for record in caplog.records] == [f"{history.path}: No such file or directory; lines will be missing there, training goes on"]
+    assert [record.message for record in caplog.records] == [
+        f"{history.path}: No such file or directory; lines will be missing there, training goes on"
+    ]
 
 
 # -- training.html
@@ -279,7 +367,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.figures += tag == "figure"
-        self.loads += [f"{name}={value}" for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        self.loads += [
+            f"{name}={value}" for name, value in attributes if name in ("src", "href", "srcset", "data", "action")
+        ]
         self.loads += [tag] if tag in ("script", "link", "iframe", "img") else []
         if tag not in ("meta", "html", "line", "polyline", "circle", "polygon"):
             self.open.append(tag)
@@ -305,7 +395,11 @@ def test_the_page_loads_nothing_and_draws_all_there_is(run: Path) -> None:
 
 def test_a_curve_is_where_its_numbers_are() -> None:
     """By hand: from 0 to 10 across 500 of 560 points, from 0 to 4 up 182 of 210."""
-    svg = plots.lines("x", [plots.Curve("a", [(0, 0.0), (5, 1.0), (10, 4.0)]), plots.Curve("b", [(5, float("nan")), (6, 2.0)])], marks=[5, 99])
+    svg = plots.lines(
+        "x",
+        [plots.Curve("a", [(0, 0.0), (5, 1.0), (10, 4.0)]), plots.Curve("b", [(5, float("nan")), (6, 2.0)])],
+        marks=[5, 99],
+    )
     first, second = re.findall(r"<polyline points='([^']*)'", svg)
     assert first == "50.0,190.0 300.0,144.5 550.0,8.0"
     assert second == "350.0,99.0"
@@ -321,7 +415,9 @@ def test_many_points_keep_every_spike() -> None:
     assert min(float(point.split(",")[1]) for point in drawn) == 8.0
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [(0, 10, [0, 2, 4, 6, 8, 10]), (2.9, 8.9, [4, 6, 8]), (0, 3e-4, [0, 1e-4, 2e-4, 3e-4])])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0, 10, [0, 2, 4, 6, 8, 10]), (2.9, 8.9, [4, 6, 8]), (0, 3e-4, [0, 1e-4, 2e-4, 3e-4])]
+)
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert plots.ticks(low, high, 5) == pytest.approx(expected)
 
@@ -359,9 +455,16 @@ def test_the_command_writes_the_page_of_any_run(run: Path, tmp_path: Path, capsy
 def test_a_source_has_one_colour_in_all_plots_and_lists_are_words() -> None:
     sources = {name: {"rows": 100, "tokens": 100} for name in ("ko", "en")}
     entries = [
-        {"kind": "start", "step": 0, "sources": sources}, {"kind": "train", "step": 1, "loss": 1.0, "consumed": {"ko": 1, "en": 9}},
-        {"kind": "eval", "step": 1, "eval_ko_bits_per_byte": 1.0, "eval_en_bits_per_byte": 2.0, "eval_bits_per_byte": 1.5},
-    ]  # fmt: skip
+        {"kind": "start", "step": 0, "sources": sources},
+        {"kind": "train", "step": 1, "loss": 1.0, "consumed": {"ko": 1, "en": 9}},
+        {
+            "kind": "eval",
+            "step": 1,
+            "eval_ko_bits_per_byte": 1.0,
+            "eval_en_bits_per_byte": 2.0,
+            "eval_bits_per_byte": 1.5,
+        },
+    ]
     text = render("run", entries, {"dataset": {"value": ["a", "b"], "origin": "flag"}})
     assert [re.findall(rf"var\(--(c\d)\)'></i>{name} ", text) for name in ("ko", "en")] == [["c0", "c0"], ["c1", "c1"]]
     assert "<td>a, b</td>" in text

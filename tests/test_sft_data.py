@@ -1,4 +1,6 @@
-"""Instruction data as a whole: every shape from every kind of file, same bytes however it is run, bad records named, nothing lost, shards made again."""
+"""Instruction data as a whole: every shape from every kind of file, same bytes however it is run, bad records named,
+nothing lost, shards made again.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ PrepareIt = Callable[..., Prepared]
 
 @pytest.fixture
 def prepare_chat(prepare: PrepareIt) -> PrepareIt:
-    return lambda *dataset, **changes: prepare(*dataset, **{"data_format": "chat", "chat_template": TEMPLATE, **changes})
+    return lambda *dataset, **changes: prepare(
+        *dataset, **{"data_format": "chat", "chat_template": TEMPLATE, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,9 @@ def reference() -> Reference:
 
 def said(prepared: Prepared, reference: Reference) -> list[tuple[str, list[str]]]:
     """(text, what is learned) of every example, in order."""
-    return [(reference.decode(ids), learned(reference, ids, trained)) for row in rows_of(prepared) for ids, trained in row]
+    return [
+        (reference.decode(ids), learned(reference, ids, trained)) for row in rows_of(prepared) for ids, trained in row
+    ]
 
 
 def lines(path: Path, records: list[Any]) -> Path:
@@ -53,7 +59,10 @@ def lines(path: Path, records: list[Any]) -> Path:
     return path
 
 
-ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}}
+ADD = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}},
+}
 CALL = {"name": "add", "arguments": {"a": 1}}
 AS_MESSAGES = [{"role": "system", "content": "s"}, *turns("물음 q", "대답 a")]
 ASKED = "<|im_start|>user\n물음 q<|im_end|>\n<|im_start|>assistant\n대답 a<|im_end|>\n"
@@ -61,25 +70,77 @@ WITH_SYSTEM = "<|im_start|>system\ns<|im_end|>\n" + ASKED
 CALLED = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|im_end|>'
 SHAPES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "messages": ({"messages": AS_MESSAGES}, WITH_SYSTEM, ["대답 a<|im_end|>"]),
-    "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "물음 "}, {"type": "text", "text": "q"}]}, {"role": "assistant", "content": [{"type": "text", "text": "대답 a"}]}]}, ASKED, ["대답 a<|im_end|>"]),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "물음 q"}, {"from": "gpt", "value": "대답 a"}], "system": "s"}, WITH_SYSTEM, ["대답 a<|im_end|>"]),
+    "parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "물음 "}, {"type": "text", "text": "q"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "대답 a"}]},
+            ]
+        },
+        ASKED,
+        ["대답 a<|im_end|>"],
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "물음 q"}, {"from": "gpt", "value": "대답 a"}], "system": "s"},
+        WITH_SYSTEM,
+        ["대답 a<|im_end|>"],
+    ),
     "sharegpt with a call": (
-        {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(CALL)}, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}]},
-        f"<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n{CALLED}\n<|im_start|>tool\n1<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", [CALLED, "a<|im_end|>"]),
-    "alpaca": ({"instruction": "물음", "input": "q", "output": "대답 a"}, ASKED.replace("물음 q", "물음\n\nq"), ["대답 a<|im_end|>"]),
-    "alpaca without input": ({"instruction": "물음 q", "input": "", "output": "대답 a", "system": "s"}, WITH_SYSTEM, ["대답 a<|im_end|>"]),
-    "dolly": ({"instruction": "물음", "context": "q", "response": "대답 a"}, ASKED.replace("물음 q", "물음\n\nq"), ["대답 a<|im_end|>"]),
+        {
+            "conversations": [
+                {"from": "human", "value": "q"},
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": "1"},
+                {"from": "gpt", "value": "a"},
+            ]
+        },
+        f"<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n{CALLED}\n<|im_start|>tool\n1<|im_end|>\n"
+        f"<|im_start|>assistant\na<|im_end|>\n",
+        [CALLED, "a<|im_end|>"],
+    ),
+    "alpaca": (
+        {"instruction": "물음", "input": "q", "output": "대답 a"},
+        ASKED.replace("물음 q", "물음\n\nq"),
+        ["대답 a<|im_end|>"],
+    ),
+    "alpaca without input": (
+        {"instruction": "물음 q", "input": "", "output": "대답 a", "system": "s"},
+        WITH_SYSTEM,
+        ["대답 a<|im_end|>"],
+    ),
+    "dolly": (
+        {"instruction": "물음", "context": "q", "response": "대답 a"},
+        ASKED.replace("물음 q", "물음\n\nq"),
+        ["대답 a<|im_end|>"],
+    ),
     "prompt and completion": ({"prompt": "물음 q", "completion": "대답 a"}, ASKED, ["대답 a<|im_end|>"]),
     "prompt and completion in messages": (
         {"prompt": [*AS_MESSAGES, *turns("more")], "completion": [{"role": "assistant", "content": "b"}]},
-        WITH_SYSTEM + "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n", ["b<|im_end|>"]),
+        WITH_SYSTEM + "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n",
+        ["b<|im_end|>"],
+    ),
     "tools and reasoning": (
-        {"messages": [{"role": "user", "content": "q"},
-                      {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
-                      {"role": "tool", "content": "1", "tool_call_id": "1"}, {"role": "assistant", "content": "a", "reasoning_content": "r"}], "tools": [ADD]},
-        f"<|im_start|>system\nTools: {json.dumps([ADD])}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n{CALLED}\n<|im_start|>tool\n1<|im_end|>\n<|im_start|>assistant\n<think>\nr\n</think>\na<|im_end|>\n",
-        [CALLED, "<think>\nr\n</think>\na<|im_end|>"]),
-}  # fmt: skip
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+                    ],
+                },
+                {"role": "tool", "content": "1", "tool_call_id": "1"},
+                {"role": "assistant", "content": "a", "reasoning_content": "r"},
+            ],
+            "tools": [ADD],
+        },
+        f"<|im_start|>system\nTools: {json.dumps([ADD])}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+        f"<|im_start|>assistant\n{CALLED}\n<|im_start|>tool\n1<|im_end|>\n<|im_start|>assistant\n<think>\nr\n"
+        f"</think>\na<|im_end|>\n",
+        [CALLED, "<think>\nr\n</think>\na<|im_end|>"],
+    ),
+}
 
 
 def array(path: Path, records: list[Any]) -> Path:
@@ -108,15 +169,34 @@ def hub_layout(path: Path, records: list[Any]) -> Path:
     return path
 
 
-FILES = {"a.jsonl": lines, "a.json": array, "a.jsonl.zst": compressed, "a.parquet": parquet, "saved": saved, "hub": hub_layout}
+FILES = {
+    "a.jsonl": lines,
+    "a.json": array,
+    "a.jsonl.zst": compressed,
+    "a.parquet": parquet,
+    "saved": saved,
+    "hub": hub_layout,
+}
 
 
-SAMPLED = [(name, shape) for name in FILES for shape in SHAPES if name in ("a.jsonl", "a.parquet") or shape == "tools and reasoning"]
-REST = [pytest.param(name, shape, marks=pytest.mark.long) for name in FILES for shape in SHAPES if (name, shape) not in SAMPLED]
+SAMPLED = [
+    (name, shape)
+    for name in FILES
+    for shape in SHAPES
+    if name in ("a.jsonl", "a.parquet") or shape == "tools and reasoning"
+]
+REST = [
+    pytest.param(name, shape, marks=pytest.mark.long)
+    for name in FILES
+    for shape in SHAPES
+    if (name, shape) not in SAMPLED
+]
 
 
 @pytest.mark.parametrize(("name", "shape"), [*SAMPLED, *REST])
-def test_every_shape_from_every_file(tmp_path: Path, prepare_chat: PrepareIt, reference: Reference, shape: str, name: str) -> None:
+def test_every_shape_from_every_file(
+    tmp_path: Path, prepare_chat: PrepareIt, reference: Reference, shape: str, name: str
+) -> None:
     record, text, answers = SHAPES[shape]
     prepared = prepare_chat(FILES[name](tmp_path / name, [record, record]), max_bad_ratio=0)
     assert said(prepared, reference) == [(text, answers)] * 2
@@ -147,32 +227,61 @@ BAD: list[tuple[str, Any, str]] = [
     ("no content", {"messages": [{"role": "user"}, *turns("q", "a")]}, "no content"),
     ("null content", {"messages": [{"role": "user", "content": None}]}, "no content"),
     ("content is a number", {"messages": [{"role": "user", "content": 5}]}, "content is no text"),
-    ("an image", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, *turns("q", "a")[1:]]}, "content is no text"),
+    (
+        "an image",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+                *turns("q", "a")[1:],
+            ]
+        },
+        "content is no text",
+    ),
     ("tools are a word", {"messages": turns("q", "a"), "tools": "hammer"}, "tools are no list"),
-    ("calls are an object", {"messages": [*turns("q"), {"role": "assistant", "tool_calls": {"name": "x"}}]}, "tool calls are no list"),
-    ("call is no JSON", {"messages": [*turns("q"), {"from": "function_call", "value": "add(1)"}]}, "tool call is no JSON"),
+    (
+        "calls are an object",
+        {"messages": [*turns("q"), {"role": "assistant", "tool_calls": {"name": "x"}}]},
+        "tool calls are no list",
+    ),
+    (
+        "call is no JSON",
+        {"messages": [*turns("q"), {"from": "function_call", "value": "add(1)"}]},
+        "tool call is no JSON",
+    ),
     ("half a character", {"messages": turns("q", "a"), "tools": '[{"name": "\\ud83d"}]'}, "lone surrogate"),
     ("too large", {"messages": turns("q" * 5000, "a")}, "too large"),
     ("too large in UTF-8", {"messages": turns("q" * 3900 + "\u00e4" * 90, "a")}, "too large"),
     ("template refuses", {"messages": turns("refuse me", "a")}, "template refused"),
-]  # fmt: skip
+]
 
 
-def test_every_bad_record_is_set_aside_with_its_place_and_reason(tmp_path: Path, prepare_chat: PrepareIt, reference: Reference) -> None:
+def test_every_bad_record_is_set_aside_with_its_place_and_reason(
+    tmp_path: Path, prepare_chat: PrepareIt, reference: Reference
+) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(
-        "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('as asked') }}{% endif %}{% endfor %}" + Path(TEMPLATE).read_text()
+        "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('as asked') }}{% endif %}{% endfor "
+        "%}" + Path(TEMPLATE).read_text()
     )
     good = json.dumps({"messages": turns("q", "a")})
     written = [line for _, bad, _ in BAD for line in (good, "{broken" if bad is None else json.dumps(bad))]
     (tmp_path / "a.jsonl").write_text("\n".join(written) + "\n")
     prepared = prepare_chat(tmp_path / "a.jsonl", chat_template=str(template), max_bad_ratio=1, max_doc_bytes=4000)
     found = [json.loads(line) for line in (prepared.path / "quarantine.jsonl").read_text().splitlines()]
-    assert [(entry["line"], entry["reason"]) for entry in found] == [(2 * index + 2, reason) for index, (_, _, reason) in enumerate(BAD)]
+    assert [(entry["line"], entry["reason"]) for entry in found] == [
+        (2 * index + 2, reason) for index, (_, _, reason) in enumerate(BAD)
+    ]
     assert "as asked" in found[-1]["detail"]
-    assert prepared.content["records"] == {"read": 2 * len(BAD), "kept": len(BAD), "filtered": 0, "quarantined": len(BAD)}
+    assert prepared.content["records"] == {
+        "read": 2 * len(BAD),
+        "kept": len(BAD),
+        "filtered": 0,
+        "quarantined": len(BAD),
+    }
     with pytest.raises(TooManyBadRecords):
-        prepare_chat(tmp_path / "a.jsonl", chat_template=str(template), max_doc_bytes=4000, cache_dir=str(tmp_path / "other"))
+        prepare_chat(
+            tmp_path / "a.jsonl", chat_template=str(template), max_doc_bytes=4000, cache_dir=str(tmp_path / "other")
+        )
 
 
 def fingerprint(prepared: Prepared) -> str:
@@ -190,11 +299,21 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = []
     for number in range(600):
         record = shipped[generator.integers(len(shipped))]
-        records.append({**record, "messages": [*turns(f"number {number}", str(number * 7)), *(m for m in record["messages"] if m["role"] != "system")]})
+        records.append(
+            {
+                **record,
+                "messages": [
+                    *turns(f"number {number}", str(number * 7)),
+                    *(m for m in record["messages"] if m["role"] != "system"),
+                ],
+            }
+        )
     return lines(tmp_path_factory.mktemp("many") / "many.jsonl", records)
 
 
-def test_same_bytes_for_any_number_of_workers_and_any_batch(many: Path, prepare_chat: PrepareIt, tmp_path: Path) -> None:
+def test_same_bytes_for_any_number_of_workers_and_any_batch(
+    many: Path, prepare_chat: PrepareIt, tmp_path: Path
+) -> None:
     made = [
         prepare_chat(
             many,
@@ -227,15 +346,25 @@ def test_examples_share_rows_whole_and_none_is_lost(many: Path, prepare_chat: Pr
         assert all(check.ok for check in verify(prepared.path))
 
 
-def test_examples_that_are_too_long_or_teach_nothing_are_counted(tmp_path: Path, prepare_chat: PrepareIt, reference: Reference) -> None:
-    records = [turns("q", "a"), turns("q", "word " * 60), turns("word " * 60, "a"), turns("nobody answers"), turns("q", "short", "q2", "word " * 60)]
+def test_examples_that_are_too_long_or_teach_nothing_are_counted(
+    tmp_path: Path, prepare_chat: PrepareIt, reference: Reference
+) -> None:
+    records = [
+        turns("q", "a"),
+        turns("q", "word " * 60),
+        turns("word " * 60, "a"),
+        turns("nobody answers"),
+        turns("q", "short", "q2", "word " * 60),
+    ]
     data = lines(tmp_path / "a.jsonl", [{"messages": messages} for messages in records])
     dropped = prepare_chat(data, seq_len=40, packing="bfd")
     assert dropped.content["records"] == {"read": 5, "kept": 1, "filtered": 4, "quarantined": 0}
     assert dropped.content["filtered"] == {"chat.too_long": 3, "chat.untrained": 1}
     assert dropped.content["chat"]["counts"] == {"examples": 1, "too_long": 3, "turns": 5}
     cut = prepare_chat(data, seq_len=40, packing="bfd", long_examples="truncate")
-    assert cut.content["filtered"] == {"chat.too_long": 1, "chat.untrained": 1}, "of the third record only the question would be left"
+    assert cut.content["filtered"] == {"chat.too_long": 1, "chat.untrained": 1}, (
+        "of the third record only the question would be left"
+    )
     kept = [example for row in rows_of(cut) for example in row]
     assert sorted(len(ids) for ids, _ in kept)[1:] == [40, 40]
     for prepared in (dropped, cut):
@@ -256,13 +385,22 @@ def test_conversations_are_held_out_by_their_text(many: Path, prepare_chat: Prep
 
 
 def test_nothing_to_learn_at_all_is_an_error_with_the_reasons(tmp_path: Path, prepare_chat: PrepareIt) -> None:
-    with pytest.raises(SourceError, match=r"2 chat\.untrained; nothing to train on; only what the assistant says is learned: give the conversations answers"):
+    with pytest.raises(
+        SourceError,
+        match=r"2 chat\.untrained; nothing to train on; only what the assistant says is learned: give the "
+        r"conversations answers",
+    ):
         prepare_chat(lines(tmp_path / "a.jsonl", [{"messages": turns("q")}] * 2))
-    with pytest.raises(SourceError, match=r"2 chat\.too_long; nothing to train on; raise --seq_len, or cut them by --long_examples truncate"):
+    with pytest.raises(
+        SourceError,
+        match=r"2 chat\.too_long; nothing to train on; raise --seq_len, or cut them by --long_examples truncate",
+    ):
         prepare_chat(lines(tmp_path / "b.jsonl", [{"messages": turns("q", "word " * 60)}] * 2), seq_len=40)
 
 
-def test_damaged_shards_are_made_again_without_the_template_file(many: Path, prepare_chat: PrepareIt, tmp_path: Path) -> None:
+def test_damaged_shards_are_made_again_without_the_template_file(
+    many: Path, prepare_chat: PrepareIt, tmp_path: Path
+) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(Path(TEMPLATE).read_text())
     prepared = prepare_chat(many, seq_len=256, packing="bfd", shard_bytes=30_000, chat_template=str(template))
@@ -315,10 +453,19 @@ def test_the_template_is_part_of_the_key_and_its_place_is_not(prepare_chat: Prep
 
 @pytest.mark.parametrize(
     ("changes", "said_"),
-    [({"packing": "wrapped"}, "choose bfd"), ({"packing": "bfd_split"}, "choose bfd"), ({"tokenizer_backend": "fastokens"}, "only tokenizers"), ({"add_bos": True}, "add_bos"),
-     ({"text_template": "{a}"}, "text_template"), ({"template_date": "tomorrow"}, "2025-01-31"), ({"data_format": "text"}, "--data_format chat")],
-)  # fmt: skip
-def test_what_conversations_do_not_take_is_refused(prepare_chat: PrepareIt, changes: dict[str, Any], said_: str) -> None:
+    [
+        ({"packing": "wrapped"}, "choose bfd"),
+        ({"packing": "bfd_split"}, "choose bfd"),
+        ({"tokenizer_backend": "fastokens"}, "only tokenizers"),
+        ({"add_bos": True}, "add_bos"),
+        ({"text_template": "{a}"}, "text_template"),
+        ({"template_date": "tomorrow"}, "2025-01-31"),
+        ({"data_format": "text"}, "--data_format chat"),
+    ],
+)
+def test_what_conversations_do_not_take_is_refused(
+    prepare_chat: PrepareIt, changes: dict[str, Any], said_: str
+) -> None:
     with pytest.raises(ConfigError, match=said_):
         prepare_chat(DEMO, **changes)
 
@@ -332,7 +479,9 @@ def test_a_template_without_a_way_is_refused_before_any_work(prepare_chat: Prepa
         prepare_chat(DEMO, chat_template=str(forced))
 
 
-def test_the_page_shows_every_token_once_and_what_is_learned(prepare_chat: PrepareIt, prepare: PrepareIt, reference: Reference, tmp_path: Path) -> None:
+def test_the_page_shows_every_token_once_and_what_is_learned(
+    prepare_chat: PrepareIt, prepare: PrepareIt, reference: Reference, tmp_path: Path
+) -> None:
     prepared = prepare_chat(DEMO, seq_len=512, packing="bfd")
     rows = list(View.open(prepared.path).rows())
     for row, examples in zip(rows, rows_of(prepared), strict=True):
@@ -348,7 +497,10 @@ def test_the_page_shows_every_token_once_and_what_is_learned(prepare_chat: Prepa
     assert "«대한민국의 수도는 서울입니다.<|im_end|>»" in "\n".join(inspect_lines(prepared.path, rows=1, html=None))
     text = lines(tmp_path / "t.jsonl", [{"text": "두 <문서> & 글"}])
     (document,) = next(View.open(prepare(text).path).rows())
-    assert [learn for piece in document.pieces for learn in piece.learned] == [False, *[True] * (sum(len(piece.ids) for piece in document.pieces) - 1)]
+    assert [learn for piece in document.pieces for learn in piece.learned] == [
+        False,
+        *[True] * (sum(len(piece.ids) for piece in document.pieces) - 1),
+    ]
     (path,) = inspect_lines(prepare(text).path, rows=3, html=tmp_path / "text.html")
     with pytest.raises(StorageError, match=r"there is no directory .*; make it"):
         list(inspect_lines(prepared.path, rows=1, html=tmp_path / "absent" / "page.html"))

@@ -1,4 +1,6 @@
-"""Training on conversations: labels by hand, and a real run whose loss is that of the assistant's tokens and of no others."""
+"""Training on conversations: labels by hand, and a real run whose loss is that of the assistant's tokens and of no
+others.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def row(ids: list[int], lengths: list[int], runs: list[int] | None) -> Row:
-    return Row(np.array(ids, np.uint16), np.array(lengths, np.uint32), None if runs is None else np.array(runs, np.uint32))
+    return Row(
+        np.array(ids, np.uint16), np.array(lengths, np.uint32), None if runs is None else np.array(runs, np.uint32)
+    )
 
 
 ROWS = [row([5, 6, 7, 8, 9, 4], [3, 3], [1, 2, 2, 1]), row([1, 2, 3], [3], [3]), row([7, 8], [1, 1], [1, 1])]
@@ -38,7 +42,9 @@ def test_labels_by_hand() -> None:
     assert flat["cu_seq_lens_q"].tolist() == [0, 3, 6, 9, 10, 11]
 
 
-@pytest.mark.parametrize("collator", [PackedCollator(pad_id=0), PackedCollator(pad_id=0, pad_to=9), PackedCollator(pad_id=0, flatten=True)])
+@pytest.mark.parametrize(
+    "collator", [PackedCollator(pad_id=0), PackedCollator(pad_id=0, pad_to=9), PackedCollator(pad_id=0, flatten=True)]
+)
 def test_labels_are_those_of_a_slow_and_plain_rule(collator: PackedCollator) -> None:
     generator = np.random.default_rng(3)
     for _ in range(30):
@@ -71,7 +77,9 @@ def test_mode_and_format_must_agree() -> None:
 
 def test_the_wrapper_keeps_the_mode_of_the_file(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
     monkeypatch.chdir(project)
-    assert "flags=(--mode sft --config configs/sft_demo.yaml" in plan(["pretrain", "configs/sft_demo.yaml"], {"NUM_GPUS": "1"})
+    assert "flags=(--mode sft --config configs/sft_demo.yaml" in plan(
+        ["pretrain", "configs/sft_demo.yaml"], {"NUM_GPUS": "1"}
+    )
     assert "flags=(--mode pretrain --config configs/demo.yaml" in plan(["pretrain", "demo"], {"NUM_GPUS": "1"})
 
 
@@ -84,12 +92,30 @@ def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path, train_py: Cal
 
     model = tmp_path / "model.json"
     model.write_text(
-        json.dumps({**tiny_run.MODEL, "model_type": "moai", "vocab_size": 8192, "max_position_embeddings": 512, "eos_token_id": 4, "initializer_range": 0.3})
+        json.dumps(
+            {
+                **tiny_run.MODEL,
+                "model_type": "moai",
+                "vocab_size": 8192,
+                "max_position_embeddings": 512,
+                "eos_token_id": 4,
+                "initializer_range": 0.3,
+            }
+        )
     )
     chosen = {
-        "config": ROOT / "configs/sft_demo.yaml", "model_config": model, "output_dir": tmp_path / "out", "cache_dir": tmp_path / "cache", "max_steps": 1, "batch_size": 4,
-        "gradient_accumulation_steps": 2, "learning_rate": 1e-12, "warmup_steps": 0, "use_cpu": "true", "num_proc": 0,
-    }  # fmt: skip
+        "config": ROOT / "configs/sft_demo.yaml",
+        "model_config": model,
+        "output_dir": tmp_path / "out",
+        "cache_dir": tmp_path / "cache",
+        "max_steps": 1,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-12,
+        "warmup_steps": 0,
+        "use_cpu": "true",
+        "num_proc": 0,
+    }
     words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
     train_py(*words)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

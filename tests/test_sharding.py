@@ -1,4 +1,6 @@
-"""FSDP2 on real ranks, its checkpoints and its model; and the shipped accelerate configurations, read as accelerate reads them."""
+"""FSDP2 on real ranks, its checkpoints and its model; and the shipped accelerate configurations, read as accelerate
+reads them.
+"""
 
 import json
 import re
@@ -18,8 +20,22 @@ from moai.training.sharding import check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
-FLAGS = ["--batch_size", "2", "--max_steps", "6", "--learning_rate", "1e-2", "--warmup_steps", "0", "--logging_steps", "1", "--save_steps", "3",
-         "--dataloader_num_workers", "0"]  # fmt: skip
+FLAGS = [
+    "--batch_size",
+    "2",
+    "--max_steps",
+    "6",
+    "--learning_rate",
+    "1e-2",
+    "--warmup_steps",
+    "0",
+    "--logging_steps",
+    "1",
+    "--save_steps",
+    "3",
+    "--dataloader_num_workers",
+    "0",
+]
 PLAIN = ["--multi_gpu"]
 FSDP2 = ["--config_file", str(ROOT / "configs/accelerate/fsdp2.yaml")]
 
@@ -34,10 +50,31 @@ def place(tmp_path_factory):
 
 
 def run(place, output, how, *more, ranks=2, accumulation=2, code=0, before=()):
-    command = [*before, sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", ranks, "--main_process_port", launch.free_port(), ROOT / "tests/sharded_run.py",
-               place / "prepared", place / "tokenizer", "--model_config", place / "model.json", "--output_dir", output, *FLAGS,
-               "--gradient_accumulation_steps", accumulation, *more]  # fmt: skip
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *how,
+        "--num_processes",
+        ranks,
+        "--main_process_port",
+        launch.free_port(),
+        ROOT / "tests/sharded_run.py",
+        place / "prepared",
+        place / "tokenizer",
+        "--model_config",
+        place / "model.json",
+        "--output_dir",
+        output,
+        *FLAGS,
+        "--gradient_accumulation_steps",
+        accumulation,
+        *more,
+    ]
+    done = subprocess.run(
+        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
     assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -45,7 +82,16 @@ def run(place, output, how, *more, ranks=2, accumulation=2, code=0, before=()):
 @pytest.fixture(scope="module")
 def sharded(place):
     """A run, and in the same ranks another that goes on from its third step."""
-    text = run(place, place / "sharded", FSDP2, "--then", "--resume_from_checkpoint", place / "sharded/checkpoint-3", "--output_dir", place / "resumed")
+    text = run(
+        place,
+        place / "sharded",
+        FSDP2,
+        "--then",
+        "--resume_from_checkpoint",
+        place / "sharded/checkpoint-3",
+        "--output_dir",
+        place / "resumed",
+    )
     assert text.count("step 6/6") >= 2
     return place / "sharded"
 
@@ -57,11 +103,16 @@ def test_fsdp2_leaves_whole_checkpoints_and_one_model(sharded):
     for step in (3, 6):
         checkpoint = sharded / f"checkpoint-{step}"
         assert problem(checkpoint) is None
-        assert {"optimizer.bin", "pytorch_model_fsdp.bin", "model.safetensors"} <= {path.name for path in checkpoint.iterdir()}
+        assert {"optimizer.bin", "pytorch_model_fsdp.bin", "model.safetensors"} <= {
+            path.name for path in checkpoint.iterdir()
+        }
     assert "lm_head.weight" not in load_file(sharded / "final_model/model.safetensors"), "tied weights are one tensor"
     model, loading = AutoModelForCausalLM.from_pretrained(sharded / "final_model", output_loading_info=True)
     assert not loading["missing_keys"]
-    assert sum(parameter.numel() for parameter in model.parameters()) == json.loads((sharded / "summary.json").read_text())["parameters"]
+    assert (
+        sum(parameter.numel() for parameter in model.parameters())
+        == json.loads((sharded / "summary.json").read_text())["parameters"]
+    )
     assert "(Qwen3ForCausalLM," in (sharded / "final_model/README.md").read_text()
 
 
@@ -88,7 +139,13 @@ def test_a_disk_without_room_for_a_checkpoint_is_said_at_once(place, sharded, tm
         pytest.skip("mounting is not allowed here")
     written = sum(path.stat().st_size for path in (sharded / "checkpoint-3").iterdir())
     text = run(place, tmp_path, FSDP2, before=small, code=1)
-    needed, free = map(float, re.findall(rf"{tmp_path}/checkpoint-3: it takes (\S+) GB, and (\S+) GB are free, so it is not complete; free space", text)[0])
+    needed, free = map(
+        float,
+        re.findall(
+            rf"{tmp_path}/checkpoint-3: it takes (\S+) GB, and (\S+) GB are free, so it is not complete; free space",
+            text,
+        )[0],
+    )
     assert 0.7 * written < needed * 1e9 < written
     assert free < 0.0004
 
@@ -97,7 +154,9 @@ def test_a_disk_without_room_for_a_checkpoint_is_said_at_once(place, sharded, tm
 def test_fsdp2_computes_what_plain_ranks_compute(place, sharded, tmp_path):
     run(place, tmp_path / "plain", PLAIN)
     assert losses(tmp_path / "plain") == pytest.approx(losses(sharded), abs=1e-5)
-    text = run(place, tmp_path / "plain", FSDP2, "--resume_from_checkpoint", str(tmp_path / "plain/checkpoint-3"), code=2)
+    text = run(
+        place, tmp_path / "plain", FSDP2, "--resume_from_checkpoint", str(tmp_path / "plain/checkpoint-3"), code=2
+    )
     assert "its optimizer was saved by plain data parallelism, this run is one of FSDP" in text
 
 
@@ -142,7 +201,11 @@ def test_accelerate_reads_each_configuration(path, monkeypatch):
 
         from accelerate.utils import DeepSpeedPlugin
 
-        known = {field.name for field in fields(DeepSpeedPlugin)} | {"deepspeed_multinode_launcher", "offload_optimizer_device", "zero3_save_16bit_model"}
+        known = {field.name for field in fields(DeepSpeedPlugin)} | {
+            "deepspeed_multinode_launcher",
+            "offload_optimizer_device",
+            "zero3_save_16bit_model",
+        }
         assert set(defaults.deepspeed_config) <= known
         assert defaults.deepspeed_config["zero_stage"] == int(path.stem[-1])
         assert defaults.deepspeed_config["zero3_init_flag"] is False
@@ -166,7 +229,8 @@ def test_a_deepspeed_checkpoint_needs_the_part_of_every_rank(sharded, tmp_path):
     for rank, prefix in enumerate(("", "bf16_")):
         assert f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt is missing" in str(problem(checkpoint))
         shutil.move(
-            checkpoint / ("optimizer.bin", "pytorch_model_fsdp.bin")[rank], checkpoint / f"global_step3/{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+            checkpoint / ("optimizer.bin", "pytorch_model_fsdp.bin")[rank],
+            checkpoint / f"global_step3/{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
         )
     assert problem(checkpoint) is None
     assert weights_problem(checkpoint) is None
@@ -175,11 +239,18 @@ def test_a_deepspeed_checkpoint_needs_the_part_of_every_rank(sharded, tmp_path):
 def test_the_wrapper_launches_with_a_named_configuration(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     config = "configs/accelerate/fsdp2.yaml"
-    words = launch.plan(["pretrain", "demo", "--output_dir", str(tmp_path)], {"ACCELERATE_CONFIG": config, "NUM_GPUS": "4"})
+    words = launch.plan(
+        ["pretrain", "demo", "--output_dir", str(tmp_path)], {"ACCELERATE_CONFIG": config, "NUM_GPUS": "4"}
+    )
     assert f"accelerate launch --config_file {config} " in words
     assert "--multi_gpu" not in words
     assert "--num_processes 4" in words
-    assert "accelerate" in launch.plan(["pretrain", "demo", "--output_dir", str(tmp_path)], {"ACCELERATE_CONFIG": config, "NUM_GPUS": "1"})
-    for wrong, message in (("nowhere.yaml", "No such file"), ("configs/demo.yaml", "none of MULTI_GPU, FSDP, DEEPSPEED")):
+    assert "accelerate" in launch.plan(
+        ["pretrain", "demo", "--output_dir", str(tmp_path)], {"ACCELERATE_CONFIG": config, "NUM_GPUS": "1"}
+    )
+    for wrong, message in (
+        ("nowhere.yaml", "No such file"),
+        ("configs/demo.yaml", "none of MULTI_GPU, FSDP, DEEPSPEED"),
+    ):
         with pytest.raises(ConfigError, match=message):
             launch.plan(["pretrain", "demo", "--output_dir", str(tmp_path)], {"ACCELERATE_CONFIG": wrong})

@@ -1,4 +1,6 @@
-"""Several launches of the same data at once, on file systems with odd manners: the same bytes for all, nobody crashes, nothing is left."""
+"""Several launches of the same data at once, on file systems with odd manners: the same bytes for all, nobody crashes,
+nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,24 @@ def launch_together(data: Path, cache: Path, number: int, weather: str, way: str
     """Rank 0 and 1 of `number` launches, all at once. What each said; raises unless all of them end well."""
     running = []
     for launch in range(number):
-        env = {**os.environ, "MOAI_TESTING": "1", "MOAI_WEATHER": weather, "MOAI_LAUNCH_ID": f"{launch}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env = {
+            **os.environ,
+            "MOAI_TESTING": "1",
+            "MOAI_WEATHER": weather,
+            "MOAI_LAUNCH_ID": f"{launch}",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
         for rank in ("0", "1"):
             words = crashes.command(data, cache, way)
             running.append(
                 subprocess.Popen(
-                    words, cwd=crashes.ROOT, env={**env, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                    words,
+                    cwd=crashes.ROOT,
+                    env={**env, "RANK": rank, "LOCAL_RANK": rank},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
                 )
             )
     said = [process.communicate(timeout=crashes.ENDS_WITHIN)[0] for process in running]
@@ -47,11 +61,24 @@ def test_two_launches_at_once(weather: str, corpus: Path, undisturbed: dict[str,
 
 @pytest.mark.long
 @pytest.mark.parametrize("weather", WEATHERS)
-def test_fifty_rounds_of_launches_at_once(weather: str, corpus: Path, undisturbed: dict[str, str], tmp_path: Path, record: Callable[..., None]) -> None:
+def test_fifty_rounds_of_launches_at_once(
+    weather: str, corpus: Path, undisturbed: dict[str, str], tmp_path: Path, record: Callable[..., None]
+) -> None:
     chance = random.Random(weather)
     for number in range(50):
-        check_round(corpus, tmp_path / str(number), chance.choice((2, 3)), weather, chance.choice(("serial", "launch")), undisturbed)
-    record(f"2 or 3 launches at once, {weather or 'a local disk'}", 50, "all the same bytes, one directory, nobody crashed, no attempt left")
+        check_round(
+            corpus,
+            tmp_path / str(number),
+            chance.choice((2, 3)),
+            weather,
+            chance.choice(("serial", "launch")),
+            undisturbed,
+        )
+    record(
+        f"2 or 3 launches at once, {weather or 'a local disk'}",
+        50,
+        "all the same bytes, one directory, nobody crashed, no attempt left",
+    )
 
 
 def test_the_weather_is_as_bad_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

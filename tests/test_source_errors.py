@@ -65,7 +65,9 @@ def test_a_compressed_file_cut_anywhere_is_refused_or_ends_with_a_frame(tmp_path
         ("a.arrow", b"x", "not readable as Arrow"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_one_clear_line(tmp_path: Path, prepare: PrepareIt, name: str, data: bytes, message: str) -> None:
+def test_a_file_that_is_not_what_its_name_says_is_one_clear_line(
+    tmp_path: Path, prepare: PrepareIt, name: str, data: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match=message) as failed:
         prepare(tmp_path / name)
@@ -104,14 +106,26 @@ def test_an_arrow_file_cut_at_any_batch_or_inside_one_is_refused(tmp_path: Path,
             prepare(path)
 
 
-def test_arrow_offsets_that_lead_nowhere_are_an_error_and_not_the_end_of_the_process(tmp_path: Path, run_moai: Callable[..., Any], tokenizer_dir: Path) -> None:
+def test_arrow_offsets_that_lead_nowhere_are_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, run_moai: Callable[..., Any], tokenizer_dir: Path
+) -> None:
     path = tmp_path / "a.arrow"
     save_arrow(path, pa.table({"text": ["a" * 100, "b" * 100, "c" * 100]}))
     data = path.read_bytes()
     offsets = np.array([0, 100, 200, 300], np.int32).tobytes()
     assert data.count(offsets) == 1
     path.write_bytes(data.replace(offsets, np.array([0, 2**31 - 1, 200, 300], np.int32).tobytes()))
-    ended = run_moai("prepare", "--dataset", path, "--tokenizer_path", tokenizer_dir, "--cache_dir", tmp_path / "cache", "--num_proc", 0)
+    ended = run_moai(
+        "prepare",
+        "--dataset",
+        path,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--cache_dir",
+        tmp_path / "cache",
+        "--num_proc",
+        0,
+    )
     assert ended.returncode == 66
     assert "record batch 0 is not readable" in ended.stderr.splitlines()[-1]
 
@@ -234,10 +248,24 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path, prepare: PrepareI
     assert not list((tmp_path / "cache").glob("datasets/*"))
 
 
-@pytest.mark.parametrize(("name", "code"), [("pipe.jsonl", 66), ("absent.jsonl", 66), ("empty.jsonl", 66), ("lost-shard", 66)])
-def test_the_command_line_gives_that_line_and_no_traceback(tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., Any], name: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"), [("pipe.jsonl", 66), ("absent.jsonl", 66), ("empty.jsonl", 66), ("lost-shard", 66)]
+)
+def test_the_command_line_gives_that_line_and_no_traceback(
+    tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., Any], name: str, code: int
+) -> None:
     make_nothing(tmp_path)
-    ended = run_moai("prepare", "--dataset", tmp_path / name, "--tokenizer_path", tokenizer_dir, "--cache_dir", tmp_path / "cache", "--num_proc", 0)
+    ended = run_moai(
+        "prepare",
+        "--dataset",
+        tmp_path / name,
+        "--tokenizer_path",
+        tokenizer_dir,
+        "--cache_dir",
+        tmp_path / "cache",
+        "--num_proc",
+        0,
+    )
     assert ended.returncode == code
     assert ended.stderr.splitlines()[-1].startswith("python -m moai prepare: error: ")
     assert "Traceback" not in ended.stderr
@@ -256,7 +284,8 @@ _FORBIDDEN = """
     except SourceError as error:
         print(error)
     (given,) = discover(sys.argv[1] + "/open.jsonl")
-    source = LocalSource(name="x", kind=given.kind, files=given.files, shard_bytes=1000, cache=Path("/"), spool_dir=Path("/"), trust_stamps=False)
+    places = {"cache": Path("/"), "spool_dir": Path("/")}
+    source = LocalSource(name="x", kind=given.kind, files=given.files, shard_bytes=1000, trust_stamps=False, **places)
     try:
         [list(source.read(shard, Meter())) for shard in source.shards()]
     except SourceError as error:
@@ -274,7 +303,13 @@ def test_what_may_not_be_read_is_an_error_of_the_input_and_never_left_out() -> N
         (folder / "open.jsonl").write_text('{"text": "a"}\n')
         for forbidden in ("closed", "open.jsonl"):
             (folder / forbidden).chmod(0)
-        ended = subprocess.run([sys.executable, "-c", textwrap.dedent(_FORBIDDEN), place], capture_output=True, text=True, timeout=60, cwd=ROOT)
+        ended = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(_FORBIDDEN), place],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=ROOT,
+        )
     assert ended.returncode == 0, ended.stderr
     walked, read = ended.stdout.splitlines()
     assert "closed: Permission denied" in walked

@@ -1,4 +1,6 @@
-"""Every kind of input gives the same documents in the same order; shards are cut by content alone; what cannot be read is one clear line."""
+"""Every kind of input gives the same documents in the same order; shards are cut by content alone; what cannot be read
+is one clear line.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ PrepareIt = Callable[..., Prepared]
 Texts = Callable[[Prepared], list[str]]
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [f"Document {n}: " + ("가나다 " if n % 3 else 'words \\ and "quotes" [and] {brackets}, ') * (n % 13 + 1) for n in range(300)]
+DOCUMENTS = [
+    f"Document {n}: " + ("가나다 " if n % 3 else 'words \\ and "quotes" [and] {brackets}, ') * (n % 13 + 1)
+    for n in range(300)
+]
 ROWS = [{"id": n, "text": text} for n, text in enumerate(DOCUMENTS)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 TABLE = pa.Table.from_pylist(ROWS)
@@ -58,13 +63,21 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "members.jsonl.gz": lambda p: p.write_bytes(in_pieces(LINES, gzip.compress)),
     "array.json": lambda p: p.write_text(json.dumps(ROWS, ensure_ascii=False)),
     "array-indented.json": lambda p: p.write_text(json.dumps(ROWS, indent=2)),
-    "array.json.zst": lambda p: p.write_bytes(in_pieces(json.dumps(ROWS).encode(), zstandard.ZstdCompressor().compress)),
+    "array.json.zst": lambda p: p.write_bytes(
+        in_pieces(json.dumps(ROWS).encode(), zstandard.ZstdCompressor().compress)
+    ),
     "lines.json": lambda p: p.write_bytes(LINES),
     "values-indented.json": lambda p: p.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS)),
-    "values-on-two-lines.json": lambda p: p.write_text("\n".join(json.dumps(row).replace(', "text"', ',\n "text"') for row in ROWS)),
-    "values-in-one-line.json.gz": lambda p: p.write_bytes(gzip.compress("".join(json.dumps(row) for row in ROWS).encode())),
+    "values-on-two-lines.json": lambda p: p.write_text(
+        "\n".join(json.dumps(row).replace(', "text"', ',\n "text"') for row in ROWS)
+    ),
+    "values-in-one-line.json.gz": lambda p: p.write_bytes(
+        gzip.compress("".join(json.dumps(row) for row in ROWS).encode())
+    ),
     "groups.parquet": lambda p: pq.write_table(TABLE, p, row_group_size=7),
-    "pages.parquet": lambda p: pq.write_table(TABLE, p, row_group_size=20, data_page_size=512, compression="zstd", use_dictionary=False),
+    "pages.parquet": lambda p: pq.write_table(
+        TABLE, p, row_group_size=20, data_page_size=512, compression="zstd", use_dictionary=False
+    ),
     "a.arrow": lambda p: save_arrow(p),
     "saved": lambda p: datasets.Dataset.from_list(ROWS).save_to_disk(str(p), num_shards=5),
 }
@@ -105,7 +118,9 @@ def source_of(path: Path, cache: Path, **changes: Any) -> LocalSource:
 
 @pytest.mark.parametrize("shard_bytes", [2000, 16_000_000])
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_kind_gives_the_same_documents_in_order(tmp_path: Path, prepare: PrepareIt, texts: Texts, name: str, shard_bytes: int) -> None:
+def test_every_kind_gives_the_same_documents_in_order(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts, name: str, shard_bytes: int
+) -> None:
     WRITERS[name](tmp_path / name)
     prepared = prepare(tmp_path / name, shard_bytes=shard_bytes)
     assert texts(prepared) == DOCUMENTS
@@ -115,17 +130,31 @@ def test_every_kind_gives_the_same_documents_in_order(tmp_path: Path, prepare: P
 
 
 @pytest.mark.parametrize("ending", ["txt", "txt.zst", "txt.gz"])
-def test_text_files_are_a_document_a_line_or_a_document_a_file(tmp_path: Path, prepare: PrepareIt, texts: Texts, ending: str) -> None:
+def test_text_files_are_a_document_a_line_or_a_document_a_file(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts, ending: str
+) -> None:
     pack = {"txt": bytes, "txt.zst": zstandard.ZstdCompressor().compress, "txt.gz": gzip.compress}[ending]
     data = ("\n".join(DOCUMENTS) + "\n").encode()
     (tmp_path / f"a.{ending}").write_bytes(pack(data))
     assert texts(prepare(tmp_path / f"a.{ending}", shard_bytes=2000)) == DOCUMENTS
-    assert texts(prepare(tmp_path / f"a.{ending}", shard_bytes=2000, txt_document="file", seq_len=100_000)) == [data.decode().rstrip("\n")]
+    assert texts(prepare(tmp_path / f"a.{ending}", shard_bytes=2000, txt_document="file", seq_len=100_000)) == [
+        data.decode().rstrip("\n")
+    ]
 
 
-def test_a_folder_of_every_kind_is_read_whole_by_kinds_and_names(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
+def test_a_folder_of_every_kind_is_read_whole_by_kinds_and_names(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
     folder = tmp_path / "data"
-    for number, (kind, name) in enumerate([("txt", "z.txt"), ("lines", "deep/b.jsonl"), ("lines", "a.jsonl.gz"), ("json", "c.json"), ("parquet", "d.parquet")]):
+    for number, (kind, name) in enumerate(
+        [
+            ("txt", "z.txt"),
+            ("lines", "deep/b.jsonl"),
+            ("lines", "a.jsonl.gz"),
+            ("json", "c.json"),
+            ("parquet", "d.parquet"),
+        ]
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         document = {"text": f"{kind} {number}"}
@@ -139,7 +168,12 @@ def test_a_folder_of_every_kind_is_read_whole_by_kinds_and_names(tmp_path: Path,
         (folder / name).write_text("not data")
     prepared = prepare(folder)
     assert texts(prepared) == ["json 3", "lines 2", "lines 1", "parquet 4", "txt 0"]
-    assert [source["name"] for source in prepared.content["sources"]] == ["data.json", "data.lines", "data.parquet", "data.txt"]
+    assert [source["name"] for source in prepared.content["sources"]] == [
+        "data.json",
+        "data.lines",
+        "data.parquet",
+        "data.txt",
+    ]
 
 
 def test_globs_take_what_they_match_once(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
@@ -172,7 +206,9 @@ def test_a_name_that_is_no_utf8_is_a_name_too(tmp_path: Path, prepare: PrepareIt
     assert json.loads((prepared.path / "quarantine.jsonl").read_text(encoding="utf-8"))["file"] == "\\xb0\\xa1.jsonl"
 
 
-def test_a_link_to_a_folder_is_not_followed_and_that_is_said(tmp_path: Path, prepare: PrepareIt, texts: Texts, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_to_a_folder_is_not_followed_and_that_is_said(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("data/a.jsonl", "elsewhere/b.jsonl"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(json.dumps({"text": name}))
@@ -194,10 +230,17 @@ def test_the_same_bytes_for_every_number_of_workers_and_every_batch_size(tmp_pat
         WRITERS[name](folder / name)
     made = set()
     for number, changes in enumerate(
-        [{}, {"num_proc": 2}, {"dataset_batch_size": 3, "writer_batch_size": 1}, {"dataset_batch_size": 100_000, "memory_mode": "disk"}]
+        [
+            {},
+            {"num_proc": 2},
+            {"dataset_batch_size": 3, "writer_batch_size": 1},
+            {"dataset_batch_size": 100_000, "memory_mode": "disk"},
+        ]
     ):
         cache = tmp_path / f"cache{number}"
-        made.add(fingerprint(prepare(folder, shard_bytes=6000, seq_len=128, packing="bfd", cache_dir=str(cache), **changes)))
+        made.add(
+            fingerprint(prepare(folder, shard_bytes=6000, seq_len=128, packing="bfd", cache_dir=str(cache), **changes))
+        )
     assert len(made) == 1
 
 
@@ -224,7 +267,10 @@ def digest_by_reading(source: LocalSource, shard: Shard) -> Raw:
 
 
 def groups_of(folder: Path, cache: Path) -> set[tuple[str, ...]]:
-    return {tuple(segment.file.name for segment in shard.segments) for shard in source_of(folder, cache, shard_bytes=20_000).shards()}
+    return {
+        tuple(segment.file.name for segment in shard.segments)
+        for shard in source_of(folder, cache, shard_bytes=20_000).shards()
+    }
 
 
 def test_one_more_small_file_changes_the_group_it_joins_and_hardly_another(tmp_path: Path) -> None:
@@ -262,7 +308,9 @@ def test_of_two_thousand_files_one_more_makes_one_shard_more_or_two_again(tmp_pa
     assert second.manifest["run"]["shards_reused"] >= shards - 4
 
 
-def test_a_file_appended_to_is_read_again_from_its_last_shard_on(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
+def test_a_file_appended_to_is_read_again_from_its_last_shard_on(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES)
     first = prepare(path, shard_bytes=2000)
@@ -288,8 +336,12 @@ def settled(*paths: Path) -> None:
 
 @pytest.mark.usefixtures("stamps_prove")
 @pytest.mark.parametrize("name", ["frames.jsonl.zst", "array.json"])
-def test_a_second_look_at_a_file_without_inner_doors_reads_it_once_or_not_at_all(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a word on what is finished, each range of a compressed file would be decompressed to from the beginning."""
+def test_a_second_look_at_a_file_without_inner_doors_reads_it_once_or_not_at_all(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word on what is finished, each range of a compressed file would be decompressed to from the
+    beginning.
+    """
     WRITERS[name](tmp_path / name)
     cache = tmp_path / "cache"
     for part in ("ranges", "shards", "spool"):
@@ -300,9 +352,15 @@ def test_a_second_look_at_a_file_without_inner_doors_reads_it_once_or_not_at_all
     again = list(source.shards())
     compressed = name.endswith("zst")
     assert [shard.raw for shard in again] == [shard.raw for shard in first]
-    assert all(bool(shard.segments[0].spool) == compressed for shard in again)  # nothing is finished: the driver hands the ranges on
+    assert all(
+        bool(shard.segments[0].spool) == compressed for shard in again
+    )  # nothing is finished: the driver hands the ranges on
     records = [batch["record"].to_pylist() for shard in again for batch in source.read(shard, Meter())]
-    monkeypatch.setattr(Ledger, "receipt", lambda self, key: key in {shard_key(shard.raw, "key") for shard in first if shard.raw} or None)
+    monkeypatch.setattr(
+        Ledger,
+        "receipt",
+        lambda self, key: key in {shard_key(shard.raw, "key") for shard in first if shard.raw} or None,
+    )
     known = list(source.shards())
     assert not any(shard.segments[0].spool for shard in known)  # all is finished: nobody opens the file
     assert [batch["record"].to_pylist() for shard in known for batch in source.read(shard, Meter())] == records
@@ -312,7 +370,9 @@ def test_a_second_look_at_a_file_without_inner_doors_reads_it_once_or_not_at_all
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "txt", "parquet"])
-def test_the_same_size_and_time_of_another_content_is_noticed(tmp_path: Path, prepare: PrepareIt, texts: Texts, ending: str) -> None:
+def test_the_same_size_and_time_of_another_content_is_noticed(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts, ending: str
+) -> None:
     path = tmp_path / f"a.{ending}"
 
     def write(text: str) -> None:
@@ -326,7 +386,9 @@ def test_the_same_size_and_time_of_another_content_is_noticed(tmp_path: Path, pr
     write("old text")
     size = path.stat().st_size
     assert texts(prepare(path)) == ["old text"]
-    assert not list((tmp_path / "cache" / "ranges").rglob("*.json"))  # stamps this young prove nothing, so nothing is kept under them
+    assert not list(
+        (tmp_path / "cache" / "ranges").rglob("*.json")
+    )  # stamps this young prove nothing, so nothing is kept under them
     write("new text")
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (size, 10**18)
     assert texts(prepare(path)) == ["new text"]
@@ -337,16 +399,24 @@ def test_the_same_size_and_time_of_another_content_is_noticed(tmp_path: Path, pr
         assert texts(prepare(path)) == ["new TEXT"]
 
 
-def test_columns_with_dots_in_their_names_are_told_apart_by_their_content(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
+def test_columns_with_dots_in_their_names_are_told_apart_by_their_content(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
     for name, text in (("a", "one text"), ("b", "quite another text")):
         pq.write_table(pa.table({"my.text": [text], "my": [{"text": "decoy"}]}), tmp_path / f"{name}.parquet")
         assert texts(prepare(tmp_path / f"{name}.parquet", text_column="my.text")) == [text]
 
 
-def test_the_same_pages_under_another_type_are_another_content(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
+def test_the_same_pages_under_another_type_are_another_content(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
     """Strings and bytes have the same pages; only the schema tells which they are."""
-    pq.write_table(pa.table({"text": pa.array([b"words"], pa.binary())}), tmp_path / "bytes.parquet", store_schema=False)
-    pq.write_table(pa.table({"text": pa.array(["words"], pa.string())}), tmp_path / "string.parquet", store_schema=False)
+    pq.write_table(
+        pa.table({"text": pa.array([b"words"], pa.binary())}), tmp_path / "bytes.parquet", store_schema=False
+    )
+    pq.write_table(
+        pa.table({"text": pa.array(["words"], pa.string())}), tmp_path / "string.parquet", store_schema=False
+    )
     with pytest.raises(SourceError, match="no document is left"):
         prepare(tmp_path / "bytes.parquet", text_column="text")
     assert texts(prepare(tmp_path / "string.parquet", text_column="text")) == ["words"]
@@ -354,16 +424,27 @@ def test_the_same_pages_under_another_type_are_another_content(tmp_path: Path, p
 
 def test_columns_that_make_no_text_make_no_difference(tmp_path: Path, prepare: PrepareIt) -> None:
     pq.write_table(TABLE, tmp_path / "a.parquet", row_group_size=100)
-    pq.write_table(TABLE.set_column(0, "id", pa.array([f"other {n}" for n in range(300)])), tmp_path / "b.parquet", row_group_size=100)
+    pq.write_table(
+        TABLE.set_column(0, "id", pa.array([f"other {n}" for n in range(300)])),
+        tmp_path / "b.parquet",
+        row_group_size=100,
+    )
     first, second = (prepare(tmp_path / name).content["shards"] for name in ("a.parquet", "b.parquet"))
     assert [shard["shard_key"] for shard in first] == [shard["shard_key"] for shard in second]
 
 
-def test_text_template_and_column_make_other_shards_of_the_same_bytes(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
+def test_text_template_and_column_make_other_shards_of_the_same_bytes(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "text", "title": "title", "body": "body"}\n')
-    found = [texts(prepare(tmp_path / "a.jsonl", **changes)) for changes in ({}, {"text_column": "title"}, {"text_template": "{title}: {body}"})]
+    found = [
+        texts(prepare(tmp_path / "a.jsonl", **changes))
+        for changes in ({}, {"text_column": "title"}, {"text_template": "{title}: {body}"})
+    ]
     assert found == [["text"], ["title"], ["title: body"]]
-    assert prepare(tmp_path / "a.jsonl", text_column="text").path == prepare(tmp_path / "a.jsonl").path  # the same said in words
+    assert (
+        prepare(tmp_path / "a.jsonl", text_column="text").path == prepare(tmp_path / "a.jsonl").path
+    )  # the same said in words
 
 
 @pytest.mark.usefixtures("stamps_prove")
@@ -375,7 +456,9 @@ def test_a_file_named_several_times_is_read_several_times(tmp_path: Path, prepar
 
 
 @pytest.mark.usefixtures("stamps_prove")
-def test_a_folder_and_its_files_named_one_by_one_do_not_answer_for_each_other(tmp_path: Path, prepare: PrepareIt) -> None:
+def test_a_folder_and_its_files_named_one_by_one_do_not_answer_for_each_other(
+    tmp_path: Path, prepare: PrepareIt
+) -> None:
     """Files of a folder share shards, files named alone do not: other rows from the same documents."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -391,7 +474,11 @@ def test_sources_of_the_same_name_are_told_apart(tmp_path: Path, prepare: Prepar
     for name in ("x/train", "y/train", "z/train-2"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "a.jsonl").write_text(json.dumps({"text": name}))
-    assert texts(prepare(*(tmp_path / name for name in ("x/train", "y/train", "z/train-2")))) == ["x/train", "y/train", "z/train-2"]
+    assert texts(prepare(*(tmp_path / name for name in ("x/train", "y/train", "z/train-2")))) == [
+        "x/train",
+        "y/train",
+        "z/train-2",
+    ]
 
 
 def test_a_renamed_file_is_named_by_its_new_name(tmp_path: Path, prepare: PrepareIt) -> None:
@@ -402,22 +489,34 @@ def test_a_renamed_file_is_named_by_its_new_name(tmp_path: Path, prepare: Prepar
     assert json.loads((prepared.path / "quarantine.jsonl").read_bytes())["file"] == "new.jsonl"
 
 
-def test_stamps_that_were_too_young_to_prove_anything_do_not_grow_old_in_the_hand(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stamps_that_were_too_young_to_prove_anything_do_not_grow_old_in_the_hand(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    wanted = request(DataConfig(dataset=(str(tmp_path / "a.jsonl"),), tokenizer_path=str(tokenizer_dir), cache_dir=str(tmp_path / "cache")))
+    wanted = request(
+        DataConfig(
+            dataset=(str(tmp_path / "a.jsonl"),), tokenizer_path=str(tokenizer_dir), cache_dir=str(tmp_path / "cache")
+        )
+    )
     assert not wanted.stamps_prove
     monkeypatch.setattr("moai.core.files._RACY_NS", 0)  # as if two seconds had gone by while the work was done
     assert not wanted.stamps_prove
 
 
 @pytest.mark.usefixtures("stamps_prove")
-def test_another_seq_len_decompresses_a_file_once_and_not_once_a_shard(tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_seq_len_decompresses_a_file_once_and_not_once_a_shard(
+    tmp_path: Path, prepare: PrepareIt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     WRITERS["frames.jsonl.zst"](tmp_path / "a.jsonl.zst")
     assert len(prepare(tmp_path / "a.jsonl.zst", shard_bytes=2000).content["shards"]) > 10
     opened = []
-    monkeypatch.setattr("moai.sources.kinds.stream.open_blocks", lambda path, *rest: opened.append(path) or open_blocks(path, *rest))
+    monkeypatch.setattr(
+        "moai.sources.kinds.stream.open_blocks", lambda path, *rest: opened.append(path) or open_blocks(path, *rest)
+    )
     prepare(tmp_path / "a.jsonl.zst", shard_bytes=2000, seq_len=100)
-    assert len(opened) <= 3  # two looks at its first records, for its shape and for the tokenizer's probe, and the one pass
+    assert (
+        len(opened) <= 3
+    )  # two looks at its first records, for its shape and for the tokenizer's probe, and the one pass
 
 
 def test_a_file_may_be_named_whose_name_is_no_utf8(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
@@ -442,7 +541,9 @@ def test_a_shard_whose_bad_records_are_lost_is_made_again(tmp_path: Path, prepar
     assert prepare(tmp_path / "a.jsonl", tmp_path / "b.jsonl").content["records"]["quarantined"] == 1
 
 
-def test_a_damaged_shard_is_made_again_when_its_directory_is_gone(tmp_path: Path, prepare: PrepareIt, texts: Texts) -> None:
+def test_a_damaged_shard_is_made_again_when_its_directory_is_gone(
+    tmp_path: Path, prepare: PrepareIt, texts: Texts
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
     prepared = prepare(tmp_path / "a.jsonl")
     for shard in (tmp_path / "cache" / "shards").glob("*.arrow"):

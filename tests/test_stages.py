@@ -39,22 +39,71 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_run.write_tokenizer(folder / "tokenizer")
     tiny_run.write_model_config(folder)
     for name in ("first", "second"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(name, 120)))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in documents(name, 120))
+        )
     return folder
 
 
 def command(place: Path, out: Path, *more: str) -> list[str]:
     return [
-        str(ROOT / "train.py"), "--dataset", str(place / "first.jsonl"), str(place / "second.jsonl"), "--tokenizer_path", str(place / "tokenizer"), "--model_config",
-        str(place / "model.json"), "--output_dir", str(out), "--cache_dir", str(place / "cache"), "--seq_len", "48", "--packing", "bfd_split", "--batch_size", "2",
-        "--gradient_accumulation_steps", "1", "--learning_rate", "5e-3", "--warmup_steps", "4", "--stage_warmup_steps", "2", "--logging_steps", "1", "--use_cpu", "true",
-        "--dataloader_num_workers", "0", "--sequential", "--eval_ratio", "0.2", "--num_epochs", "1", "--num_proc", "0", *more,
-    ]  # fmt: skip
+        str(ROOT / "train.py"),
+        "--dataset",
+        str(place / "first.jsonl"),
+        str(place / "second.jsonl"),
+        "--tokenizer_path",
+        str(place / "tokenizer"),
+        "--model_config",
+        str(place / "model.json"),
+        "--output_dir",
+        str(out),
+        "--cache_dir",
+        str(place / "cache"),
+        "--seq_len",
+        "48",
+        "--packing",
+        "bfd_split",
+        "--batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "1",
+        "--learning_rate",
+        "5e-3",
+        "--warmup_steps",
+        "4",
+        "--stage_warmup_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--use_cpu",
+        "true",
+        "--dataloader_num_workers",
+        "0",
+        "--sequential",
+        "--eval_ratio",
+        "0.2",
+        "--num_epochs",
+        "1",
+        "--num_proc",
+        "0",
+        *more,
+    ]
 
 
 def start(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
-    return subprocess.run([*launcher, *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    launcher = (
+        [sys.executable]
+        if ranks == 1
+        else [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
+    )
+    return subprocess.run(
+        [*launcher, *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +136,20 @@ def summary(stage: Path) -> dict[str, object]:
 
 def learning_rates(stage: Path) -> list[float]:
     newest = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return [entry["learning_rate"] for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"] if "learning_rate" in entry]
+    return [
+        entry["learning_rate"]
+        for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"]
+        if "learning_rate" in entry
+    ]
 
 
 def test_a_stage_begins_with_the_weights_of_the_last(run: Path) -> None:
     first, second = summary(run / "stage_0"), summary(run / "stage_1")
     assert second["loss_first"] < first["loss_first"] - 0.5  # type: ignore[operator]
     assert first["content_digest"] != second["content_digest"]
-    assert (run / "stage_1" / "final_model" / "model.safetensors").read_bytes() != (run / "stage_0" / "final_model" / "model.safetensors").read_bytes()
+    assert (run / "stage_1" / "final_model" / "model.safetensors").read_bytes() != (
+        run / "stage_0" / "final_model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_each_stage_warms_up_in_its_own_time(run: Path) -> None:
@@ -107,7 +162,11 @@ def test_every_model_has_the_names_that_people_look_for(run: Path, place: Path) 
 
     assert (run / "stage_0" / "checkpoint").resolve() == (run / "stage_0" / "final_model").resolve()
     assert (run / "final_model").resolve() == (run / "stage_1" / "final_model").resolve()
-    named = next(line for line in (place / "stdout").read_text().splitlines() if line.startswith("Beside it")).removeprefix("Beside it").split(", ")
+    named = (
+        next(line for line in (place / "stdout").read_text().splitlines() if line.startswith("Beside it"))
+        .removeprefix("Beside it")
+        .split(", ")
+    )
     assert all(Path(name.strip()).exists() for name in named[:-1]), named
     assert not Path(os.readlink(run / "final_model")).is_absolute(), "the run can be moved"
     AutoModelForCausalLM.from_pretrained(run / "final_model")
@@ -121,7 +180,11 @@ def test_the_page_and_the_card_of_a_stage_name_its_run(run: Path) -> None:
 def test_held_out_documents_are_evaluated_and_never_trained_on(run: Path, place: Path) -> None:
     for stage, source in (("stage_0", "first"), ("stage_1", "second")):
         newest = max((run / stage).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        logged = [entry for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"] if "eval_loss" in entry]
+        logged = [
+            entry
+            for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"]
+            if "eval_loss" in entry
+        ]
         assert logged
         assert logged[-1]["eval_bits_per_byte"] < 8
         assert source in (run / stage / "history.jsonl").read_text()
@@ -138,18 +201,27 @@ def test_held_out_documents_are_evaluated_and_never_trained_on(run: Path, place:
 
 def test_equal_documents_are_on_one_side(place: Path, tmp_path: Path) -> None:
     (tmp_path / "twice.jsonl").write_text((place / "first.jsonl").read_text() * 3)
-    kept = [prepared_of(tmp_path / "twice.jsonl", place, held_out=held_out).content["documents"] for held_out in (False, True)]
+    kept = [
+        prepared_of(tmp_path / "twice.jsonl", place, held_out=held_out).content["documents"]
+        for held_out in (False, True)
+    ]
     assert sum(kept) == 360
     assert all(number % 3 == 0 for number in kept)
 
 
 def test_nothing_held_out_is_said(place: Path) -> None:
-    with pytest.raises(SourceError, match=r"no document is left .* 120 split.not_held_out; nothing is held out: raise --eval_ratio"):
+    with pytest.raises(
+        SourceError, match=r"no document is left .* 120 split.not_held_out; nothing is held out: raise --eval_ratio"
+    ):
         prepared_of(place / "first.jsonl", place, eval_ratio=1e-9, held_out=True)
 
 
-def test_finished_stages_are_not_repeated(run: Path, place: Path, train_py: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash in the second stage, one just before its model is in its place and one just after it, and then nothing is left to do."""
+def test_finished_stages_are_not_repeated(
+    run: Path, place: Path, train_py: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in the second stage, one just before its model is in its place and one just after it, and then nothing is
+    left to do.
+    """
     copy = place / "crashed"
     shutil.copytree(run, copy, symlinks=True)
     shutil.rmtree(copy / "stage_1" / "final_model")
@@ -164,13 +236,19 @@ def test_finished_stages_are_not_repeated(run: Path, place: Path, train_py: Call
             crash.setattr(failpoints, "_armed", failpoints.Armed(crash_folder(place, at), (at, 1), "raise"))
             with pytest.raises(StorageError, match=f"failpoint {at}, so it is not complete"):
                 train_py(*resume)
-        assert os.readlink(copy / "final_model") == "stage_0/final_model", "the model before keeps its name until there is another"
+        assert os.readlink(copy / "final_model") == "stage_0/final_model", (
+            "the model before keeps its name until there is another"
+        )
         assert (copy / "stage_1" / "final_model").exists() == is_there
         assert (copy / "final_model" / "model.safetensors").exists()
     assert f"All 2 stages are finished: {copy / 'final_model'}" in train_py(*resume)
-    assert os.readlink(copy / "final_model") == "stage_1/final_model", "a model that is in its place gets its other names"
+    assert os.readlink(copy / "final_model") == "stage_1/final_model", (
+        "a model that is in its place gets its other names"
+    )
     assert (copy / "stage_0" / "summary.json").stat().st_mtime_ns == before
-    assert (copy / "final_model" / "model.safetensors").read_bytes() == (run / "final_model" / "model.safetensors").read_bytes()
+    assert (copy / "final_model" / "model.safetensors").read_bytes() == (
+        run / "final_model" / "model.safetensors"
+    ).read_bytes()
     group.leave(Ranks(world_size=2))  # as its ranks do: no group was made
 
 
@@ -182,21 +260,33 @@ def crash_folder(place: Path, at: str) -> Path:
 def test_a_finished_stage_of_other_data_is_refused(run: Path, place: Path, train_py: Callable[..., str]) -> None:
     first, second = (str(place / f"{name}.jsonl") for name in ("first", "second"))
     with pytest.raises(ConfigError, match="stage_0: was trained on data"):
-        train_py(*({first: second, second: first}.get(word, word) for word in command(place, run, "--resume_from_checkpoint")[1:]))
+        train_py(
+            *(
+                {first: second, second: first}.get(word, word)
+                for word in command(place, run, "--resume_from_checkpoint")[1:]
+            )
+        )
 
 
 def settings(*flags: str) -> tuple[TrainConfig, DataConfig]:
     resolved = resolve(
-        [TrainConfig, DataConfig], [*flags, "--output_dir", "out", "--model_config", "m.json", "--dataset", "a", "b", "--tokenizer_path", "t"], {}, prog="test"
+        [TrainConfig, DataConfig],
+        [*flags, "--output_dir", "out", "--model_config", "m.json", "--dataset", "a", "b", "--tokenizer_path", "t"],
+        {},
+        prog="test",
     )
     return resolved[TrainConfig], resolved[DataConfig]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--sequential --resume_from_checkpoint out/stage_0/checkpoint-3", "with --sequential only auto"), ("--sequential --mixture a=1", "sequential and mixture are both set"),
-     ("--eval_ratio 0.1 --eval_dataset c", "eval_dataset and eval_ratio = 0.1 are both set"), ("--mixture a", "expected NAME=NUMBER")],
-)  # fmt: skip
+    [
+        ("--sequential --resume_from_checkpoint out/stage_0/checkpoint-3", "with --sequential only auto"),
+        ("--sequential --mixture a=1", "sequential and mixture are both set"),
+        ("--eval_ratio 0.1 --eval_dataset c", "eval_dataset and eval_ratio = 0.1 are both set"),
+        ("--mixture a", "expected NAME=NUMBER"),
+    ],
+)
 def test_what_does_not_go_with_stages_is_refused(flags: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         stages_of(*settings(*flags.split()))
@@ -204,8 +294,15 @@ def test_what_does_not_go_with_stages_is_refused(flags: str, message: str) -> No
 
 def test_a_name_that_is_no_source_is_refused_before_anything_is_prepared(place: Path, tmp_path: Path) -> None:
     config, data = settings("--mixture", "first=1")
-    local = replace(data, dataset=(str(place / "first.jsonl"), str(place / "second.jsonl")), tokenizer_path=str(place / "tokenizer"), cache_dir=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"mixture names 'first', which is none of the sources: first.jsonl, second.jsonl"):
+    local = replace(
+        data,
+        dataset=(str(place / "first.jsonl"), str(place / "second.jsonl")),
+        tokenizer_path=str(place / "tokenizer"),
+        cache_dir=str(tmp_path),
+    )
+    with pytest.raises(
+        ConfigError, match=r"mixture names 'first', which is none of the sources: first.jsonl, second.jsonl"
+    ):
         stages_of(config, local)
 
 
@@ -216,7 +313,9 @@ def test_a_resume_without_a_stage_names_the_way(tmp_path: Path, monkeypatch: pyt
         check_places(config, [own for own, _ in stages_of(config, data)])
 
 
-def test_a_refused_resume_leaves_what_the_run_says_of_itself(run: Path, place: Path, train_py: Callable[..., str]) -> None:
+def test_a_refused_resume_leaves_what_the_run_says_of_itself(
+    run: Path, place: Path, train_py: Callable[..., str]
+) -> None:
     before = (run / "settings.json").read_bytes()
     words = command(place, run, "--resume_from_checkpoint")[1:]
     words[1], words[2] = words[2], words[1]

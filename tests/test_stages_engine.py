@@ -1,4 +1,6 @@
-"""Stages on every executor: their order, the decision between them, and a run that was killed there goes on from its receipts."""
+"""Stages on every executor: their order, the decision between them, and a run that was killed there goes on from its
+receipts.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Heard:
 
 
 def stages(cache: Path, heard: Heard) -> tuple[Stage[None, int], Stage[int, tuple[int, list[Done]]]]:
-    """Numbers 0 to 29 in three shards, and 0 to 9 in another pipeline; then those of the first that are at least the mean of all."""
+    """Numbers 0 to 29 in three shards, and 0 to 9 in another pipeline; then those of the first that are at least the
+    mean of all.
+    """
 
     def made(name: str, shards: int, key: str, *transforms: AtLeast) -> Pipeline:
         return Pipeline(source=Numbers(shards, name), transforms=transforms, sink=JsonFiles(cache), transform_key=key)
@@ -92,7 +96,9 @@ def test_the_second_stage_is_made_of_what_the_first_decided(executor: Executor, 
     assert mean == 12
     assert [read(cache, one) for one in done] == LARGE
     assert total(done)["kept"] == 18
-    assert heard.said == [False] * 4 + [[3, 1]] + [False] * 3 + [[3]]  # all of the first stage, its end, then the second
+    assert heard.said == [False] * 4 + [[3, 1]] + [False] * 3 + [
+        [3]
+    ]  # all of the first stage, its end, then the second
 
 
 def test_a_second_run_makes_nothing_and_decides_the_same(executor: Executor, cache: Path) -> None:
@@ -108,14 +114,17 @@ def test_a_second_run_makes_nothing_and_decides_the_same(executor: Executor, cac
 @pytest.mark.parametrize("num_proc", [0, 2])
 def test_killed_between_the_stages_the_next_run_goes_on_with_the_second(cache: Path, num_proc: int) -> None:
     program = (
-        "import sys; from pathlib import Path; from moai.engine.executor import make_executor; from moai.engine.stage import run_stages\n"
+        "import sys; from pathlib import Path; from moai.engine.executor import make_executor; from moai.engine.stage "
+        "import run_stages\n"
         "from test_stages_engine import Heard, stages\n"
         f"if __name__ == '__main__': run_stages(stages(Path(sys.argv[1]), Heard()), make_executor({num_proc}))"
     )
     (cache / "points").mkdir()
     armed = {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(cache / "points"), "MOAI_FAILPOINT": "stage.decided=kill"}
     environment = {**os.environ, **armed, "PYTHONPATH": f"{HERE}:{HERE.parent}"}
-    killed = subprocess.run([sys.executable, "-c", program, str(cache)], env=environment, capture_output=True, text=True, timeout=100)
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(cache)], env=environment, capture_output=True, text=True, timeout=100
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list((cache / "shards").glob("*.json"))) == 4  # the first stage, and nothing of the second
     heard = Heard()

@@ -29,7 +29,11 @@ status = distributed.Status.open(Path(sys.argv[1]), sys.argv[2])
 status.report({"line": "42%, 3 shards", "documents_per_second": 1234.5, "eta_seconds": 60.0})
 print("begun", flush=True)
 word = input()
-status.end("ready", result={"prepared": [{"path": "there"}]}) if word == "ready" else status.end("failed", error={"type": "SourceError", "message": "gone\\x1b[2J", "traceback": "", "rank": 0})
+if word == "ready":
+    status.end("ready", result={"prepared": [{"path": "there"}]})
+else:
+    error = {"type": "SourceError", "message": "gone\\x1b[2J", "traceback": "", "rank": 0}
+    status.end("failed", error=error)
 """
 
 
@@ -44,7 +48,12 @@ def begin(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     begun: list[subprocess.Popen[str]] = []
 
     def start(launch: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", PREPARER, str(tmp_path), launch], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", PREPARER, str(tmp_path), launch],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         begun.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
@@ -64,7 +73,9 @@ def line(lines: list[str], name: str) -> str:
     return next(text.partition(" ")[2].strip() for text in lines if text.startswith(name))
 
 
-def test_a_launch_at_work_is_shown_with_its_progress_and_its_beat(tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_launch_at_work_is_shown_with_its_progress_and_its_beat(
+    tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]]
+) -> None:
     process = begin("one")
     lines = look(tmp_path)
     assert line(lines, "launch") == "one"
@@ -90,7 +101,9 @@ def test_a_preparer_that_is_stopped_has_no_beat_and_one_that_is_killed_is_dead(
     assert not any(text.startswith("heartbeat") for text in lines)
 
 
-def test_how_launches_ended_is_told_and_no_file_can_steer_the_terminal(tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_how_launches_ended_is_told_and_no_file_can_steer_the_terminal(
+    tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]]
+) -> None:
     begin("good").communicate("ready\n", timeout=150)
     begin("bad").communicate("failed\n", timeout=150)
     lines = look(tmp_path)
@@ -101,7 +114,9 @@ def test_how_launches_ended_is_told_and_no_file_can_steer_the_terminal(tmp_path:
         look(tmp_path, launch="x")
 
 
-def test_watching_ends_with_the_launch(tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_ends_with_the_launch(
+    tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("moai.pretraining.status.HEARTBEAT_SECONDS", 0.2)
     process = begin("one")
     watching = show(StatusConfig(cache_dir=str(tmp_path), watch=True))
@@ -112,10 +127,18 @@ def test_watching_ends_with_the_launch(tmp_path: Path, begin: Callable[[str], su
     assert "state        ready" in list(watching)
 
 
-def test_nothing_is_written_and_odd_files_are_passed_over(tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_nothing_is_written_and_odd_files_are_passed_over(
+    tmp_path: Path, begin: Callable[[str], subprocess.Popen[str]]
+) -> None:
     begin("good").communicate("ready\n", timeout=150)
     folder = tmp_path / "launches"
-    for name, data in (("empty", b""), ("zeros", b"\0" * 1_000_000), ("deep", b"[" * 100_000), ("list", b"[]"), ("other", json.dumps({"state": 1}).encode())):
+    for name, data in (
+        ("empty", b""),
+        ("zeros", b"\0" * 1_000_000),
+        ("deep", b"[" * 100_000),
+        ("list", b"[]"),
+        ("other", json.dumps({"state": 1}).encode()),
+    ):
         (folder / f"{name}.json").write_bytes(data)
     os.mkfifo(folder / "fifo.json")
     (folder / "directory.json").mkdir()
@@ -132,18 +155,33 @@ def test_a_cache_without_launches_is_told(tmp_path: Path, run_moai: RunIt) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_real_preparation_is_seen_at_work_and_at_its_end(tmp_path: Path, tokenizer_dir: Path, run_moai: RunIt) -> None:
+def test_a_real_preparation_is_seen_at_work_and_at_its_end(
+    tmp_path: Path, tokenizer_dir: Path, run_moai: RunIt
+) -> None:
     """Held at its start by the lock of its plan, which this test has taken."""
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
-    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--tokenizer_path", str(tokenizer_dir), "--cache_dir", str(tmp_path / "cache"), "--num_proc", "0"]
+    flags = [
+        "--dataset",
+        str(tmp_path / "a.jsonl"),
+        "--tokenizer_path",
+        str(tokenizer_dir),
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--num_proc",
+        "0",
+    ]
     key = run_moai("plan", *flags).stdout.split()[2]
     (tmp_path / "cache" / "locks").mkdir(parents=True)
     import fcntl
 
     with open(tmp_path / "cache" / "locks" / f"{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = subprocess.Popen([sys.executable, "-m", "moai", "prepare", *flags], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        while not list((tmp_path / "cache" / "launches").glob("[!.]*.json") if (tmp_path / "cache" / "launches").exists() else []):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moai", "prepare", *flags], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        while not list(
+            (tmp_path / "cache" / "launches").glob("[!.]*.json") if (tmp_path / "cache" / "launches").exists() else []
+        ):
             assert process.poll() is None
             time.sleep(0.01)
         lines = look(tmp_path / "cache")
@@ -169,11 +207,15 @@ launch and launch.end("ready")
 """
 
 
-def test_work_that_is_no_launch_is_shown_by_its_attempt_as_long_as_it_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_is_no_launch_is_shown_by_its_attempt_as_long_as_it_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("moai.pretraining.status.HEARTBEAT_SECONDS", 0.2)
     (tmp_path / "attempts" / "gc-1").mkdir(parents=True)
     (tmp_path / "attempts" / "gc-1" / "owner.json").write_bytes(canonical_json(distributed.owner()))
-    process = subprocess.Popen([sys.executable, "-c", ATTEMPT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ATTEMPT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     lines = look(tmp_path)
@@ -190,7 +232,9 @@ def test_work_that_is_no_launch_is_shown_by_its_attempt_as_long_as_it_is_at_work
 def test_an_attempt_is_not_shown_beside_its_launch_and_a_killed_one_is_dead(tmp_path: Path) -> None:
     (tmp_path / "attempts").mkdir()
     for words in ([str(tmp_path), "one"], [str(tmp_path)]):
-        process = subprocess.Popen([sys.executable, "-c", ATTEMPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ATTEMPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.kill()

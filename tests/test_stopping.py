@@ -1,4 +1,6 @@
-"""Signals: the first is an error with an exit code, what a launcher passes on afterwards is not a second, an impatient one ends it all."""
+"""Signals: the first is an error with an exit code, what a launcher passes on afterwards is not a second, an impatient
+one ends it all.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ except Exception as error:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_error_that_names_it(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
-    with pytest.raises(Interrupted, match=f"stopped by {signum.name}; all is kept") as stopped, stoppable("all is kept"):
+    with (
+        pytest.raises(Interrupted, match=f"stopped by {signum.name}; all is kept") as stopped,
+        stoppable("all is kept"),
+    ):
         os.kill(os.getpid(), signum)
     assert stopped.value.exit_code == 128 + signum
     assert signal.getsignal(signum) is before
@@ -43,7 +48,9 @@ def test_a_signal_is_an_error_that_names_it(signum: signal.Signals) -> None:
     [("SIGINT", "SIGTERM", 1, "tidied up\n", "stopped by SIGINT; all is kept 130\n"), ("SIGINT", "SIGINT", 130, "", ""),
      ("SIGHUP", "SIGHUP", 1, "tidied up\n", "stopped by SIGHUP; all is kept 129\n")],
 )  # fmt: skip
-def test_tidying_up_is_ended_by_the_same_signal_only(first: str, second: str, code: int, printed: str, said: str) -> None:
+def test_tidying_up_is_ended_by_the_same_signal_only(
+    first: str, second: str, code: int, printed: str, said: str
+) -> None:
     """Not by a second SIGHUP: the terminal sends one to the group, and the shell in it another to its children."""
     ran = subprocess.run([sys.executable, "-c", TIDYING, first, second], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, printed, said)
@@ -51,7 +58,12 @@ def test_tidying_up_is_ended_by_the_same_signal_only(first: str, second: str, co
 
 def test_a_process_that_was_started_to_outlive_its_terminal_does() -> None:
     script = "trap '' HUP; exec \"$@\""
-    ran = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", TIDYING, "SIGHUP", "SIGHUP"], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-c", TIDYING, "SIGHUP", "SIGHUP"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "tidied up\n", "")
 
 

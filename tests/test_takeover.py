@@ -1,4 +1,6 @@
-"""Who goes on when a preparer dies or freezes: another launch of the same data, or the same one restarted. And what the first can still spoil: nothing."""
+"""Who goes on when a preparer dies or freezes: another launch of the same data, or the same one restarted. And what the
+first can still spoil: nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,19 @@ class Paused:
     def __init__(self, data: Path, folder: Path) -> None:
         self.points = folder / "points"
         self.points.mkdir()
-        env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(self.points), "MOAI_FAILPOINT": f"{POINT}:3=pause"}
+        env = {
+            **os.environ,
+            "MOAI_TESTING": "1",
+            "MOAI_FAILPOINT_DIR": str(self.points),
+            "MOAI_FAILPOINT": f"{POINT}:3=pause",
+        }
         self.process = subprocess.Popen(
-            crashes.command(data, folder / "cache", "serial"), cwd=crashes.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            crashes.command(data, folder / "cache", "serial"),
+            cwd=crashes.ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         wait_until((self.points / f"{POINT}.3").exists)
 
@@ -53,14 +65,22 @@ def wait_until(true: Callable[[], object]) -> None:
 
 
 def start(data: Path, cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(crashes.command(data, cache, "serial"), cwd=crashes.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        crashes.command(data, cache, "serial"),
+        cwd=crashes.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def inodes(cache: Path) -> dict[str, int]:
     return {str(path): path.stat().st_ino for path in (cache / "datasets").rglob("*")}
 
 
-def test_a_waiting_launch_takes_over_from_a_dead_preparer(paused: Paused, corpus: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_a_waiting_launch_takes_over_from_a_dead_preparer(
+    paused: Paused, corpus: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
     second = start(corpus, tmp_path / "cache")
     assert second.stdout
     wait_until(lambda: "waiting for it" in second.stdout.readline())
@@ -75,8 +95,14 @@ def test_a_waiting_launch_takes_over_from_a_dead_preparer(paused: Paused, corpus
 
 
 def test_a_frozen_preparer_is_not_waited_for_and_spoils_nothing_when_it_wakes_up(
-    paused: Paused, corpus: Path, tmp_path: Path, undisturbed: dict[str, str], prepare: Callable[..., object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+    paused: Paused,
+    corpus: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    prepare: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Frozen with its lock in hand, as by a debugger, a full pipe, a suspended machine."""
     paused.process.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(attempts, "DEAD_SECONDS", 3.0)
@@ -94,9 +120,16 @@ def test_a_frozen_preparer_is_not_waited_for_and_spoils_nothing_when_it_wakes_up
 
 
 def test_a_slow_preparer_that_lives_is_waited_for(
-    paused: Paused, corpus: Path, tmp_path: Path, prepare: Callable[..., object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
-    """It stands still, but its heart beats. The second one is given more heartbeats than it would take to be believed dead."""
+    paused: Paused,
+    corpus: Path,
+    tmp_path: Path,
+    prepare: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It stands still, but its heart beats. The second one is given more heartbeats than it would take to be believed
+    dead.
+    """
     monkeypatch.setattr(attempts, "DEAD_SECONDS", 4.0)
     waited: list[float] = []
     real = attempts._Rivals.are_silent
@@ -108,13 +141,22 @@ def test_a_slow_preparer_that_lives_is_waited_for(
         return real(rivals)
 
     monkeypatch.setattr(attempts._Rivals, "are_silent", watch)
-    prepare(corpus, cache_dir=str(tmp_path / "cache"), packing="bfd_split", shard_bytes=crashes.SHARD_BYTES, max_bad_ratio=0.1, seq_len=128)
+    prepare(
+        corpus,
+        cache_dir=str(tmp_path / "cache"),
+        packing="bfd_split",
+        shard_bytes=crashes.SHARD_BYTES,
+        max_bad_ratio=0.1,
+        seq_len=128,
+    )
     assert waited[-1] - waited[0] > 6.0
     assert "has given no sign of life" not in caplog.text
     assert paused.go_on()[0] == 0
 
 
-def test_a_restarted_launch_goes_on_from_the_committed_shards(corpus: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_a_restarted_launch_goes_on_from_the_committed_shards(
+    corpus: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
     """torchrun starts all ranks anew when rank 0 is killed; nobody waits for the status file of the first start."""
     cache, points = tmp_path / "cache", tmp_path / "points"
     points.mkdir()
@@ -133,7 +175,14 @@ def test_a_restarted_launch_goes_on_from_the_committed_shards(corpus: Path, tmp_
         "moai",
     ]
     env = {**os.environ, "MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(points), "MOAI_FAILPOINT": f"{POINT}:3=kill"}
-    ran = subprocess.run([*agent, *crashes.command(corpus, cache, "serial")[3:]], cwd=crashes.ROOT, env=env, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [*agent, *crashes.command(corpus, cache, "serial")[3:]],
+        cwd=crashes.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.returncode == 0, ran.stderr
     assert (points / f"{POINT}.3").exists()
     assert ran.stderr.count("Using Fast Tokenizer") == 2

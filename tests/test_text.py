@@ -19,7 +19,10 @@ PrepareIt = Callable[..., Prepared]
 
 
 def columns(row: dict[str, Any]) -> dict[str, str]:
-    return {name: "string" if isinstance(value, str) else "list" if isinstance(value, list) else type(value).__name__ for name, value in row.items()}
+    return {
+        name: "string" if isinstance(value, str) else "list" if isinstance(value, list) else type(value).__name__
+        for name, value in row.items()
+    }
 
 
 def shape_of(row: dict[str, Any], **options: Any) -> TextShape:
@@ -36,7 +39,11 @@ SHAPES: list[tuple[str, dict[str, Any], str]] = [
     ("instruction (input) output", {"instruction": "i", "input": "n", "output": "o"}, "i\n\nn\n\no"),
     ("instruction (input) output", {"output": "o", "input": "", "instruction": "i"}, "i\n\no"),
     ("instruction (input) output", {"instruction": "i", "output": "o"}, "i\n\no"),
-    ("instruction (input) response", {"instruction": "i", "context": "c", "response": "r", "category": "x"}, "i\n\nc\n\nr"),
+    (
+        "instruction (input) response",
+        {"instruction": "i", "context": "c", "response": "r", "category": "x"},
+        "i\n\nc\n\nr",
+    ),
     ("instruction (input) response", {"instruction": "i", "input": "n", "response": "r"}, "i\n\nn\n\nr"),
     ("messages", {"messages": [turn("user", "q"), turn("assistant", "a")], "id": "1"}, "q\n\na"),
     ("conversations", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "q\n\na"),
@@ -62,8 +69,13 @@ def test_the_shape_follows_from_the_columns(name: str, row: dict[str, Any], text
     assert shape.render({**row, "unknown": 5}) == text  # columns nobody asked for make no difference
 
 
-def test_an_alpaca_row_keeps_its_instruction_from_file_to_token(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
-    rows = [{"instruction": "Add the numbers.", "input": "1 2", "output": "3"}, {"instruction": "Say hi.", "input": "", "output": "hi"}]
+def test_an_alpaca_row_keeps_its_instruction_from_file_to_token(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
+    rows = [
+        {"instruction": "Add the numbers.", "input": "1 2", "output": "3"},
+        {"instruction": "Say hi.", "input": "", "output": "hi"},
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for file in ("a.jsonl", "a.parquet"):
@@ -86,7 +98,15 @@ TURNS: list[tuple[Any, str]] = [
     ([turn("user", "")], ""),
     ([], ""),
     (["plain", "strings"], "plain\n\nstrings"),
-    ([turn("user", [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "b"}])], "ab"),
+    (
+        [
+            turn(
+                "user",
+                [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "b"}],
+            )
+        ],
+        "ab",
+    ),
     ([turn("user", ["a", "b"]), turn("assistant", "c")], "ab\n\nc"),
     ([turn("user", [None, {"type": "text", "text": None}, {"type": "text", "text": "a"}])], "a"),
 ]
@@ -191,7 +211,10 @@ def test_a_template_that_could_fail_on_a_record_is_refused_at_once(template: str
     [
         ({"text_column": "absent"}, "--text_column absent names 'absent', which is not there .found: title, n."),
         ({"template": "{absent} {title}"}, "names 'absent', which is not there .found: title, n."),
-        ({"template": "title"}, "--text_template 'title' names no column; a column stands in braces, as in '{title}' .found: title, n."),
+        (
+            {"template": "title"},
+            "--text_template 'title' names no column; a column stands in braces, as in '{title}' .found: title, n.",
+        ),
         ({}, "no known shape among its columns .title, n.; set --text_column NAME or --text_template"),
     ],
 )
@@ -217,19 +240,25 @@ def test_a_column_of_another_type_does_not_choose_the_shape(row: dict[str, Any])
 # ---- from the first records to the shape
 
 
-def test_a_column_that_is_null_at_first_is_known_from_a_later_record(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_a_column_that_is_null_at_first_is_known_from_a_later_record(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": null}\n{"id": 1}\n{"text": "here"}\n')
     prepared = prepare(tmp_path / "a.jsonl")
     assert texts(prepared) == ["here"]
     assert prepared.content["quarantined"] == {"no text": 1, "null text": 1}
 
 
-def test_broken_first_lines_do_not_hide_the_shape(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_broken_first_lines_do_not_hide_the_shape(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     (tmp_path / "a.jsonl").write_text('\n{"text": "cut\n["list"]\n{"prompt": "p", "response": "r"}\n')
     assert texts(prepare(tmp_path / "a.jsonl")) == ["p\n\nr"]
 
 
-def test_files_without_one_object_are_refused_before_they_are_read_to_their_end(tmp_path: Path, prepare: PrepareIt) -> None:
+def test_files_without_one_object_are_refused_before_they_are_read_to_their_end(
+    tmp_path: Path, prepare: PrepareIt
+) -> None:
     (tmp_path / "a.jsonl").write_text('["a"]\n' * 1000 + '{"text": "too late"}\n')
     with pytest.raises(SourceError, match=r"none of its first records is a JSON object \(found list\)"):
         prepare(tmp_path / "a.jsonl")
@@ -238,7 +267,9 @@ def test_files_without_one_object_are_refused_before_they_are_read_to_their_end(
         prepare(tmp_path / "b.jsonl")
 
 
-def test_one_shape_for_all_files_of_a_source_and_the_rest_is_quarantined(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
+def test_one_shape_for_all_files_of_a_source_and_the_rest_is_quarantined(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "data" / "b.jsonl").write_text('{"instruction": "i", "output": "o"}\n')
@@ -247,8 +278,12 @@ def test_one_shape_for_all_files_of_a_source_and_the_rest_is_quarantined(tmp_pat
     assert prepared.content["quarantined"] == {"no text": 1}
 
 
-def test_parquet_types_choose_the_shape_large_strings_and_nested_turns_too(tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]) -> None:
-    pq.write_table(pa.table({"text": pa.array(["large", None], pa.large_string()), "n": [1, 2]}), tmp_path / "a.parquet")
+def test_parquet_types_choose_the_shape_large_strings_and_nested_turns_too(
+    tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
+) -> None:
+    pq.write_table(
+        pa.table({"text": pa.array(["large", None], pa.large_string()), "n": [1, 2]}), tmp_path / "a.parquet"
+    )
     prepared = prepare(tmp_path / "a.parquet")
     assert texts(prepared) == ["large"]
     assert prepared.content["quarantined"] == {"null text": 1}

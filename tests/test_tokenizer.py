@@ -1,4 +1,6 @@
-"""The tokenizer: a fast one or a refusal with the remedy; EOS and BOS where they belong; nothing truncated, padded, drawn by lot."""
+"""The tokenizer: a fast one or a refusal with the remedy; EOS and BOS where they belong; nothing truncated, padded,
+drawn by lot.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,20 @@ def encode(folder: Path, *texts: str, **options: Any) -> list[list[int]]:
 def test_a_slow_tokenizer_is_refused_with_the_command_that_converts_it(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("[UNK]\n")
     with pytest.raises(
-        SlowTokenizerError, match=rf"no tokenizer\.json, only the slow tokenizer's {file}; convert it: python scripts/train_tokenizer\.py --convert"
+        SlowTokenizerError,
+        match=rf"no tokenizer\.json, only the slow tokenizer's {file}; convert it: python scripts/train_tokenizer\.py "
+        rf"--convert",
     ):
         load_tokenizer(str(tmp_path))
 
 
-def test_the_command_line_refuses_a_slow_tokenizer_in_one_line(tmp_path: Path, run_moai: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_command_line_refuses_a_slow_tokenizer_in_one_line(
+    tmp_path: Path, run_moai: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     (tmp_path / "vocab.txt").write_text("[UNK]\n")
-    ended = run_moai("prepare", "--dataset", "data/demo", "--tokenizer_path", tmp_path, "--cache_dir", tmp_path / "cache")
+    ended = run_moai(
+        "prepare", "--dataset", "data/demo", "--tokenizer_path", tmp_path, "--cache_dir", tmp_path / "cache"
+    )
     assert ended.returncode == 2
     assert "train_tokenizer.py --convert" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -69,17 +77,40 @@ def test_the_command_line_refuses_a_slow_tokenizer_in_one_line(tmp_path: Path, r
         (lambda folder: (folder / "tokenizer.json").write_text("[1, 2]"), "not readable as a fast tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe{}"), "not readable as a fast tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_bytes(b""), "not readable as a fast tokenizer"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer at all; name the directory that holds tokenizer.json"),
+        (
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "no tokenizer at all; name the directory that holds tokenizer.json",
+        ),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "names no eos_token.*set --eos_token"),
-        (lambda folder: (folder / "tokenizer_config.json").write_text("not JSON"), "names no eos_token.*set --eos_token"),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text("not JSON"),
+            "names no eos_token.*set --eos_token",
+        ),
         (
             lambda folder: edit(folder, lambda v: v.update(eos_token="<absent>"), "tokenizer_config.json"),
             "'<absent>' is not in the vocabulary.*set --eos_token",
         ),
-        (lambda folder: edit(folder, lambda v: (v["model"].update(vocab={}, merges=[]), v.update(added_tokens=[]))), "vocabulary is empty"),
-        (lambda folder: shutil.rmtree(folder), "no such tokenizer directory; make it: python scripts/train_tokenizer.py"),
+        (
+            lambda folder: edit(folder, lambda v: (v["model"].update(vocab={}, merges=[]), v.update(added_tokens=[]))),
+            "vocabulary is empty",
+        ),
+        (
+            lambda folder: shutil.rmtree(folder),
+            "no such tokenizer directory; make it: python scripts/train_tokenizer.py",
+        ),
     ],
-    ids=["cut", "list", "not UTF-8", "empty", "absent", "no config", "broken config", "EOS not in it", "no vocabulary", "no directory"],
+    ids=[
+        "cut",
+        "list",
+        "not UTF-8",
+        "empty",
+        "absent",
+        "no config",
+        "broken config",
+        "EOS not in it",
+        "no vocabulary",
+        "no directory",
+    ],
 )
 def test_what_cannot_serve_is_refused_and_says_why(own: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(own)
@@ -95,7 +126,11 @@ def test_a_file_that_is_no_tokenizer_json_is_named_as_such(tmp_path: Path) -> No
 
 def test_repository_code_is_never_looked_at(own: Path) -> None:
     """`auto_map` asks other loaders to run code of the repository, or to ask on the terminal whether they may."""
-    edit(own, lambda v: v.update(auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil"), "tokenizer_config.json")
+    edit(
+        own,
+        lambda v: v.update(auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil"),
+        "tokenizer_config.json",
+    )
     (own / "evil.py").write_text("raise SystemExit('ran')")
     assert load_tokenizer(str(own)).eos_token == "<|endoftext|>"
 
@@ -105,7 +140,11 @@ def test_repository_code_is_never_looked_at(own: Path) -> None:
 
 def test_eos_comes_from_the_configuration_the_map_or_the_flag(own: Path) -> None:
     assert load_tokenizer(str(own)).eos_token == "<|endoftext|>"
-    other = next(token for token in ("<pad>", "!", "a") if token in json.loads((own / "tokenizer.json").read_text())["model"]["vocab"])
+    other = next(
+        token
+        for token in ("<pad>", "!", "a")
+        if token in json.loads((own / "tokenizer.json").read_text())["model"]["vocab"]
+    )
     assert load_tokenizer(str(own), eos_token=other).eos_token == other
     (own / "tokenizer_config.json").write_text("{}")
     (own / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
@@ -114,7 +153,9 @@ def test_eos_comes_from_the_configuration_the_map_or_the_flag(own: Path) -> None
         load_tokenizer(str(own), need_bos=True)
 
 
-def test_every_document_begins_with_bos_if_wanted_and_ends_with_eos(own: Path, tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path) -> None:
+def test_every_document_begins_with_bos_if_wanted_and_ends_with_eos(
+    own: Path, tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path
+) -> None:
     edit(own, lambda v: v.update(bos_token="a"), "tokenizer_config.json")
     spec = load_tokenizer(str(own), need_bos=True)
     data = tmp_path / "data.jsonl"
@@ -148,7 +189,9 @@ def test_ends_stand_around_every_document_and_nowhere_else(bos: int | None) -> N
 # ---- special tokens in text
 
 
-def test_special_tokens_in_text_are_read_as_such_and_counted_or_split_on_demand(tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path) -> None:
+def test_special_tokens_in_text_are_read_as_such_and_counted_or_split_on_demand(
+    tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path
+) -> None:
     text = "before<|endoftext|>after"
     spec = load_tokenizer(str(tokenizer_dir))
     (as_special,) = encode(tokenizer_dir, text)
@@ -173,7 +216,14 @@ def test_truncation_and_padding_of_tokenizer_json_are_switched_off(own: Path, to
         own,
         lambda v: v.update(
             truncation={"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0},
-            padding={"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+            padding={
+                "strategy": {"Fixed": 16},
+                "direction": "Right",
+                "pad_to_multiple_of": None,
+                "pad_id": 0,
+                "pad_type_id": 0,
+                "pad_token": "<pad>",
+            },
         ),
     )
     assert encode(own, *texts) == encode(tokenizer_dir, *texts)
@@ -183,7 +233,12 @@ def test_no_template_tokens_are_added_but_our_own(own: Path, tokenizer_dir: Path
     eos = load_tokenizer(str(own)).eos_id
     special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [eos], "tokens": ["<|endoftext|>"]}}
     single = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    edit(own, lambda v: v.update(post_processor={"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}))
+    edit(
+        own,
+        lambda v: v.update(
+            post_processor={"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+        ),
+    )
     assert encode(own, "text") == encode(tokenizer_dir, "text")
 
 
@@ -225,7 +280,10 @@ def test_ids_get_the_narrowest_type_that_holds_them(tokenizer_dir: Path, vocab_s
 
 def test_added_tokens_count_for_the_vocabulary(own: Path) -> None:
     before = load_tokenizer(str(own))
-    edit(own, lambda v: v["added_tokens"].append({**v["added_tokens"][0], "id": before.vocab_size, "content": "<|extra|>"}))
+    edit(
+        own,
+        lambda v: v["added_tokens"].append({**v["added_tokens"][0], "id": before.vocab_size, "content": "<|extra|>"}),
+    )
     after = load_tokenizer(str(own))
     assert after.vocab_size == before.vocab_size + 1
     assert encode(own, "<|extra|>") == [[before.vocab_size]]

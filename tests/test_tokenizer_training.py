@@ -34,12 +34,17 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tokenizer") / "small"
-    subprocess.run([*SCRIPT, "--dataset", NEXT, "--vocab_size", "1000", "--output_dir", str(place)], check=True, cwd="/")
+    subprocess.run(
+        [*SCRIPT, "--dataset", NEXT, "--vocab_size", "1000", "--output_dir", str(place)], check=True, cwd="/"
+    )
     return place
 
 
 def test_shipped_tokenizer_is_what_the_command_makes(tmp_path: Path) -> None:
-    assert main(["--dataset", str(REPO / "data/demo"), "--vocab_size", "8192", "--output_dir", str(tmp_path / "demo")]) == 0
+    assert (
+        main(["--dataset", str(REPO / "data/demo"), "--vocab_size", "8192", "--output_dir", str(tmp_path / "demo")])
+        == 0
+    )
     assert files(tmp_path / "demo") == files(REPO / "tokenizers/demo")
 
 
@@ -92,7 +97,9 @@ def written_as(kind: str, folder: Path) -> Path:
     elif kind == "json":
         path.write_text(json.dumps([{"text": text} for text in DOCUMENTS]))
     else:
-        path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.ZstdCompressor().compress}[kind](lines))
+        path.write_bytes(
+            {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.ZstdCompressor().compress}[kind](lines)
+        )
     return path
 
 
@@ -110,7 +117,9 @@ def test_txt_is_a_document_a_line(tmp_path: Path) -> None:
     assert list(documents(tmp_path / "a.txt")) == ["eins", "zwei"]
 
 
-def test_bad_records_are_passed_over_counted_and_above_a_share_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_records_are_passed_over_counted_and_above_a_share_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "some.jsonl"
     path.write_bytes(b'{"text": "good good good"}\n{"text": 3}\n{"text": "\xff"}\n[1]\n{"text"\n')
     assert main(["--dataset", str(path), "--vocab_size", "300", "--output_dir", str(tmp_path / "some")]) == 0
@@ -148,7 +157,11 @@ def test_documents_are_not_held() -> None:
         (["--dataset", "absent.jsonl", "--output_dir", "new"], 66, "absent.jsonl: no such file"),
         (["--dataset", "empty.txt", "--output_dir", "new"], 66, "empty.txt: the file is empty"),
         (["--dataset", "blank.txt", "--output_dir", "new"], 66, "blank.txt: no text in 0 records"),
-        (["--dataset", NEXT, "--vocab_size", "299", "--output_dir", "new"], 2, "vocab_size = 299: must be at least 300"),
+        (
+            ["--dataset", NEXT, "--vocab_size", "299", "--output_dir", "new"],
+            2,
+            "vocab_size = 299: must be at least 300",
+        ),
         (["--dataset", NEXT, "--min_frequency", "0", "--output_dir", "new"], 2, "min_frequency = 0"),
         (["--dataset", NEXT, "--output_dir", "full"], 2, "full: is not empty; name another one or add --overwrite"),
         (["--dataset", NEXT, "--output_dir", "empty.txt"], 2, "empty.txt: is a file; name a directory"),
@@ -162,12 +175,21 @@ def test_documents_are_not_held() -> None:
     ],
 )
 def test_wrong_inputs_are_one_line(
-    words: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").touch()
     (tmp_path / "blank.txt").write_text("\n \n")
-    for folder, name, content in (("full", "tokenizer.json", "{}"), ("other", "my_vocab.txt", "a\n"), ("broken", "spiece.model", "nonsense")):
+    for folder, name, content in (
+        ("full", "tokenizer.json", "{}"),
+        ("other", "my_vocab.txt", "a\n"),
+        ("broken", "spiece.model", "nonsense"),
+    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text(content)
     assert main(words) == code
@@ -196,7 +218,9 @@ def loaded(place: Path) -> Any:
 def test_a_bare_wordpiece_vocabulary_becomes_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
-    (slow / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Seoul", "seoul", "##ite", "##s"]) + "\n")
+    (slow / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Seoul", "seoul", "##ite", "##s"]) + "\n"
+    )
     assert main(["--convert", str(slow), "--output_dir", str(tmp_path / "fast")]) == 0
     assert "lower-casing off (the vocabulary has capitals)" in capsys.readouterr().out
     assert loaded(tmp_path / "fast")("Seoulites seoul", add_special_tokens=False)["input_ids"] == [5, 7, 8, 6]
@@ -226,21 +250,49 @@ def sentencepiece(model_type: int, pieces: list[tuple[str, float, int]]) -> Any:
     return proto
 
 
-UNIGRAM = [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3), ("▁", -2, 1), ("a", -3, 1), ("b", -3, 1), ("▁ab", -1, 1), ("▁서울", -1, 1), ("<tag>", 0, 4)]
-BPE = [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3), ("ab", 0, 1), ("▁ab", -1, 1), ("ba", -2, 1), ("▁", -3, 1), ("a", -4, 1), ("b", -5, 1)]
+UNIGRAM = [
+    ("<unk>", 0, 2),
+    ("<s>", 0, 3),
+    ("</s>", 0, 3),
+    ("▁", -2, 1),
+    ("a", -3, 1),
+    ("b", -3, 1),
+    ("▁ab", -1, 1),
+    ("▁서울", -1, 1),
+    ("<tag>", 0, 4),
+]
+BPE = [
+    ("<unk>", 0, 2),
+    ("<s>", 0, 3),
+    ("</s>", 0, 3),
+    ("ab", 0, 1),
+    ("▁ab", -1, 1),
+    ("ba", -2, 1),
+    ("▁", -3, 1),
+    ("a", -4, 1),
+    ("b", -5, 1),
+]
 
 
 @pytest.mark.parametrize(
     ("model_type", "pieces", "text", "ids", "back"),
     [
-        (1, UNIGRAM, "  ab   서울 ", [6, 7], "ab 서울"),  # outer spaces go, inner ones count once, one stands before the first word
+        (
+            1,
+            UNIGRAM,
+            "  ab   서울 ",
+            [6, 7],
+            "ab 서울",
+        ),  # outer spaces go, inner ones count once, one stands before the first word
         (1, UNIGRAM, "b<tag>a", [3, 5, 8, 3, 4], "b<tag> a"),
         (1, UNIGRAM, "a?", [3, 4, 0], "a"),
         (2, BPE, "ab aab", [4, 6, 7, 3], "ab aab"),  # ▁ab, then ▁ a ab: "▁a" is no piece
         (2, BPE, "aba", [4, 7], "aba"),  # "ab" is merged before "ba"
     ],
 )
-def test_sentencepiece_pieces_and_ids_are_kept(model_type: int, pieces: list[tuple[str, float, int]], text: str, ids: list[int], back: str) -> None:
+def test_sentencepiece_pieces_and_ids_are_kept(
+    model_type: int, pieces: list[tuple[str, float, int]], text: str, ids: list[int], back: str
+) -> None:
     tokenizer = sentencepiece_as_fast(sentencepiece(model_type, pieces))
     assert tokenizer.encode(text, add_special_tokens=False).ids == ids
     assert tokenizer.decode(ids) == back
@@ -250,7 +302,12 @@ def test_a_bare_sentencepiece_model_becomes_fast(tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "spiece.model").write_bytes(sentencepiece(1, UNIGRAM).SerializeToString())
-    run = subprocess.run([*SCRIPT, "--convert", str(slow), "--output_dir", str(tmp_path / "fast")], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [*SCRIPT, "--convert", str(slow), "--output_dir", str(tmp_path / "fast")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     assert "converted spiece.model, 9 pieces" in run.stdout
     tokenizer = loaded(tmp_path / "fast")

@@ -30,13 +30,35 @@ from moai.training.order import Order, sources_of
 ROOT = Path(__file__).parent.parent
 DRIVER = Path(__file__).parent / "tiny_run.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-FLAGS = ["--batch_size", "2", "--gradient_accumulation_steps", "2", "--num_epochs", "3", "--learning_rate", "1e-2", "--warmup_steps", "0",
-         "--logging_steps", "2", "--save_steps", "4"]  # fmt: skip
+FLAGS = [
+    "--batch_size",
+    "2",
+    "--gradient_accumulation_steps",
+    "2",
+    "--num_epochs",
+    "3",
+    "--learning_rate",
+    "1e-2",
+    "--warmup_steps",
+    "0",
+    "--logging_steps",
+    "2",
+    "--save_steps",
+    "4",
+]
 
 
 def run(command: list[Any], *, code: int | None = 0, **environ: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DATASET_", "MOAI_"))}
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, env={**clean, **environ}, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env={**clean, **environ},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert code is None or done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -58,7 +80,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def driver(place: Path, output: Path, *more: str, prepared: str = "prepared") -> list[Any]:
     folders = ",".join(str(place / name) for name in prepared.split(","))
-    return [DRIVER, folders, place / "tokenizer", "--model_config", place / "model.json", "--output_dir", output, *FLAGS, *more]
+    return [
+        DRIVER,
+        folders,
+        place / "tokenizer",
+        "--model_config",
+        place / "model.json",
+        "--output_dir",
+        output,
+        *FLAGS,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -75,30 +107,52 @@ def first_run(place: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--mode rl", "choose from pretrain, sft"), ("--mixture_temperature 0", "must be above 0"), ("--batch_size 0", "batch_size = 0: must be at least 1"),
-     ("--learning_rate 0", "must be above 0"), ("--learning_rate nan", "must be above 0"), ("--max_steps 0", "at least 1, or -1"),
-     ("--num_epochs -1", "must be above 0"), ("--warmup_steps 2.5", "a whole number of steps, or a share below 1"), ("--warmup_steps -1", "at least 0"),
-     ("--bf16 --fp16", "choose one"), ("--fp16 --use_cpu", "needs a GPU"), ("--lr_scheduler_type step", "choose from cosine"),
-     ("--save_total_limit 0", "at least 1"), ("--gradient_accumulation_steps 1.5", "whole number"), ("--seed -1", "at least 0")],
-)  # fmt: skip
+    [
+        ("--mode rl", "choose from pretrain, sft"),
+        ("--mixture_temperature 0", "must be above 0"),
+        ("--batch_size 0", "batch_size = 0: must be at least 1"),
+        ("--learning_rate 0", "must be above 0"),
+        ("--learning_rate nan", "must be above 0"),
+        ("--max_steps 0", "at least 1, or -1"),
+        ("--num_epochs -1", "must be above 0"),
+        ("--warmup_steps 2.5", "a whole number of steps, or a share below 1"),
+        ("--warmup_steps -1", "at least 0"),
+        ("--bf16 --fp16", "choose one"),
+        ("--fp16 --use_cpu", "needs a GPU"),
+        ("--lr_scheduler_type step", "choose from cosine"),
+        ("--save_total_limit 0", "at least 1"),
+        ("--gradient_accumulation_steps 1.5", "whole number"),
+        ("--seed -1", "at least 0"),
+    ],
+)
 def test_nonsense_is_refused_in_one_line(flags: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(flags.split())
 
 
 def test_precedence_and_spellings(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("learning_rate: 1.0e-3\nper_device_train_batch_size: 8\nwarmup_steps: 0.1\nmax_seq_length: 128\n")
+    (tmp_path / "run.yaml").write_text(
+        "learning_rate: 1.0e-3\nper_device_train_batch_size: 8\nwarmup_steps: 0.1\nmax_seq_length: 128\n"
+    )
     argv = ["--config", str(tmp_path / "run.yaml"), "--learning-rate", "2e-3", "--resume_from_checkpoint"]
     resolved = resolve([TrainConfig, DataConfig], argv, {"DATASET_NUM_PROC": "3"}, prog="train.py")
     config = resolved[TrainConfig]
-    assert (config.learning_rate, config.batch_size, config.warmup_steps, config.resume_from_checkpoint, config.seed) == (2e-3, 8, 0.1, "auto", 42)
+    assert (
+        config.learning_rate,
+        config.batch_size,
+        config.warmup_steps,
+        config.resume_from_checkpoint,
+        config.seed,
+    ) == (2e-3, 8, 0.1, "auto", 42)
     assert (resolved[DataConfig].seq_len, resolved[DataConfig].num_proc) == (128, 3)
     names = ("learning_rate", "batch_size", "resume_from_checkpoint", "seed", "num_proc")
     assert [resolved.origins[name].split()[0] for name in names] == ["flag", "file", "flag", "default", "environment"]
     assert settings(["--resume_from_checkpoint", "none"]).resume_from_checkpoint is None
 
 
-@pytest.mark.parametrize(("given", "missing"), [({"model_config": "m"}, "--output_dir"), ({"output_dir": "o"}, "--model_config")])
+@pytest.mark.parametrize(
+    ("given", "missing"), [({"model_config": "m"}, "--output_dir"), ({"output_dir": "o"}, "--model_config")]
+)
 def test_what_is_required_is_named(given: dict[str, str], missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
         TrainConfig(**given).require()
@@ -109,16 +163,34 @@ def test_what_is_required_is_named(given: dict[str, str], missing: str) -> None:
 
 def test_fields_become_qwen3(tmp_path: Path) -> None:
     path = tiny_run.write_model_config(
-        tmp_path, rope_theta=5e5, rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, initializer_range=0.01
+        tmp_path,
+        rope_theta=5e5,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        initializer_range=0.01,
     )
     config = load_config(str(path), None)
     assert config.model_type == "qwen3"
-    assert (config.head_dim, config.num_key_value_heads, config.hidden_act, config.initializer_range) == (8, 2, "silu", 0.01)
-    assert config.rope_parameters == {"rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-    model = build_model(config, pretrained_model=None, attention="sdpa", special_ids={"eos_token_id": 3, "bos_token_id": None}, seed=1)
+    assert (config.head_dim, config.num_key_value_heads, config.hidden_act, config.initializer_range) == (
+        8,
+        2,
+        "silu",
+        0.01,
+    )
+    assert config.rope_parameters == {
+        "rope_theta": 5e5,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    model = build_model(
+        config, pretrained_model=None, attention="sdpa", special_ids={"eos_token_id": 3, "bos_token_id": None}, seed=1
+    )
     embeddings = 300 * 32
     attention, mlp, norms = 32 * (32 + 16 + 16 + 32), 3 * 32 * 64, 2 * 32 + 2 * 8
-    assert count_parameters(model) == (embeddings + 2 * (attention + mlp + norms) + 32, 2 * (attention + mlp + norms) + 32)
+    assert count_parameters(model) == (
+        embeddings + 2 * (attention + mlp + norms) + 32,
+        2 * (attention + mlp + norms) + 32,
+    )
     assert (model.config.eos_token_id, model.config.use_cache, model.dtype) == (3, False, torch.float32)
 
 
@@ -129,16 +201,25 @@ def test_shipped_configurations_have_the_parameters_they_say(name: str) -> None:
     path = ROOT / "configs" / f"model_config_{name}.json"
     with torch.device("meta"):
         total, body = count_parameters(AutoModelForCausalLM.from_config(load_config(str(path), None)))
-    assert {"2b": (2.85e9, 2.13e9), "5b": (5.25e9, 4.27e9), "demo": (5.05e6, 2.95e6)}[name] == pytest.approx((total, body), rel=3e-3)
+    assert {"2b": (2.85e9, 2.13e9), "5b": (5.25e9, 4.27e9), "demo": (5.05e6, 2.95e6)}[name] == pytest.approx(
+        (total, body), rel=3e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"use_qk_norm": False}, "use_qk_norm false is another architecture"), ({"mlp_bias": True}, "mlp_bias true"), ({"hidden_act": "gelu"}, "SwiGLU"),
-     ({"hidden_sizes": 8}, "unknown field 'hidden_sizes'; did you mean hidden_size"), ({"num_attention_heads": 5}, "no multiple of num_attention_heads 5"),
-     ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads 3"), ({"model_type": "qwen33"}, "model_type 'qwen33' is unknown"),
-     ({"hidden_size": "32"}, "hidden_size = '32' is not a whole number"), ({"rms_norm_eps": "x"}, "rms_norm_eps")],
-)  # fmt: skip
+    [
+        ({"use_qk_norm": False}, "use_qk_norm false is another architecture"),
+        ({"mlp_bias": True}, "mlp_bias true"),
+        ({"hidden_act": "gelu"}, "SwiGLU"),
+        ({"hidden_sizes": 8}, "unknown field 'hidden_sizes'; did you mean hidden_size"),
+        ({"num_attention_heads": 5}, "no multiple of num_attention_heads 5"),
+        ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads 3"),
+        ({"model_type": "qwen33"}, "model_type 'qwen33' is unknown"),
+        ({"hidden_size": "32"}, "hidden_size = '32' is not a whole number"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps"),
+    ],
+)
 def test_models_that_are_none_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(str(tiny_run.write_model_config(tmp_path, **changes)), None)
@@ -147,8 +228,12 @@ def test_models_that_are_none_are_refused(tmp_path: Path, changes: dict[str, Any
 def test_files_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text('{"vocab_size": 1')
     (tmp_path / "empty").mkdir()
-    for arguments, message in [((str(tmp_path / "cut.json"), None), "not readable as JSON"), ((str(tmp_path / "none.json"), None), "No such file"),
-                               ((None, str(tmp_path / "none")), "no such directory"), ((None, str(tmp_path / "empty")), "config.json is missing")]:  # fmt: skip
+    for arguments, message in [
+        ((str(tmp_path / "cut.json"), None), "not readable as JSON"),
+        ((str(tmp_path / "none.json"), None), "No such file"),
+        ((None, str(tmp_path / "none")), "no such directory"),
+        ((None, str(tmp_path / "empty")), "config.json is missing"),
+    ]:
         with pytest.raises(MoaiError, match=message):
             load_config(*arguments)
 
@@ -165,7 +250,9 @@ def test_model_and_data_must_fit(tmp_path: Path) -> None:
     check_early(model_config=path, pretrained_model=None, vocab_size=300, seq_len=64)
     for fits in (
         lambda vocabulary, length: check_fit(config, ids=vocabulary, seq_len=length),
-        lambda vocabulary, length: check_early(model_config=path, pretrained_model=None, vocab_size=vocabulary, seq_len=length),
+        lambda vocabulary, length: check_early(
+            model_config=path, pretrained_model=None, vocab_size=vocabulary, seq_len=length
+        ),
     ):
         with pytest.raises(ConfigError, match=r"vocab_size 300 is below .*301"):
             fits(301, 64)
@@ -177,7 +264,11 @@ def test_weights_follow_from_the_seed(tmp_path: Path) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(seed + 3)  # the state it starts from must not matter
         config = load_config(str(tiny_run.write_model_config(tmp_path)), None)
-        return build_model(config, pretrained_model=None, attention="sdpa", special_ids={}, seed=seed).model.layers[1].mlp.up_proj.weight
+        return (
+            build_model(config, pretrained_model=None, attention="sdpa", special_ids={}, seed=seed)
+            .model.layers[1]
+            .mlp.up_proj.weight
+        )
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -189,21 +280,48 @@ def test_weights_follow_from_the_seed(tmp_path: Path) -> None:
 def test_two_ranks_train_and_leave_a_model(first_run: Path, place: Path) -> None:
     summary = json.loads((first_run / "summary.json").read_text())
     assert summary["loss_last"] < summary["loss_first"] - 1.0
-    assert (summary["steps"], summary["rows"], summary["documents"], summary["quarantined"], summary["parameters"]) == (9, 26, 52, 3, 28_224)
-    assert summary["tokens_seen"] == trained_tokens(place, rows=72), "9 steps of 8 rows: what is left of three epochs of 26 makes no whole step"
-    assert f"Loss          {summary['loss_first']:.4f} -> {summary['loss_last']:.4f} in 9 steps" in (place / "first.out").read_text()
-    assert sorted(path.name for path in first_run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8", "checkpoint-9"]
+    assert (summary["steps"], summary["rows"], summary["documents"], summary["quarantined"], summary["parameters"]) == (
+        9,
+        26,
+        52,
+        3,
+        28_224,
+    )
+    assert summary["tokens_seen"] == trained_tokens(place, rows=72), (
+        "9 steps of 8 rows: what is left of three epochs of 26 makes no whole step"
+    )
+    assert (
+        f"Loss          {summary['loss_first']:.4f} -> {summary['loss_last']:.4f} in 9 steps"
+        in (place / "first.out").read_text()
+    )
+    assert sorted(path.name for path in first_run.glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-8",
+        "checkpoint-9",
+    ]
     assert sorted(path.name for path in (first_run / "final_model").iterdir()) == [
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     card = (first_run / "final_model" / "README.md").read_text()
-    assert all(text in card for text in ("52 documents", "bfd_split", "28,224 parameters", summary["content_digest"], "| counting | 52 |"))
+    assert all(
+        text in card
+        for text in ("52 documents", "bfd_split", "28,224 parameters", summary["content_digest"], "| counting | 52 |")
+    )
 
 
 def trained_tokens(place: Path, *, rows: int) -> int:
     """Every token of the first `rows` of the order but the first of each document."""
     prepared = tiny_run.open_prepared(place / "prepared")
     held, order = PackedRows.of(prepared), Order(sources_of(prepared.content["shards"]), seed=42)
-    return sum(int((PackedCollator(pad_id=0)([held[index]])["labels"] != -100).sum()) for index in order.rows_at(np.arange(rows)))
+    return sum(
+        int((PackedCollator(pad_id=0)([held[index]])["labels"] != -100).sum())
+        for index in order.rows_at(np.arange(rows))
+    )
 
 
 def test_the_final_model_is_loaded_by_transformers_and_has_learned_to_count(first_run: Path) -> None:
@@ -213,7 +331,11 @@ def test_the_final_model_is_loaded_by_transformers_and_has_learned_to_count(firs
     tokenizer = AutoTokenizer.from_pretrained(first_run / "final_model")
     assert type(model).__name__ == "Qwen3ForCausalLM"
     assert tokenizer.decode(tokenizer("한국어 text")["input_ids"]) == "한국어 text"
-    assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 257)
+    assert (
+        (model.config.eos_token_id, model.config.pad_token_id)
+        == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        == (256, 257)
+    )
     with torch.no_grad():
         loss = model(input_ids=torch.arange(10, 22)[None], labels=torch.arange(10, 22)[None]).loss
     assert loss < np.log(300) - 1.0
@@ -221,7 +343,10 @@ def test_the_final_model_is_loaded_by_transformers_and_has_learned_to_count(firs
 
 def test_the_log_is_short_and_every_rank_keeps_its_own(first_run: Path, place: Path) -> None:
     console = (place / "first.err").read_text()
-    steps = re.findall(r"step (\d+)/9  loss (\d+\.\d+)  lr \S+  norm \S+  ([\d,]+) tokens/s  wait \d+\.\d%  \d+\.\d GB  \d+:\d\d left", console)
+    steps = re.findall(
+        r"step (\d+)/9  loss (\d+\.\d+)  lr \S+  norm \S+  ([\d,]+) tokens/s  wait \d+\.\d%  \d+\.\d GB  \d+:\d\d left",
+        console,
+    )
     assert [int(step) for step, _, _ in steps] == [1, 2, 4, 6, 8, 9]
     assert "Packed attention checked" in console
     assert "28,224 parameters" in console
@@ -266,7 +391,12 @@ def train_here(place: Path, command: list[Any], *, tokenizer: Path | None = None
     from moai.training.stages import Stage
     from moai.training.trainer import train
 
-    resolved = resolve([TrainConfig, DataConfig], [*map(str, command[3:]), "--tokenizer_path", str(tokenizer or place / "tokenizer")], {}, prog="test")
+    resolved = resolve(
+        [TrainConfig, DataConfig],
+        [*map(str, command[3:]), "--tokenizer_path", str(tokenizer or place / "tokenizer")],
+        {},
+        prog="test",
+    )
     stage = Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(place / "prepared"))
     return train(resolved[TrainConfig], [stage], resolved.origins, environ={})[0]
 
@@ -287,15 +417,28 @@ def test_a_loss_that_is_no_number_ends_the_run(place: Path, tmp_path: Path) -> N
 
 def test_a_damaged_shard_is_one_line_from_a_process_that_reads_too(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "prepared", tmp_path / "prepared")
-    shutil.copyfile(tmp_path / "prepared" / "data-00000-of-00003.arrow", tmp_path / "prepared" / "data-00002-of-00003.arrow")
+    shutil.copyfile(
+        tmp_path / "prepared" / "data-00000-of-00003.arrow", tmp_path / "prepared" / "data-00002-of-00003.arrow"
+    )
     for processes in ("0", "1"):
         with pytest.raises(DamagedError) as caught:
-            train_here(tmp_path, driver(place, tmp_path / f"out{processes}", "--dataloader_num_workers", processes), tokenizer=place / "tokenizer")
-        assert re.fullmatch(rf"{tmp_path}/prepared/data-00002-of-00003.arrow: 9 rows, the manifest says 8; remove {tmp_path}/prepared .*", str(caught.value))
+            train_here(
+                tmp_path,
+                driver(place, tmp_path / f"out{processes}", "--dataloader_num_workers", processes),
+                tokenizer=place / "tokenizer",
+            )
+        assert re.fullmatch(
+            rf"{tmp_path}/prepared/data-00002-of-00003.arrow: 9 rows, the manifest says 8; remove {tmp_path}/prepared "
+            rf".*",
+            str(caught.value),
+        )
 
 
 def test_too_few_rows_for_one_step_are_named(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the run has 78 rows, one step takes 128 \(batch_size 64 x gradient_accumulation_steps 2 x 1 ranks\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the run has 78 rows, one step takes 128 \(batch_size 64 x gradient_accumulation_steps 2 x 1 ranks\)",
+    ):
         train_here(place, driver(place, tmp_path / "out", "--batch_size", "64"))
 
 
@@ -312,7 +455,10 @@ def test_ranks_with_other_data_end_with_the_list(place: Path, tmp_path: Path) ->
     results = launch_plainly(command)
     for code, error in results:
         assert code == 1
-        assert re.search(r"tiny_run: error: the ranks do not hold the same data \(content_digest: rank 0 \w{64}, rank 1 \w{64}\)", error), error
+        assert re.search(
+            r"tiny_run: error: the ranks do not hold the same data \(content_digest: rank 0 \w{64}, rank 1 \w{64}\)",
+            error,
+        ), error
         assert "Traceback" not in error
 
 
@@ -323,11 +469,23 @@ def launch_plainly(command: list[Any], **environ: str) -> list[tuple[int, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    group = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     ranks = [
-        subprocess.Popen([str(word) for word in command], cwd=ROOT, env={**os.environ, **group, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env={**os.environ, **group, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
     try:
         errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     finally:
@@ -345,7 +503,7 @@ from moai.training.process_group import join_on_cpu
 here = ranks(os.environ)
 import torch.distributed as dist
 if here.rank == 0:
-    time.sleep(5)                     # the rank that holds the store is later than the timeout below: this is what is tested
+    time.sleep(5)                     # the rank with the store is later than the timeout below: this is tested
 join_on_cpu(here, timeout_seconds=2, environ=os.environ)
 dist.barrier()
 if here.rank == 1:
@@ -377,13 +535,48 @@ def texts(place: Path) -> Path:
 
 
 def train_py(place: Path, texts: Path, output: Path, *more: Any) -> list[Any]:
-    return [ROOT / "train.py", "--dataset", texts, "--tokenizer_path", place / "tokenizer", "--model_config", place / "model.json", "--seq_len", "48", "--packing", "bfd",
-            "--cache_dir", place / "cache", "--num_proc", "1", "--output_dir", output, *FLAGS, "--max_steps", "6", *more]  # fmt: skip
+    return [
+        ROOT / "train.py",
+        "--dataset",
+        texts,
+        "--tokenizer_path",
+        place / "tokenizer",
+        "--model_config",
+        place / "model.json",
+        "--seq_len",
+        "48",
+        "--packing",
+        "bfd",
+        "--cache_dir",
+        place / "cache",
+        "--num_proc",
+        "1",
+        "--output_dir",
+        output,
+        *FLAGS,
+        "--max_steps",
+        "6",
+        *more,
+    ]
 
 
 def test_accelerate_launch_then_plain_python_resumes(place: Path, texts: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     done = run([*launch, *train_py(place, texts, tmp_path / "out")])
     assert "cpu x 2 ranks" in done.stderr
     saved = json.loads((tmp_path / "out" / "settings.json").read_text())
@@ -391,7 +584,19 @@ def test_accelerate_launch_then_plain_python_resumes(place: Path, texts: Path, t
     assert done.stderr.count("learning_rate ") == 1, "the settings are printed once"
 
     again = run(
-        [sys.executable, *train_py(place, texts, tmp_path / "out", "--gradient_accumulation_steps", "4", "--resume_from_checkpoint", "--max_steps", "8")]
+        [
+            sys.executable,
+            *train_py(
+                place,
+                texts,
+                tmp_path / "out",
+                "--gradient_accumulation_steps",
+                "4",
+                "--resume_from_checkpoint",
+                "--max_steps",
+                "8",
+            ),
+        ]
     )
     assert "cpu x 1 ranks" in again.stderr
     assert "Resuming from" in again.stderr
@@ -401,12 +606,20 @@ def test_accelerate_launch_then_plain_python_resumes(place: Path, texts: Path, t
 
 @pytest.mark.parametrize(
     ("more", "code", "message"),
-    [(["--no_such_flag"], 2, "unrecognized arguments: --no_such_flag"), (["--data_format", "chat"], 2, "conversations are for --mode sft"),
-     (["--output_dir", ""], 2, "set --output_dir"), (["--model_config", "none.json"], 2, "none.json: No such file"),
-     (["--seq_len", "65"], 2, "above the model's max_position_embeddings 64"), (["--resume_from_checkpoint"], 2, "has no checkpoint"),
-     (["--output_dir", "README.md/x"], 2, "output_dir README.md/x"), (["--dataset", "none.jsonl"], 66, "none.jsonl")],
-)  # fmt: skip
-def test_mistakes_are_one_line_with_a_code(place: Path, texts: Path, tmp_path: Path, more: list[str], code: int, message: str) -> None:
+    [
+        (["--no_such_flag"], 2, "unrecognized arguments: --no_such_flag"),
+        (["--data_format", "chat"], 2, "conversations are for --mode sft"),
+        (["--output_dir", ""], 2, "set --output_dir"),
+        (["--model_config", "none.json"], 2, "none.json: No such file"),
+        (["--seq_len", "65"], 2, "above the model's max_position_embeddings 64"),
+        (["--resume_from_checkpoint"], 2, "has no checkpoint"),
+        (["--output_dir", "README.md/x"], 2, "output_dir README.md/x"),
+        (["--dataset", "none.jsonl"], 66, "none.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line_with_a_code(
+    place: Path, texts: Path, tmp_path: Path, more: list[str], code: int, message: str
+) -> None:
     if more[-1].startswith("README.md"):
         more = ["--output_dir", str(tmp_path / "file" / "x")]
         (tmp_path / "file").write_text("")
@@ -419,7 +632,10 @@ def test_mistakes_are_one_line_with_a_code(place: Path, texts: Path, tmp_path: P
 
 
 def test_ctrl_c_ends_with_one_line(place: Path, texts: Path, tmp_path: Path) -> None:
-    command = [sys.executable, *train_py(place, texts, tmp_path / "out", "--max_steps", "1000000", "--logging_steps", "1")]
+    command = [
+        sys.executable,
+        *train_py(place, texts, tmp_path / "out", "--max_steps", "1000000", "--logging_steps", "1"),
+    ]
     with subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = next((line for line in process.stderr if "step 1/" in line), None)
@@ -442,13 +658,30 @@ def test_torchrun_names_the_cause(place: Path, texts: Path, tmp_path: Path) -> N
 
 def test_train_py_imports_nothing_heavy_before_the_data_is_ready() -> None:
     """Worker processes import it again, and a waiting rank holds its memory for hours."""
-    code = "import sys, train, moai.training.arguments, moai.training.checkpoints, moai.training.model, moai.training.logs; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    code = (
+        "import sys, train, moai.training.arguments, moai.training.checkpoints, moai.training.model, "
+        "moai.training.logs; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in "
+        "sys.modules])"
+    )
     assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
-def test_a_tracker_that_is_not_there_is_refused_before_any_data_is_read(train_py: Callable[..., str], tmp_path: Path) -> None:
-    words = ["--config", "configs/demo.yaml", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--report_to"]
-    for name, said in (("wandb", "report_to = wandb: not installed .*tensorboard.*pip install wandb"), ("wandbb", "no such tracker; did you mean wandb?")):
+def test_a_tracker_that_is_not_there_is_refused_before_any_data_is_read(
+    train_py: Callable[..., str], tmp_path: Path
+) -> None:
+    words = [
+        "--config",
+        "configs/demo.yaml",
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--report_to",
+    ]
+    for name, said in (
+        ("wandb", "report_to = wandb: not installed .*tensorboard.*pip install wandb"),
+        ("wandbb", "no such tracker; did you mean wandb?"),
+    ):
         with pytest.raises(ConfigError, match=said):
             train_py(*words, name)
     assert not list(tmp_path.iterdir())

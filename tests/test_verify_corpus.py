@@ -1,4 +1,6 @@
-"""`verify`, `repair` and `gc` over an entity-coref corpus: what `moai entity-coref` publishes, found damaged, named, and made again."""
+"""`verify`, `repair` and `gc` over an entity-coref corpus: what `moai entity-coref` publishes, found damaged, named,
+and made again.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ from moai.pretraining.repair import repair
 
 RunIt = Callable[..., "subprocess.CompletedProcess[str]"]
 
-OPTIONS: dict[str, Any] = {"seq_len": 512, "shard_bytes": 6000, "token_chunk_size": 60, "max_entity_freq": 9, "max_bad_ratio": 1.0}
+OPTIONS: dict[str, Any] = {
+    "seq_len": 512,
+    "shard_bytes": 6000,
+    "token_chunk_size": 60,
+    "max_entity_freq": 9,
+    "max_bad_ratio": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,9 @@ def corpus(original: Path, tmp_path: Path) -> Path:
 
 
 def made(data: tuple[Path, Path], output: Path, **changes: Any) -> Path:
-    config = CorefConfig(input=(str(data[0]),), model=str(data[1]), output_dir=str(output), num_workers=0, **{**OPTIONS, **changes})
+    config = CorefConfig(
+        input=(str(data[0]),), model=str(data[1]), output_dir=str(output), num_workers=0, **{**OPTIONS, **changes}
+    )
     return entity_coref.prepare(config, origins={"num_workers": "flag"})
 
 
@@ -107,7 +117,9 @@ def test_what_is_cut_absent_or_added_is_found_by_a_quick_look(corpus: Path) -> N
     said = json.loads((corpus / "metadata.json").read_bytes())
     (corpus / "metadata.json").unlink()
     assert failed(corpus, full=False) == {"metadata": "metadata.json is not readable (FileNotFoundError)"}
-    (corpus / "metadata.json").write_text(json.dumps(said))  # in another spelling: of some numbers a bit may change without changing what JSON reads
+    (corpus / "metadata.json").write_text(
+        json.dumps(said)
+    )  # in another spelling: of some numbers a bit may change without changing what JSON reads
     assert failed(corpus, full=False) == {"metadata": "metadata.json says something else than the manifest"}
     os.truncate(sorted(corpus.glob("data-*"))[-1], 100)
     assert list(failed(corpus, full=False)) == ["manifest and sizes"]
@@ -125,7 +137,9 @@ def test_what_is_cut_absent_or_added_is_found_by_a_quick_look(corpus: Path) -> N
         ("metadata", lambda content: content["entities"].update(unique=1)),
     ],
 )
-def test_counters_that_do_not_fit_the_samples_are_found(corpus: Path, check: str, change: Callable[[dict[str, Any]], None]) -> None:
+def test_counters_that_do_not_fit_the_samples_are_found(
+    corpus: Path, check: str, change: Callable[[dict[str, Any]], None]
+) -> None:
     resealed(corpus, change)
     assert check in failed(corpus)
 
@@ -141,11 +155,15 @@ def test_a_label_without_its_mask_is_found(corpus: Path) -> None:
     first.unlink()
     with pa.OSFile(str(first), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-    resealed(corpus, lambda content: content["shards"][0].update(bytes=first.stat().st_size, xxh3_128=digest_file(first)))
+    resealed(
+        corpus, lambda content: content["shards"][0].update(bytes=first.stat().st_size, xxh3_128=digest_file(first))
+    )
     assert failed(corpus)["samples"] == "1 samples whose masks, labels or places do not fit one another"
 
 
-def test_repair_names_what_is_damaged_and_the_command_which_makes_the_same_bytes(corpus: Path, data: tuple[Path, Path], run_moai: RunIt) -> None:
+def test_repair_names_what_is_damaged_and_the_command_which_makes_the_same_bytes(
+    corpus: Path, data: tuple[Path, Path], run_moai: RunIt
+) -> None:
     assert list(repair(corpus)) == [f"nothing to repair: every file of {corpus} has its recorded hash"]
     whole = contents(corpus)
     damaged = sorted(corpus.glob("data-*"))[1]
@@ -157,7 +175,17 @@ def test_repair_names_what_is_damaged_and_the_command_which_makes_the_same_bytes
     assert str(data[0]) in ended.stderr
     command = ended.stderr.rpartition("finished work is reused: ")[2]
     corpus.rename(corpus.with_name("damaged"))
-    words = [*shlex.split(command)[3:], "--input", data[0], "--model", data[1], "--num-workers", "0", "--max-bad-ratio", "1"]
+    words = [
+        *shlex.split(command)[3:],
+        "--input",
+        data[0],
+        "--model",
+        data[1],
+        "--num-workers",
+        "0",
+        "--max-bad-ratio",
+        "1",
+    ]
     again = run_moai(*words)
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == str(corpus)
@@ -167,14 +195,27 @@ def test_repair_names_what_is_damaged_and_the_command_which_makes_the_same_bytes
 
 
 def test_flags_of_every_kind_come_back_in_that_command(corpus: Path) -> None:
-    resealed(corpus, lambda content: content["config"].update(pronoun_filter=False, entity_tags=["NNP", "NNG"], mask_token="[M A]", mode="single"))
+    resealed(
+        corpus,
+        lambda content: content["config"].update(
+            pronoun_filter=False, entity_tags=["NNP", "NNG"], mask_token="[M A]", mode="single"
+        ),
+    )
     (corpus / "state.json").unlink()
-    with pytest.raises(DamagedError, match=r"--mask-token '\[M A\]' --seq-len 512 --mode single .*--pronoun-filter false --entity-tags NNP NNG"):
+    with pytest.raises(
+        DamagedError,
+        match=r"--mask-token '\[M A\]' --seq-len 512 --mode single .*--pronoun-filter false --entity-tags NNP NNG",
+    ):
         list(repair(corpus))
 
 
-def test_what_wants_prepared_data_says_what_it_got_instead(corpus: Path, run_moai: RunIt, tokenizer_dir: Path, data: tuple[Path, Path]) -> None:
-    with pytest.raises(DamagedError, match="was made by python -m moai entity-coref; what is needed here is made by python -m moai prepare"):
+def test_what_wants_prepared_data_says_what_it_got_instead(
+    corpus: Path, run_moai: RunIt, tokenizer_dir: Path, data: tuple[Path, Path]
+) -> None:
+    with pytest.raises(
+        DamagedError,
+        match="was made by python -m moai entity-coref; what is needed here is made by python -m moai prepare",
+    ):
         Prepared.open(corpus)
     flags = ["--dataset", data[0], "--tokenizer_path", tokenizer_dir, "--cache_dir", corpus.parent / "cache"]
     for words in (("inspect", corpus), ("explain", *flags, "--against", corpus)):

@@ -96,7 +96,9 @@ class Keeping(JsonFiles):
 
 
 def made(cache: Path, *transforms: Any, shards: int = 5) -> Pipeline:
-    return Pipeline(source=Numbers(shards), transforms=(*transforms, Square()), sink=Keeping(cache), transform_key="square")
+    return Pipeline(
+        source=Numbers(shards), transforms=(*transforms, Square()), sink=Keeping(cache), transform_key="square"
+    )
 
 
 def squares(*without: int) -> list[int]:
@@ -105,7 +107,9 @@ def squares(*without: int) -> list[int]:
 
 def seen(cache: Path) -> list[tuple[int, int]]:
     """(number, rows of its batch) each time a worker ended."""
-    return sorted((int(number), int(rows)) for number, rows, _ in (p.name.split(".") for p in (cache / "seen").iterdir()))
+    return sorted(
+        (int(number), int(rows)) for number, rows, _ in (p.name.split(".") for p in (cache / "seen").iterdir())
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,12 +122,18 @@ def seen(cache: Path) -> list[tuple[int, int]]:
         ("hangs", "hung", "hung"),
     ],
 )
-def test_a_poison_document_is_set_aside_and_the_rest_goes_through(cache: Path, how: str, reason: str, detail: str) -> None:
-    [done] = run_all([made(cache, Poison((25,), how, cache / "seen"))], Processes(num_proc=2, stall_seconds=2 if how == "hangs" else 60))
+def test_a_poison_document_is_set_aside_and_the_rest_goes_through(
+    cache: Path, how: str, reason: str, detail: str
+) -> None:
+    [done] = run_all(
+        [made(cache, Poison((25,), how, cache / "seen"))],
+        Processes(num_proc=2, stall_seconds=2 if how == "hangs" else 60),
+    )
     assert numbers(cache, done) == squares(25)
     assert seen(cache) == [(25, 1), (25, 4)]  # in its batch, then alone; nobody else was disturbed
     assert [d.receipt.counts for d in done] == [
-        {"quarantined": 1, f"quarantined.{reason}": 1, "read": 1, "seen": 9} if n == 2 else {"seen": 10} for n in range(5)
+        {"quarantined": 1, f"quarantined.{reason}": 1, "read": 1, "seen": 9} if n == 2 else {"seen": 10}
+        for n in range(5)
     ]
     [entry] = json.loads((cache / "train:00002.bad").read_text())
     assert entry == {"reason": reason, "detail": detail, "segment": 0, "line": 5, "offset": None, "sample": "{'n': 25}"}
@@ -146,7 +156,9 @@ def test_what_a_machine_could_not_take_has_a_key_of_its_own(cache: Path) -> None
     singly=st.tuples(st.integers(0, 60), st.integers(0, 60)),
     out=st.sets(st.integers(0, 60), max_size=3),
 )
-def test_pieces_cover_a_batch_once_and_in_order(parts: int, first: int, records: int, singly: tuple[int, int], out: set[int]) -> None:
+def test_pieces_cover_a_batch_once_and_in_order(
+    parts: int, first: int, records: int, singly: tuple[int, int], out: set[int]
+) -> None:
     care = Care(parts=parts, singly=range(*singly), left_out=tuple((n, "", "") for n in out))
     pieces = list(care.pieces(first, records))
     assert [n for start, end in pieces for n in range(start, end)] == list(range(records))
@@ -163,7 +175,9 @@ def test_two_poison_documents_of_one_shard_are_both_found(cache: Path) -> None:
 def test_too_many_poison_documents_are_the_machines_doing(cache: Path) -> None:
     poison = tuple(range(5, 50, 10))
     with pytest.raises(
-        WorkerDied, match=rf"ended with exit code 3 at record 6 of the shard.*document number {deaths.MOST_LEFT_OUT + 1} in this run.*this machine"
+        WorkerDied,
+        match=rf"ended with exit code 3 at record 6 of the shard.*document number {deaths.MOST_LEFT_OUT + 1} in this "
+        rf"run.*this machine",
     ):
         run_all([made(cache, Poison(poison, "exits", cache / "seen"))], Processes(num_proc=1))
     assert len(seen(cache)) == 2 * (deaths.MOST_LEFT_OUT + 1)
@@ -173,7 +187,9 @@ def test_deaths_that_lead_to_no_document_cost_no_data(cache: Path) -> None:
     """As where memory runs out somewhere in a shard: here on 21, then on 28."""
     wandering = (Poison((21,), "killed", cache / "seen", times=1), Poison((28,), "killed", cache / "seen"))
     with pytest.raises(
-        WorkerDied, match=r"train:00002: worker \d+ was killed by SIGKILL.* at record 9 of .*lead to no document.*fewer --num_proc.*run again to go on"
+        WorkerDied,
+        match=r"train:00002: worker \d+ was killed by SIGKILL.* at record 9 of .*lead to no document.*fewer "
+        r"--num_proc.*run again to go on",
     ):
         run_all([made(cache, *wandering)], Processes(num_proc=1))
     [done] = run_all([made(cache)], Processes(num_proc=1))
@@ -208,9 +224,14 @@ class BadOrders(Numbers):
             yield replace(shard, segments=(*shard.segments, DiesOnArrival())) if shard.segments[0] >= 2 else shard
 
 
-def test_a_worker_that_dies_between_two_shards_is_not_taken_to_be_at_the_last_one(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_dies_between_two_shards_is_not_taken_to_be_at_the_last_one(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bad = Pipeline(source=BadOrders(4), transforms=(Square(),), sink=Keeping(cache), transform_key="square")
-    with pytest.raises(WorkerDied, match=r"train:00002: .* exit code 3 while it read on behind 0 records.*the second death of this shard"):
+    with pytest.raises(
+        WorkerDied,
+        match=r"train:00002: .* exit code 3 while it read on behind 0 records.*the second death of this shard",
+    ):
         run_all([bad], Processes(num_proc=1))
     assert ["while it read on behind 0 records" in r.message for r in caplog.records] == [True]
 
@@ -246,10 +267,14 @@ class Together:
 
 def diary(folder: Path) -> list[tuple[int, int, int, int]]:
     """(shard, began, last seen at work, pid)"""
-    return sorted((*map(int, p.name.split(".")[:2]), int(p.read_text()), int(p.name.split(".")[2])) for p in folder.iterdir())
+    return sorted(
+        (*map(int, p.name.split(".")[:2]), int(p.read_text()), int(p.name.split(".")[2])) for p in folder.iterdir()
+    )
 
 
-def test_a_shard_that_died_for_memory_has_the_machine_to_itself_and_then_there_is_one_worker_fewer(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_died_for_memory_has_the_machine_to_itself_and_then_there_is_one_worker_fewer(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (cache / "diary").mkdir()
     (cache / "two").mkdir()
     transforms = (Together(cache / "two"), Diary(cache / "diary"), Poison((15,), "killed", cache / "seen", times=1))
@@ -268,8 +293,15 @@ def test_a_shard_that_died_for_memory_has_the_machine_to_itself_and_then_there_i
 
 
 def test_a_workers_peak_memory_is_named(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run_all([made(cache, Poison((25,), "is large and hangs", cache / "seen", times=1))], Processes(num_proc=1, stall_seconds=3))
-    [held] = [int(found[1].replace(",", "")) for r in caplog.records if (found := re.search(r"train:00002: .* having held ([0-9,]+) MB or more", r.message))]
+    run_all(
+        [made(cache, Poison((25,), "is large and hangs", cache / "seen", times=1))],
+        Processes(num_proc=1, stall_seconds=3),
+    )
+    [held] = [
+        int(found[1].replace(",", ""))
+        for r in caplog.records
+        if (found := re.search(r"train:00002: .* having held ([0-9,]+) MB or more", r.message))
+    ]
     assert 310 < held < 1000
 
 
@@ -313,10 +345,19 @@ def start_driver(cache: Path, transforms: str, **env: str) -> tuple[subprocess.P
     script = cache / "driver.py"
     script.write_text(DRIVER.format(tests=str(ROOT / "tests"), cache=str(cache), transforms=transforms))
     mark = f"MARK={uuid.uuid4().hex}"
-    driver = subprocess.Popen([sys.executable, str(script)], cwd=ROOT, env={**os.environ, **env, "MARK": mark.partition("=")[2]}, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env={**os.environ, **env, "MARK": mark.partition("=")[2]},
+        stderr=subprocess.DEVNULL,
+    )
 
     def living() -> list[int]:
-        return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and mark.encode() in environment(p) and running(int(p.name))]
+        return [
+            int(p.name)
+            for p in Path("/proc").iterdir()
+            if p.name.isdigit() and mark.encode() in environment(p) and running(int(p.name))
+        ]
 
     return driver, living
 
@@ -349,7 +390,9 @@ def test_workers_and_forkserver_end_with_their_driver_however_it_ends(cache: Pat
     driver, living = start_driver(cache, f"(Stuck(Path({str(cache / 'seen')!r})),)")
     try:
         assert wait_until(lambda: len(list((cache / "seen").iterdir())) == 2)
-        assert len(living()) >= 4  # driver, forkserver and two workers; a process that tracks resources may be there, too
+        assert (
+            len(living()) >= 4
+        )  # driver, forkserver and two workers; a process that tracks resources may be there, too
     finally:
         driver.send_signal(ending)
         driver.wait()
@@ -360,7 +403,10 @@ def test_workers_and_forkserver_end_with_their_driver_however_it_ends(cache: Pat
     "place",
     [
         *("driver.worker:2", "driver.finished:6"),
-        *(pytest.param(place, marks=pytest.mark.long) for place in ("driver.worker:1", "driver.order:1", "driver.order:4", "driver.finished:1")),
+        *(
+            pytest.param(place, marks=pytest.mark.long)
+            for place in ("driver.worker:1", "driver.order:1", "driver.order:4", "driver.finished:1")
+        ),
     ],
 )
 def test_nobody_is_left_of_a_driver_that_is_killed_anywhere(cache: Path, place: str) -> None:
@@ -372,7 +418,9 @@ def test_nobody_is_left_of_a_driver_that_is_killed_anywhere(cache: Path, place: 
     assert numbers(cache, done) == [n * n for n in range(60)]
 
 
-@pytest.mark.parametrize(("place", "action"), [("worker.start:1", "kill"), ("worker.shard:3", "exit"), ("worker.receipt:2", "kill")])
+@pytest.mark.parametrize(
+    ("place", "action"), [("worker.start:1", "kill"), ("worker.shard:3", "exit"), ("worker.receipt:2", "kill")]
+)
 def test_one_death_anywhere_in_a_workers_life_changes_nothing(cache: Path, place: str, action: str) -> None:
     env = {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(cache / "seen"), "MOAI_FAILPOINT": f"{place}={action}"}
     driver, _ = start_driver(cache, "()", **env)
@@ -393,7 +441,10 @@ def machine(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-V1 = {"proc/self/cgroup": "4:memory:/a/b\n", "proc/self/mountinfo": "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"}
+V1 = {
+    "proc/self/cgroup": "4:memory:/a/b\n",
+    "proc/self/mountinfo": "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+}
 V2 = {"proc/self/cgroup": "0::/a/b\n", "proc/self/mountinfo": "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"}
 
 
@@ -402,23 +453,70 @@ V2 = {"proc/self/cgroup": "0::/a/b\n", "proc/self/mountinfo": "30 25 0:26 / /sys
     [
         ({"proc/meminfo": MEMINFO.format(32_000_000)}, "32.77 of 65.54 GB left (MemAvailable)", 0.0, False),
         ({"proc/meminfo": MEMINFO.format(3_000_000)}, "3.07 of 65.54 GB left (MemAvailable)", 0.0, True),
-        ({"proc/meminfo": MEMINFO.format(32_000_000), "proc/pressure/memory": "some avg10=35.50 avg60=1 avg300=0 total=9\n"},
-         "32.77 of 65.54 GB left (MemAvailable), processes waited for it 36 % of the last 10 s", 35.5, True),
-        ({**V2, "proc/meminfo": MEMINFO.format(32_000_000), "sys/fs/cgroup/a/memory.max": "4000000000\n", "sys/fs/cgroup/a/memory.current": "3900000000\n",
-          "sys/fs/cgroup/a/memory.stat": "inactive_file 100000000\nactive_file 50000000\n", "sys/fs/cgroup/a/b/memory.max": "max\n",
-          "sys/fs/cgroup/a/b/memory.pressure": "some avg10=2.00 avg60=1 avg300=0 total=9\n", "proc/pressure/memory": "some avg10=99.00 avg60=1 avg300=0 total=9\n"},
-         "0.25 of 4.00 GB left (cgroup v2), processes waited for it 2 % of the last 10 s", 2.0, True),
-        ({**V2, "proc/meminfo": MEMINFO.format(32_000_000), "sys/fs/cgroup/a/memory.max": "4000000000\n", "sys/fs/cgroup/a/memory.current": "3900000000\n",
-          "sys/fs/cgroup/a/memory.stat": "inactive_file 900000000\nactive_file 500000000\n"}, "1.50 of 4.00 GB left (cgroup v2)", 0.0, False),
-        ({**V1, "proc/meminfo": MEMINFO.format(32_000_000), "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "4000000000\n",
-          "sys/fs/cgroup/memory/a/b/memory.usage_in_bytes": "3900000000\n", "sys/fs/cgroup/memory/a/b/memory.stat": "total_inactive_file 1000\ntotal_active_file 0\n"},
-         "0.10 of 4.00 GB left (cgroup v1)", 0.0, True),
-        ({**V1, "proc/meminfo": MEMINFO.format(32_000_000), "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "9223372036854771712\n"},
-         "32.77 of 65.54 GB left (MemAvailable)", 0.0, False),
+        (
+            {
+                "proc/meminfo": MEMINFO.format(32_000_000),
+                "proc/pressure/memory": "some avg10=35.50 avg60=1 avg300=0 total=9\n",
+            },
+            "32.77 of 65.54 GB left (MemAvailable), processes waited for it 36 % of the last 10 s",
+            35.5,
+            True,
+        ),
+        (
+            {
+                **V2,
+                "proc/meminfo": MEMINFO.format(32_000_000),
+                "sys/fs/cgroup/a/memory.max": "4000000000\n",
+                "sys/fs/cgroup/a/memory.current": "3900000000\n",
+                "sys/fs/cgroup/a/memory.stat": "inactive_file 100000000\nactive_file 50000000\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.pressure": "some avg10=2.00 avg60=1 avg300=0 total=9\n",
+                "proc/pressure/memory": "some avg10=99.00 avg60=1 avg300=0 total=9\n",
+            },
+            "0.25 of 4.00 GB left (cgroup v2), processes waited for it 2 % of the last 10 s",
+            2.0,
+            True,
+        ),
+        (
+            {
+                **V2,
+                "proc/meminfo": MEMINFO.format(32_000_000),
+                "sys/fs/cgroup/a/memory.max": "4000000000\n",
+                "sys/fs/cgroup/a/memory.current": "3900000000\n",
+                "sys/fs/cgroup/a/memory.stat": "inactive_file 900000000\nactive_file 500000000\n",
+            },
+            "1.50 of 4.00 GB left (cgroup v2)",
+            0.0,
+            False,
+        ),
+        (
+            {
+                **V1,
+                "proc/meminfo": MEMINFO.format(32_000_000),
+                "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "4000000000\n",
+                "sys/fs/cgroup/memory/a/b/memory.usage_in_bytes": "3900000000\n",
+                "sys/fs/cgroup/memory/a/b/memory.stat": "total_inactive_file 1000\ntotal_active_file 0\n",
+            },
+            "0.10 of 4.00 GB left (cgroup v1)",
+            0.0,
+            True,
+        ),
+        (
+            {
+                **V1,
+                "proc/meminfo": MEMINFO.format(32_000_000),
+                "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            "32.77 of 65.54 GB left (MemAvailable)",
+            0.0,
+            False,
+        ),
     ],
     ids=["host", "host short", "host waits", "v2 short", "v2 full of page cache", "v1 short", "v1 without a limit"],
-)  # fmt: skip
-def test_pressure_is_read_where_the_kernel_keeps_it(tmp_path: Path, files: dict[str, str], left: str, waiting: float, short: bool) -> None:
+)
+def test_pressure_is_read_where_the_kernel_keeps_it(
+    tmp_path: Path, files: dict[str, str], left: str, waiting: float, short: bool
+) -> None:
     reading = read(machine(tmp_path, files))
     assert (str(reading), reading.waiting_percent, reading.is_short()) == (left, waiting, short)
 
@@ -427,10 +525,15 @@ def test_kills_for_memory_are_counted_where_the_kernel_counts_them(tmp_path: Pat
     assert oom_kills(tmp_path) == 0
     assert oom_kills(machine(tmp_path, {"proc/vmstat": "oom_kill 7\n"})) == 7
     assert oom_kills(machine(tmp_path, {**V2, "sys/fs/cgroup/a/b/memory.events": "oom 9\noom_kill 3\n"})) == 3
-    assert oom_kills(machine(tmp_path, {**V1, "sys/fs/cgroup/memory/a/b/memory.oom_control": "under_oom 0\noom_kill 2\n"})) == 2
+    assert (
+        oom_kills(machine(tmp_path, {**V1, "sys/fs/cgroup/memory/a/b/memory.oom_control": "under_oom 0\noom_kill 2\n"}))
+        == 2
+    )
 
 
-def test_short_memory_holds_workers_back_then_retires_them_and_is_over_only_with_some_to_spare(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_memory_holds_workers_back_then_retires_them_and_is_over_only_with_some_to_spare(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def reading(free: float) -> Reading:
         return Reading(free_bytes=int(free * 1e9), of_bytes=10**10, limit="a test", waiting_percent=0.0)
 
@@ -450,7 +553,9 @@ def test_short_memory_holds_workers_back_then_retires_them_and_is_over_only_with
     said = [r.message for r in caplog.records]
     assert [
         bool(re.match(pattern, line))
-        for pattern, line in zip(("Memory is short", "At most 2 at work from now on: memory has been short for 10 s", "At most 1"), said)
+        for pattern, line in zip(
+            ("Memory is short", "At most 2 at work from now on: memory has been short for 10 s", "At most 1"), said
+        )
     ] == [True] * 3
     assert len(said) == 3
 
@@ -492,8 +597,18 @@ def test_prepare_goes_around_a_poison_document_names_it_and_says_so_again(
             file.write_text(lines(poison))
             while stamp(file).is_racy():  # what was written just now is not trusted to be the same later
                 time.sleep(0.1)
-        given = {"tokenizer_path": str(TOKENIZER), "seq_len": 128, "packing": "bfd_split", "shard_bytes": 40_000, "num_proc": 2, **changes}
-        return pretraining.prepare(DataConfig(dataset=(str(file),), cache_dir=str(tmp_path / f"{name}-cache"), **given), origins={"num_proc": "flag"})
+        given = {
+            "tokenizer_path": str(TOKENIZER),
+            "seq_len": 128,
+            "packing": "bfd_split",
+            "shard_bytes": 40_000,
+            "num_proc": 2,
+            **changes,
+        }
+        return pretraining.prepare(
+            DataConfig(dataset=(str(file),), cache_dir=str(tmp_path / f"{name}-cache"), **given),
+            origins={"num_proc": "flag"},
+        )
 
     def shards(prepared: Any) -> list[bytes]:
         return [path.read_bytes() for path in sorted(prepared.path.glob("data-*.arrow"))]

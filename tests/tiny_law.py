@@ -1,7 +1,10 @@
-"""A small law database and an encoder without torch; as a program, a re-embedding with both:  python tests/tiny_law.py DB [flags of reembed].
+"""A small law database and an encoder without torch; as a program, a re-embedding with both.
 
-The encoder's vectors depend on the whole device batch, on purpose: a run that resumes with other batches than the undisturbed run had gives other bits.
-Each of its calls appends the number of its rows to the file named by CALLS, if that is set.
+    python tests/tiny_law.py DB [flags of reembed]
+
+The encoder's vectors depend on the whole device batch, on purpose: a run that resumes with other batches than the
+undisturbed run had gives other bits. Each of its calls appends the number of its rows to the file named by CALLS, if
+that is set.
 """
 
 from __future__ import annotations
@@ -24,17 +27,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 ROOT = Path(__file__).parent.parent
 SCHEMA = """
 CREATE TABLE domains(id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
-CREATE TABLE statutes(id INTEGER PRIMARY KEY, domain_id INTEGER REFERENCES domains(id), name TEXT NOT NULL, UNIQUE(domain_id, name));
-CREATE TABLE statute_articles(id INTEGER PRIMARY KEY, statute_id INTEGER NOT NULL REFERENCES statutes(id) ON DELETE CASCADE, article_no TEXT, heading TEXT, text TEXT NOT NULL);
+CREATE TABLE statutes(id INTEGER PRIMARY KEY, domain_id INTEGER REFERENCES domains(id), name TEXT NOT NULL,
+  UNIQUE(domain_id, name));
+CREATE TABLE statute_articles(id INTEGER PRIMARY KEY,
+  statute_id INTEGER NOT NULL REFERENCES statutes(id) ON DELETE CASCADE, article_no TEXT, heading TEXT,
+  text TEXT NOT NULL);
 CREATE TABLE cases(id INTEGER PRIMARY KEY, doc_id TEXT UNIQUE);
-CREATE TABLE case_paragraphs(id INTEGER PRIMARY KEY, case_id INTEGER NOT NULL REFERENCES cases(id) ON DELETE CASCADE, para_index INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE(case_id, para_index));
+CREATE TABLE case_paragraphs(id INTEGER PRIMARY KEY, case_id INTEGER NOT NULL REFERENCES cases(id) ON DELETE CASCADE,
+  para_index INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE(case_id, para_index));
 CREATE TABLE decisions(id INTEGER PRIMARY KEY, doc_id TEXT UNIQUE);
-CREATE TABLE decision_paragraphs(id INTEGER PRIMARY KEY, decision_id INTEGER NOT NULL REFERENCES decisions(id) ON DELETE CASCADE, para_index INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE(decision_id, para_index));
+CREATE TABLE decision_paragraphs(id INTEGER PRIMARY KEY,
+  decision_id INTEGER NOT NULL REFERENCES decisions(id) ON DELETE CASCADE, para_index INTEGER NOT NULL,
+  text TEXT NOT NULL, UNIQUE(decision_id, para_index));
 CREATE TABLE interpretations(id INTEGER PRIMARY KEY, doc_id TEXT UNIQUE);
-CREATE TABLE interpretation_paragraphs(id INTEGER PRIMARY KEY, interpretation_id INTEGER NOT NULL REFERENCES interpretations(id) ON DELETE CASCADE, para_index INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE(interpretation_id, para_index));
-CREATE TABLE embedding_versions(id INTEGER PRIMARY KEY AUTOINCREMENT, version_name TEXT UNIQUE NOT NULL, chunking_strategy TEXT NOT NULL, model_name TEXT NOT NULL, description TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, is_active INTEGER DEFAULT 0, metadata TEXT);
-CREATE TABLE text_chunks(id INTEGER PRIMARY KEY AUTOINCREMENT, source_type TEXT NOT NULL, source_id INTEGER NOT NULL, level TEXT, chunk_index INTEGER NOT NULL, start_char INTEGER, end_char INTEGER, overlap_chars INTEGER, text TEXT NOT NULL, token_count INTEGER, meta TEXT, chunking_strategy TEXT, chunk_size_category TEXT, query_type TEXT, chunk_group_id TEXT, original_document_id INTEGER, embedding_version_id INTEGER REFERENCES embedding_versions(id));
-CREATE TABLE embeddings(id INTEGER PRIMARY KEY AUTOINCREMENT, chunk_id INTEGER NOT NULL REFERENCES text_chunks(id) ON DELETE CASCADE, model TEXT NOT NULL, dim INTEGER NOT NULL, vector BLOB NOT NULL, version_id INTEGER);
+CREATE TABLE interpretation_paragraphs(id INTEGER PRIMARY KEY,
+  interpretation_id INTEGER NOT NULL REFERENCES interpretations(id) ON DELETE CASCADE, para_index INTEGER NOT NULL,
+  text TEXT NOT NULL, UNIQUE(interpretation_id, para_index));
+CREATE TABLE embedding_versions(id INTEGER PRIMARY KEY AUTOINCREMENT, version_name TEXT UNIQUE NOT NULL,
+  chunking_strategy TEXT NOT NULL, model_name TEXT NOT NULL, description TEXT,
+  created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, is_active INTEGER DEFAULT 0, metadata TEXT);
+CREATE TABLE text_chunks(id INTEGER PRIMARY KEY AUTOINCREMENT, source_type TEXT NOT NULL, source_id INTEGER NOT NULL,
+  level TEXT, chunk_index INTEGER NOT NULL, start_char INTEGER, end_char INTEGER, overlap_chars INTEGER,
+  text TEXT NOT NULL, token_count INTEGER, meta TEXT, chunking_strategy TEXT, chunk_size_category TEXT,
+  query_type TEXT, chunk_group_id TEXT, original_document_id INTEGER,
+  embedding_version_id INTEGER REFERENCES embedding_versions(id));
+CREATE TABLE embeddings(id INTEGER PRIMARY KEY AUTOINCREMENT,
+  chunk_id INTEGER NOT NULL REFERENCES text_chunks(id) ON DELETE CASCADE, model TEXT NOT NULL, dim INTEGER NOT NULL,
+  vector BLOB NOT NULL, version_id INTEGER);
 CREATE UNIQUE INDEX ux_text_chunks ON text_chunks(source_type, source_id, chunk_index);
 CREATE INDEX ix_chunks_lookup ON text_chunks(source_type, source_id, chunking_strategy, embedding_version_id);
 """
@@ -72,13 +91,20 @@ def sentence(seed: int, characters: int) -> str:
 
 
 def make(path: Path, *, documents: int = 6) -> Path:
-    """`documents` of each type, with the same ids in every type; one statute too short, one case without paragraphs, an old version 1."""
+    """`documents` of each type, with the same ids in every type; one statute too short, one case without paragraphs, an
+    old version 1.
+    """
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.executescript(SCHEMA)
         db.execute("INSERT INTO domains VALUES(1, '헌법')")
         db.execute("INSERT INTO statutes VALUES(1, 1, '대한민국헌법')")
-        articles = [(n, f"제{n}조(목적) ① {sentence(n, 150 + 130 * (n % 9))}\n② {sentence(1000 + n, 120)}") for n in range(1, documents + 1)]
-        db.executemany("INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)", [*articles, (documents + 1, "(삭제)")])
+        articles = [
+            (n, f"제{n}조(목적) ① {sentence(n, 150 + 130 * (n % 9))}\n② {sentence(1000 + n, 120)}")
+            for n in range(1, documents + 1)
+        ]
+        db.executemany(
+            "INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)", [*articles, (documents + 1, "(삭제)")]
+        )
         for table, name in PARENTS.items():
             db.executemany(f"INSERT INTO {table} VALUES(?, ?)", [(n, f"{name}-{n}") for n in range(1, documents + 1)])
             rows = [
@@ -89,15 +115,18 @@ def make(path: Path, *, documents: int = 6) -> Path:
             db.executemany(f"INSERT INTO {name}_paragraphs({name}_id, para_index, text) VALUES(?,?,?)", rows)
         db.execute("INSERT INTO cases VALUES(?, 'empty')", (documents + 1,))
         db.execute(
-            "INSERT INTO embedding_versions(id, version_name, chunking_strategy, model_name, is_active) VALUES(1, 'v1.0.0-standard', 'standard', 'legacy-model', 1)"
+            "INSERT INTO embedding_versions(id, version_name, chunking_strategy, model_name, is_active) VALUES(1, "
+            "'v1.0.0-standard', 'standard', 'legacy-model', 1)"
         )
         for n in range(1, 4):
             db.execute(
-                "INSERT INTO text_chunks(source_type, source_id, chunk_index, text, chunking_strategy, embedding_version_id) VALUES('statute_article', ?, 0, ?, 'standard', 1)",
+                "INSERT INTO text_chunks(source_type, source_id, chunk_index, text, chunking_strategy, "
+                "embedding_version_id) VALUES('statute_article', ?, 0, ?, 'standard', 1)",
                 (n, f"옛 조각 {n}"),
             )
             db.execute(
-                "INSERT INTO embeddings(chunk_id, model, dim, vector, version_id) VALUES(?, 'legacy-model', 8, ?, 1)", (n, np.arange(8, dtype="<f4").tobytes())
+                "INSERT INTO embeddings(chunk_id, model, dim, vector, version_id) VALUES(?, 'legacy-model', 8, ?, 1)",
+                (n, np.arange(8, dtype="<f4").tobytes()),
             )
     return path
 
@@ -117,7 +146,8 @@ def content(path: Path, version_id: int) -> list[tuple[object, ...]]:
     """Everything of a version that a run makes, ids and bits included."""
     return rows(
         path,
-        "SELECT c.*, e.id, e.model, e.dim, e.vector, e.version_id FROM text_chunks c LEFT JOIN embeddings e ON e.chunk_id = c.id WHERE embedding_version_id = ? ORDER BY c.id",
+        "SELECT c.*, e.id, e.model, e.dim, e.vector, e.version_id FROM text_chunks c LEFT JOIN embeddings e ON "
+        "e.chunk_id = c.id WHERE embedding_version_id = ? ORDER BY c.id",
         (version_id,),
     )
 
@@ -127,7 +157,12 @@ def document(path: Path, source_type: str, source_id: int) -> str:
     if source_type == "statute_article":
         return str(rows(path, "SELECT text FROM statute_articles WHERE id = ?", (source_id,))[0][0])
     name = source_type.removesuffix("_paragraph")
-    return "\n".join(str(row[0]) for row in rows(path, f"SELECT text FROM {name}_paragraphs WHERE {name}_id = ? ORDER BY para_index", (source_id,)))
+    return "\n".join(
+        str(row[0])
+        for row in rows(
+            path, f"SELECT text FROM {name}_paragraphs WHERE {name}_id = ? ORDER BY para_index", (source_id,)
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -137,10 +172,16 @@ class Pieces:
     max_tokens: int = 128
 
     def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        return [np.array([match.span() for match in re.finditer(r"\S{1,3}", text)], np.int64).reshape(-1, 2) for text in texts]
+        return [
+            np.array([match.span() for match in re.finditer(r"\S{1,3}", text)], np.int64).reshape(-1, 2)
+            for text in texts
+        ]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[1, *(2 + zlib.crc32(piece.encode()) % 30_000 for piece in re.findall(r"\S{1,3}", text)), 0] for text in texts]
+        return [
+            [1, *(2 + zlib.crc32(piece.encode()) % 30_000 for piece in re.findall(r"\S{1,3}", text)), 0]
+            for text in texts
+        ]
 
 
 @dataclass(frozen=True)
@@ -155,7 +196,9 @@ class HashingEncoder:
             with open(os.environ["CALLS"], "a") as calls:
                 calls.write(f"{len(rows)}\n")
         batch = zlib.crc32(repr([len(row) for row in rows]).encode()) % 1000 / 1e5
-        found = np.stack([np.sin(np.outer(np.array(row), np.arange(1, self.dim + 1))).sum(axis=0) + batch for row in rows])
+        found = np.stack(
+            [np.sin(np.outer(np.array(row), np.arange(1, self.dim + 1))).sum(axis=0) + batch for row in rows]
+        )
         return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -1,8 +1,10 @@
-"""The guides' loop: a pool whose initializer loads Kiwi, chunks of 2,000 texts, results as they come; then a second pass of Kiwi over what passed.
+"""The guides' loop: a pool whose initializer loads Kiwi, chunks of 2,000 texts, results as they come; then a second
+pass of Kiwi over what passed.
 
     python coref_guides.py DATA.jsonl WORKERS CHUNKSIZE MIN_NNP MAX_NNP PRONOUNS(0|1) MAX_ENTITY_FREQ
 
-Its tokenization, its padding to seq_len and its second copy at the end are left out, in its favour: it stops at the samples.
+Its tokenization, its padding to seq_len and its second copy at the end are left out, in its favour: it stops at the
+samples.
 """
 
 import json
@@ -44,11 +46,15 @@ if __name__ == "__main__":
         texts = [text for line in lines if 800 <= len(text := json.loads(line)["text"]) <= 2500]
     passed = []
     with multiprocessing.Pool(int(workers), initializer=init_worker, maxtasksperchild=1000) as pool:
-        for result in pool.imap_unordered(check, ((text, float(least), float(most)) for text in texts), chunksize=int(chunksize)):
+        for result in pool.imap_unordered(
+            check, ((text, float(least), float(most)) for text in texts), chunksize=int(chunksize)
+        ):
             if result is not None:
                 passed.append(result)
         samples, of = [], Counter()
-        for text, tokens in pool.imap_unordered(extract, passed, chunksize=max(1, min(int(chunksize), len(passed) // (2 * int(workers)) or 1))):
+        for text, tokens in pool.imap_unordered(
+            extract, passed, chunksize=max(1, min(int(chunksize), len(passed) // (2 * int(workers)) or 1))
+        ):
             if int(pronouns) and any(token["tag"] == "NP" for token in tokens):
                 continue
             places = {}
@@ -59,5 +65,11 @@ if __name__ == "__main__":
                 for place in later[:3]:
                     if 10 <= place - first <= 2000 and of[entity] < int(cap):
                         of[entity] += 1
-                        samples.append({"text": text[:place] + "[MASK]" + text[place + len(entity) :], "target": entity, "distance": place - first})
+                        samples.append(
+                            {
+                                "text": text[:place] + "[MASK]" + text[place + len(entity) :],
+                                "target": entity,
+                                "distance": place - first,
+                            }
+                        )
     print(json.dumps({"documents": len(texts), "passed": len(passed), "samples": len(samples)}))

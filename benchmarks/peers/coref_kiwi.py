@@ -1,4 +1,5 @@
-"""Nothing but Kiwi, as fast as it goes on these cores: loaded once, forked, one call a document, only a count comes back.
+"""Nothing but Kiwi, as fast as it goes on these cores: loaded once, forked, one call a document, only a count comes
+back.
 
 python coref_kiwi.py SURVIVORS.jsonl WORKERS
 """

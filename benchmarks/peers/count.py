@@ -1,6 +1,7 @@
 """How many tokens a pipeline really wrote, and the sum of their ids, read from its files.
 
-Equal counts and equal sums, whatever the order of the documents, say that two pipelines did the same work. Padding is in neither.
+Equal counts and equal sums, whatever the order of the documents, say that two pipelines did the same work. Padding is
+in neither.
 """
 
 import json
@@ -13,13 +14,18 @@ from peers.indexed import read_dtype
 
 
 def arrow_rows(folder: Path) -> tuple[int, int]:
-    """Rows of `datasets`: `input_ids`, of which the first `sum(seq_lengths)` are tokens where there is such a column."""
+    """Rows of `datasets`: `input_ids`, of which the first `sum(seq_lengths)` are tokens where there is such a
+    column.
+    """
     tokens = total = 0
     for path in sorted(folder.glob("*.arrow")):
         for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
             ids = batch["input_ids"].flatten().to_numpy()
             if "seq_lengths" in batch.schema.names:
-                ids = ids[_position_in_row(batch["input_ids"]) < _held(batch["seq_lengths"])[pc.list_parent_indices(batch["input_ids"])]]
+                ids = ids[
+                    _position_in_row(batch["input_ids"])
+                    < _held(batch["seq_lengths"])[pc.list_parent_indices(batch["input_ids"])]
+                ]
             tokens += len(ids)
             total += int(ids.sum(dtype=np.uint64))
     return tokens, total
@@ -51,8 +57,13 @@ def token_files(folder: Path) -> tuple[int, int]:
 def litdata_chunks(folder: Path) -> tuple[int, int]:
     """Each chunk: the number of documents, their byte offsets and one more, all uint32, then the ids."""
     found = json.loads((folder / "index.json").read_bytes())
-    assert found["config"]["data_format"] in (["no_header_tensor:15"], ["no_header_tensor:16"]), found["config"]["data_format"]  # torch.int32
-    counted = [_raw(folder / chunk["filename"], np.dtype(np.int32), skip=(chunk["chunk_size"] + 2) * 4) for chunk in found["chunks"]]
+    assert found["config"]["data_format"] in (["no_header_tensor:15"], ["no_header_tensor:16"]), found["config"][
+        "data_format"
+    ]  # torch.int32
+    counted = [
+        _raw(folder / chunk["filename"], np.dtype(np.int32), skip=(chunk["chunk_size"] + 2) * 4)
+        for chunk in found["chunks"]
+    ]
     return sum(tokens for tokens, _ in counted), sum(total for _, total in counted)
 
 

@@ -1,4 +1,5 @@
-"""datatrove's DocumentTokenizer, one task a process, no shuffle: token files with an index of document ends, not packed.
+"""datatrove's DocumentTokenizer, one task a process, no shuffle: token files with an index of document ends, not
+packed.
 
     python datatrove_tokens.py FOLDER OUT TOKENIZER SEQ_LEN NUM_PROC EOS
 
@@ -16,7 +17,12 @@ if __name__ == "__main__":
     LocalPipelineExecutor(
         pipeline=[
             JsonlReader(data, glob_pattern="*.jsonl"),
-            DocumentTokenizer(out + "/saved", tokenizer_name_or_path=tokenizer + "/tokenizer.json", eos_token=eos, shuffle_documents=False),
+            DocumentTokenizer(
+                out + "/saved",
+                tokenizer_name_or_path=tokenizer + "/tokenizer.json",
+                eos_token=eos,
+                shuffle_documents=False,
+            ),
         ],
         tasks=int(processes),
         workers=int(processes),

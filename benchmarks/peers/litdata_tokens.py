@@ -1,4 +1,5 @@
-"""LitData's `optimize` with a TokensLoader: chunks of about 64 MB of tokens, int32 as its own guide's tokenizer gives them.
+"""LitData's `optimize` with a TokensLoader: chunks of about 64 MB of tokens, int32 as its own guide's tokenizer gives
+them.
 
     python litdata_tokens.py FOLDER OUT TOKENIZER SEQ_LEN NUM_PROC EOS
 

@@ -1,9 +1,10 @@
-"""The gigatoken way of writing Megatron's files: the whole corpus tokenized in memory by the library's threads, ends added, .bin and .idx written.
+"""The gigatoken way of writing Megatron's files: the whole corpus tokenized in memory by the library's threads, ends
+added, .bin and .idx written.
 
     python megatron_gigatoken.py DATA.jsonl OUT TOKENIZER SEQ_LEN NUM_PROC EOS [--awkward]
 
---awkward adds the ends with `awkward.concatenate`, as Megatron's own tool does; without it they are put in by numpy, which is faster. Neither imports
-Megatron or torch. The library starts a thread for every core it sees.
+--awkward adds the ends with `awkward.concatenate`, as Megatron's own tool does; without it they are put in by numpy,
+which is faster. Neither imports Megatron or torch. The library starts a thread for every core it sees.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""The loop of Megatron's preprocess_data, without Megatron: lines through a pool, one tokenizer call a document, an end appended, .bin and .idx.
+"""The loop of Megatron's preprocess_data, without Megatron: lines through a pool, one tokenizer call a document, an end
+appended, .bin and .idx.
 
     python megatron_loop.py DATA.jsonl OUT TOKENIZER SEQ_LEN NUM_PROC
 
@@ -38,7 +39,11 @@ if __name__ == "__main__":
     saved.mkdir(parents=True)
     load(path)
     dtype, lengths = id_dtype(len(tokenizer)), []
-    with open(data, encoding="utf-8") as lines, open(saved / "text.bin", "wb") as file, multiprocessing.Pool(int(processes), load, (path,)) as pool:
+    with (
+        open(data, encoding="utf-8") as lines,
+        open(saved / "text.bin", "wb") as file,
+        multiprocessing.Pool(int(processes), load, (path,)) as pool,
+    ):
         for ids in pool.imap(encode, lines, 32):
             file.write(np.array(ids, dtype=dtype).tobytes())
             lengths.append(len(ids))

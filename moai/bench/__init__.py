@@ -1,11 +1,13 @@
-"""What preparing costs here, measured: the real pipeline on a slice of the data, then the least that any pipeline must do with the same slice.
+"""What preparing costs here, measured: the real pipeline on a slice of the data, then the least that any pipeline must
+do with the same slice.
 
     python -m moai bench --dataset DATA --tokenizer_path DIR [prepare's other flags] [--seconds 10] [--gigabytes 1000]
 
-The slice is whole shards from all over the files, drawn until half of the time is over. They go through prepare's own workers, with two clocks between
-the transforms, into a cache of their own: on the disk of the real one, which is not touched, and removed whatever happens. The limit reads, parses and
-tokenizes the same ranges and does nothing else, in as many processes with as many threads; it finds them in the page cache, where the slice has just
-been. Start-up is outside of both rates.
+The slice is whole shards from all over the files, drawn until half of the time is over. They go through prepare's own
+workers, with two clocks between the transforms, into a cache of their own: on the disk of the real one, which is not
+touched, and removed whatever happens. The limit reads, parses and tokenizes the same ranges and does nothing else, in
+as many processes with as many threads; it finds them in the page cache, where the slice has just been. Start-up is
+outside of both rates.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from moai.pretraining.tokenizer_backend import Chosen, Wrong, choose, distrusted
 from moai.sources.local import LocalSource
 
 PLACES = 16
-"""The files of an input are begun at up to this many places, evenly, so that a slice holds something of each kind of file."""
+"""The files of an input are begun at up to this many places, evenly, so that a slice holds something of each kind of
+file.
+"""
 _PLACE_SHARDS = 4
 """A place has about this many shards at least: where files share shards, each place would cut one short."""
 _FOREVER = 10**9
@@ -47,7 +51,11 @@ _FOREVER = 10**9
 class BenchConfig:
     """Measurement: how long, and what to reckon from it."""
 
-    seconds: float = option(10.0, "how long to measure, about: half of it prepares, the rest is for the limit; a shard that was begun is finished")
+    seconds: float = option(
+        10.0,
+        "how long to measure, about: half of it prepares, the rest is for the limit; a shard that was begun is "
+        "finished",
+    )
     gigabytes: float = option(1000.0, "also say how long this many GB of such data would take")
 
     def __post_init__(self) -> None:
@@ -56,17 +64,25 @@ class BenchConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be above 0")
 
 
-def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Report:
+def measure(
+    config: DataConfig, bench: BenchConfig, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ
+) -> Report:
     """Raises what prepare would raise, and Interrupted; leaves nothing behind."""
     started = time.monotonic() - _process_age()
     wanted = request(config.require())
     chosen = machine_plan(wanted, origins, ranks(environ), environ)
     workers, threads = chosen.num_proc.value, chosen.threads.value if chosen.num_proc.value else None
-    with storage_errors(wanted.cache), stoppable("a measurement leaves nothing behind"), _cache_beside(wanted.cache) as cache:
+    with (
+        storage_errors(wanted.cache),
+        stoppable("a measurement leaves nothing behind"),
+        _cache_beside(wanted.cache) as cache,
+    ):
         here = replace(wanted, cache=cache, config=replace(wanted.config, cache_dir=str(cache)))
         executor = _executor(here, chosen)
         inputs = streams(here, cache / "attempts", chosen.batch_bytes.value)
-        backend = executor.call(choose, here.config, here.tokenizer, distrusted(wanted.cache), sample(inputs), chosen.threads.value)
+        backend = executor.call(
+            choose, here.config, here.tokenizer, distrusted(wanted.cache), sample(inputs), chosen.threads.value
+        )
         draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
         try:
             done = _run(here, inputs, backend, executor, draw)
@@ -76,18 +92,33 @@ def measure(config: DataConfig, bench: BenchConfig, origins: Mapping[str, str] =
             done = _run(here, inputs, backend, executor, draw)
         laps = tuple(lap_of(shard, receipt) for (_, shard), receipt in done)
         if not sum(lap.counts["tokens.rows"] for lap in laps):
-            raise SourceError(f"{', '.join(given.spec for given in wanted.inputs)}: no document is left of what was read; nothing to measure")
-        units = [(unit(inputs[which], shard, backend.backend), sum(receipt.raw.bytes)) for (which, shard), receipt in done]
+            raise SourceError(
+                f"{', '.join(given.spec for given in wanted.inputs)}: no document is left of what was read; nothing to "
+                f"measure"
+            )
+        units = [
+            (unit(inputs[which], shard, backend.backend), sum(receipt.raw.bytes)) for (which, shard), receipt in done
+        ]
         limit = tuple(ceiling(backend.backend, units, processes=max(1, workers), threads=threads, warmed=executor))
     return Report(
-        backend=backend, workers=chosen.num_proc, warnings=chosen.warnings, config=config, laps=laps, limit=limit,
-        bare=all(isinstance(work, Bare) for work, _ in units), startup_seconds=min(lap.stretch.began for lap in laps) - started,
-        total_bytes=_total_bytes(wanted, laps, draw.exhausted), whole=draw.exhausted, gigabytes=bench.gigabytes,
-    )  # fmt: skip
+        backend=backend,
+        workers=chosen.num_proc,
+        warnings=chosen.warnings,
+        config=config,
+        laps=laps,
+        limit=limit,
+        bare=all(isinstance(work, Bare) for work, _ in units),
+        startup_seconds=min(lap.stretch.began for lap in laps) - started,
+        total_bytes=_total_bytes(wanted, laps, draw.exhausted),
+        whole=draw.exhausted,
+        gigabytes=bench.gigabytes,
+    )
 
 
 def _total_bytes(wanted: Request, laps: Sequence[Lap], whole: bool) -> float:
-    """Of all data, decompressed. Where its size on disk does not say, it is as much larger than that as the slice is."""
+    """Of all data, decompressed. Where its size on disk does not say, it is as much larger than that as the slice
+    is.
+    """
     read = sum(lap.stretch.bytes for lap in laps)
     if whole:
         return read
@@ -108,7 +139,11 @@ class _Draw:
 
     def __iter__(self) -> Iterator[Order]:
         began = time.monotonic()
-        places = [_Place(which, part.shards(), part.nominal_bytes) for which, stream in enumerate(self.inputs) for part in _parts(stream)]
+        places = [
+            _Place(which, part.shards(), part.nominal_bytes)
+            for which, stream in enumerate(self.inputs)
+            for part in _parts(stream)
+        ]
         drawn = 0
         while places:
             if drawn >= self.least and time.monotonic() - began > self.seconds:
@@ -136,8 +171,12 @@ class _Place:
         return self.bytes / self.of_bytes
 
 
-def _run(wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, draw: _Draw) -> list[tuple[Order, Receipt]]:
-    """Each drawn shard and its receipt. A finished shard's file is removed at once: however fast the machine, the disk does not fill."""
+def _run(
+    wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, draw: _Draw
+) -> list[tuple[Order, Receipt]]:
+    """Each drawn shard and its receipt. A finished shard's file is removed at once: however fast the machine, the disk
+    does not fill.
+    """
     pipelines = [watched(pipeline(wanted, stream, backend, wanted.cache / "attempts")) for stream in inputs]
     done = []
     with contextlib.closing(executor.map(pipelines, iter(draw), lambda _: None)) as finished:  # type: ignore[type-var]
@@ -167,7 +206,9 @@ def _parts(stream: Stream) -> Iterator[LocalSource]:
 
 @contextlib.contextmanager
 def _cache_beside(cache: Path) -> Iterator[Path]:
-    """A cache for a while, on the disk of the real one so that writing costs what it will cost: beside it, or in it where it has a disk of its own."""
+    """A cache for a while, on the disk of the real one so that writing costs what it will cost: beside it, or in it
+    where it has a disk of its own.
+    """
     own, above = nearest_existing(cache), nearest_existing(cache.parent)
     place = above if own.stat().st_dev == above.stat().st_dev and os.access(above, os.W_OK) else own
     with tempfile.TemporaryDirectory(prefix=".moai-bench-", dir=place, ignore_cleanup_errors=True) as folder:

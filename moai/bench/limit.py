@@ -1,4 +1,6 @@
-"""The least that any pipeline must do: read, parse, tokenize, and nothing else, in processes that wait for one another before they begin."""
+"""The least that any pipeline must do: read, parse, tokenize, and nothing else, in processes that wait for one another
+before they begin.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Bare:
-    """Lines of JSON that begin in ranges (path, from, to) of files: read, parsed, tokenized. Returns how many ids that gives."""
+    """Lines of JSON that begin in ranges (path, from, to) of files: read, parsed, tokenized. Returns how many ids that
+    gives.
+    """
 
     backend: Backend
     column: str
@@ -45,7 +49,9 @@ class Bare:
                 if start:
                     file.seek(start - 1)
                     file.readline()
-                while (left := end - file.tell()) > 0 and (block := file.read(min(BLOCK_BYTES, left)) + file.readline()):
+                while (left := end - file.tell()) > 0 and (
+                    block := file.read(min(BLOCK_BYTES, left)) + file.readline()
+                ):
                     tokens += _number_of_ids(self.backend, _texts(block.splitlines(), self.column))
         return tokens
 
@@ -78,10 +84,19 @@ class Dropped:
 Unit = Bare | Own
 
 
-def ceiling(backend: Backend, units: Sequence[tuple[Unit, int]], *, processes: int, threads: int | None = 1, warmed: Executor | None = None) -> list[Stretch]:
-    """Do the units (each with its bytes) in `processes` processes, each with a core of its own where it has one thread; what each did.
+def ceiling(
+    backend: Backend,
+    units: Sequence[tuple[Unit, int]],
+    *,
+    processes: int,
+    threads: int | None = 1,
+    warmed: Executor | None = None,
+) -> list[Stretch]:
+    """Do the units (each with its bytes) in `processes` processes, each with a core of its own where it has one thread;
+    what each did.
 
-    Threads are the tokenizer's; None leaves them to it, as work in this process itself does. Loading and warming up is outside the clocks. With `warmed`, processes come from where this executor's workers come from. Raises WorkerDied.
+    Threads are the tokenizer's; None leaves them to it, as work in this process itself does. Loading and warming up is
+    outside the clocks. With `warmed`, processes come from where this executor's workers come from. Raises WorkerDied.
     """
     if warmed:
         warmed.start()
@@ -92,7 +107,11 @@ def ceiling(backend: Backend, units: Sequence[tuple[Unit, int]], *, processes: i
     try:
         for number in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_do_units, args=(theirs, next_unit, cores[number % len(cores)] if cores else None, threads), daemon=True)
+            process = context.Process(
+                target=_do_units,
+                args=(theirs, next_unit, cores[number % len(cores)] if cores else None, threads),
+                daemon=True,
+            )
             process.start()
             running.append((process, ours))
             theirs.close()
@@ -114,7 +133,9 @@ def ceiling(backend: Backend, units: Sequence[tuple[Unit, int]], *, processes: i
 def _do_units(connection: Connection, next_unit: Any, core: int | None, threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if core is not None:
-        os.sched_setaffinity(0, {core})  # before the tokenizer counts cores: with RAYON_NUM_THREADS=1 alone one took half a core more than its own
+        os.sched_setaffinity(
+            0, {core}
+        )  # before the tokenizer counts cores: with RAYON_NUM_THREADS=1 alone one took half a core more than its own
     if threads is not None:
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
@@ -163,11 +184,20 @@ def unit(stream: Stream, shard: Shard, backend: Backend) -> Unit:
     found = tuple(bounds for bounds in ranges if bounds)
     if column and len(found) == len(ranges):
         return Bare(backend, column, found)
-    return Own(Pipeline(source=stream.source, transforms=(stream.to_text,), sink=Dropped(backend), transform_key="", probe=False), shard)
+    return Own(
+        Pipeline(
+            source=stream.source, transforms=(stream.to_text,), sink=Dropped(backend), transform_key="", probe=False
+        ),
+        shard,
+    )
 
 
 def _lines_in(kind: Kind, segment: Segment) -> tuple[str, int, int] | None:
     """Where a segment's lines lie as they are; None where they are compressed, or no lines."""
     if not kind.is_lines(segment.file) or (segment.file.compression and not segment.spool):
         return None
-    return (segment.spool, 0, segment.end - segment.start) if segment.spool else (segment.file.path, segment.start, segment.end)
+    return (
+        (segment.spool, 0, segment.end - segment.start)
+        if segment.spool
+        else (segment.file.path, segment.start, segment.end)
+    )

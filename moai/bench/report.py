@@ -27,17 +27,23 @@ class Stretch:
 
 
 def bytes_per_second(stretches: Iterable[Stretch]) -> float:
-    """Of all workers together while they work: each from its own first moment to its own last, the waiting in between included."""
+    """Of all workers together while they work: each from its own first moment to its own last, the waiting in between
+    included.
+    """
     of: dict[int, list[Stretch]] = defaultdict(list)
     for stretch in stretches:
         if stretch.bytes:
             of[stretch.worker].append(stretch)
-    return sum(sum(s.bytes for s in own) / (max(s.ended for s in own) - min(s.began for s in own)) for own in of.values())
+    return sum(
+        sum(s.bytes for s in own) / (max(s.ended for s in own) - min(s.began for s in own)) for own in of.values()
+    )
 
 
 @dataclass(frozen=True)
 class Lap:
-    """One shard's way through the pipeline. Seconds are this worker's, from the first byte read; `parsed` and `tokenized` hold all that came before."""
+    """One shard's way through the pipeline. Seconds are this worker's, from the first byte read; `parsed` and
+    `tokenized` hold all that came before.
+    """
 
     stretch: Stretch
     cpu_seconds: float
@@ -100,29 +106,60 @@ class Report:
         yield f"workers      {self.workers.value}: {self.workers.reason}"
         yield from (f"             {warning}" for warning in self.warnings)
         of = "all of it" if self.whole else f"of about {self.total_bytes:,.0f}"
-        yield f"slice        {self.bytes:,} bytes ({of}) in {len(self.laps):,} shards, {self.config.packing}, {measured:.2f} s"
-        if measured < _SHORT_SECONDS:
-            yield f"             less than {_SHORT_SECONDS:.0f} s: the rates below swing; {'there is no more data' if self.whole else 'give more --seconds'}"
         yield (
-            f"documents    {counts['read']:,} read = {counts['kept']:,} kept + {counts['filtered']:,} filtered + {counts['quarantined']:,} quarantined"
-            + ("; more of these than --max_bad_ratio allows" if counts["quarantined"] > max(10, self.config.max_bad_ratio * counts["read"]) else "")
+            f"slice        {self.bytes:,} bytes ({of}) in {len(self.laps):,} shards, {self.config.packing}, "
+            f"{measured:.2f} s"
+        )
+        if measured < _SHORT_SECONDS:
+            yield (
+                f"             less than {_SHORT_SECONDS:.0f} s: the rates below swing; "
+                f"{'there is no more data' if self.whole else 'give more --seconds'}"
+            )
+        yield (
+            f"documents    {counts['read']:,} read = {counts['kept']:,} kept + {counts['filtered']:,} filtered + "
+            f"{counts['quarantined']:,} quarantined"
+            + (
+                "; more of these than --max_bad_ratio allows"
+                if counts["quarantined"] > max(10, self.config.max_bad_ratio * counts["read"])
+                else ""
+            )
         )
         ends = counts["tokens.eos"] + counts["tokens.bos"]
-        yield f"tokens       {counts['tokens.text']:,} of text + {ends:,} ends = {counts['tokens.rows']:,} in rows + {counts['tokens.dropped']:,} dropped"
+        yield (
+            f"tokens       {counts['tokens.text']:,} of text + {ends:,} ends = {counts['tokens.rows']:,} in rows + "
+            f"{counts['tokens.dropped']:,} dropped"
+        )
         yield f"start-up     {self.startup_seconds:.2f} s from the command to the first shard"
-        yield f"speed        {self.speed / 1e6:.2f} MB/s, {self.speed * self.tokens / self.bytes / 1e6:.3f} million tokens/s"
+        yield (
+            f"speed        {self.speed / 1e6:.2f} MB/s, {self.speed * self.tokens / self.bytes / 1e6:.3f} million "
+            f"tokens/s"
+        )
         cpu = sum(lap.cpu_seconds for lap in self.laps)
-        yield f"             {self.speed / at_work / 1e6:.2f} MB/s a worker ({at_work} at work), {self.bytes / cpu / 1e6:.2f} MB a CPU second"
+        yield (
+            f"             {self.speed / at_work / 1e6:.2f} MB/s a worker ({at_work} at work), "
+            f"{self.bytes / cpu / 1e6:.2f} MB a CPU second"
+        )
         if cpu < _HELD_UP * self.spent:
-            yield f"             a worker had {cpu / self.spent:.2f} of a core: the disk or other programs held it up, a quiet machine is faster"
+            yield (
+                f"             a worker had {cpu / self.spent:.2f} of a core: the disk or other programs held it up, "
+                f"a quiet machine is faster"
+            )
         parse, tokenize, write = self.shares()
-        yield f"worker       {parse:.1%} reading and parsing, {tokenize:.1%} tokenizing, {write:.1%} packing and writing"
+        yield (
+            f"worker       {parse:.1%} reading and parsing, {tokenize:.1%} tokenizing, {write:.1%} packing and writing"
+        )
         yield f"disk         {sum(lap.written_bytes for lap in self.laps) / counts['tokens.rows']:.3f} bytes a token"
         limit, how = bytes_per_second(self.limit), "" if self.bare else " (with moai's reader: not plain JSON lines)"
         number = len(self.limit)
-        yield f"limit        {limit / 1e6:.2f} MB/s: {number} process{'es' * (number > 1)} that only read, parse and tokenize the same{how}"
+        yield (
+            f"limit        {limit / 1e6:.2f} MB/s: {number} process{'es' * (number > 1)} that only read, parse and "
+            f"tokenize the same{how}"
+        )
         yield f"             moai is at {self.speed / limit:.1%} of it"
-        yield f"time         {_for_people(self.startup_seconds + self.total_bytes / self.speed)} for this data ({self.total_bytes / 1e9:,.3f} GB)"
+        yield (
+            f"time         {_for_people(self.startup_seconds + self.total_bytes / self.speed)} for this data "
+            f"({self.total_bytes / 1e9:,.3f} GB)"
+        )
         yield f"             {self.gigabytes * 1e9 / self.speed / 3600:.2f} hours for {self.gigabytes:,g} GB"
 
     def shares(self) -> tuple[float, float, float]:

@@ -1,4 +1,6 @@
-"""Two clocks between the transforms of a pipeline, and a sink that tells the driver when a shard was worked on and by whom."""
+"""Two clocks between the transforms of a pipeline, and a sink that tells the driver when a shard was worked on and by
+whom.
+"""
 
 from __future__ import annotations
 
@@ -76,5 +78,10 @@ class Watched:
     def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt:
         began, cpu = time.monotonic_ns(), time.process_time_ns()
         receipt = self.sink.write(shard, batches, seal)
-        times = {"bench.cpu": time.process_time_ns() - cpu, "bench.began": began, "bench.ended": time.monotonic_ns(), "bench.worker": os.getpid()}
+        times = {
+            "bench.cpu": time.process_time_ns() - cpu,
+            "bench.began": began,
+            "bench.ended": time.monotonic_ns(),
+            "bench.worker": os.getpid(),
+        }
         return replace(receipt, counts={**receipt.counts, **times})

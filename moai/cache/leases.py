@@ -2,9 +2,9 @@
 
     note_use(cache, prepared.path.name)          # once a launch, by the process that prepared or found the directory
 
-`<cache>/uses/<directory>-<random>.json` holds the owner and is written anew every hour. It stays when its process ends: its
-age then says when the directory was last used. Whether a process of this host still runs is asked of the kernel. What another
-host wrote counts as in use until it is two days old, by the clock of the file system that holds the cache.
+`<cache>/uses/<directory>-<random>.json` holds the owner and is written anew every hour. It stays when its process ends:
+its age then says when the directory was last used. Whether a process of this host still runs is asked of the kernel.
+What another host wrote counts as in use until it is two days old, by the clock of the file system that holds the cache.
 
 None of this is part of the protocol of preparing and waiting, which compares no times.
 """
@@ -35,7 +35,9 @@ _noted: dict[Path, bytes] = {}
 
 
 def note_use(cache: Path, directory: str) -> None:
-    """Take down that this process uses `<cache>/datasets/<directory>`, for as long as it runs. Where nothing can be written, nothing is collected either."""
+    """Take down that this process uses `<cache>/datasets/<directory>`, for as long as it runs. Where nothing can be
+    written, nothing is collected either.
+    """
     path = cache / "uses" / f"{directory}-{uuid.uuid4().hex}.json"
     content = canonical_json({**owner(), "directory": directory})
     with contextlib.suppress(OSError):

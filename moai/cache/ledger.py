@@ -37,7 +37,9 @@ class Ledger:
     def files(self, receipt: Receipt) -> dict[Path, str]:
         """The files of a finished shard but its bad records, and their digests."""
         found = {self.shard(receipt.shard_key): receipt.xxh3_128}
-        return found | ({self.documents(receipt.shard_key): receipt.documents_xxh3_128} if receipt.documents_xxh3_128 else {})
+        return found | (
+            {self.documents(receipt.shard_key): receipt.documents_xxh3_128} if receipt.documents_xxh3_128 else {}
+        )
 
     def receipt(self, shard_key: str) -> Receipt | None:
         """The receipt, if the shard it speaks of is there with the size it says, and its bad records if it has any."""

@@ -1,8 +1,8 @@
 """Finished shards as Arrow streams that `datasets` opens, each committed by its receipt.
 
-The worker writes a private file, fsyncs it, gives it its name (`<shard-key>.arrow`) and then writes the receipt. Rows per
-record batch are part of the format, so the bytes never depend on how the batches came; `writer_batch_size` only says how
-many rows may wait in memory.
+The worker writes a private file, fsyncs it, gives it its name (`<shard-key>.arrow`) and then writes the receipt. Rows
+per record batch are part of the format, so the bytes never depend on how the batches came; `writer_batch_size` only
+says how many rows may wait in memory.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class ArrowShards:
         for path, digest in ledger.files(receipt).items():
             if digest_file(path) != digest:
                 aside = path.with_suffix(f".corrupt-{uuid.uuid4().hex[:8]}")
-                logger.warning("%s: its bytes are not those of its receipt; set aside as %s and made again", path, aside.name)
+                logger.warning(
+                    "%s: its bytes are not those of its receipt; set aside as %s and made again", path, aside.name
+                )
                 os.replace(path, aside)
                 return None
         return receipt
@@ -70,10 +72,20 @@ class ArrowShards:
                 documents_bytes, documents_digest = self._write_documents(sealed, ledger)
                 publish_file(staged, ledger.shard(sealed.shard_key))
                 receipt = Receipt(
-                    sealed.shard_key, sealed.transform_key, sealed.raw, sealed.counts, rows, size, digest, quarantine_xxh3_128=bad,
-                    documents_bytes=documents_bytes, documents_xxh3_128=documents_digest, made_by=self.made_by,
-                )  # fmt: skip
-                # The receipt is renamed last: a crash between the two leaves a file nobody counts, never a count without a file.
+                    sealed.shard_key,
+                    sealed.transform_key,
+                    sealed.raw,
+                    sealed.counts,
+                    rows,
+                    size,
+                    digest,
+                    quarantine_xxh3_128=bad,
+                    documents_bytes=documents_bytes,
+                    documents_xxh3_128=documents_digest,
+                    made_by=self.made_by,
+                )
+                # The receipt is renamed last: a crash between the two leaves a file nobody counts, never a count
+                # without a file.
                 ledger.commit(receipt)
                 return receipt
         finally:
@@ -136,7 +148,9 @@ def _write_all(writer: Any, batches: list[pa.RecordBatch]) -> None:
 
 
 def regroup(batches: Iterator[pa.RecordBatch], rows_per_batch: int) -> Iterator[pa.RecordBatch]:
-    """Batches of exactly `rows_per_batch` rows, the last one smaller. Those that come so, in buffers of their own, pass as they are."""
+    """Batches of exactly `rows_per_batch` rows, the last one smaller. Those that come so, in buffers of their own, pass
+    as they are.
+    """
     kept: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -155,8 +169,8 @@ def regroup(batches: Iterator[pa.RecordBatch], rows_per_batch: int) -> Iterator[
 
 
 def _is_alone(batch: pa.RecordBatch) -> bool:
-    """Whether its buffers hold its rows and nothing else. Of a slice the writer re-bases the offsets, but pads its buffers with what
-    lies behind it, so that the bytes of a file would tell how many rows had waited."""
+    """Whether its buffers hold its rows and nothing else. Of a slice the writer re-bases the offsets, but pads its
+    buffers with what lies behind it, so that the bytes of a file would tell how many rows had waited."""
     return all(_is_whole(column) for column in batch.columns)
 
 
@@ -166,7 +180,11 @@ def _is_whole(column: pa.Array) -> bool:
         return False
     values, (_, offsets, *_) = column.values, column.buffers()
     own = values.buffers()[1]
-    return not values.offset and offsets.size == 4 * (len(column) + 1) and own.size * 8 == len(values) * values.type.bit_width
+    return (
+        not values.offset
+        and offsets.size == 4 * (len(column) + 1)
+        and own.size * 8 == len(values) * values.type.bit_width
+    )
 
 
 def _alone(table: pa.Table) -> pa.RecordBatch:

@@ -5,10 +5,10 @@
         with attempt(cache, key) as staging:
             ...
 
-`<cache>/attempts/<key>-<unique>/owner.json` beats while its process lives. Who waits for the lock watches those beats on its own
-clock: the kernel gives back the lock of a process that ends, but not that of one that is stopped, frozen or cut off. Such a one is
-not waited for longer than DEAD_SECONDS. If it wakes up later it does no harm: shards are named by their content, and of two
-directories for one name the first to be renamed stays.
+`<cache>/attempts/<key>-<unique>/owner.json` beats while its process lives. Who waits for the lock watches those beats
+on its own clock: the kernel gives back the lock of a process that ends, but not that of one that is stopped, frozen or
+cut off. Such a one is not waited for longer than DEAD_SECONDS. If it wakes up later it does no harm: shards are named
+by their content, and of two directories for one name the first to be renamed stays.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def attempt(cache: Path, key: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(cache: Path, key: str, report: Report = lambda _: None) -> Iterator[None]:
-    """Wait while another run does the same work, as long as it lives. Where the file system has no locks, go on without."""
+    """Wait while another run does the same work, as long as it lives. Where the file system has no locks, go on
+    without.
+    """
     from filelock import Timeout
 
     rivals = _Rivals(cache, key)
@@ -69,17 +71,25 @@ def locked(cache: Path, key: str, report: Report = lambda _: None) -> Iterator[N
                     logger.info("Another launch prepares the same data (plan %s); waiting for it", key[:12])
                     said += _SAY_SECONDS
             except (OSError, NotImplementedError) as error:
-                logger.warning("%s: no locks here (%s); going on without one, a second run would repeat the work", cache, error)
+                logger.warning(
+                    "%s: no locks here (%s); going on without one, a second run would repeat the work", cache, error
+                )
                 break
             if rivals.are_silent():
                 logger.warning(
-                    "The launch that prepares the same data (plan %s) has given no sign of life for %.0f s; taking over from its finished shards",
+                    "The launch that prepares the same data (plan %s) has given no sign of life for %.0f s; taking "
+                    "over from its finished shards",
                     key[:12],
                     DEAD_SECONDS,
                 )
                 break
             waited += max(time.monotonic() - started, 1e-3)
-            report({"line": f"waiting for another launch that prepares the same data ({waited:.0f} s)", "counter": round(waited)})
+            report(
+                {
+                    "line": f"waiting for another launch that prepares the same data ({waited:.0f} s)",
+                    "counter": round(waited),
+                }
+            )
         yield
 
 

@@ -33,6 +33,8 @@ def byte_strings(texts: pa.Array) -> Iterator[memoryview]:
     """The UTF-8 bytes of each string of a column without nulls."""
     _, offset_buffer, data = texts.buffers()
     wide = pa.types.is_large_string(texts.type)
-    offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)[
+        texts.offset : texts.offset + len(texts) + 1
+    ].tolist()
     view = memoryview(data) if data is not None else memoryview(b"")
     return (view[start:end] for start, end in itertools.pairwise(offsets))

@@ -57,7 +57,8 @@ def option(
 
     affects_output  the prepared bytes depend on it, so it belongs to the plan key
     only            the one value of `data_format` that it has a meaning for
-    parse           makes the value of what was written: `parse(written, place=..., folder=...)`, the place for errors, the folder of the YAML or None
+    parse           makes the value of what was written: `parse(written, place=..., folder=...)`, the place for errors,
+                    the folder of the YAML or None
     spell           the way back: what a file would say, for settings.json
     names           further spellings of the flag and the YAML key, without dashes
     bare            what the flag means when it is given without a value
@@ -88,7 +89,11 @@ class Resolved:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """`{name: {"value": ..., "origin": ...}}` over all classes, for printing and for saving beside a run."""
-        values = {f.name: _spelled(f, getattr(instance, f.name)) for instance in self.instances.values() for f in dataclasses.fields(instance)}
+        values = {
+            f.name: _spelled(f, getattr(instance, f.name))
+            for instance in self.instances.values()
+            for f in dataclasses.fields(instance)
+        }
         return {name: {"value": value, "origin": self.origins[name]} for name, value in sorted(values.items())}
 
 
@@ -114,15 +119,22 @@ def resolve(
     config_path = flags.pop("config", None)
     for name, value in _read_file(config_path, fields, others).items() if config_path else ():
         place = f"{config_path}: {name}"
-        values[name], origins[name] = _read(value, fields[name], hints[name], place, Path(str(config_path)).absolute().parent), f"file {config_path}"
+        values[name], origins[name] = (
+            _read(value, fields[name], hints[name], place, Path(str(config_path)).absolute().parent),
+            f"file {config_path}",
+        )
     _read_environment(environ, fields, hints, values, origins)
     for name, value in flags.items():
         values[name], origins[name] = _read(value, fields[name], hints[name], f"--{name}"), "flag"
     return _resolved(classes, values, origins)
 
 
-def configured(classes: Sequence[type], options: Mapping[str, Any], environ: Mapping[str, str], *, caller: str) -> Resolved:
-    """Merge defaults, environment and a caller's keyword arguments. Raises ConfigError naming argument, value and the way out."""
+def configured(
+    classes: Sequence[type], options: Mapping[str, Any], environ: Mapping[str, str], *, caller: str
+) -> Resolved:
+    """Merge defaults, environment and a caller's keyword arguments. Raises ConfigError naming argument, value and the
+    way out.
+    """
     fields, hints = _fields_of(classes)
     values: dict[str, Any] = {name: f.default for name, f in fields.items()}
     origins = dict.fromkeys(fields, "default")
@@ -147,7 +159,11 @@ def _fields_of(classes: Sequence[type]) -> tuple[dict[str, dataclasses.Field[Any
 
 
 def _read_environment(
-    environ: Mapping[str, str], fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, Any], values: dict[str, Any], origins: dict[str, str]
+    environ: Mapping[str, str],
+    fields: Mapping[str, dataclasses.Field[Any]],
+    hints: Mapping[str, Any],
+    values: dict[str, Any],
+    origins: dict[str, str],
 ) -> None:
     for name, f in fields.items():
         variable = f.metadata["env"]
@@ -162,11 +178,17 @@ def _resolved(classes: Sequence[type], values: Mapping[str, Any], origins: Mappi
     return Resolved({cls: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in classes}, origins)
 
 
-def build_parser(classes: Sequence[type], *, prog: str, description: str = "", epilog: str = "") -> argparse.ArgumentParser:
+def build_parser(
+    classes: Sequence[type], *, prog: str, description: str = "", epilog: str = ""
+) -> argparse.ArgumentParser:
     """One argument group a class; absent flags leave no attribute, so that a flag is told from a default."""
-    parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        prog=prog, description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of these names; environment and flags win over it")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file of these names; environment and flags win over it"
+    )
     for cls in classes:
         group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
         hints = typing.get_type_hints(cls)
@@ -185,7 +207,9 @@ def parse_size(text: str) -> int:
 
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
-    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")}
+    values = {
+        f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.metadata.get("affects_output")
+    }
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -205,15 +229,23 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_flag(group: argparse._ArgumentGroup, f: dataclasses.Field[Any], hint: Any) -> None:
     meta = f.metadata
-    spellings = [spelling for name in (f.name, *meta["names"]) for spelling in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))]
+    spellings = [
+        spelling
+        for name in (f.name, *meta["names"])
+        for spelling in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    ]
     note = f" [{meta['env']}]" if meta["env"] else ""
     shown = "" if f.default in (None, (), "") else f" (default {f.default})"
     help_text = (meta["help"] + note + shown).replace("%", "%%")
     base = _base(hint)
     if base is bool:
         group.add_argument(*spellings, dest=f.name, nargs="?", const=True, metavar="true|false", help=help_text)
-        group.add_argument(*[s.replace("--", "--no_" if "_" in s or "-" not in s[2:] else "--no-", 1) for s in spellings],
-                           dest=f.name, action="store_false", help=argparse.SUPPRESS)  # fmt: skip
+        group.add_argument(
+            *[s.replace("--", "--no_" if "_" in s or "-" not in s[2:] else "--no-", 1) for s in spellings],
+            dest=f.name,
+            action="store_false",
+            help=argparse.SUPPRESS,
+        )
     elif _is_tuple(base):
         group.add_argument(*spellings, dest=f.name, nargs="+", action="extend", metavar="X", help=help_text)
     else:
@@ -223,7 +255,9 @@ def _add_flag(group: argparse._ArgumentGroup, f: dataclasses.Field[Any], hint: A
 
 
 def _yaml(text: str) -> Any:
-    """As yaml.safe_load, but a name that is written twice in one place is an error: YAML would take the last without a word."""
+    """As yaml.safe_load, but a name that is written twice in one place is an error: YAML would take the last without a
+    word.
+    """
     import yaml
 
     class Once(yaml.SafeLoader):
@@ -232,7 +266,10 @@ def _yaml(text: str) -> Any:
             lines: dict[str, int] = {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in lines:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice, first in line {lines[key.value]}", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value!r} is there twice, first in line {lines[key.value]}",
+                        problem_mark=key.start_mark,
+                    )
                 lines[key.value] = key.start_mark.line + 1
             return node
 
@@ -259,11 +296,15 @@ def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]], others: 
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: not readable as {'JSON' if path.endswith('.json') else 'YAML'}: {_complaint(error)}") from error
+        raise ConfigError(
+            f"--config {path}: not readable as {'JSON' if path.endswith('.json') else 'YAML'}: {_complaint(error)}"
+        ) from error
     if not isinstance(loaded or {}, dict):
         raise ConfigError(f"--config {path}: expected names and values at the top, found {type(loaded).__name__}")
     spellings = {spelling: name for name, f in fields.items() for spelling in (name, *f.metadata["names"])}
-    passed_over = {spelling for cls in others for f in dataclasses.fields(cls) for spelling in (f.name, *f.metadata["names"])}
+    passed_over = {
+        spelling for cls in others for f in dataclasses.fields(cls) for spelling in (f.name, *f.metadata["names"])
+    }
     values = {}
     for key, value in (loaded or {}).items():
         name = spellings.get(str(key).replace("-", "_"))
@@ -287,7 +328,9 @@ def _coerce(value: Any, hint: Any, name: str, place: str) -> Any:
     try:
         if _is_tuple(base):
             return tuple(str(item) for item in (value.split(",") if isinstance(value, str) else value))
-        if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(hint)):
+        if value is None or (
+            isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(hint)
+        ):
             return None
         if base is bool:
             return _to_bool(value)
@@ -299,7 +342,11 @@ def _coerce(value: Any, hint: Any, name: str, place: str) -> Any:
             return int(float(value)) if not isinstance(value, str) or "e" in value.lower() else int(value)
         return float(value) if base is float else str(value)
     except (ValueError, TypeError) as error:
-        reason = str(error) if "is not" in str(error) else f"{value!r} is not {'a whole number' if base is int else f'of type {base.__name__}'}"
+        reason = (
+            str(error)
+            if "is not" in str(error)
+            else f"{value!r} is not {'a whole number' if base is int else f'of type {base.__name__}'}"
+        )
         raise ConfigError(f"{place}: {reason}") from error
 
 

@@ -2,11 +2,11 @@
 
     result = build_once(prepare, ranks=ranks(os.environ), cache=cache, scope="auto", stall_timeout=600.0)
 
-The preparer rewrites `<cache>/launches/<launch-id>.json` every two seconds: state, progress, and on failure the cause. The
-others open that file, write nothing, and end as soon as it says ready or failed, or its writer is gone: at once where they
-can ask for its pid, otherwise when its heartbeat has not moved for 30 s on their own clock. No process group exists yet, no
-file time is compared, and no lock is needed for any of it. The launch id changes with every launch, so that a file of an
-earlier one is never read.
+The preparer rewrites `<cache>/launches/<launch-id>.json` every two seconds: state, progress, and on failure the cause.
+The others open that file, write nothing, and end as soon as it says ready or failed, or its writer is gone: at once
+where they can ask for its pid, otherwise when its heartbeat has not moved for 30 s on their own clock. No process group
+exists yet, no file time is compared, and no lock is needed for any of it. The launch id changes with every launch, so
+that a file of an earlier one is never read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,22 @@ FIRST_SIGN_SECONDS = 120.0
 """How long a status file may be missing: shared file systems remember absence for up to a minute."""
 _POLL_FIRST, _POLL_LONGEST = 0.1, 1.0
 _SAY_SECONDS = 15.0
-_NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "cifs", "smb", "afs", "9p", "virtiofs", "fuse.", "wekafs", "panfs")
+_NETWORK_FILE_SYSTEMS = (
+    "nfs",
+    "lustre",
+    "gpfs",
+    "ceph",
+    "beegfs",
+    "glusterfs",
+    "cifs",
+    "smb",
+    "afs",
+    "9p",
+    "virtiofs",
+    "fuse.",
+    "wekafs",
+    "panfs",
+)
 
 _MOST_BYTES = 1 << 20
 _KEYS = {"state", "pid", "start_token", "host", "boot_id", "beat", "progress"}
@@ -78,7 +93,8 @@ def ranks(environ: Mapping[str, str]) -> Ranks:
     local_world_size = number("LOCAL_WORLD_SIZE", world_size)
     if not 0 <= rank < world_size or not 0 < local_world_size <= world_size:
         raise ConfigError(
-            f"RANK={rank}, WORLD_SIZE={world_size}, LOCAL_WORLD_SIZE={local_world_size} do not fit together; start through torchrun or accelerate launch"
+            f"RANK={rank}, WORLD_SIZE={world_size}, LOCAL_WORLD_SIZE={local_world_size} do not fit together; start "
+            f"through torchrun or accelerate launch"
         )
     return Ranks(rank, local_rank, world_size, local_world_size)
 
@@ -101,13 +117,20 @@ def cache_scope(cache: Path, wanted: str, mounts: Path = Path("/proc/mounts")) -
 
 
 def build_once(
-    prepare: Callable[[Report], dict[str, Any]], *, ranks: Ranks, cache: Path, scope: str, stall_timeout: float, environ: Mapping[str, str]
+    prepare: Callable[[Report], dict[str, Any]],
+    *,
+    ranks: Ranks,
+    cache: Path,
+    scope: str,
+    stall_timeout: float,
+    environ: Mapping[str, str],
 ) -> dict[str, Any]:
     """Run `prepare` in one process and give its result, a JSON object, to all of them.
 
-    `prepare` gets a function to report progress with: a dict whose "line" is shown by the waiting ranks. It runs in rank 0,
-    or in local rank 0 of every node when the cache is the node's own.
-    Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on SIGINT, SIGTERM and SIGHUP.
+    `prepare` gets a function to report progress with: a dict whose "line" is shown by the waiting ranks. It runs in
+    rank 0, or in local rank 0 of every node when the cache is the node's own.
+    Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on
+    SIGINT, SIGTERM and SIGHUP.
     """
     shared = cache_scope(cache, scope) == "shared" or ranks.nodes == 1
     launch = launch_id(ranks, shared=shared, environ=environ)
@@ -124,7 +147,8 @@ def launch_id(ranks: Ranks, *, shared: bool, environ: Mapping[str, str]) -> str:
     elif ranks.world_size == 1:
         parts = [uuid.uuid4().hex]
     elif ranks.nodes == 1 or not shared:
-        # Ranks of one node have one parent: the launcher's agent. Its pid alone would come again, its start time will not.
+        # Ranks of one node have one parent: the launcher's agent. Its pid alone would come again, its start time will
+        # not.
         parts = [socket.gethostname(), _boot_id(), str(os.getppid()), start_token(os.getppid()) or ""]
     else:
         parts = [_nonce_from_agent(ranks, environ)]
@@ -133,7 +157,9 @@ def launch_id(ranks: Ranks, *, shared: bool, environ: Mapping[str, str]) -> str:
 
 
 class Status:
-    """The preparer's status file: rewritten as a whole, by a thread, so that it also beats while the main thread works."""
+    """The preparer's status file: rewritten as a whole, by a thread, so that it also beats while the main thread
+    works.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,7 +180,9 @@ class Status:
                 return cls(folder / f"{launch}.json")
             except OSError as problem:
                 error = problem
-        raise MoaiError(f"{cache}: no place for the status file, neither there nor in {tempfile.gettempdir()} ({error})")
+        raise MoaiError(
+            f"{cache}: no place for the status file, neither there nor in {tempfile.gettempdir()} ({error})"
+        )
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -196,15 +224,21 @@ def status_folders(cache: Path) -> tuple[Path, Path]:
 def owner() -> dict[str, Any]:
     """Who this process is, so that another one can tell whether it still runs."""
     return {
-        "pid": os.getpid(), "start_token": start_token(os.getpid()), "host": socket.gethostname(), "boot_id": _boot_id(), "pid_namespace": pid_namespace(),
-    }  # fmt: skip
+        "pid": os.getpid(),
+        "start_token": start_token(os.getpid()),
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid_namespace": pid_namespace(),
+    }
 
 
 def is_gone(who: Mapping[str, Any]) -> bool:
-    """True when an `owner` ran on this host and runs no more: the same pid with the same start is what counts, and a zombie
-    does not. False also for one on another host or in another container, of whom nothing can be known."""
+    """True when an `owner` ran on this host and runs no more: the same pid with the same start is what counts, and a
+    zombie does not. False also for one on another host or in another container, of whom nothing can be known."""
     here = who["host"] == socket.gethostname() and who.get("pid_namespace", "") == pid_namespace()
-    return here and (who["boot_id"] != _boot_id() or who["start_token"] is None or start_token(who["pid"]) != who["start_token"])
+    return here and (
+        who["boot_id"] != _boot_id() or who["start_token"] is None or start_token(who["pid"]) != who["start_token"]
+    )
 
 
 def pid_namespace() -> str:
@@ -230,9 +264,16 @@ def _prepare(prepare: Callable[[Report], dict[str, Any]], status: Status, ranks:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         kind = Interrupted.__name__ if isinstance(error, Stop) else type(error).__name__
-        tail = "" if isinstance(error, MoaiError | KeyboardInterrupt) else "".join(traceback.format_exception(error))[-4000:]
+        tail = (
+            ""
+            if isinstance(error, MoaiError | KeyboardInterrupt)
+            else "".join(traceback.format_exception(error))[-4000:]
+        )
         with contextlib.suppress(OSError):  # a full disk: then the end of this process is what the others notice
-            status.end("interrupted" if interrupted else "failed", error={"type": kind, "message": str(error), "traceback": tail, "rank": ranks.rank})
+            status.end(
+                "interrupted" if interrupted else "failed",
+                error={"type": kind, "message": str(error), "traceback": tail, "rank": ranks.rank},
+            )
         raise
     with storage_errors(status.path):
         status.end("ready", result=result)
@@ -276,7 +317,8 @@ class _Watch:
         if status is None:
             if now - self.started > min(self.stall_timeout, FIRST_SIGN_SECONDS):
                 raise PreparationFailed(
-                    f"rank {self.ranks.rank} saw no sign of rank 0 in {now - self.started:.0f} s ({self.paths[0]} is not there); did it start, and does it use this --cache_dir?"
+                    f"rank {self.ranks.rank} saw no sign of rank 0 in {now - self.started:.0f} s ({self.paths[0]} is "
+                    f"not there); did it start, and does it use this --cache_dir?"
                 )
             return None
         if status["state"] == "ready":
@@ -308,11 +350,13 @@ class _Watch:
             if last and last["state"] != "preparing":
                 return
             raise PreparationFailed(
-                f"rank 0 (pid {status['pid']}) died while it prepared the data, without a word: killed, perhaps for memory{_reached(status)}; finished shards are kept, run again to go on"
+                f"rank 0 (pid {status['pid']}) died while it prepared the data, without a word: killed, perhaps for "
+                f"memory{_reached(status)}; finished shards are kept, run again to go on"
             )
         if now - self.beat_at > DEAD_SECONDS:
             raise PreparationFailed(
-                f"rank 0 (pid {status['pid']} on {status['host']}) gave no heartbeat for {DEAD_SECONDS:.0f} s: it or its host is gone{_reached(status)}; finished shards are kept, run again to go on"
+                f"rank 0 (pid {status['pid']} on {status['host']}) gave no heartbeat for {DEAD_SECONDS:.0f} s: it or "
+                f"its host is gone{_reached(status)}; finished shards are kept, run again to go on"
             )
 
     def _check_progress(self, status: dict[str, Any], now: float) -> None:
@@ -322,7 +366,8 @@ class _Watch:
             self.progress, self.moved_at = progress, now
         if now - self.moved_at > self.stall_timeout:
             raise PreparationFailed(
-                f"rank 0 (pid {status['pid']}) has made no progress for {self.stall_timeout:.0f} s{_reached(status)}; raise --stall_timeout if a step can take this long"
+                f"rank 0 (pid {status['pid']}) has made no progress for {self.stall_timeout:.0f} s{_reached(status)}; "
+                f"raise --stall_timeout if a step can take this long"
             )
         if now - self.said_at > _SAY_SECONDS:
             self.said_at = now
@@ -333,7 +378,9 @@ def _failure(status: dict[str, Any]) -> PreparationFailed:
     error = status["error"]
     verb = "was interrupted" if status["state"] == "interrupted" else "failed"
     tail = f"\n{error['traceback']}" if error["traceback"] else ""
-    return PreparationFailed(f"rank {error['rank']} {verb} while it prepared the data: {error['type']}: {error['message']}{tail}")
+    return PreparationFailed(
+        f"rank {error['rank']} {verb} while it prepared the data: {error['type']}: {error['message']}{tail}"
+    )
 
 
 def _reached(status: dict[str, Any]) -> str:
@@ -345,14 +392,18 @@ def _nonce_from_agent(ranks: Ranks, environ: Mapping[str, str]) -> str:
     """Several nodes, one cache: rank 0 publishes a fresh name through the store of the launcher's agent."""
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise ConfigError(
-            "several nodes share the cache, and no torchrun agent is there to give the launch a name: set MOAI_LAUNCH_ID to one fresh value on all nodes"
+            "several nodes share the cache, and no torchrun agent is there to give the launch a name: set "
+            "MOAI_LAUNCH_ID to one fresh value on all nodes"
         )
     from datetime import timedelta
 
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     address, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
-    store = PrefixStore(f"moai/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", TCPStore(address, port, is_master=False, wait_for_workers=False))
+    store = PrefixStore(
+        f"moai/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        TCPStore(address, port, is_master=False, wait_for_workers=False),
+    )
     if ranks.rank == 0:
         store.set("launch", uuid.uuid4().hex)
     store.wait(["launch"], timedelta(seconds=FIRST_SIGN_SECONDS))

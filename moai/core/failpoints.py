@@ -3,9 +3,9 @@
     failpoint("sink.rename", staged)                                   # in the code, just before the act that it names
     MOAI_TESTING=1 MOAI_FAILPOINT_DIR=d MOAI_FAILPOINT=sink.rename:3=kill python -m moai prepare ...
 
-An occurrence is counted over all processes of the run and over later ones with the same directory: whoever comes by creates
-`<dir>/<name>.<n>`, holding its pid. So each action is taken once, a run without one leaves the list of all places it passed,
-and a new place is exercised by whoever walks through that list.
+An occurrence is counted over all processes of the run and over later ones with the same directory: whoever comes by
+creates `<dir>/<name>.<n>`, holding its pid. So each action is taken once, a run without one leaves the list of all
+places it passed, and a new place is exercised by whoever walks through that list.
 
     kill  SIGKILL of this process        pause     until `<dir>/go` is there; `<dir>/<name>.<n>` says that it waits
     exit  os._exit(70)                   truncate  the file at hand loses its second half

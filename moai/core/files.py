@@ -1,4 +1,5 @@
-"""Files that are whole or absent: private staging -> fsync -> rename or link, never an overwrite of something published.
+"""Files that are whole or absent: private staging -> fsync -> rename or link, never an overwrite of something
+published.
 
 write_atomic(path, data)          a small file, replaced as a whole
 publish_file(staged, final)       a finished file gets its final name; an existing one stays
@@ -38,9 +39,12 @@ _BLOCK_BYTES = 4 << 20
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)."""
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free space there or name another --cache_dir; finished shards are kept and the next run goes on from them",
-    errno.EDQUOT: "the quota is used up: free space there or name another --cache_dir; finished shards are kept and the next run goes on from them",
-    errno.EFBIG: "the file-size limit is reached (ulimit -f): raise it; finished shards are kept and the next run goes on from them",
+    errno.ENOSPC: "the disk is full: free space there or name another --cache_dir; finished shards are kept and the "
+    "next run goes on from them",
+    errno.EDQUOT: "the quota is used up: free space there or name another --cache_dir; finished shards are kept and "
+    "the next run goes on from them",
+    errno.EFBIG: "the file-size limit is reached (ulimit -f): raise it; finished shards are kept and the next run goes "
+    "on from them",
     errno.EROFS: "it is read-only: name a writable --cache_dir",
     errno.EACCES: "no permission to write: name a writable --cache_dir or change its owner",
     errno.EPERM: "no permission to write: name a writable --cache_dir or change its owner",
@@ -75,8 +79,12 @@ class Storage(Protocol):
     """Where inputs lie. All that is read of an input is read through these."""
 
     def stamp(self, path: str) -> Stamp: ...
-    def open(self, path: str) -> RawIOBase: ...  # unbuffered, for `seek` and `read`; a read may give less than was asked for
-    def random_access(self, path: str, *, mapped: bool) -> pa.NativeFile: ...  # for Arrow's own readers; mapped where slices are to cost no copy
+    def open(
+        self, path: str
+    ) -> RawIOBase: ...  # unbuffered, for `seek` and `read`; a read may give less than was asked for
+    def random_access(
+        self, path: str, *, mapped: bool
+    ) -> pa.NativeFile: ...  # for Arrow's own readers; mapped where slices are to cost no copy
 
 
 class LocalFiles:
@@ -106,7 +114,9 @@ def read_range(path: str, start: int, end: int | None, block_bytes: int) -> Iter
     """The bytes [start, end) of an input, or from `start` to its end, in blocks of at most `block_bytes`."""
     with storage_of(path).open(path) as file:
         file.seek(start)
-        while (end is None or start < end) and (block := file.read(block_bytes if end is None else min(block_bytes, end - start))):
+        while (end is None or start < end) and (
+            block := file.read(block_bytes if end is None else min(block_bytes, end - start))
+        ):
             start += len(block)
             yield block
 
@@ -114,7 +124,9 @@ def read_range(path: str, start: int, end: int | None, block_bytes: int) -> Iter
 def canonical_json(value: Any) -> bytes:
     """One spelling for one value: sorted keys, no spaces, UTF-8."""
     # A path that is not UTF-8 holds lone surrogates; they have a spelling too, and `json` reads it back.
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def digest_json(value: Any) -> str:
@@ -139,7 +151,10 @@ def storage_errors(place: Path, flag: str = "--cache_dir") -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError) or error.errno not in _ADVICE:
             raise
-        raise StorageError(f"{error.filename or place}: {os.strerror(error.errno)}; {_ADVICE[error.errno].replace('--cache_dir', flag)}") from error
+        raise StorageError(
+            f"{error.filename or place}: {os.strerror(error.errno)}; "
+            f"{_ADVICE[error.errno].replace('--cache_dir', flag)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -150,7 +165,9 @@ def input_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise SourceError(f"{path}: not readable ({error.strerror or error}); check that it is there and may be read") from error
+        raise SourceError(
+            f"{path}: not readable ({error.strerror or error}); check that it is there and may be read"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -169,7 +186,9 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def publish_file(staged: Path, final: Path) -> None:
-    """Give a finished, fsynced file its final name. One that is already there has the same content by its name and stays, unless it was damaged since."""
+    """Give a finished, fsynced file its final name. One that is already there has the same content by its name and
+    stays, unless it was damaged since.
+    """
     failpoint("file.publish", staged)
     try:
         os.link(staged, final)
@@ -220,8 +239,8 @@ def publish_directory(staged: Path, final: Path) -> bool:
 def replace_directory(staged: Path, final: Path, *, named: str) -> None:
     """Give `staged` its name; what had it before is removed afterwards. `named` begins the names of its failpoints.
 
-    The two exchange their names in one step of the kernel. Some file systems cannot do that (NFS); there the old one is renamed first, and a
-    kill at that moment leaves it as `.<name>.before`.
+    The two exchange their names in one step of the kernel. Some file systems cannot do that (NFS); there the old one is
+    renamed first, and a kill at that moment leaves it as `.<name>.before`.
     """
     aside = final.with_name(f".{final.name}.before")
     for path in (*staged.rglob("*"), staged):

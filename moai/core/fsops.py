@@ -1,11 +1,11 @@
 """Reading what another process or host may just have written: the few operations that preparing and waiting stand on.
 
-Relied upon is this and nothing else: one of several creates a name exclusively, a rename is whole, and who opens a file after it
-was closed gets what was written, sooner or later. Not relied upon are locks, file times, and that a name or a listing is fresh:
-a shared file system may show a file late, or say once that a handle is stale.
+Relied upon is this and nothing else: one of several creates a name exclusively, a rename is whole, and who opens a file
+after it was closed gets what was written, sooner or later. Not relied upon are locks, file times, and that a name or a
+listing is fresh: a shared file system may show a file late, or say once that a handle is stale.
 
-With MOAI_TESTING=1, MOAI_WEATHER gives a local disk such manners, for the tests: `late=0.5` hides what is younger than half a
-second, `estale` lets the first look at every path fail, `nolocks` refuses locks.
+With MOAI_TESTING=1, MOAI_WEATHER gives a local disk such manners, for the tests: `late=0.5` hides what is younger than
+half a second, `estale` lets the first look at every path fail, `nolocks` refuses locks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ _weather = Weather.of(os.environ)
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """All of a regular file. No link is followed, no FIFO or device waited for. Raises OSError; ValueError where it is none, or has more than `most_bytes`."""
+    """All of a regular file. No link is followed, no FIFO or device waited for. Raises OSError; ValueError where it is
+    none, or has more than `most_bytes`.
+    """
     return _patiently(path, lambda: _read_regular(path, most_bytes))
 
 
@@ -71,7 +73,9 @@ def look_at(path: Path) -> os.stat_result:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names in a directory, in order; none where it is not there. On NFS a listing also lets the client forget that a name was absent."""
+    """Names in a directory, in order; none where it is not there. On NFS a listing also lets the client forget that a
+    name was absent.
+    """
     with contextlib.suppress(FileNotFoundError):
         return sorted(_patiently(folder, lambda: os.listdir(folder)))
     return []
@@ -79,7 +83,9 @@ def names_in(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def file_lock(path: Path, seconds: float) -> Iterator[Any]:
-    """filelock's lock, held. Raises filelock.Timeout after `seconds`, OSError or NotImplementedError where the file system has none."""
+    """filelock's lock, held. Raises filelock.Timeout after `seconds`, OSError or NotImplementedError where the file
+    system has none.
+    """
     from filelock import FileLock
 
     if _weather and not _weather.locks:
@@ -91,7 +97,12 @@ def file_lock(path: Path, seconds: float) -> Iterator[Any]:
 
 def kind_of(mode: int) -> str:
     """What stands where a file should, for people."""
-    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file"
 
 

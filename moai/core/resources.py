@@ -5,12 +5,12 @@ for the host ends in throttling or in the OOM killer. So the limits are read whe
 cgroup v1 and v2 along the whole path, Slurm), and every value carries the limit that decided it.
 
     machine = detect(cache_dir)
-    chosen = plan(machine, num_proc=None, num_proc_origin="default", local_world_size=8, ranks_wait=False, memory_mode="auto",
-                  shard_bytes=16_000_000, batch_size=1000, environ=os.environ)
+    chosen = plan(machine, num_proc=None, num_proc_origin="default", local_world_size=8, ranks_wait=False,
+                  memory_mode="auto", shard_bytes=16_000_000, batch_size=1000, environ=os.environ)
     chosen.num_proc                             # Setting(12, "96 CPUs (cgroup v2) / 8 ranks")
 
-`python -m moai.core.resources --exports` prints the same as `export` lines, for optimize_env.sh. Only the standard library is
-imported, so that this runs before anything is installed. 1 GB is 10^9 bytes.
+`python -m moai.core.resources --exports` prints the same as `export` lines, for optimize_env.sh. Only the standard
+library is imported, so that this runs before anything is installed. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ FALSE_WORDS = ("", "off", "false", "f", "no", "n", "0")
 
 _BATCH_BYTES = {"memory": 8 * 2**20, "balanced": 4 * 2**20, "disk": 1 * 2**20}
 _MEMORY_PARTS = {"memory": 2, "balanced": 2, "disk": 4}
-"""Automatic workers share one part in so many of the available memory: the rest is the page cache's, which keeps Arrow fast."""
+"""Automatic workers share one part in so many of the available memory: the rest is the page cache's, which keeps Arrow
+fast.
+"""
 _MODE_LINES = {
     "memory": "✅ Sufficient RAM ({gb}GB available), using in-memory processing",
     "balanced": "✅ Moderate RAM ({gb}GB available), using balanced processing",
@@ -60,7 +62,10 @@ class Machine:
     gpus: int
 
     def __str__(self) -> str:
-        memory = f"{self.memory_bytes.value / GB:.1f} of {self.total_memory_bytes / GB:.1f} GB RAM ({self.memory_bytes.reason})"
+        memory = (
+            f"{self.memory_bytes.value / GB:.1f} of {self.total_memory_bytes / GB:.1f} GB RAM "
+            f"({self.memory_bytes.reason})"
+        )
         return f"{_cpus_text(self)}, {memory}, {_count(self.gpus, 'GPU')}, {self.disk_free_bytes / GB:.1f} GB disk free"
 
 
@@ -82,7 +87,9 @@ class Plan:
 def detect(cache_dir: Path, *, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Machine:
     """Read the limits of this process. `root` is where /proc and /sys are found; `cache_dir` need not exist yet."""
     memory, total = _memory(root)
-    place = next(p for p in (cache_dir.expanduser().absolute(), *cache_dir.expanduser().absolute().parents) if p.exists())
+    place = next(
+        p for p in (cache_dir.expanduser().absolute(), *cache_dir.expanduser().absolute().parents) if p.exists()
+    )
     return Machine(
         cpus=_cpus(root, environ),
         memory_bytes=memory,
@@ -93,10 +100,12 @@ def detect(cache_dir: Path, *, root: Path = Path("/"), environ: Mapping[str, str
 
 
 def worker_bytes(shard_bytes: int) -> int:
-    """Peak memory of one worker, an estimate: 300 MB for interpreter, libraries, tokenizer and a batch, plus six shards.
+    """Peak memory of one worker, an estimate: 300 MB for interpreter, libraries, tokenizer and a batch, plus six
+    shards.
 
-    A stand-in worker (parse, encode with a 60k BPE, pack, write; 16 and 32 MB shards of Korean, English and code) peaked at
-    210 MB with 1 MiB batches, 282 MB with 4 MiB and 397 MB with 8 MiB; this rule gives 396 MB for 16 MB and 492 MB for 32 MB.
+    A stand-in worker (parse, encode with a 60k BPE, pack, write; 16 and 32 MB shards of Korean, English and code)
+    peaked at 210 MB with 1 MiB batches, 282 MB with 4 MiB and 397 MB with 8 MiB; this rule gives 396 MB for 16 MB and
+    492 MB for 32 MB.
     """
     return 300_000_000 + 6 * shard_bytes
 
@@ -116,19 +125,28 @@ def plan(
 ) -> Plan:
     """Choose workers, threads and batch bytes. What a person set is never cut, only warned about.
 
-    ranks_wait  the other local ranks sleep until the data is there, so the preparer takes all CPUs; else it keeps to its share
+    ranks_wait  the other local ranks sleep until the data is there, so the preparer takes all CPUs; else it keeps to
+                its share
     worker_extra_bytes  what each worker loads for itself beside what `worker_bytes` counts
     """
     each = worker_bytes(shard_bytes) + worker_extra_bytes
     mode = _mode(machine, memory_mode)
     usable = _usable_cpus(machine, local_world_size, ranks_wait, environ)
     explicit = num_proc is not None and num_proc_origin != "default"
-    workers = Setting(num_proc, f"set by {num_proc_origin}") if explicit else _automatic_workers(machine, usable, mode.value, each)
+    workers = (
+        Setting(num_proc, f"set by {num_proc_origin}")
+        if explicit
+        else _automatic_workers(machine, usable, mode.value, each)
+    )
     threads, warnings = _threads(usable, workers.value, environ)
     if explicit:
         warnings += _excess(machine, usable, workers, each)
-    batch_bytes = Setting(_BATCH_BYTES[mode.value], f"memory mode {mode.value}; {batch_size:,} documents where they are smaller")
-    return Plan(machine=machine, num_proc=workers, threads=threads, batch_bytes=batch_bytes, memory_mode=mode, warnings=warnings)
+    batch_bytes = Setting(
+        _BATCH_BYTES[mode.value], f"memory mode {mode.value}; {batch_size:,} documents where they are smaller"
+    )
+    return Plan(
+        machine=machine, num_proc=workers, threads=threads, batch_bytes=batch_bytes, memory_mode=mode, warnings=warnings
+    )
 
 
 def lines(chosen: Plan) -> tuple[str, ...]:
@@ -141,15 +159,22 @@ def lines(chosen: Plan) -> tuple[str, ...]:
     mode_line = _MODE_LINES[chosen.memory_mode.value].format(gb=f"{chosen.machine.memory_bytes.value / GB:.1f}")
     if chosen.memory_mode.reason.startswith("set"):
         mode_line = f"memory_mode = {chosen.memory_mode.value}: {chosen.memory_mode.reason}"
-    return (mode_line, "📊 Dataset loading settings:", *(f"  - {name} = {setting.value}: {setting.reason}" for name, setting in settings))
+    return (
+        mode_line,
+        "📊 Dataset loading settings:",
+        *(f"  - {name} = {setting.value}: {setting.reason}" for name, setting in settings),
+    )
 
 
 def exports(machine: Machine, environ: Mapping[str, str]) -> dict[str, Setting]:
     """Values for the environment variables that `environ` leaves unset, each with its reason.
 
-    DATASET_BATCH_SIZE         documents of 2 KB that fill a batch of the memory mode (disk 512, balanced 2048, memory 4096)
-    DATASET_WRITER_BATCH_SIZE  rows of 8 KB (2048 tokens of 4 bytes) in a tenth of one worker's part of the memory budget
-    OMP_NUM_THREADS            a share for each local rank: torchrun and accelerate would make it 1, which slows Arrow too
+    DATASET_BATCH_SIZE         documents of 2 KB that fill a batch of the memory mode (disk 512, balanced 2048, memory
+                               4096)
+    DATASET_WRITER_BATCH_SIZE  rows of 8 KB (2048 tokens of 4 bytes) in a tenth of one worker's part of the memory
+                               budget
+    OMP_NUM_THREADS            a share for each local rank: torchrun and accelerate would make it 1, which slows Arrow
+                               too
     """
     ranks, origin = _ranks_per_node(machine, environ)
     chosen = plan(machine, num_proc=None, num_proc_origin="default", local_world_size=ranks, ranks_wait=True,
@@ -161,10 +186,16 @@ def exports(machine: Machine, environ: Mapping[str, str]) -> dict[str, Setting]:
     values = {
         "TOKENIZERS_PARALLELISM": Setting("true", "threads inside a tokenizer call; workers divide RAYON_NUM_THREADS"),
         "RAYON_NUM_THREADS": Setting(cpus, f"{_cpus_text(machine)}, a total that the workers divide"),
-        "OMP_NUM_THREADS": Setting(max(1, cpus // sharing), f"{_cpus_text(machine)} / {_count(sharing, 'rank')} ({origin})"),
+        "OMP_NUM_THREADS": Setting(
+            max(1, cpus // sharing), f"{_cpus_text(machine)} / {_count(sharing, 'rank')} ({origin})"
+        ),
         "DATASET_NUM_PROC": Setting(chosen.num_proc.value, chosen.num_proc.reason),
-        "DATASET_BATCH_SIZE": Setting(chosen.batch_bytes.value // 2048, f"memory mode {mode}: {chosen.memory_mode.reason}"),
-        "DATASET_WRITER_BATCH_SIZE": Setting(rows, f"a tenth of each worker's part of {machine.memory_bytes.value / GB:.1f} GB RAM"),
+        "DATASET_BATCH_SIZE": Setting(
+            chosen.batch_bytes.value // 2048, f"memory mode {mode}: {chosen.memory_mode.reason}"
+        ),
+        "DATASET_WRITER_BATCH_SIZE": Setting(
+            rows, f"a tenth of each worker's part of {machine.memory_bytes.value / GB:.1f} GB RAM"
+        ),
         "ARROW_DEFAULT_MEMORY_POOL": Setting("mimalloc", "gives freed batches back to the system"),
         "ARROW_IO_THREADS": Setting(min(16, cpus), f"at most 16 of {_cpus_text(machine)}"),
     }
@@ -172,9 +203,17 @@ def exports(machine: Machine, environ: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m moai.core.resources", description="What this process may use here.", allow_abbrev=False)
-    parser.add_argument("--exports", action="store_true", help="print `export NAME=value` lines for what the environment leaves unset")
-    parser.add_argument("--summary", action="store_true", help="print the machine on one line (the default; before the exports if both are asked for)")
+    parser = argparse.ArgumentParser(
+        prog="python -m moai.core.resources", description="What this process may use here.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--exports", action="store_true", help="print `export NAME=value` lines for what the environment leaves unset"
+    )
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="print the machine on one line (the default; before the exports if both are asked for)",
+    )
     arguments = parser.parse_args(argv)
     machine = detect(Path.cwd())
     if arguments.summary or not arguments.exports:
@@ -211,13 +250,17 @@ def _usable_cpus(machine: Machine, local_world_size: int, ranks_wait: bool, envi
         each = round(machine.cpus.value / sharing, 2)
         waiting = f"{sharing - 1} of which wait{'s' if sharing == 2 else ''}"
         return Setting(
-            machine.cpus.value, f"{_count(each, 'CPU')} a rank x {sharing} ranks, {waiting} ({_count(machine.cpus.value, 'CPU')}, {machine.cpus.reason})"
+            machine.cpus.value,
+            f"{_count(each, 'CPU')} a rank x {sharing} ranks, {waiting} ({_count(machine.cpus.value, 'CPU')}, "
+            f"{machine.cpus.reason})",
         )
     return Setting(max(1, machine.cpus.value // sharing), f"{_cpus_text(machine)} / {sharing} ranks")
 
 
 def _slurm_shares(environ: Mapping[str, str]) -> int:
-    """Slurm tasks on this node where each has its own CPUs, else 1: with one task a rank, `cpus` is a rank's share already."""
+    """Slurm tasks on this node where each has its own CPUs, else 1: with one task a rank, `cpus` is a rank's share
+    already.
+    """
     if _positive(environ.get("SLURM_CPUS_PER_TASK")) is None:
         return 1
     names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
@@ -231,7 +274,10 @@ def _automatic_workers(machine: Machine, usable: Setting, mode: str, each: int) 
     affordable = max(1, budget // each)
     if affordable >= usable.value:
         return usable
-    cut = f"cut by memory: 1/{_MEMORY_PARTS[mode]} of {machine.memory_bytes.value / GB:.1f} GB ({machine.memory_bytes.reason}) at {each / GB:.2f} GB a worker"
+    cut = (
+        f"cut by memory: 1/{_MEMORY_PARTS[mode]} of {machine.memory_bytes.value / GB:.1f} GB "
+        f"({machine.memory_bytes.reason}) at {each / GB:.2f} GB a worker"
+    )
     return Setting(affordable, f"{usable.reason}, {cut}")
 
 
@@ -242,21 +288,37 @@ def _threads(usable: Setting, workers: int, environ: Mapping[str, str]) -> tuple
     text = environ.get("RAYON_NUM_THREADS", "")
     total = _positive(text)
     if total is not None:
-        over = (f"RAYON_NUM_THREADS = {total} is more than the {_count(usable.value, 'CPU')} this preparation may use: {usable.reason}. Kept.",)
-        return Setting(max(1, total // max(1, workers)), f"RAYON_NUM_THREADS={total} / {place}"), over if total > usable.value else ()
-    ignored = (f"RAYON_NUM_THREADS = {text!r} is not a whole number above 0 and is ignored; unset it or set it to {usable.value}",)
-    return Setting(max(1, usable.value // max(1, workers)), f"{_count(usable.value, 'CPU')} / {place}"), ignored if text not in ("", "0") else ()
+        over = (
+            f"RAYON_NUM_THREADS = {total} is more than the {_count(usable.value, 'CPU')} this preparation may use: "
+            f"{usable.reason}. Kept.",
+        )
+        return Setting(
+            max(1, total // max(1, workers)), f"RAYON_NUM_THREADS={total} / {place}"
+        ), over if total > usable.value else ()
+    ignored = (
+        f"RAYON_NUM_THREADS = {text!r} is not a whole number above 0 and is ignored; unset it or set it to "
+        f"{usable.value}",
+    )
+    return Setting(
+        max(1, usable.value // max(1, workers)), f"{_count(usable.value, 'CPU')} / {place}"
+    ), ignored if text not in ("", "0") else ()
 
 
 def _excess(machine: Machine, usable: Setting, workers: Setting, each: int) -> tuple[str, ...]:
     found = []
     place = f"num_proc = {workers.value} ({workers.reason})"
     if workers.value > usable.value:
-        found.append(f"{place} is more than this preparation may use, {usable.value}: {usable.reason}. Kept; num_proc {usable.value} is as fast and lighter.")
+        found.append(
+            f"{place} is more than this preparation may use, {usable.value}: {usable.reason}. Kept; num_proc "
+            f"{usable.value} is as fast and lighter."
+        )
     need, have = workers.value * each, machine.memory_bytes.value
     if need > have:
         fits = max(1, have // _MEMORY_PARTS["memory"] // each)
-        found.append(f"{place} may need {need / GB:.1f} GB of the {have / GB:.1f} GB available ({machine.memory_bytes.reason}). Kept; num_proc {fits} fits.")
+        found.append(
+            f"{place} may need {need / GB:.1f} GB of the {have / GB:.1f} GB available ({machine.memory_bytes.reason}). "
+            f"Kept; num_proc {fits} fits."
+        )
     return tuple(found)
 
 
@@ -275,7 +337,9 @@ def _cpus(root: Path, environ: Mapping[str, str]) -> Setting:
     for version, directory in cgroups(root, "cpu"):
         quota = _cpu_quota(directory)
         if quota is not None:
-            limits.append((max(1, math.ceil(quota)), version))  # 1.5 CPUs keep two workers busy: the quota is used up, not exceeded
+            limits.append(
+                (max(1, math.ceil(quota)), version)
+            )  # 1.5 CPUs keep two workers busy: the quota is used up, not exceeded
     slurm = _positive(environ.get("SLURM_CPUS_PER_TASK"))
     if slurm is not None:
         limits.append((slurm, "Slurm"))
@@ -283,7 +347,9 @@ def _cpus(root: Path, environ: Mapping[str, str]) -> Setting:
 
 
 def _cpu_quota(directory: Path) -> float | None:
-    """CPUs' worth of time in each period: v2 `cpu.max` is "200000 100000" or "max 100000", v1 has a file each and -1."""
+    """CPUs' worth of time in each period: v2 `cpu.max` is "200000 100000" or "max 100000", v1 has a file each and
+    -1.
+    """
     v1 = f"{read_text(directory / 'cpu.cfs_quota_us')} {read_text(directory / 'cpu.cfs_period_us')}"
     for text in (read_text(directory / "cpu.max"), v1):
         match = re.fullmatch(r"\s*([1-9][0-9]*)\s+([1-9][0-9]*)\s*", text)
@@ -303,7 +369,9 @@ def _memory(root: Path) -> tuple[Setting, int]:
             continue
         used = min(bytes_in(directory / name) for name in ("memory.current", "memory.usage_in_bytes"))
         # Page cache nobody touches is counted as used, yet it goes as soon as memory is asked for.
-        stat = dict(line.split() for line in read_text(directory / "memory.stat").splitlines() if len(line.split()) == 2)
+        stat = dict(
+            line.split() for line in read_text(directory / "memory.stat").splitlines() if len(line.split()) == 2
+        )
         idle = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
         limits.append((min(maximum, max(0, maximum - (used if used < UNLIMITED else 0) + idle)), version))
         totals.append(maximum)
@@ -317,7 +385,9 @@ def bytes_in(path: Path) -> int:
 
 def host_memory(root: Path) -> tuple[int, int, str]:
     """(total, available, reason) of the whole machine."""
-    fields = dict(re.findall(r"^(MemTotal|MemAvailable):\s+([0-9]+) kB", read_text(root / "proc/meminfo"), flags=re.MULTILINE))
+    fields = dict(
+        re.findall(r"^(MemTotal|MemAvailable):\s+([0-9]+) kB", read_text(root / "proc/meminfo"), flags=re.MULTILINE)
+    )
     if len(fields) == 2:
         return int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024, "MemAvailable"
     try:
@@ -332,21 +402,30 @@ def host_memory(root: Path) -> tuple[int, int, str]:
 def cgroups(root: Path, controller: str) -> list[tuple[str, Path]]:
     """The control groups of this process for `controller`, innermost first: ("cgroup v2", directory).
 
-    Limits hold along the whole path, and a pod's parent may be tighter than the container itself. Hybrid systems mount both
-    versions; a directory without the controller's files is a group without a limit.
+    Limits hold along the whole path, and a pod's parent may be tighter than the container itself. Hybrid systems mount
+    both versions; a directory without the controller's files is a group without a limit.
     """
     own: dict[str, str] = {}  # controller -> path; v2 is the empty name
-    for names, path in re.findall(r"^[0-9]+:([^:\n]*):(/.*)$", read_text(root / "proc/self/cgroup"), flags=re.MULTILINE):
+    for names, path in re.findall(
+        r"^[0-9]+:([^:\n]*):(/.*)$", read_text(root / "proc/self/cgroup"), flags=re.MULTILINE
+    ):
         own.update(dict.fromkeys(names.split(","), path))
     found = []
-    mounts = re.findall(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$", read_text(root / "proc/self/mountinfo"), flags=re.MULTILINE)
+    mounts = re.findall(
+        r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$",
+        read_text(root / "proc/self/mountinfo"),
+        flags=re.MULTILINE,
+    )
     for mount_root, mount_point, kind, options in mounts:
         name = "" if kind == "cgroup2" else controller
         if name not in own or (name and name not in options.split(",")):
             continue
         parts = _below(own[name], mount_root)
         top = root / mount_point.lstrip("/")
-        found += [("cgroup v2" if kind == "cgroup2" else "cgroup v1", top.joinpath(*parts[:depth])) for depth in range(len(parts), -1, -1)]
+        found += [
+            ("cgroup v2" if kind == "cgroup2" else "cgroup v1", top.joinpath(*parts[:depth]))
+            for depth in range(len(parts), -1, -1)
+        ]
     return found
 
 

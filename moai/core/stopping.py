@@ -1,7 +1,8 @@
-"""How a process ends: by Ctrl-C, SIGTERM or a closed terminal (SIGHUP), with one line and an exit code that names the signal; and of itself, by `end`.
+"""How a process ends: by Ctrl-C, SIGTERM or a closed terminal (SIGHUP), with one line and an exit code that names the
+signal; and of itself, by `end`.
 
 with stoppable("finished shards are kept, run again to go on from them"):
-    ...                                            # Stop is raised wherever the main thread is; Interrupted leaves the block
+    ...                                            # Stop rises in the main thread, Interrupted leaves
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from moai.core.errors import Interrupted, StorageError
 
 
 class Stop(KeyboardInterrupt):
-    """What a signal raises on the spot. No Exception: code that tries something out would take that for its answer and go on."""
+    """What a signal raises on the spot. No Exception: code that tries something out would take that for its answer and
+    go on.
+    """
 
 
 def hangup_is_ignored() -> bool:
@@ -35,10 +38,12 @@ def by_others() -> set[signal.Signals]:
 
 @contextlib.contextmanager
 def stoppable(what_remains: str) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP as Interrupted, so that there is time to tidy up and to tell others. Only where signals can be handled.
+    """SIGINT, SIGTERM and SIGHUP as Interrupted, so that there is time to tidy up and to tell others. Only where
+    signals can be handled.
 
     After the first, one of another kind is the same wish, since a launcher passes on what its group has had from the
-    terminal; the same one again is an impatient person, and ends the process at once. Not SIGHUP, which a shell passes on too.
+    terminal; the same one again is an impatient person, and ends the process at once. Not SIGHUP, which a shell passes
+    on too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -63,10 +68,12 @@ def stoppable(what_remains: str) -> Iterator[None]:
 
 
 def end(code: int) -> NoReturn:
-    """End the process once what it printed is out, without tearing the interpreter down. A rank that joined a group must end so.
+    """End the process once what it printed is out, without tearing the interpreter down. A rank that joined a group
+    must end so.
 
-    gloo's threads may still be dropping the tensors of the last collective. For that they need the interpreter's lock, which
-    Python takes away from them while it tears itself down: the rank hangs or aborts (-6), after its work was done and said.
+    gloo's threads may still be dropping the tensors of the last collective. For that they need the interpreter's lock,
+    which Python takes away from them while it tears itself down: the rank hangs or aborts (-6), after its work was done
+    and said.
     """
     atexit._run_exitfuncs()
     os._exit(_flushed(code))

@@ -1,8 +1,8 @@
 """Leave out what libraries load and nobody here uses. Called before anything else, in processes that are moai's alone.
 
-`pa.array` imports pandas, where there is one, merely to ask whether it was given a Series: an eighth of a second and 40 MB. So
-it is refused, until something comes that needs it. OpenBLAS starts a thread a core as numpy is imported, and each spins for a tenth
-of a second before it sleeps, just when there is most to do.
+`pa.array` imports pandas, where there is one, merely to ask whether it was given a Series: an eighth of a second and 40
+MB. So it is refused, until something comes that needs it. OpenBLAS starts a thread a core as numpy is imported, and
+each spins for a tenth of a second before it sleeps, just when there is most to do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """System 2: Korean text -> documents worth it -> repeated names -> a cap over the corpus -> samples with labels.
 
-path = prepare(config, origins=origins)         # <output-dir>/entity_coref_v2_<seq_len>, which datasets.load_from_disk opens
+path = prepare(config, origins=origins)         # <output-dir>/entity_coref_v2_<seq_len>, for datasets.load_from_disk
 
-Two stages: candidates per shard (rules, Kiwi, tokens, places) and one choice over all of them; samples per shard. Every finished shard of
-either stays when a run is stopped, and the next run goes on from there.
+Two stages: candidates per shard (rules, Kiwi, tokens, places) and one choice over all of them; samples per shard. Every
+finished shard of either stays when a run is stopped, and the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 _FOLDERS = ("shards", "ranges", "transforms", "attempts", "locks")
 _SHARDS_PER_WORKER = 64
-"""A worker is replaced after this many shards, some 25,000 documents: what its libraries keep cannot grow, and the next one costs a fork."""
+"""A worker is replaced after this many shards, some 25,000 documents: what its libraries keep cannot grow, and the next
+one costs a fork.
+"""
 _KIWI_BYTES = 500_000_000
 """What a worker that loads its own Kiwi holds beside the others."""
 
@@ -66,13 +68,22 @@ def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping
 
 
 def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> resources.Plan:
-    """Workers and bytes. Forked workers share one Kiwi, so memory hardly limits them; of spawned ones each has its own."""
+    """Workers and bytes. Forked workers share one Kiwi, so memory hardly limits them; of spawned ones each has its
+    own.
+    """
     extra = _KIWI_BYTES if start_method(config).value == "spawn" else 0
     return resources.plan(
-        resources.detect(assembly.places(config)[0], environ=environ), num_proc=config.num_workers, num_proc_origin=origins.get("num_workers", "the caller"),
-        local_world_size=1, ranks_wait=True, memory_mode="auto", shard_bytes=config.shard_bytes, batch_size=1000, environ=environ,
+        resources.detect(assembly.places(config)[0], environ=environ),
+        num_proc=config.num_workers,
+        num_proc_origin=origins.get("num_workers", "the caller"),
+        local_world_size=1,
+        ranks_wait=True,
+        memory_mode="auto",
+        shard_bytes=config.shard_bytes,
+        batch_size=1000,
+        environ=environ,
         worker_extra_bytes=extra,
-    )  # fmt: skip
+    )
 
 
 def start_method(config: CorefConfig) -> Setting:
@@ -101,25 +112,41 @@ def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.P
     logger.info("배치 병합 중... (links, no second copy)")
     reused = [done.reused for done in corpus.done]
     made_how = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_workers": workers.value,
-        "shards_made": reused.count(False), "shards_reused": reused.count(True), "stamps_prove": wanted.stamps_prove,
-    }  # fmt: skip
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 3),
+        "num_workers": workers.value,
+        "shards_made": reused.count(False),
+        "shards_reused": reused.count(True),
+        "stamps_prove": wanted.stamps_prove,
+    }
     path = publish(wanted, staging, corpus, made_how)
     seconds = time.monotonic() - started
     logger.info("저장 완료: %s", path)
-    logger.info("샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused", f"{corpus.selection.total:,}", seconds, seconds / 60,
-                reused.count(False), reused.count(True))  # fmt: skip
+    logger.info(
+        "샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused",
+        f"{corpus.selection.total:,}",
+        seconds,
+        seconds / 60,
+        reused.count(False),
+        reused.count(True),
+    )
     return path
 
 
-def stages(wanted: Wanted, streams: Sequence[Stream], staging: Path) -> tuple[Stage[None, Corpus], Stage[Corpus, Corpus]]:
+def stages(
+    wanted: Wanted, streams: Sequence[Stream], staging: Path
+) -> tuple[Stage[None, Corpus], Stage[Corpus, Corpus]]:
     """Candidates in every document, and which of them are picked over all; then a sample of each of these."""
     config, ledger = wanted.config, Ledger(wanted.cache)
     record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
     record.unlink(missing_ok=True)
     about = max(1, -(-sum(given.text_bytes for given in wanted.inputs) // config.shard_bytes))
-    progress = StageProgress(sum(given.nominal_bytes for given in wanted.inputs), name="candidates", batches=about, record=record)
-    reading = InputWatch(streams=streams, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=config.max_bad_ratio)
+    progress = StageProgress(
+        sum(given.nominal_bytes for given in wanted.inputs), name="candidates", batches=about, record=record
+    )
+    reading = InputWatch(
+        streams=streams, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=config.max_bad_ratio
+    )
 
     def pick(_: None, results: Results) -> Corpus:
         paths = [ledger.shard(done.receipt.shard_key) for part in results for done in part]
@@ -135,17 +162,33 @@ def stages(wanted: Wanted, streams: Sequence[Stream], staging: Path) -> tuple[St
 
     def watch_samples(corpus: Corpus, pipelines: Sequence[Pipeline]) -> StageProgress:
         files, number = sum(1 for _ in pipelines[0].source.shards()), corpus.selection.total
-        logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)", f"{number:,}", files, f"{config.token_chunk_size:,}")
+        logger.info(
+            "[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)",
+            f"{number:,}",
+            files,
+            f"{config.token_chunk_size:,}",
+        )
         return StageProgress(number, name="samples", batches=files, record=record)
 
     return (
-        Stage(pipelines=lambda _: [assembly.candidates(wanted.cache, stream, staging) for stream in streams], reduce=pick, watch=lambda *_: reading),
-        Stage(pipelines=samples, reduce=lambda corpus, results: replace(corpus, samples=results[0]), watch=watch_samples),
+        Stage(
+            pipelines=lambda _: [assembly.candidates(wanted.cache, stream, staging) for stream in streams],
+            reduce=pick,
+            watch=lambda *_: reading,
+        ),
+        Stage(
+            pipelines=samples, reduce=lambda corpus, results: replace(corpus, samples=results[0]), watch=watch_samples
+        ),
     )
 
 
 def _executor(config: CorefConfig, chosen: resources.Plan) -> Executor:
     return make_executor(
-        chosen.num_proc.value, method=start_method(config).value, threads=1, stall_seconds=config.stall_timeout, shards_per_worker=_SHARDS_PER_WORKER,
-        modules=assembly.WORKER_MODULES, warm=assembly.warm(config),
-    )  # fmt: skip
+        chosen.num_proc.value,
+        method=start_method(config).value,
+        threads=1,
+        stall_seconds=config.stall_timeout,
+        shards_per_worker=_SHARDS_PER_WORKER,
+        modules=assembly.WORKER_MODULES,
+        warm=assembly.warm(config),
+    )

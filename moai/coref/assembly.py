@@ -1,4 +1,6 @@
-"""From flags to the two pipelines: files, tokenizer and keys found, parts put together. No document is read here but a few to look at."""
+"""From flags to the two pipelines: files, tokenizer and keys found, parts put together. No document is read here but a
+few to look at.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +86,18 @@ def want(config: CorefConfig) -> Wanted:
     cache, output = places(config)
     columns = dict(config.inputs)
     inputs = find_inputs(tuple(columns), cache)
-    versions = {"entity_coref_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in _PARTS]), **kiwi.identity()}
-    plan = {**plan_inputs(inputs), "config": identity(config), "tokenizer": tokenizer.identity(), "columns": columns, "format": versions}
+    versions = {
+        "entity_coref_version": FORMAT_VERSION,
+        "parts": digest_json([class_identity(part) for part in _PARTS]),
+        **kiwi.identity(),
+    }
+    plan = {
+        **plan_inputs(inputs),
+        "config": identity(config),
+        "tokenizer": tokenizer.identity(),
+        "columns": columns,
+        "format": versions,
+    }
     plan = json.loads(canonical_json(plan))  # as it will be read back, to be compared
     return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, plan, digest_json(plan)[:40])
 
@@ -103,14 +115,25 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
     found = []
     for given in wanted.inputs:
         source, columns = open_input(
-            given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, trust_stamps=not config.rehash
+            given,
+            cache=wanted.cache,
+            spool_dir=spool_dir,
+            shard_bytes=config.shard_bytes,
+            batch_bytes=batch_bytes,
+            trust_stamps=not config.rehash,
         )
         template = config.text_template if given.spec in config.input else None  # the columns of a preset are known
         shape = TextShape(name="plain text")
         if not given.kind.plain:
-            shape = choose_shape(columns, source=given.spec, text_column=dict(config.inputs)[given.spec], template=template)
+            shape = choose_shape(
+                columns, source=given.spec, text_column=dict(config.inputs)[given.spec], template=template
+            )
         parts = _parts(wanted, given, shape)
-        what = {"format_version": FORMAT_VERSION, "source": {"kind": given.kind.identity}, "parts": [part.identity() for part in parts]}
+        what = {
+            "format_version": FORMAT_VERSION,
+            "source": {"kind": given.kind.identity},
+            "parts": [part.identity() for part in parts],
+        }
         names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
         source = replace(source, columns=tuple(dict.fromkeys(names)), transform_key=digest_json(what)[:40])
         found.append(Stream(given, source, shape, parts, what))
@@ -119,20 +142,32 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
 
 def candidates(cache: Path, stream: Stream, staging: Path) -> Pipeline:
     """The first pipeline: everything that needs Kiwi and the tokenizer, up to candidates that have a place in a row."""
-    return _pipeline(cache, stream.source, stream.parts, stream.identity, coref_candidates.SCHEMA, _CANDIDATE_ROWS, staging)
+    return _pipeline(
+        cache, stream.source, stream.parts, stream.identity, coref_candidates.SCHEMA, _CANDIDATE_ROWS, staging
+    )
 
 
 def samples(wanted: Wanted, done: Sequence[Done], selection: Selection, staging: Path) -> Pipeline:
-    """The second pipeline: the picked candidates of the finished shards `done`, about token_chunk_size of them a file."""
+    """The second pipeline: the picked candidates of the finished shards `done`, about token_chunk_size of them a
+    file.
+    """
     config = wanted.config
-    source = PickedSource(name="samples", column="candidates", groups=_groups(wanted.cache, done, selection, config.token_chunk_size))
-    parts = (Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),)
+    source = PickedSource(
+        name="samples", column="candidates", groups=_groups(wanted.cache, done, selection, config.token_chunk_size)
+    )
+    parts = (
+        Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),
+    )
     what = {"format_version": FORMAT_VERSION, "parts": [part.identity() for part in parts]}
-    return _pipeline(wanted.cache, source, parts, what, with_features(coref_samples.SCHEMA), coref_samples.ROWS_PER_BATCH, staging)
+    return _pipeline(
+        wanted.cache, source, parts, what, with_features(coref_samples.SCHEMA), coref_samples.ROWS_PER_BATCH, staging
+    )
 
 
 def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """What workers shall find loaded: Kiwi, so that its 500 MB are there once, and the tokenizer. Raises ConfigError, TokenizerError where there is none."""
+    """What workers shall find loaded: Kiwi, so that its 500 MB are there once, and the tokenizer. Raises ConfigError,
+    TokenizerError where there is none.
+    """
     Kiwi(config.kiwi_model).identity()
     file = find_tokenizer(config.model)
     backend = {"names": ["tokenizers"], "path": str(file), "digest": digest_of(file), "split_special_tokens": True}
@@ -143,16 +178,22 @@ def _parts(wanted: Wanted, given: Input, shape: TextShape) -> tuple[Part, ...]:
     config, tokenizer = wanted.config, wanted.tokenizer
     return (
         Documents(
-            to_text=ToText(shape=shape, plain=given.kind.plain), id_column=config.id_column,
+            to_text=ToText(shape=shape, plain=given.kind.plain),
+            id_column=config.id_column,
             batch_rows=min(_DOCUMENTS_PER_BATCH, config.tokenizer_batch_size),
         ),
         CheapRules(**_named_alike(config, CheapRules)),
         Candidates(
-            source=given.name, kiwi=wanted.kiwi, tokenizer=tokenizer, quality=KiwiQuality(**_named_alike(config, KiwiQuality)),
+            source=given.name,
+            kiwi=wanted.kiwi,
+            tokenizer=tokenizer,
+            quality=KiwiQuality(**_named_alike(config, KiwiQuality)),
             repetition=Repetition(tags=config.entity_tags, **_named_alike(config, Repetition)),
-            placement=Placement(room=tokenizer.room(config.seq_len), unknown_id=tokenizer.unknown_id, **_named_alike(config, Placement)),
+            placement=Placement(
+                room=tokenizer.room(config.seq_len), unknown_id=tokenizer.unknown_id, **_named_alike(config, Placement)
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def _named_alike(config: CorefConfig, part: Any) -> dict[str, Any]:
@@ -160,10 +201,20 @@ def _named_alike(config: CorefConfig, part: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(part) if hasattr(config, field.name)}
 
 
-def _pipeline(cache: Path, source: Source, parts: tuple[Part, ...], what: Mapping[str, Any], schema: pa.Schema, rows_per_batch: int, staging: Path) -> Pipeline:
+def _pipeline(
+    cache: Path,
+    source: Source,
+    parts: tuple[Part, ...],
+    what: Mapping[str, Any],
+    schema: pa.Schema,
+    rows_per_batch: int,
+    staging: Path,
+) -> Pipeline:
     key = digest_json(what)[:40]
     sink = ArrowShards(cache=cache, staging=staging, schema=schema, rows_per_batch=rows_per_batch)
-    return Pipeline(source=source, transforms=parts, sink=sink, transform_key=key, probe=Ledger(cache).has_transform(key))
+    return Pipeline(
+        source=source, transforms=parts, sink=sink, transform_key=key, probe=Ledger(cache).has_transform(key)
+    )
 
 
 def _groups(cache: Path, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:

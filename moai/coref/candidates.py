@@ -1,8 +1,8 @@
 """Documents -> candidate samples: Kiwi once, rules 5 and 6, repeated names, places among the tokens.
 
-A row is a document with its tokens and a list of candidates; samples are cut out of it later, when the cap over the whole corpus is known. So the
-text and its tokens are kept once, however many samples they give. (In mode `text` every candidate is tokenized anew, with the mask written into
-the text, and is a row of its own.)
+A row is a document with its tokens and a list of candidates; samples are cut out of it later, when the cap over the
+whole corpus is known. So the text and its tokens are kept once, however many samples they give. (In mode `text` every
+candidate is tokenized anew, with the mask written into the text, and is a row of its own.)
 """
 
 from __future__ import annotations
@@ -28,11 +28,27 @@ from moai.engine.part import Part
 from moai.engine.pipeline import count, quarantine
 
 CANDIDATE = pa.struct(
-    [("entity", pa.string()), ("entity_hash", pa.uint64()), ("rank", pa.uint64()), ("antecedent_pos", pa.int32()), ("coref_pos", pa.int32()),
-     *((name, pa.int32()) for name in ("window_begin", "window_end", "antecedent_begin", "antecedent_end", "mask_begin", "mask_end")), ("span_exact", pa.bool_())]
-)  # fmt: skip
+    [
+        ("entity", pa.string()),
+        ("entity_hash", pa.uint64()),
+        ("rank", pa.uint64()),
+        ("antecedent_pos", pa.int32()),
+        ("coref_pos", pa.int32()),
+        *(
+            (name, pa.int32())
+            for name in ("window_begin", "window_end", "antecedent_begin", "antecedent_end", "mask_begin", "mask_end")
+        ),
+        ("span_exact", pa.bool_()),
+    ]
+)
 SCHEMA = pa.schema(
-    [("doc_id", pa.string()), ("text_hash", pa.uint64()), ("source", pa.string()), ("input_ids", pa.list_(pa.int32())), ("candidates", pa.list_(CANDIDATE))]
+    [
+        ("doc_id", pa.string()),
+        ("text_hash", pa.uint64()),
+        ("source", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("candidates", pa.list_(CANDIDATE)),
+    ]
 )
 
 
@@ -74,7 +90,12 @@ class Candidates(Part):
         try:
             morphemes = kiwi.tokenize(text)
         except Exception as error:
-            quarantine(f"Kiwi: {type(error).__name__}", detail=str(error), sample=text.encode()[:200], **{name: row[name] for name in PLACE})
+            quarantine(
+                f"Kiwi: {type(error).__name__}",
+                detail=str(error),
+                sample=text.encode()[:200],
+                **{name: row[name] for name in PLACE},
+            )
             return None
         tags = [morpheme.tag for morpheme in morphemes]
         if rule := self.quality.failed_by(tags):
@@ -93,13 +114,23 @@ class Candidates(Part):
         encoded = self.tokenizer.reference.encode_with_offsets([document.text for document in documents])
         for document, (ids, array) in zip(documents, _split(*encoded)):
             listed, spans = ids.tolist(), Spans.of(array)
-            yield document, ids, _found(self.placement.place(candidate, document.text, listed, spans) for candidate in document.candidates)
+            yield (
+                document,
+                ids,
+                _found(
+                    self.placement.place(candidate, document.text, listed, spans) for candidate in document.candidates
+                ),
+            )
 
     def _textual(self, documents: Sequence[_Document]) -> Iterator[Row]:
-        """The prior form: one mask in place of the whole mention, and the text around it tokenized as it then stands."""
+        """The prior form: one mask in place of the whole mention, and the text around it tokenized as it then
+        stands.
+        """
         pairs = [(document, candidate) for document in documents for candidate in document.candidates]
         texts = [
-            part for document, candidate in pairs for part in (document.text[: candidate.mention], document.text[candidate.mention + len(candidate.entity) :])
+            part
+            for document, candidate in pairs
+            for part in (document.text[: candidate.mention], document.text[candidate.mention + len(candidate.entity) :])
         ]
         encoded = _split(*self.tokenizer.reference.encode_with_offsets(texts))
         for (document, candidate), (before, earlier), (behind, later) in zip(pairs, encoded[::2], encoded[1::2]):
@@ -108,7 +139,13 @@ class Candidates(Part):
             spans = Spans.of(np.concatenate((earlier, [[candidate.mention, resumes]], later + resumes)))
             antecedent = spans.covering(candidate.antecedent, candidate.antecedent + len(candidate.entity))
             mask = (len(before), len(before) + 1)
-            yield document, ids, _found([self.placement.around(candidate, spans, antecedent, mask, True) if antecedent else "untokenized"])
+            yield (
+                document,
+                ids,
+                _found(
+                    [self.placement.around(candidate, spans, antecedent, mask, True) if antecedent else "untokenized"]
+                ),
+            )
 
     def _batch(self, rows: list[Row]) -> pa.RecordBatch:
         offsets = np.zeros(len(rows) + 1, np.int32)
@@ -120,7 +157,13 @@ class Candidates(Part):
                 pa.array(hashes, pa.uint64()),
                 pa.array([self.source] * len(rows), pa.string()),
                 columns.lists(offsets, np.concatenate([ids for _, ids, _ in rows]).astype(np.int32)),
-                pa.array([[_as_struct(document, digest, one) for one in placed] for (document, _, placed), digest in zip(rows, hashes)], pa.list_(CANDIDATE)),
+                pa.array(
+                    [
+                        [_as_struct(document, digest, one) for one in placed]
+                        for (document, _, placed), digest in zip(rows, hashes)
+                    ],
+                    pa.list_(CANDIDATE),
+                ),
             ],
             schema=SCHEMA,
         )
@@ -140,10 +183,14 @@ def _as_struct(document: _Document, digest: int, placed: Placed) -> dict[str, An
     entity, mention = placed.candidate.entity, placed.candidate.mention
     ranges = {"window": placed.window, "antecedent": placed.antecedent, "mask": placed.mask}
     return {
-        "entity": entity, "entity_hash": entity_hash(entity), "rank": xxhash.xxh3_64_intdigest(f"{document.doc_id}\0{digest}\0{entity}\0{mention}".encode()),
-        "antecedent_pos": placed.candidate.antecedent, "coref_pos": mention, "span_exact": placed.exact,
+        "entity": entity,
+        "entity_hash": entity_hash(entity),
+        "rank": xxhash.xxh3_64_intdigest(f"{document.doc_id}\0{digest}\0{entity}\0{mention}".encode()),
+        "antecedent_pos": placed.candidate.antecedent,
+        "coref_pos": mention,
+        "span_exact": placed.exact,
         **{f"{name}_{side}": value for name, pair in ranges.items() for side, value in zip(("begin", "end"), pair)},
-    }  # fmt: skip
+    }
 
 
 def _found(results: Any) -> list[Placed]:
@@ -156,5 +203,7 @@ def _found(results: Any) -> list[Placed]:
     return placed
 
 
-def _split(ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64], spans: npt.NDArray[np.int64]) -> list[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+def _split(
+    ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64], spans: npt.NDArray[np.int64]
+) -> list[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
     return [(ids[begin:end], spans[begin:end]) for begin, end in itertools.pairwise(offsets)]

@@ -14,15 +14,23 @@ from moai.engine.part import UNKEYED, Part
 from moai.transforms.text import ToText
 
 PLACE = ("segment", "line", "offset")
-SCHEMA = pa.schema([("text", pa.large_string()), ("doc_id", pa.string()), ("segment", pa.int32()), ("line", pa.int64()), ("offset", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("text", pa.large_string()),
+        ("doc_id", pa.string()),
+        ("segment", pa.int32()),
+        ("line", pa.int64()),
+        ("offset", pa.int64()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Documents(Part):
     """One record at a time, since only a record that gives a text gives its id; beside Kiwi's 13 ms that costs nothing.
 
-    A document without `id_column` is called by the hash of its text: a worker knows what it reads and not how much was read before, and
-    equal documents shall have equal names.
+    A document without `id_column` is called by the hash of its text: a worker knows what it reads and not how much was
+    read before, and equal documents shall have equal names.
     """
 
     to_text: ToText
@@ -32,9 +40,15 @@ class Documents(Part):
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for first in range(0, batch.num_rows, self.batch_rows):
-                rows = [row for index in range(first, min(first + self.batch_rows, batch.num_rows)) for row in self._rows(batch.slice(index, 1))]
+                rows = [
+                    row
+                    for index in range(first, min(first + self.batch_rows, batch.num_rows))
+                    for row in self._rows(batch.slice(index, 1))
+                ]
                 if rows:
-                    yield pa.record_batch([pa.array(values, kind) for values, kind in zip(zip(*rows), SCHEMA.types)], schema=SCHEMA)
+                    yield pa.record_batch(
+                        [pa.array(values, kind) for values, kind in zip(zip(*rows), SCHEMA.types)], schema=SCHEMA
+                    )
 
     def _rows(self, record: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
         for text in self.to_text.strings(record):

@@ -1,7 +1,7 @@
 """Proper nouns that come again: which names a document repeats, and which of their later mentions can be asked for.
 
-The first mention of a name is the antecedent and stays; the next three are candidates, each a sample of its own, if they lie 10 to 2,000
-characters behind it. Positions are code points of the text, as Kiwi counts them.
+The first mention of a name is the antecedent and stays; the next three are candidates, each a sample of its own, if
+they lie 10 to 2,000 characters behind it. Positions are code points of the text, as Kiwi counts them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Repetition:
         return found
 
     def _names(self, text: str, morphemes: Sequence[Morpheme], tags: Sequence[str]) -> Iterator[tuple[str, int]]:
-        """Names and where they stand. One that is not in the text as Kiwi spells it (a contraction, a normalized form) is passed over."""
+        """Names and where they stand. One that is not in the text as Kiwi spells it (a contraction, a normalized form)
+        is passed over.
+        """
         wanted = {*self.tags, *(_NOUNS if self.merge_latin else ())}
         for index, tag in enumerate(tags):
             if tag not in wanted:

@@ -1,11 +1,13 @@
 """Which Korean documents are worth analysing (four cheap rules) and which are worth keeping (what Kiwi says of them).
 
-    1 length      800 <= characters <= 2500            4 special    share of what is neither alphanumeric nor space, newline, tab <= 0.30
+    1 length      800 <= characters <= 2500            4 special    share of what is neither alphanumeric nor space,
+                                                                    newline, tab <= 0.30
     2 sentences   `.` + `?` + `!` >= 3                 5 nnp        0.05 <= proper nouns / morphemes <= 0.20
     3 hangul      share of U+AC00..U+D7A3 >= 0.40      6 pronoun    no pronoun anywhere
 
-A document is dropped at the first rule it fails, and counted there. Rules 1 to 4 look every character up in one table (numpy), at about a
-thousandth of what Kiwi costs; Kiwi then runs once a document, and its morphemes serve rules 5, 6 and the search for entities.
+A document is dropped at the first rule it fails, and counted there. Rules 1 to 4 look every character up in one table
+(numpy), at about a thousandth of what Kiwi costs; Kiwi then runs once a document, and its morphemes serve rules 5, 6
+and the search for entities.
 """
 
 from __future__ import annotations
@@ -98,17 +100,27 @@ class Kiwi:
     def identity(self) -> dict[str, str]:
         """What of it changes its answers. Raises ConfigError where it is not installed."""
         if find_spec("kiwipiepy") is None:
-            raise ConfigError("kiwipiepy is not installed, and without it Korean cannot be analysed: pip install 'moai[korean]'")
-        return {"kiwipiepy": version("kiwipiepy"), "kiwipiepy_model": version("kiwipiepy_model"), "model_type": self.model}
+            raise ConfigError(
+                "kiwipiepy is not installed, and without it Korean cannot be analysed: pip install 'moai[korean]'"
+            )
+        return {
+            "kiwipiepy": version("kiwipiepy"),
+            "kiwipiepy_model": version("kiwipiepy_model"),
+            "model_type": self.model,
+        }
 
 
 def analyser(model: str) -> Any:
-    """The process's Kiwi: built once, by `warm` before workers are forked, whose pages they then share (3 to 7 MB private each instead of 500)."""
+    """The process's Kiwi: built once, by `warm` before workers are forked, whose pages they then share (3 to 7 MB
+    private each instead of 500).
+    """
     return _analyser(model)
 
 
 def warm(model: str) -> None:
-    """Load what analysing needs where workers are forked from. Kiwi keeps no thread of its own then (num_workers=0), so a forked child may use it."""
+    """Load what analysing needs where workers are forked from. Kiwi keeps no thread of its own then (num_workers=0), so
+    a forked child may use it.
+    """
     analyser(model)
     _classes()
 
@@ -123,7 +135,8 @@ def _analyser(model: str) -> Any:
             kiwi = Kiwi(num_workers=0, model_type=model)
         except OSError as error:
             raise ConfigError(
-                f"--kiwi-model {model}: the installed kiwipiepy_model has none of that type ({error}); cong and cong-global come with it"
+                f"--kiwi-model {model}: the installed kiwipiepy_model has none of that type ({error}); cong and "
+                f"cong-global come with it"
             ) from error
     kiwi.tokenize("")  # the constructor is lazy: the first document would wait 1.2 s
     return kiwi

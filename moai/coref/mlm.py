@@ -1,8 +1,9 @@
-"""Masked language modelling on samples that carry their labels: batches, likelihood of a span, and filling several masks.
+"""Masked language modelling on samples that carry their labels: batches, likelihood of a span, and filling several
+masks.
 
     collate = PadBatch(pad_id=0)                     # pads to the longest row of the batch, never to seq_len
-    scores = span_scores(model, batches)             # -log p of the masked name, and whether every token of it is the likeliest
-    filled = fill(model, batch)                      # names of several tokens: the surest mask first, then the next with it filled in
+    scores = span_scores(model, batches)             # -log p of the masked name; is each token likeliest
+    filled = fill(model, batch)                      # names of several tokens: the surest mask first
 
 torch is imported in the functions, since whoever only wants flags should not pay for it.
 """
@@ -27,7 +28,9 @@ _MULTIPLE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PadBatch:
-    """Rows -> tensors as long as the longest of them, rounded up to 8: on the corpus of 2,048 a third of what padding to seq_len would take."""
+    """Rows -> tensors as long as the longest of them, rounded up to 8: on the corpus of 2,048 a third of what padding
+    to seq_len would take.
+    """
 
     pad_id: int
 
@@ -40,12 +43,17 @@ class PadBatch:
         for place, row in enumerate(rows):
             size = len(row["input_ids"])
             ids[place, :size], labels[place, :size], attention[place, :size] = row["input_ids"], row["labels"], 1
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention), "labels": torch.from_numpy(labels)}
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(attention),
+            "labels": torch.from_numpy(labels),
+        }
 
 
 @dataclass(kw_only=True)
 class RandomMasking:
-    """What the prior program trained with: 15 % of the tokens, of these 80 % masked, 10 % another token, 10 % as they are.
+    """What the prior program trained with: 15 % of the tokens, of these 80 % masked, 10 % another token, 10 % as they
+    are.
 
     Special tokens are never chosen, so a mask that was in the text already is never asked for.
     """
@@ -73,7 +81,9 @@ class RandomMasking:
 
 @dataclass(frozen=True)
 class SpanScores:
-    """Means over spans. `nll` is of a whole name, `nll_per_token` over tokens, in nats; `exact` fills one mask after another, all or nothing."""
+    """Means over spans. `nll` is of a whole name, `nll_per_token` over tokens, in nats; `exact` fills one mask after
+    another, all or nothing.
+    """
 
     spans: int
     tokens: int
@@ -102,7 +112,9 @@ def span_scores(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> Sp
 
 
 def fill(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`input_ids` with every asked-for position filled: in each round the surest mask of every row takes its likeliest token."""
+    """`input_ids` with every asked-for position filled: in each round the surest mask of every row takes its likeliest
+    token.
+    """
     import torch
 
     batch = _to(model, batch)
@@ -134,7 +146,10 @@ def with_one_mask(sample: Sample) -> dict[str, Any]:
     """The sample as a textual mask would stand there: one mask for the whole name, labelled with its first token."""
     asked = [place for place, label in enumerate(sample["labels"]) if label != IGNORED]
     keep = [*range(asked[0] + 1), *range(asked[-1] + 1, len(sample["input_ids"]))]
-    return {"input_ids": [sample["input_ids"][place] for place in keep], "labels": [sample["labels"][place] for place in keep]}
+    return {
+        "input_ids": [sample["input_ids"][place] for place in keep],
+        "labels": [sample["labels"][place] for place in keep],
+    }
 
 
 def in_batches(rows: Iterable[Sample], size: int, collate: PadBatch) -> Iterator[dict[str, torch.Tensor]]:

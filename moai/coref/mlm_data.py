@@ -1,4 +1,6 @@
-"""The published corpus as training rows: its splits, its tokenizer, and the promise that is checked before anything is scored."""
+"""The published corpus as training rows: its splits, its tokenizer, and the promise that is checked before anything is
+scored.
+"""
 
 from __future__ import annotations
 
@@ -57,15 +59,19 @@ class Corpus:
         """Raises ConfigError unless a model of that vocabulary knows every id."""
         if vocab_size < self.tokenizer.spec.vocab_size:
             raise ConfigError(
-                f"{place}: vocab_size {vocab_size:,}, but the corpus was made with a tokenizer of {self.tokenizer.spec.vocab_size:,} ids; use its own model"
+                f"{place}: vocab_size {vocab_size:,}, but the corpus was made with a tokenizer of "
+                f"{self.tokenizer.spec.vocab_size:,} ids; use its own model"
             )
 
 
 def check_window(sample: Sample) -> None:
-    """The antecedent stands unmasked before the mask, inside the row: without it there is nothing to look up. Raises DamagedError."""
+    """The antecedent stands unmasked before the mask, inside the row: without it there is nothing to look up. Raises
+    DamagedError.
+    """
     asked = [place for place, label in enumerate(sample["labels"]) if label != IGNORED]
     begin, end = sample["antecedent_begin"], sample["antecedent_end"]
     if not asked or not 0 <= begin < end <= asked[0] or asked[-1] >= len(sample["input_ids"]):
         raise DamagedError(
-            f"{sample['doc_id']}: the sample for {sample['target']!r} has its antecedent at {begin}:{end} and its masks at {asked[:1]}..{asked[-1:]}"
+            f"{sample['doc_id']}: the sample for {sample['target']!r} has its antecedent at {begin}:{end} and its "
+            f"masks at {asked[:1]}..{asked[-1:]}"
         )

@@ -1,4 +1,6 @@
-"""How the scripts of masked language models start: flags in, JSON out; a person's mistake is one line and an exit code, never a traceback."""
+"""How the scripts of masked language models start: flags in, JSON out; a person's mistake is one line and an exit code,
+never a traceback.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from moai.core.errors import MoaiError
 T = TypeVar("T")
 
 
-def run(config: type[T], work: Callable[[T], dict[str, Any]], argv: Sequence[str], *, prog: str, description: str) -> int:
+def run(
+    config: type[T], work: Callable[[T], dict[str, Any]], argv: Sequence[str], *, prog: str, description: str
+) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         resolved = resolve([config], argv, os.environ, prog=prog, description=description)

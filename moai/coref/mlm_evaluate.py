@@ -1,9 +1,12 @@
-"""Score a masked language model on entity-coref samples:  python scripts/evaluate_entity_coref.py --checkpoint DIR --dataset CORPUS
+"""Score a masked language model on entity-coref samples:  python scripts/evaluate_entity_coref.py --checkpoint DIR
+                                                           --dataset CORPUS
 
     exact      every token of the name filled in, one mask after another: all or nothing
     nll        -log p of the whole name, in nats
-    real_at_k  the prior program's measure: one mask for the whole name, the 50 likeliest tokens, those that Kiwi calls nouns, the first k; a hit if
-               one equals the name, holds it or is held by it. One syllable may hit: it flatters, and stands here to compare with old figures
+    real_at_k  the prior program's measure: one mask for the whole name, the 50 likeliest tokens, those that Kiwi calls
+               nouns, the first k; a hit if
+               one equals the name, holds it or is held by it. One syllable may hit: it flatters, and stands here to
+               compare with old figures
     lambada    the last word of --lambada FILE, measured like real_at_1
     score      0.4 real_at_1 + 0.3 real_at_5 + 0.3 lambada, where there is a lambada
 
@@ -60,11 +63,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config = config.require()
     corpus = Corpus.open(config.dataset)
     if not corpus.labelled:
-        raise ConfigError(f"--dataset {config.dataset}: was made in mode text and has no labels to score; make it in mode span")
+        raise ConfigError(
+            f"--dataset {config.dataset}: was made in mode text and has no labels to score; make it in mode span"
+        )
     try:
         model: Any = AutoModelForMaskedLM.from_pretrained(config.checkpoint)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--checkpoint {config.checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})") from error
+        raise ConfigError(
+            f"--checkpoint {config.checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})"
+        ) from error
     corpus.fits(model.config.vocab_size, config.checkpoint)
     model.eval()
     samples = list(_samples(corpus, config))
@@ -73,7 +80,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     pad = PadBatch(pad_id=corpus.tokenizer.pad_id)
     results: dict[str, Any] = asdict(span_scores(model, in_batches(samples, config.batch_size, pad)))
     singles = [({**with_one_mask(sample)}, str(sample["target"])) for sample in samples]
-    results |= {f"real_at_{k}": value for k, value in lenient(model, corpus.tokenizer, singles, config.batch_size, (1, 5)).items()}
+    results |= {
+        f"real_at_{k}": value
+        for k, value in lenient(model, corpus.tokenizer, singles, config.batch_size, (1, 5)).items()
+    }
     if config.lambada:
         words = list(_lambada(Path(config.lambada), corpus.tokenizer, int(corpus.content["seq_len"])))
         results["lambada"] = lenient(model, corpus.tokenizer, words, config.batch_size, (1,))[1]
@@ -83,12 +93,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
-def lenient(model: Any, tokenizer: MlmTokenizer, samples: Sequence[tuple[Sample, str]], batch_size: int, ks: tuple[int, ...]) -> dict[int, float]:
+def lenient(
+    model: Any, tokenizer: MlmTokenizer, samples: Sequence[tuple[Sample, str]], batch_size: int, ks: tuple[int, ...]
+) -> dict[int, float]:
     """Share of (sample with one mask, target) that hit among the first k nouns, for each k."""
     pad, decode = PadBatch(pad_id=tokenizer.pad_id), tokenizer.reference.decode
     hits: Counter[int] = Counter()
     number = min(_CANDIDATES, tokenizer.spec.vocab_size)
-    found = (row for batch in in_batches((sample for sample, _ in samples), batch_size, pad) for row in likeliest(model, batch, number))
+    found = (
+        row
+        for batch in in_batches((sample for sample, _ in samples), batch_size, pad)
+        for row in likeliest(model, batch, number)
+    )
     for (_, target), ids in zip(samples, found, strict=True):
         nouns = [word for token in ids if is_noun(word := decode([token]).removeprefix("##").strip())]
         hits.update(k for k in ks if any(word == target or word in target or target in word for word in nouns[:k]))
@@ -124,7 +140,9 @@ def _lambada(path: Path, tokenizer: MlmTokenizer, seq_len: int) -> Iterator[tupl
             row = orjson.loads(line)
             text, target = str(row.get("text") or row["context"]), str(row.get("target") or row["answer"])
         except (orjson.JSONDecodeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"--lambada {path} line {number}: expected text or context, and target or answer") from error
+            raise ConfigError(
+                f"--lambada {path} line {number}: expected text or context, and target or answer"
+            ) from error
         before = text.removesuffix(".").removesuffix(target)
         ids = tokenizer.reference.encode_batch([before])[0].tolist()[-(tokenizer.room(seq_len) - 1) :]
         row_ids = [*tokenizer.prefix, *ids, tokenizer.mask_id, *tokenizer.suffix]

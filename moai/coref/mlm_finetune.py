@@ -1,7 +1,8 @@
-"""Train a masked language model on the entity-coref corpus:  python scripts/run_entity_coref_finetune.py --checkpoint DIR --dataset CORPUS
+"""Train a masked language model on the entity-coref corpus:  python scripts/run_entity_coref_finetune.py --checkpoint
+                                                              DIR --dataset CORPUS
 
-The transformers Trainer on the corpus's own labels, padded per batch, split by document as the corpus says. No position table is resized: DeBERTa-v2's
-relative positions are buckets, the same ones at any length.
+The transformers Trainer on the corpus's own labels, padded per batch, split by document as the corpus says. No position
+table is resized: DeBERTa-v2's relative positions are buckets, the same ones at any length.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ class FinetuneConfig:
     checkpoint: str = option("", "directory or Hub name of the model to go on from")
     model_config: str = option("", "instead of --checkpoint: a DeBERTa-v2 configuration (JSON), trained from nothing")
     dataset: str = option("", "the corpus: the directory that moai entity-coref printed")
-    masking: str = option("entity", "train on the corpus's labels, or mask at random as the prior program did", choices=("entity", "random"))
+    masking: str = option(
+        "entity",
+        "train on the corpus's labels, or mask at random as the prior program did",
+        choices=("entity", "random"),
+    )
     seq_len: int | None = option(None, "leave out rows with more tokens; by default the corpus's own length")
     epochs: float = option(5.0, "times through the samples")
     max_steps: int = option(-1, "optimizer steps instead of epochs")
@@ -42,14 +47,18 @@ class FinetuneConfig:
     warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises")
     eval_steps: int = option(200, "optimizer steps between evaluations, and between checkpoints")
     eval_samples: int = option(30_000, "validation samples looked at, spread evenly over all of them")
-    output_dir: str = option("./runs/entity_coref_finetune", "checkpoints, final_model, eval_history.json and final_results.json")
+    output_dir: str = option(
+        "./runs/entity_coref_finetune", "checkpoints, final_model, eval_history.json and final_results.json"
+    )
     run_name: str = option("", "a folder of that name under --output-dir")
     resume: bool = option(False, "go on from the newest checkpoint there")
     seed: int = option(42, "of the order of rows, of dropout and of new weights")
 
     def require(self) -> FinetuneConfig:
         if bool(self.checkpoint) == bool(self.model_config):
-            raise ConfigError("name one model: --checkpoint DIR to go on from it, or --model-config FILE to begin from nothing")
+            raise ConfigError(
+                "name one model: --checkpoint DIR to go on from it, or --model-config FILE to begin from nothing"
+            )
         if not self.dataset:
             raise ConfigError("no corpus: set --dataset DIR, the directory that python -m moai entity-coref printed")
         return self
@@ -62,7 +71,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     config = config.require()
     corpus = Corpus.open(config.dataset)
     if config.masking == "entity" and not corpus.labelled:
-        raise ConfigError(f"--dataset {config.dataset}: was made in mode text and has no labels; make it in mode span, or train with --masking random")
+        raise ConfigError(
+            f"--dataset {config.dataset}: was made in mode text and has no labels; make it in mode span, or train with "
+            f"--masking random"
+        )
     set_seed(config.seed)
     model = _model(config)
     corpus.fits(model.config.vocab_size, config.checkpoint or config.model_config)
@@ -70,7 +82,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     held_out = corpus.rows("validation", most=config.eval_samples, longest=config.seq_len)
     if not len(train) or not len(held_out):
         raise ConfigError(
-            f"--dataset {config.dataset}: {len(train)} samples to train on and {len(held_out)} to validate with; both are needed (--validation-ratio, --seq-len)"
+            f"--dataset {config.dataset}: {len(train)} samples to train on and {len(held_out)} to validate with; both "
+            f"are needed (--validation-ratio, --seq-len)"
         )
     pad = PadBatch(pad_id=corpus.tokenizer.pad_id)
     output = Path(config.output_dir) / config.run_name
@@ -83,7 +96,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         data_collator=_collator(config, corpus, pad),
     )
     trainer.remove_callback(PrinterCallback)  # standard output is for the results
-    logger.info("%s samples, %s held out, %s parameters", f"{len(train):,}", f"{len(held_out):,}", f"{model.num_parameters():,}")
+    logger.info(
+        "%s samples, %s held out, %s parameters", f"{len(train):,}", f"{len(held_out):,}", f"{model.num_parameters():,}"
+    )
     trainer.train(resume_from_checkpoint=config.resume or None)
     if trainer.args.should_save:
         staged = staging(output / FINAL)
@@ -91,7 +106,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         write_atomic(staged / "tokenizer.json", Path(corpus.tokenizer.spec.path).read_bytes())
         put(staged, output / FINAL)
     history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    results = {"masking": config.masking, "steps": trainer.state.global_step, "eval_loss": trainer.evaluate()["eval_loss"]}
+    results = {
+        "masking": config.masking,
+        "steps": trainer.state.global_step,
+        "eval_loss": trainer.evaluate()["eval_loss"],
+    }
     if corpus.labelled:
         results.update(asdict(span_scores(trainer.model, in_batches(held_out, config.batch_size, pad))))
     for name, value in (("eval_history.json", history), ("final_results.json", results)):
@@ -108,13 +127,19 @@ def _model(config: FinetuneConfig) -> Any:
 
     if config.model_config:
         try:
-            return DebertaV2ForMaskedLM(DebertaV2Config(**json.loads(Path(config.model_config).read_text(encoding="utf-8"))))
+            return DebertaV2ForMaskedLM(
+                DebertaV2Config(**json.loads(Path(config.model_config).read_text(encoding="utf-8")))
+            )
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"--model-config {config.model_config}: not readable as a DeBERTa-v2 configuration ({error})") from error
+            raise ConfigError(
+                f"--model-config {config.model_config}: not readable as a DeBERTa-v2 configuration ({error})"
+            ) from error
     try:
         return AutoModelForMaskedLM.from_pretrained(config.checkpoint)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--checkpoint {config.checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})") from error
+        raise ConfigError(
+            f"--checkpoint {config.checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _spoken() -> Any:
@@ -123,7 +148,9 @@ def _spoken() -> Any:
 
     class Spoken(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, float))
+            figures = ", ".join(
+                f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, float)
+            )
             logger.info("step %d: %s", state.global_step, figures)
 
     return Spoken()
@@ -133,7 +160,13 @@ def _collator(config: FinetuneConfig, corpus: Corpus, pad: PadBatch) -> Any:
     if config.masking == "entity":
         return pad
     tokenizer = corpus.tokenizer
-    return RandomMasking(pad=pad, mask_id=tokenizer.mask_id, special_ids=tokenizer.spec.special_ids, vocab_size=tokenizer.spec.vocab_size, seed=config.seed)
+    return RandomMasking(
+        pad=pad,
+        mask_id=tokenizer.mask_id,
+        special_ids=tokenizer.spec.special_ids,
+        vocab_size=tokenizer.spec.vocab_size,
+        seed=config.seed,
+    )
 
 
 def _arguments(config: FinetuneConfig, output: Path) -> Any:
@@ -141,10 +174,29 @@ def _arguments(config: FinetuneConfig, output: Path) -> Any:
     from transformers import TrainingArguments
 
     return TrainingArguments(
-        output_dir=str(output), num_train_epochs=config.epochs, max_steps=config.max_steps, per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size, gradient_accumulation_steps=config.gradient_accumulation, learning_rate=config.lr,
-        weight_decay=config.weight_decay, warmup_steps=config.warmup_ratio, eval_strategy="steps", eval_steps=config.eval_steps, save_strategy="steps",
-        save_steps=config.eval_steps, save_total_limit=3, load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
-        logging_steps=max(1, config.eval_steps // 10), fp16=torch.cuda.is_available(), remove_unused_columns=False, seed=config.seed, data_seed=config.seed,
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
+        output_dir=str(output),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_ratio,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.eval_steps,
+        save_total_limit=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, config.eval_steps // 10),
+        fp16=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )

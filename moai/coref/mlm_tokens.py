@@ -1,6 +1,7 @@
 """A tokenizer as masked language models need it: its mask, its padding, and what it puts around every text.
 
-The ends ([CLS] and [SEP], <s> and </s>, or nothing) are read off the tokenizer itself, by encoding a letter with and without them.
+The ends ([CLS] and [SEP], <s> and </s>, or nothing) are read off the tokenizer itself, by encoding a letter with and
+without them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _PADS = ("[PAD]", "<pad>")
 
 @dataclass(frozen=True, kw_only=True)
 class MlmTokenizer:
-    """`spec` is what encodes; `prefix` and `suffix` stand around every text; `unknown_id` is None where every text has its tokens."""
+    """`spec` is what encodes; `prefix` and `suffix` stand around every text; `unknown_id` is None where every text has
+    its tokens.
+    """
 
     spec: TokenizerSpec
     mask_token: str
@@ -32,7 +35,9 @@ class MlmTokenizer:
 
     @property
     def reference(self) -> Reference:
-        """A document that holds the characters [MASK] or [SEP] is read as plain text: no document can bring masks of its own."""
+        """A document that holds the characters [MASK] or [SEP] is read as plain text: no document can bring masks of
+        its own.
+        """
         return Reference(spec=self.spec, split_special_tokens=True)
 
     def room(self, seq_len: int) -> int:
@@ -40,7 +45,13 @@ class MlmTokenizer:
         return seq_len - len(self.prefix) - len(self.suffix)
 
     def identity(self) -> dict[str, Any]:
-        return {**self.spec.identity(), "mask_id": self.mask_id, "pad_id": self.pad_id, "prefix": list(self.prefix), "suffix": list(self.suffix)}
+        return {
+            **self.spec.identity(),
+            "mask_id": self.mask_id,
+            "pad_id": self.pad_id,
+            "prefix": list(self.prefix),
+            "suffix": list(self.suffix),
+        }
 
 
 def load_mlm_tokenizer(path: str, mask_token: str | None = None) -> MlmTokenizer:
@@ -52,16 +63,27 @@ def load_mlm_tokenizer(path: str, mask_token: str | None = None) -> MlmTokenizer
     mask = next((token for token in masks if token in vocabulary), None)
     if mask is None:
         which = " and ".join(map(repr, dict.fromkeys(masks)))
-        raise TokenizerError(f"{file}: {which} {'are' if len(masks) > 1 else 'is'} not in the vocabulary; set --mask-token TOKEN, one of it")
+        raise TokenizerError(
+            f"{file}: {which} {'are' if len(masks) > 1 else 'is'} not in the vocabulary; set --mask-token TOKEN, one "
+            f"of it"
+        )
     # The mask stands where other recipes have the end of a document: the one token that must be in the vocabulary.
     spec = load_tokenizer(str(file), eos_token=mask)
     unknown = getattr(tokenizer.model, "unk_token", None)
-    bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a", add_special_tokens=True).ids
+    bare, whole = (
+        tokenizer.encode("a", add_special_tokens=False).ids,
+        tokenizer.encode("a", add_special_tokens=True).ids,
+    )
     begin = next(at for at in range(len(whole) + 1) if whole[at : at + len(bare)] == bare)
     return MlmTokenizer(
-        spec=spec, mask_token=mask, mask_id=vocabulary[mask], pad_id=next((vocabulary[pad] for pad in [*_named(file, "pad_token"), *_PADS] if pad in vocabulary), 0),
-        unknown_id=vocabulary.get(unknown) if unknown else None, prefix=tuple(whole[:begin]), suffix=tuple(whole[begin + len(bare) :]),
-    )  # fmt: skip
+        spec=spec,
+        mask_token=mask,
+        mask_id=vocabulary[mask],
+        pad_id=next((vocabulary[pad] for pad in [*_named(file, "pad_token"), *_PADS] if pad in vocabulary), 0),
+        unknown_id=vocabulary.get(unknown) if unknown else None,
+        prefix=tuple(whole[:begin]),
+        suffix=tuple(whole[begin + len(bare) :]),
+    )
 
 
 def _named(file: Path, name: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Finished shards of an earlier pipeline as the source of a later one: of each row's list, only the elements that were picked.
+"""Finished shards of an earlier pipeline as the source of a later one: of each row's list, only the elements that were
+picked.
 
 The pick is part of the content: a shard is made again only where what it holds, or what was picked of it, changed.
 """
@@ -19,7 +20,9 @@ PICKED = "picked"
 
 @dataclass(frozen=True)
 class Picks:
-    """One file. `content` names its bytes; `bits` has one for every element of the list column, in file order (numpy.packbits)."""
+    """One file. `content` names its bytes; `bits` has one for every element of the list column, in file order
+    (numpy.packbits).
+    """
 
     path: str
     content: str
@@ -30,7 +33,9 @@ class Picks:
 
 @dataclass(frozen=True, kw_only=True)
 class PickedSource:
-    """`groups` are the shards: each a run of files. Batches carry a further column `picked`, the indices into `column`; rows without any are left out."""
+    """`groups` are the shards: each a run of files. Batches carry a further column `picked`, the indices into `column`;
+    rows without any are left out.
+    """
 
     name: str
     column: str
@@ -59,7 +64,9 @@ class PickedSource:
                 for batch in pa.ipc.open_stream(file):
                     sizes = batch[self.column].value_lengths().to_numpy()
                     ends = seen + np.cumsum(sizes)
-                    yield from _with_picks(batch, [np.flatnonzero(bits[end - size : end]) for end, size in zip(ends, sizes)])
+                    yield from _with_picks(
+                        batch, [np.flatnonzero(bits[end - size : end]) for end, size in zip(ends, sizes)]
+                    )
                     seen = int(ends[-1])
 
     def remember(self, shard: Shard, raw: Raw) -> None:

@@ -1,8 +1,8 @@
 """Where a candidate lies among the tokens of its document: the mask, the antecedent, and a window that holds both.
 
-The original text is tokenized once, with offsets. The mask is every token that overlaps the mention, widened until tokens and characters
-end together, so that what is masked is always whole tokens and whole characters; particles behind the name keep the tokens they have
-in running text.
+The original text is tokenized once, with offsets. The mask is every token that overlaps the mention, widened until
+tokens and characters end together, so that what is masked is always whole tokens and whole characters; particles behind
+the name keep the tokens they have in running text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from moai.coref.entities import Candidate
 
 MODES = ("span", "single", "text")
 SKIPS = ("untokenized", "unknown", "overlap", "widened", "single", "window")
-"""Why a candidate gives no sample; `skipped.<reason>` counts each. All are decided before the cap, which then counts real samples only."""
+"""Why a candidate gives no sample; `skipped.<reason>` counts each. All are decided before the cap, which then counts
+real samples only.
+"""
 
 Range = tuple[int, int]
 """Half open."""
@@ -26,7 +28,9 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Spans:
-    """Where each token's text begins and ends, in characters. Lists, since looking up single numbers in arrays takes ten times as long."""
+    """Where each token's text begins and ends, in characters. Lists, since looking up single numbers in arrays takes
+    ten times as long.
+    """
 
     begins: list[int]
     ends: list[int]
@@ -37,7 +41,9 @@ class Spans:
         return cls(spans[:, 0].tolist(), spans[:, 1].tolist())
 
     def covering(self, begin: int, end: int) -> Range | None:
-        """The tokens that overlap the characters [begin, end), and all that share a character with these. None if no token does."""
+        """The tokens that overlap the characters [begin, end), and all that share a character with these. None if no
+        token does.
+        """
         while True:
             first, behind = bisect_right(self.ends, begin), bisect_left(self.begins, end)
             if behind <= first:
@@ -50,7 +56,9 @@ class Spans:
 
 @dataclass(frozen=True)
 class Placed:
-    """Token ranges in the document without its ends. `exact`: the mask is the mention and nothing but white space more."""
+    """Token ranges in the document without its ends. `exact`: the mask is the mention and nothing but white space
+    more.
+    """
 
     candidate: Candidate
     window: Range
@@ -61,7 +69,9 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """room: tokens of text in a row. `single` takes only mentions of one token; `skip_widened` leaves out those that are not exact."""
+    """room: tokens of text in a row. `single` takes only mentions of one token; `skip_widened` leaves out those that
+    are not exact.
+    """
 
     room: int
     mode: str = "span"

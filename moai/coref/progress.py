@@ -2,7 +2,8 @@
 
     tail -f LOG      grep "배치" LOG | tail -1      grep "통과" LOG | tail -10      tail -f progress.jsonl
 
-A 배치 is a shard. Rates are over the last minute, the time left is by bytes; memory is what a process has beside what it shares.
+A 배치 is a shard. Rates are over the last minute, the time left is by bytes; memory is what a process has beside what
+it shares.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from moai.engine.stage import Results
 logger = logging.getLogger(__name__)
 
 _MEMORY_SECONDS = 10.0
-"""Between two readings of the memory: the kernel walks every page, some 15 ms for each process that holds Kiwi, on the workers' processors."""
+"""Between two readings of the memory: the kernel walks every page, some 15 ms for each process that holds Kiwi, on the
+workers' processors.
+"""
 
 
 @dataclass
 class StageProgress(Progress):
-    """One of the two pipelines. `batches` is about how many shards there are: of a compressed file nobody knows before it was read."""
+    """One of the two pipelines. `batches` is about how many shards there are: of a compressed file nobody knows before
+    it was read.
+    """
 
     name: str = ""
     batches: int = 0
@@ -59,7 +64,12 @@ class StageProgress(Progress):
         """The last line of the stage, with its average."""
         seconds = max(time.monotonic() - self.started, 1e-6)
         self._measure()
-        logger.info(" → %s개 통과 | 누적: %s개 | 평균 속도: %s docs/s", f"{self.passed:,}", f"{self.passed:,}", f"{self.documents / seconds:,.0f}")
+        logger.info(
+            " → %s개 통과 | 누적: %s개 | 평균 속도: %s docs/s",
+            f"{self.passed:,}",
+            f"{self.passed:,}",
+            f"{self.documents / seconds:,.0f}",
+        )
         self._write()
 
     def _log(self) -> None:
@@ -74,8 +84,10 @@ class StageProgress(Progress):
         of = f" / {max(self.documents, round(done / self.share)):,} ({self.share:.1%})" if self.share else ""
         left = f" | 남은 시간: {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else ""
         return (
-            f"배치 {self.shards}/{max(self.batches, self.shards)}: 처리 중: {self.documents:,}{of} | 통과: {self.last_passed:,} | 누적: {self.passed:,}개"
-            f" | 속도: {self.documents_per_second():,.0f} docs/s | 오류: {self.counts['quarantined']:,}{left} | 메모리: {parent / 1e9:.2f} GB + 워커 {workers / 1e9:.2f} GB"
+            f"배치 {self.shards}/{max(self.batches, self.shards)}: 처리 중: {self.documents:,}{of} | 통과: "
+            f"{self.last_passed:,} | 누적: {self.passed:,}개"
+            f" | 속도: {self.documents_per_second():,.0f} docs/s | 오류: {self.counts['quarantined']:,}{left}"
+            f" | 메모리: {parent / 1e9:.2f} GB + 워커 {workers / 1e9:.2f} GB"
         )
 
     def _measure(self) -> None:
@@ -87,17 +99,29 @@ class StageProgress(Progress):
             return
         parent, workers = self.memory
         line: dict[str, Any] = {
-            "time": time.time(), "stage": self.name, "batch": self.shards, "batches": max(self.batches, self.shards), "reused": self.reused,
-            "documents": self.documents, "share": round(self.share, 4), "passed_in_batch": self.last_passed, "passed": self.passed,
-            "documents_per_second": round(self.documents_per_second(), 1), "eta_seconds": self.eta_seconds(), "parent_bytes": parent, "workers_bytes": workers,
+            "time": time.time(),
+            "stage": self.name,
+            "batch": self.shards,
+            "batches": max(self.batches, self.shards),
+            "reused": self.reused,
+            "documents": self.documents,
+            "share": round(self.share, 4),
+            "passed_in_batch": self.last_passed,
+            "passed": self.passed,
+            "documents_per_second": round(self.documents_per_second(), 1),
+            "eta_seconds": self.eta_seconds(),
+            "parent_bytes": parent,
+            "workers_bytes": workers,
             "counts": dict(sorted(self.counts.items())),
-        }  # fmt: skip
+        }
         with open(self.record, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _memory() -> tuple[int, int]:
-    """(this process, all processes below it), in bytes: proportional shares where the kernel tells, so that what workers share counts once."""
+    """(this process, all processes below it), in bytes: proportional shares where the kernel tells, so that what
+    workers share counts once.
+    """
     here = psutil.Process()
     return _share(here), sum(map(_share, here.children(recursive=True)))
 

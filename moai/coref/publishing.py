@@ -3,10 +3,13 @@
     <output-dir>/entity_coref_v2_<seq_len>/
         data-00000-of-00012.arrow ...  state.json  dataset_info.json    for `datasets.load_from_disk`
         tokenizer.json  quarantine.jsonl  report.html
-        metadata.json                                                   the form of the prior program, with the time it was made
-        manifest.json                                                   written last: keys, counters, every file with its hash
+        metadata.json                                                   the form of the prior program, with the time it
+                                                                        was made
+        manifest.json                                                   written last: keys, counters, every file with
+                                                                        its hash
 
-Nothing that is published is changed in place. The same corpus stays; another one is refused, or set aside whole with --replace.
+Nothing that is published is changed in place. The same corpus stays; another one is refused, or set aside whole with
+--replace.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ _TOP = 20
 
 @dataclass(frozen=True)
 class Corpus:
-    """All there is to publish: the finished candidate shards by input, what was picked of them, and the finished sample shards."""
+    """All there is to publish: the finished candidate shards by input, what was picked of them, and the finished sample
+    shards.
+    """
 
     parts: Sequence[Processed[Stream]]
     selection: Selection
@@ -77,7 +82,8 @@ def existing(wanted: Wanted) -> dict[str, Any] | None:
         if wanted.config.replace:
             return None
         raise ConfigError(
-            f"{wanted.output} stands where the corpus shall be published, and is none of moai's: {error}; move it, or set it aside with --replace"
+            f"{wanted.output} stands where the corpus shall be published, and is none of moai's: {error}; move it, or "
+            f"set it aside with --replace"
         ) from error
 
 
@@ -87,7 +93,8 @@ def refuse_other(wanted: Wanted, manifest: Mapping[str, Any]) -> None:
         return
     differences = "; ".join(compare(manifest["run"]["plan"], wanted.fields)[:6]) or "the files' order or grouping"
     raise ConfigError(
-        f"{wanted.output} holds a corpus of other settings or data ({differences}); name another --output-dir, or set it aside with --replace (finished work is reused)"
+        f"{wanted.output} holds a corpus of other settings or data ({differences}); name another --output-dir, or set "
+        f"it aside with --replace (finished work is reused)"
     )
 
 
@@ -107,21 +114,35 @@ def publish(wanted: Wanted, attempt: Path, corpus: Corpus, run: Mapping[str, Any
             return wanted.output
         aside = wanted.output.with_name(f"{wanted.output.name}.replaced-{uuid.uuid4().hex[:8]}")
         if not wanted.config.replace:
-            raise ConfigError(f"{wanted.output} appeared while this corpus was made, and holds another; set it aside with --replace (finished work is reused)")
+            raise ConfigError(
+                f"{wanted.output} appeared while this corpus was made, and holds another; set it aside with --replace "
+                f"(finished work is reused)"
+            )
         os.rename(wanted.output, aside)
         logger.warning("%s held another corpus; set aside as %s", wanted.output, aside.name)
         failpoint("coref.aside")
     if not publish_directory(staged, wanted.output) and not _same(wanted.output, content):
-        raise ConfigError(f"{wanted.output}: another run published another corpus there meanwhile; run again with another --output-dir or --replace")
+        raise ConfigError(
+            f"{wanted.output}: another run published another corpus there meanwhile; run again with another "
+            f"--output-dir or --replace"
+        )
     return wanted.output
 
 
 def check_conservation(corpus: Corpus) -> None:
-    """No document, mention or sample is lost or made on the way. Raises AssertionError, always: a corpus that does not add up is not published."""
+    """No document, mention or sample is lost or made on the way. Raises AssertionError, always: a corpus that does not
+    add up is not published.
+    """
     counts = corpus.counts
     sums = {
-        "documents read": (counts["read"], counts["quarantined"] + counts["passed"] + sum(counts[f"filtered.{RULE}.{rule}"] for rule in RULES)),
-        "later mentions": (counts["mentions"], counts["candidates"] + sum(counts[f"skipped.{reason}"] for reason in SKIPS)),
+        "documents read": (
+            counts["read"],
+            counts["quarantined"] + counts["passed"] + sum(counts[f"filtered.{RULE}.{rule}"] for rule in RULES),
+        ),
+        "later mentions": (
+            counts["mentions"],
+            counts["candidates"] + sum(counts[f"skipped.{reason}"] for reason in SKIPS),
+        ),
         "candidates read for the cap": (counts["candidates"], sum(corpus.selection.before.values())),
         "samples picked": (corpus.selection.total, counts["samples"]),
         "samples written": (counts["samples"], sum(done.receipt.rows for done in corpus.samples)),
@@ -138,15 +159,25 @@ def funnel(counts: Mapping[str, int]) -> list[list[Any]]:
     for number, rule in enumerate(RULES, start=1):
         lost = counts.get(f"filtered.{RULE}.{rule}", 0)
         left -= lost
-        steps += [[f"{number} {rule}", lost, "lost"], *([["passed the cheap rules", left, "left"]] if rule == "special" else [])]
-    return [*steps, ["passed", counts.get("passed", 0), "left"], ["with a sample to give", counts.get("documents", 0), "left"]]
+        steps += [
+            [f"{number} {rule}", lost, "lost"],
+            *([["passed the cheap rules", left, "left"]] if rule == "special" else []),
+        ]
+    return [
+        *steps,
+        ["passed", counts.get("passed", 0), "left"],
+        ["with a sample to give", counts.get("documents", 0), "left"],
+    ]
 
 
 def no_samples(counts: Mapping[str, int]) -> SourceError:
     lines = ", ".join(f"{name} {number:,}" for name, number, _ in funnel(counts))
-    skipped = ", ".join(f"{reason} {counts[f'skipped.{reason}']:,}" for reason in SKIPS if counts.get(f"skipped.{reason}"))
+    skipped = ", ".join(
+        f"{reason} {counts[f'skipped.{reason}']:,}" for reason in SKIPS if counts.get(f"skipped.{reason}")
+    )
     return SourceError(
-        f"no sample could be made: {lines}{f'; mentions skipped: {skipped}' if skipped else ''}; widen the rule that drops most (--help lists them)"
+        f"no sample could be made: {lines}{f'; mentions skipped: {skipped}' if skipped else ''}; widen the rule that "
+        f"drops most (--help lists them)"
     )
 
 
@@ -158,23 +189,56 @@ def _content(wanted: Wanted, staged: Path, corpus: Corpus, bad: bytes) -> dict[s
         name = f"data-{number:05d}-of-{len(corpus.samples):05d}.arrow"
         link_or_copy(ledger.shard(done.receipt.shard_key), staged / name)
         receipt = done.receipt
-        shards.append({"file": name, "rows": receipt.rows, "bytes": receipt.bytes, "xxh3_128": receipt.xxh3_128, "shard_key": receipt.shard_key})
+        shards.append(
+            {
+                "file": name,
+                "rows": receipt.rows,
+                "bytes": receipt.bytes,
+                "xxh3_128": receipt.xxh3_128,
+                "shard_key": receipt.shard_key,
+            }
+        )
     key = dataset_key([shard["shard_key"] for shard in shards] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else []))
     paths = [staged / shard["file"] for shard in shards]
     measured = statistics.measure(paths)
     kept = counts["samples"]
     content: dict[str, Any] = {
-        "format_version": FORMAT_VERSION, "recipe": "entity_coref", "dataset_key": key, "config": identity(wanted.config), "seq_len": wanted.config.seq_len,
-        "tokenizer": wanted.tokenizer.identity(), "kiwi": wanted.kiwi.identity(), "rows": kept, "documents": counts["documents"], "widened": counts["samples.widened"],
+        "format_version": FORMAT_VERSION,
+        "recipe": "entity_coref",
+        "dataset_key": key,
+        "config": identity(wanted.config),
+        "seq_len": wanted.config.seq_len,
+        "tokenizer": wanted.tokenizer.identity(),
+        "kiwi": wanted.kiwi.identity(),
+        "rows": kept,
+        "documents": counts["documents"],
+        "widened": counts["samples.widened"],
         "split": {"train": kept - counts["samples.validation"], "validation": counts["samples.validation"]},
         "funnel": funnel(counts),
-        "mentions": [["later mentions", counts["mentions"], "left"], *([f"skipped: {reason}", counts[f"skipped.{reason}"], "lost"] for reason in SKIPS if counts[f"skipped.{reason}"]),
-                     ["candidates", counts["candidates"], "left"], ["over the cap", counts["candidates"] - kept, "lost"], ["samples", kept, "left"]],
-        "errors": {name.removeprefix("quarantined."): number for name, number in sorted(counts.items()) if name.startswith("quarantined.")},
-        "entities": {"unique": len(corpus.selection.after), "unique_before": len(corpus.selection.before), **_top(ledger, corpus)},
+        "mentions": [
+            ["later mentions", counts["mentions"], "left"],
+            *(
+                [f"skipped: {reason}", counts[f"skipped.{reason}"], "lost"]
+                for reason in SKIPS
+                if counts[f"skipped.{reason}"]
+            ),
+            ["candidates", counts["candidates"], "left"],
+            ["over the cap", counts["candidates"] - kept, "lost"],
+            ["samples", kept, "left"],
+        ],
+        "errors": {
+            name.removeprefix("quarantined."): number
+            for name, number in sorted(counts.items())
+            if name.startswith("quarantined.")
+        },
+        "entities": {
+            "unique": len(corpus.selection.after),
+            "unique_before": len(corpus.selection.before),
+            **_top(ledger, corpus),
+        },
         **measured.as_json(),
         "sources": [_source(part) for part in corpus.parts],
-    }  # fmt: skip
+    }
     write_dataset_files(staged, [shard["file"] for shard in shards], SCHEMA, key)
     write_file(staged / "tokenizer.json", Path(wanted.tokenizer.spec.path).read_bytes())
     if bad:
@@ -182,7 +246,11 @@ def _content(wanted: Wanted, staged: Path, corpus: Corpus, bad: bytes) -> dict[s
     some = statistics.some_samples(paths, [shard["rows"] for shard in shards], wanted.config.report_samples)
     page = report.render(content, some, wanted.tokenizer.reference, measured.lengths, measured.distances)
     write_file(staged / "report.html", page.encode("utf-8", "replace"))
-    files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]
+    files = [
+        {"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)}
+        for p in sorted(staged.iterdir())
+        if p.suffix != ".arrow"
+    ]
     return {**content, "shards": shards, "files": files}
 
 
@@ -191,29 +259,61 @@ def _top(ledger: Ledger, corpus: Corpus) -> dict[str, list[list[Any]]]:
     paths = [ledger.shard(done.receipt.shard_key) for done in corpus.candidates]
     rankings = {"top_before": corpus.selection.before, "top": corpus.selection.after}
     # Twice as many, so that the choice among equals at the end hangs on names and not on hashes as far as it can.
-    near = {name: sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: 2 * _TOP] for name, counts in rankings.items()}
+    near = {
+        name: sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: 2 * _TOP]
+        for name, counts in rankings.items()
+    }
     names = names_of((entity for ranking in near.values() for entity, _ in ranking), paths)
     return {
-        name: [[names[entity], number] for entity, number in sorted(ranking, key=lambda item: (-item[1], names[item[0]]))[:_TOP]]
+        name: [
+            [names[entity], number]
+            for entity, number in sorted(ranking, key=lambda item: (-item[1], names[item[0]]))[:_TOP]
+        ]
         for name, ranking in near.items()
     }
 
 
 def _source(part: Processed[Stream]) -> dict[str, Any]:
     counts = total(part.done)
-    return {"name": part.given.name, "kind": part.given.kind.name, "text": part.stream.shape.name, "files": len(part.given.files), "shards": len(part.done), "origin": part.given.origin,
-            "read": counts["read"], "passed": counts["passed"], "documents": counts["documents"], "candidates": counts["candidates"]}  # fmt: skip
+    return {
+        "name": part.given.name,
+        "kind": part.given.kind.name,
+        "text": part.stream.shape.name,
+        "files": len(part.given.files),
+        "shards": len(part.done),
+        "origin": part.given.origin,
+        "read": counts["read"],
+        "passed": counts["passed"],
+        "documents": counts["documents"],
+        "candidates": counts["candidates"],
+    }
 
 
 def metadata(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """What metadata.json says, in the form of the prior program; all of it follows from the manifest."""
     return {
-        "dataset_type": "entity_coreference_v2", "version": "2.0", "num_samples": content["rows"], "seq_len": content["seq_len"], "created_at": run["created"],
-        "source_datasets": [source["name"] for source in content["sources"]], "num_unique_entities": content["entities"]["unique"],
-        "max_entity_freq": content["config"]["max_entity_freq"], "top_entities": content["entities"]["top"],
-        **{name: content[name] for name in ("entity_length_stats", "distance_stats", "distance_distribution", "length_stats", "masked_tokens_stats")},
-        "kiwi": content["kiwi"], "content_digest": digest_json({**content}),
-    }  # fmt: skip
+        "dataset_type": "entity_coreference_v2",
+        "version": "2.0",
+        "num_samples": content["rows"],
+        "seq_len": content["seq_len"],
+        "created_at": run["created"],
+        "source_datasets": [source["name"] for source in content["sources"]],
+        "num_unique_entities": content["entities"]["unique"],
+        "max_entity_freq": content["config"]["max_entity_freq"],
+        "top_entities": content["entities"]["top"],
+        **{
+            name: content[name]
+            for name in (
+                "entity_length_stats",
+                "distance_stats",
+                "distance_distribution",
+                "length_stats",
+                "masked_tokens_stats",
+            )
+        },
+        "kiwi": content["kiwi"],
+        "content_digest": digest_json({**content}),
+    }
 
 
 def _same(path: Path, content: Mapping[str, Any]) -> bool:

@@ -1,4 +1,6 @@
-"""Picked candidates -> samples with labels: the mask over all tokens of the mention, the original ids as labels there, -100 elsewhere."""
+"""Picked candidates -> samples with labels: the mask over all tokens of the mention, the original ids as labels there,
+-100 elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,17 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-"""`antecedent_pos`, `coref_pos` and `distance` are characters of the document; `antecedent_begin` and `_end` are positions in `input_ids`."""
+"""`antecedent_pos`, `coref_pos` and `distance` are characters of the document; `antecedent_begin` and `_end` are
+positions in `input_ids`.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Part):
     """Rows of documents with picked candidates -> one row a sample, unpadded.
 
-    labelled  False in mode `text`, where the mask was written into the text before it was tokenized, as the prior program did: no labels then
+    labelled  False in mode `text`, where the mask was written into the text before it was tokenized, as the prior
+              program did: no labels then
     """
 
     tokenizer: MlmTokenizer
@@ -72,16 +77,31 @@ class Samples(Part):
             labels = np.full(len(row), IGNORED, np.int32)
             masked = slice(candidate["mask_begin"] + shift, candidate["mask_end"] + shift)
             antecedent = candidate["antecedent_begin"] + shift, candidate["antecedent_end"] + shift
-            assert len(self.tokenizer.prefix) <= antecedent[0] < antecedent[1] <= masked.start < masked.stop <= len(row) - len(self.tokenizer.suffix)
+            assert (
+                len(self.tokenizer.prefix)
+                <= antecedent[0]
+                < antecedent[1]
+                <= masked.start
+                < masked.stop
+                <= len(row) - len(self.tokenizer.suffix)
+            )
             if self.labelled:
                 labels[masked] = row[masked]
                 row[masked] = self.tokenizer.mask_id
             yield {
-                "input_ids": row, "labels": labels, "target": candidate["entity"], "antecedent_pos": candidate["antecedent_pos"],
-                "coref_pos": candidate["coref_pos"], "distance": candidate["coref_pos"] - candidate["antecedent_pos"], "antecedent_begin": antecedent[0],
-                "antecedent_end": antecedent[1], "span_exact": candidate["span_exact"], "doc_id": document["doc_id"], "source": document["source"],
+                "input_ids": row,
+                "labels": labels,
+                "target": candidate["entity"],
+                "antecedent_pos": candidate["antecedent_pos"],
+                "coref_pos": candidate["coref_pos"],
+                "distance": candidate["coref_pos"] - candidate["antecedent_pos"],
+                "antecedent_begin": antecedent[0],
+                "antecedent_end": antecedent[1],
+                "span_exact": candidate["span_exact"],
+                "doc_id": document["doc_id"],
+                "source": document["source"],
                 "split": split_of(document["text_hash"], self.validation_ratio),
-            }  # fmt: skip
+            }
 
 
 def split_of(text_hash: int, validation_ratio: float) -> str:
@@ -90,7 +110,10 @@ def split_of(text_hash: int, validation_ratio: float) -> str:
 
 
 def _documents(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    ids, offsets = batch["input_ids"].flatten().to_numpy(), np.concatenate(([0], np.cumsum(batch["input_ids"].value_lengths().to_numpy())))
+    ids, offsets = (
+        batch["input_ids"].flatten().to_numpy(),
+        np.concatenate(([0], np.cumsum(batch["input_ids"].value_lengths().to_numpy()))),
+    )
     for index, row in enumerate(batch.select(["doc_id", "text_hash", "source", "candidates", "picked"]).to_pylist()):
         picked = [row["candidates"][which] for which in row["picked"]]
         yield {**row, "picked": picked, "input_ids": ids[offsets[index] : offsets[index + 1]]}
@@ -99,10 +122,19 @@ def _documents(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def _batch(samples: list[dict[str, Any]]) -> pa.RecordBatch:
     offsets = np.zeros(len(samples) + 1, np.int32)
     np.cumsum([len(sample["input_ids"]) for sample in samples], out=offsets[1:])
-    lists: dict[str, pa.Array] = {name: columns.lists(offsets, np.concatenate([sample[name] for sample in samples])) for name in ("input_ids", "labels")}
+    lists: dict[str, pa.Array] = {
+        name: columns.lists(offsets, np.concatenate([sample[name] for sample in samples]))
+        for name in ("input_ids", "labels")
+    }
     for name, value in (("attention_mask", 1), ("token_type_ids", 0)):
         bytes_: npt.NDArray[np.int8] = np.full(offsets[-1], value, np.int8)
         lists[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(bytes_))
     return pa.record_batch(
-        [lists[field.name] if field.name in lists else pa.array([sample[field.name] for sample in samples], field.type) for field in SCHEMA], schema=SCHEMA
+        [
+            lists[field.name]
+            if field.name in lists
+            else pa.array([sample[field.name] for sample in samples], field.type)
+            for field in SCHEMA
+        ],
+        schema=SCHEMA,
     )

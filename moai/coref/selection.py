@@ -1,8 +1,9 @@
 """The small reduce between the two pipelines: which candidates become samples.
 
-`hash` keeps, of every name, the max_entity_freq candidates with the smallest hashes of (document, name, position): the same ones in whatever order and
-by however many workers the documents were read. `first` keeps the first ones in the order of the input, as the prior program did. Only numbers
-pass here, 24 bytes a candidate, and what is over the cap is thrown out on the way: memory grows with the samples that are kept, not with the corpus.
+`hash` keeps, of every name, the max_entity_freq candidates with the smallest hashes of (document, name, position): the
+same ones in whatever order and by however many workers the documents were read. `first` keeps the first ones in the
+order of the input, as the prior program did. Only numbers pass here, 24 bytes a candidate, and what is over the cap is
+thrown out on the way: memory grows with the samples that are kept, not with the corpus.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Selection:
         return sum(self.after.values())
 
 
-def select(shards: Sequence[Path], *, cap: int, policy: str, max_samples: int | None = None, prune_at: int = _PRUNE_AT) -> Selection:
+def select(
+    shards: Sequence[Path], *, cap: int, policy: str, max_samples: int | None = None, prune_at: int = _PRUNE_AT
+) -> Selection:
     """Read the candidates of `shards`, in order, and pick at most `cap` of each name and `max_samples` in all."""
     pool, before, ends = _Pool(cap, prune_at), Counter[int](), [0]
     for path in shards:
@@ -60,7 +63,9 @@ def read_candidates(path: Path) -> tuple[Numbers, Numbers]:
     """(entity hashes, ranks) of one shard, in file order."""
     found = [(_field(candidates, "entity_hash"), _field(candidates, "rank")) for candidates in _candidates(path)]
     empty = np.empty(0, np.uint64)
-    return np.concatenate([empty, *(entities for entities, _ in found)]), np.concatenate([empty, *(ranks for _, ranks in found)])
+    return np.concatenate([empty, *(entities for entities, _ in found)]), np.concatenate(
+        [empty, *(ranks for _, ranks in found)]
+    )
 
 
 def names_of(wanted: Iterable[int], shards: Sequence[Path]) -> dict[int, str]:
@@ -101,7 +106,11 @@ class _Pool:
         entities, ranks, ordinals = (np.concatenate(parts) for parts in zip(*self.parts))
         order = np.lexsort((ordinals, ranks, entities))
         entities, ranks, ordinals = entities[order], ranks[order], ordinals[order]
-        begins = np.flatnonzero(np.concatenate(([True], entities[1:] != entities[:-1]))) if len(entities) else np.empty(0, np.int64)
+        begins = (
+            np.flatnonzero(np.concatenate(([True], entities[1:] != entities[:-1])))
+            if len(entities)
+            else np.empty(0, np.int64)
+        )
         place = np.arange(len(entities)) - np.repeat(begins, np.diff(np.append(begins, len(entities))))
         under = place < self.cap
         return entities[under], ranks[under], ordinals[under]

@@ -28,13 +28,20 @@ class Statistics:
     def as_json(self) -> dict[str, Any]:
         last = max(RANGES, key=lambda name: RANGES[name][1])
         near = {
-            name: sum(number for distance, number in self.distances.items() if low <= distance < high or (name == last and distance >= high))
+            name: sum(
+                number
+                for distance, number in self.distances.items()
+                if low <= distance < high or (name == last and distance >= high)
+            )
             for name, (low, high) in RANGES.items()
         }
         return {
-            "entity_length_stats": summary(self.entity_lengths), "distance_stats": summary(self.distances), "distance_distribution": near,
-            "length_stats": summary(self.lengths), "masked_tokens_stats": summary(self.masked),
-        }  # fmt: skip
+            "entity_length_stats": summary(self.entity_lengths),
+            "distance_stats": summary(self.distances),
+            "distance_distribution": near,
+            "length_stats": summary(self.lengths),
+            "masked_tokens_stats": summary(self.masked),
+        }
 
 
 def measure(shards: Sequence[Path]) -> Statistics:
@@ -60,7 +67,9 @@ def some_samples(shards: Sequence[Path], rows: Sequence[int], number: int) -> It
             continue
         first = 0
         for batch in batches(path):
-            yield from (batch.slice(row - first, 1).to_pylist()[0] for row in here if first <= row < first + batch.num_rows)
+            yield from (
+                batch.slice(row - first, 1).to_pylist()[0] for row in here if first <= row < first + batch.num_rows
+            )
             first += batch.num_rows
 
 

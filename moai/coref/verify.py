@@ -29,7 +29,9 @@ _PARALLEL = ("attention_mask", "token_type_ids", "labels")
 _SAMPLE_TOKENS = 60
 
 
-def checks(prepared: Prepared, shards: Sequence[Mapping[str, Any]], wrong: Sequence[str], *, full: bool) -> Iterator[Check]:
+def checks(
+    prepared: Prepared, shards: Sequence[Mapping[str, Any]], wrong: Sequence[str], *, full: bool
+) -> Iterator[Check]:
     """Of `shards`, which are whole. Where files are `wrong`, totals say nothing."""
     content, path, some = prepared.content, prepared.path, bool(wrong)
     seen = _Seen(content["seq_len"], content["tokenizer"]["mask_id"], content["config"]["mode"] != "text")
@@ -44,11 +46,24 @@ def checks(prepared: Prepared, shards: Sequence[Mapping[str, Any]], wrong: Seque
     yield Check("rows", not differing, "; ".join(differing[:5]) or f"{rows:,} samples")
     if full:
         unfit = f"{seen.wrong} samples whose masks, labels or places do not fit one another" if seen.wrong else None
-        yield Check("samples", not seen.wrong, unfit or f"every mask has its label, every antecedent lies in its row, none is over {content['seq_len']} tokens")
+        yield Check(
+            "samples",
+            not seen.wrong,
+            unfit
+            or f"every mask has its label, every antecedent lies in its row, none is over {content['seq_len']} tokens",
+        )
         split = {"train": rows - seen.validation, "validation": seen.validation}
-        yield Check("split", some or split == content["split"], f"{split['train']:,} train + {split['validation']:,} validation")
+        yield Check(
+            "split", some or split == content["split"], f"{split['train']:,} train + {split['validation']:,} validation"
+        )
         other = [name for name, value in measured.items() if json.loads(canonical_json(value)) != content[name]]
-        yield Check("figures", not other, f"{', '.join(other)}: counted anew they are others" if other else "lengths, distances and masks as counted anew")
+        yield Check(
+            "figures",
+            not other,
+            f"{', '.join(other)}: counted anew they are others"
+            if other
+            else "lengths, distances and masks as counted anew",
+        )
     yield _conservation(content)
     yield metadata(prepared)
     if shards and "tokenizer.json" not in wrong:
@@ -87,16 +102,29 @@ class _Seen:
 
 
 def _conservation(content: Mapping[str, Any]) -> Check:
-    """What is left behind each step is what was left before, without what was lost. Only the last line of the funnel counts something else."""
+    """What is left behind each step is what was left before, without what was lost. Only the last line of the funnel
+    counts something else.
+    """
     try:
         sums = [*_sums(content["funnel"][:-1]), *_sums(content["mentions"])]
         samples = content["mentions"][-1][1]
     except (LookupError, ValueError, TypeError) as error:
         return Check("conservation", False, f"its counters are none ({type(error).__name__})")
-    wrong = [f"{name}: {found:,}, the steps before leave {expected:,}" for name, expected, found in sums if expected != found]
-    if not samples == content["rows"] == sum(content["split"].values()) == sum(shard["rows"] for shard in content["shards"]):
+    wrong = [
+        f"{name}: {found:,}, the steps before leave {expected:,}" for name, expected, found in sums if expected != found
+    ]
+    if (
+        not samples
+        == content["rows"]
+        == sum(content["split"].values())
+        == sum(shard["rows"] for shard in content["shards"])
+    ):
         wrong.append(f"{samples:,} samples, {content['rows']:,} rows, {sum(content['split'].values()):,} in the split")
-    return Check("conservation", not wrong, "; ".join(wrong) or f"{content['funnel'][0][1]:,} documents read, every step adds up to {samples:,} samples")
+    return Check(
+        "conservation",
+        not wrong,
+        "; ".join(wrong) or f"{content['funnel'][0][1]:,} documents read, every step adds up to {samples:,} samples",
+    )
 
 
 def _sums(steps: Sequence[Sequence[Any]]) -> Iterator[tuple[str, int, int]]:
@@ -110,7 +138,9 @@ def _sums(steps: Sequence[Sequence[Any]]) -> Iterator[tuple[str, int, int]]:
 
 
 def metadata(prepared: Prepared) -> Check:
-    """metadata.json tells when the corpus was made, so no hash of it is part of the content; but every word of it follows from the manifest."""
+    """metadata.json tells when the corpus was made, so no hash of it is part of the content; but every word of it
+    follows from the manifest.
+    """
     try:
         data = (prepared.path / METADATA).read_bytes()
         found = json.loads(data)
@@ -119,7 +149,11 @@ def metadata(prepared: Prepared) -> Check:
         return Check("metadata", False, f"{METADATA} is not readable ({type(error).__name__})")
     expected = json.loads(canonical_json(publishing.metadata(prepared.content, prepared.manifest["run"])))
     same = found == expected and data == spelled
-    return Check("metadata", same, f"{METADATA} says what the manifest does" if same else f"{METADATA} says something else than the manifest")
+    return Check(
+        "metadata",
+        same,
+        f"{METADATA} says what the manifest does" if same else f"{METADATA} says something else than the manifest",
+    )
 
 
 def _sample(path: Path, shard: Mapping[str, Any], content: Mapping[str, Any], highest: int) -> Check:
@@ -134,5 +168,9 @@ def _sample(path: Path, shard: Mapping[str, Any], content: Mapping[str, Any], hi
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     if max([highest, *row], default=-1) >= size:
         return Check("sample", False, f"an id is beyond the vocabulary of {size}")
-    at = max(0, row.index(content["tokenizer"]["mask_id"]) - _SAMPLE_TOKENS // 2) if content["tokenizer"]["mask_id"] in row else 0
+    at = (
+        max(0, row.index(content["tokenizer"]["mask_id"]) - _SAMPLE_TOKENS // 2)
+        if content["tokenizer"]["mask_id"] in row
+        else 0
+    )
     return Check("sample", True, repr(tokenizer.decode(row[at : at + _SAMPLE_TOKENS], skip_special_tokens=False)))

@@ -2,7 +2,8 @@
 
     python verify_optimization.py --tokenizer_path DIR [--cache_dir DIR] [--json]
 
-Exit 1 if a check failed, 2 on bad usage, else 0. Advice never exceeds what this process may use. Nothing is left behind.
+Exit 1 if a check failed, 2 on bad usage, else 0. Advice never exceeds what this process may use. Nothing is left
+behind.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class DoctorConfig:
 
     tokenizer_path: str = option("", "directory or Hub name with a tokenizer.json, or that file")
     eos_token: str | None = option(None, "end-of-document token, where the tokenizer's configuration names none")
-    cache_dir: str = option("~/.cache/moai", "where shards and prepared directories will lie; need not exist yet", env="MOAI_CACHE_DIR")
+    cache_dir: str = option(
+        "~/.cache/moai", "where shards and prepared directories will lie; need not exist yet", env="MOAI_CACHE_DIR"
+    )
     json: bool = option(False, "print a list of objects instead of lines")
 
     def __post_init__(self) -> None:
@@ -59,12 +62,16 @@ def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "verify
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _leave)  # so that the probe directory is removed
     try:
-        config = resolve([DoctorConfig], argv, environ, prog=prog, description=(__doc__ or "").splitlines()[0])[DoctorConfig]
+        config = resolve([DoctorConfig], argv, environ, prog=prog, description=(__doc__ or "").splitlines()[0])[
+            DoctorConfig
+        ]
     except ConfigError as error:
         print(f"{prog}: error: {error} (--help lists every flag)", file=sys.stderr)
         return error.exit_code
     asked = dict(environ)
-    os.environ["RAYON_NUM_THREADS"] = "1"  # the speed of one core is measured, and a pool of the user's size is not started for it
+    os.environ["RAYON_NUM_THREADS"] = (
+        "1"  # the speed of one core is measured, and a pool of the user's size is not started for it
+    )
     checks = examine(config, asked)
     if config.json:
         print(json.dumps([check.as_dict() for check in checks], indent=1, ensure_ascii=False))

@@ -22,7 +22,9 @@ class Check:
 
     def __post_init__(self) -> None:
         assert self.verdict in (OK, ADVICE, FAILED), self.verdict
-        assert bool(self.remedy) == (self.verdict != OK), f"{self.name}: a remedy goes with advice and failure, and only with them"
+        assert bool(self.remedy) == (self.verdict != OK), (
+            f"{self.name}: a remedy goes with advice and failure, and only with them"
+        )
 
     def __str__(self) -> str:
         return f"{self.name:<25}  {self.verdict:<6}  {self.value}" + (f"  -> {self.remedy}" if self.remedy else "")

@@ -1,4 +1,5 @@
-"""What the file system under the cache does: speed, locks across processes, rename and links. Measured there, not guessed.
+"""What the file system under the cache does: speed, locks across processes, rename and links. Measured there, not
+guessed.
 
 A second process of this machine takes part, so this finds a mount without locks, and it finds a lagging view of another
 mount; it cannot see how long another node's view lags.
@@ -32,7 +33,9 @@ _ELSEWHERE = "name another place with --cache_dir"
 
 
 def check_storage(cache_dir: Path) -> list[Check]:
-    """Space, speed, locks and rename where the cache lies or will lie. Everything happens in a directory that is removed."""
+    """Space, speed, locks and rename where the cache lies or will lie. Everything happens in a directory that is
+    removed.
+    """
     place = cache_dir.expanduser().absolute()
     existing = next(path for path in (place, *place.parents) if path.exists())
     if not existing.is_dir():
@@ -54,7 +57,13 @@ def check_space(place: Path) -> Check:
     free = shutil.disk_usage(place).free
     verdict = FAILED if free < 2 * PROBE_BYTES else ADVICE if free < LOW_SPACE_BYTES else OK
     remedy = f"prepared data takes 2-4 bytes a token: free space or {_ELSEWHERE}" if verdict != OK else ""
-    return Check(name="disk space", value=f"{free / 1e9:.1f} GB free in {place}", verdict=verdict, remedy=remedy, figures={"free_bytes": free})
+    return Check(
+        name="disk space",
+        value=f"{free / 1e9:.1f} GB free in {place}",
+        verdict=verdict,
+        remedy=remedy,
+        figures={"free_bytes": free},
+    )
 
 
 def check_speed(scratch: Path) -> Check:
@@ -82,20 +91,31 @@ def check_speed(scratch: Path) -> Check:
 
 
 def check_lock(scratch: Path, other: SecondProcess) -> Check:
-    """A lock held here keeps another process out, and a holder that is killed leaves it free. `other` does not survive."""
+    """A lock held here keeps another process out, and a holder that is killed leaves it free. `other` does not
+    survive.
+    """
     try:
         from filelock import FileLock, Timeout
     except ImportError:
-        return Check(name="lock", value="the library `filelock` is not installed", verdict=FAILED, remedy="bash scripts/bootstrap.sh")
+        return Check(
+            name="lock",
+            value="the library `filelock` is not installed",
+            verdict=FAILED,
+            remedy="bash scripts/bootstrap.sh",
+        )
     path = scratch / "probe.lock"
     remedy = f"two launches would prepare the same data at once: {_ELSEWHERE}, or prepare once before launching"
     with FileLock(path, timeout=0):
         if other.ask("take", path):
             return Check(name="lock", value="a second process took a lock that was held", verdict=FAILED, remedy=remedy)
     if not other.ask("take", path):
-        return Check(name="lock", value="a released lock could not be taken by a second process", verdict=FAILED, remedy=remedy)
+        return Check(
+            name="lock", value="a released lock could not be taken by a second process", verdict=FAILED, remedy=remedy
+        )
     if _take(str(path), []):
-        return Check(name="lock", value="a lock that a second process held could be taken", verdict=FAILED, remedy=remedy)
+        return Check(
+            name="lock", value="a lock that a second process held could be taken", verdict=FAILED, remedy=remedy
+        )
     other.kill()
     start = time.perf_counter()
     try:
@@ -105,18 +125,24 @@ def check_lock(scratch: Path, other: SecondProcess) -> Check:
         remedy = f"a killed run would block the next one: {_ELSEWHERE}"
         return Check(name="lock", value="still held 10 s after its holder was killed", verdict=FAILED, remedy=remedy)
     return Check(
-        name="lock", value=f"keeps a second process out; free {seconds:.2f} s after its holder was killed", figures={"free_after_seconds": round(seconds, 3)}
+        name="lock",
+        value=f"keeps a second process out; free {seconds:.2f} s after its holder was killed",
+        figures={"free_after_seconds": round(seconds, 3)},
     )
 
 
 def check_rename(scratch: Path, other: SecondProcess) -> Check:
-    """Publishing needs three things: no rename over a directory with content, links, and names that others see at once."""
+    """Publishing needs three things: no rename over a directory with content, links, and names that others see at
+    once.
+    """
     for name in ("staged", "published"):
         (scratch / name).mkdir()
         (scratch / name / "data").write_bytes(b"x")
     if _replaces(scratch / "staged", scratch / "published"):
         remedy = f"two preparations could overwrite each other's result: {_ELSEWHERE}"
-        return Check(name="rename", value="a directory with content was replaced by a rename", verdict=FAILED, remedy=remedy)
+        return Check(
+            name="rename", value="a directory with content was replaced by a rename", verdict=FAILED, remedy=remedy
+        )
     late = scratch / "late"
     other.ask("see", late / "data")  # a file system may remember that the name was absent
     os.rename(scratch / "staged", late)
@@ -125,11 +151,25 @@ def check_rename(scratch: Path, other: SecondProcess) -> Check:
         time.sleep(0.02)
     lag = time.perf_counter() - start
     if not seen:
-        return Check(name="rename", value=f"a second process does not see a renamed directory after {lag:.0f} s", verdict=FAILED, remedy=_ELSEWHERE)
+        return Check(
+            name="rename",
+            value=f"a second process does not see a renamed directory after {lag:.0f} s",
+            verdict=FAILED,
+            remedy=_ELSEWHERE,
+        )
     figures = {"links": _links(late / "data", scratch / "link"), "seen_after_seconds": round(lag, 3)}
-    value = f"keeps published directories, seen by a second process after {lag * 1000:.0f} ms, links {'work' if figures['links'] else 'do not work'}"
+    value = (
+        f"keeps published directories, seen by a second process after {lag * 1000:.0f} ms, links "
+        f"{'work' if figures['links'] else 'do not work'}"
+    )
     if not figures["links"]:
-        return Check(name="rename", value=value, verdict=ADVICE, remedy=f"published data is copied instead, twice the space: {_ELSEWHERE}", figures=figures)
+        return Check(
+            name="rename",
+            value=value,
+            verdict=ADVICE,
+            remedy=f"published data is copied instead, twice the space: {_ELSEWHERE}",
+            figures=figures,
+        )
     return Check(name="rename", value=value, figures=figures)
 
 
@@ -205,7 +245,9 @@ def _attempt(name: str, probe: Callable[[], Check]) -> Check:
 
 def _failure(name: str, error: OSError | EOFError) -> Check:
     reason = getattr(error, "strerror", None) or str(error) or "the second process ended"
-    return Check(name=name, value=f"the probe ended with {type(error).__name__}: {reason}", verdict=FAILED, remedy=_ELSEWHERE)
+    return Check(
+        name=name, value=f"the probe ended with {type(error).__name__}: {reason}", verdict=FAILED, remedy=_ELSEWHERE
+    )
 
 
 def _replaces(source: Path, target: Path) -> bool:

@@ -1,4 +1,6 @@
-"""The rating the guides print, out of five, and the time it stands for, from measured speed rather than from the number of cores."""
+"""The rating the guides print, out of five, and the time it stands for, from measured speed rather than from the number
+of cores.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +52,8 @@ def _speed_lines(by_name: dict[str, Check]) -> list[str]:
     word = next(word for least, word in _SCALE if examples >= least)
     minutes = GUIDE_EXAMPLES / max(1.0, examples) / 60
     return [
-        f"Speed: num_proc {workers} x {one:.2f} MB/s = {workers * one:.1f} MB/s at best, {examples:,.0f} examples/s of 4 KB: {word}",
-        f"       (20,000+ very fast, 10,000+ fast, 5,000+ normal); 7.5 M of them would take {minutes:,.0f} min to tokenize here",
+        f"Speed: num_proc {workers} x {one:.2f} MB/s = {workers * one:.1f} MB/s at best, {examples:,.0f} examples/s of "
+        f"4 KB: {word}",
+        f"       (20,000+ very fast, 10,000+ fast, 5,000+ normal); 7.5 M of them would take {minutes:,.0f} min to "
+        f"tokenize here",
     ]

@@ -42,7 +42,10 @@ def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> lis
     """Loading, speed and round trip; only the first if that fails."""
     try:
         from moai.pretraining.options import DataConfig
-        from moai.pretraining.tokenizer_backend import choose, distrusted  # needs packages, and their absence is for a doctor to report
+        from moai.pretraining.tokenizer_backend import (
+            choose,
+            distrusted,
+        )  # needs packages, and their absence is for a doctor to report
         from moai.tokenizers.load import load_tokenizer
 
         spec = load_tokenizer(tokenizer_path, eos_token=eos_token)
@@ -50,12 +53,28 @@ def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> lis
         value, _, remedy = str(error).rpartition("; ")
         return [Check(name="tokenizer", value=value or str(error), verdict=FAILED, remedy=remedy if value else _TRAIN)]
     except ImportError as error:
-        return [Check(name="tokenizer", value=str(error), verdict=FAILED, remedy="install the pinned packages: bash scripts/bootstrap.sh")]
+        return [
+            Check(
+                name="tokenizer",
+                value=str(error),
+                verdict=FAILED,
+                remedy="install the pinned packages: bash scripts/bootstrap.sh",
+            )
+        ]
     documents, origin = sample()
     config = DataConfig(tokenizer_path=tokenizer_path)
     chosen = choose(config, spec, distrusted(Path(config.cache_dir).expanduser()), documents[:_PROBED])
-    loaded = Check(name="tokenizer", value=f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}", figures={"vocab_size": spec.vocab_size})
-    return [loaded, check_backend(chosen), check_speed(chosen.backend, documents, origin), check_round_trip(chosen.reference, documents)]
+    loaded = Check(
+        name="tokenizer",
+        value=f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}",
+        figures={"vocab_size": spec.vocab_size},
+    )
+    return [
+        loaded,
+        check_backend(chosen),
+        check_speed(chosen.backend, documents, origin),
+        check_round_trip(chosen.reference, documents),
+    ]
 
 
 def check_backend(chosen: Chosen) -> Check:
@@ -103,12 +122,18 @@ def check_speed(backend: Backend, documents: list[str], origin: str) -> Check:
         value=f"{tokens / 1e6:.2f} M tokens/s, {megabytes:.2f} MB/s on one core ({origin})",
         verdict=ADVICE if slow else OK,
         remedy="about 3 MB/s is usual: is the machine busy, or the container's CPU quota used up?" if slow else "",
-        figures={"tokens_per_second": round(tokens), "mb_per_second": round(megabytes, 3), "bytes_per_token": round(num_bytes / max(1, num_tokens), 2)},
+        figures={
+            "tokens_per_second": round(tokens),
+            "mb_per_second": round(megabytes, 3),
+            "bytes_per_token": round(num_bytes / max(1, num_tokens), 2),
+        },
     )
 
 
 def check_round_trip(backend: Reference, documents: list[str]) -> Check:
-    """Lines spread over the sample, encoded and decoded. A difference is advice: some tokenizers fold case or spaces by design."""
+    """Lines spread over the sample, encoded and decoded. A difference is advice: some tokenizers fold case or spaces by
+    design.
+    """
     lines = [line[:2000] for document in documents for line in document.splitlines() if line.strip()]
     lines = lines[:: max(1, len(lines) // ROUND_TRIP_LINES)][:ROUND_TRIP_LINES]
     changed = [line for line in lines if backend.decode(backend.encode_batch([line])[0].tolist()) != line]
@@ -117,7 +142,9 @@ def check_round_trip(backend: Reference, documents: list[str]) -> Check:
         name="round trip",
         value=f"{len(lines) - len(changed)} of {len(lines)} lines come back unchanged{example}",
         verdict=ADVICE if changed else OK,
-        remedy="the tokenizer normalizes or drops characters: keep it if that is meant, else take a byte-level one" if changed else "",
+        remedy="the tokenizer normalizes or drops characters: keep it if that is meant, else take a byte-level one"
+        if changed
+        else "",
         figures={"lines": len(lines), "changed": len(changed)},
     )
 

@@ -1,9 +1,11 @@
 """What became of every document of a shard: the rows of its `documents-NNNNN.arrow`, in the order they were read.
 
-    segment, offset   where its record begins: which segment of the shard, and the byte in it (the row, in columnar files)
+    segment, offset   where its record begins: which segment of the shard, and the byte in it (the row, in columnar
+                      files)
     bytes             of its record (of its text, in columnar files)
     tokens            ids that were made of it, with BOS and EOS
-    first_row, position, pieces    the row of the shard with its first token, the place in that row, and into how many pieces it was cut
+    first_row, position, pieces    the row of the shard with its first token, the place in that row, and into how many
+                                   pieces it was cut
     reason            why it was filtered; null if it was kept
     ...               one column for each that a Signal measured
 
@@ -67,14 +69,18 @@ class Documents:
     def drop(self, numbers: Numbers, reasons: Sequence[str]) -> None:
         assert len(numbers) == len(reasons)
         self.filtered += len(numbers)
-        codes = [self._reasons.setdefault(reason, len(self._reasons)) for reason in reasons]  # a shard may drop a million
+        codes = [
+            self._reasons.setdefault(reason, len(self._reasons)) for reason in reasons
+        ]  # a shard may drop a million
         self._dropped.append((numbers.astype(np.uint32), np.array(codes, np.int32)))
 
     def note_tokens(self, numbers: Numbers, tokens: Numbers) -> None:
         self._tokens.append((numbers.astype(np.uint32), tokens.astype(np.uint32)))
 
     def note_places(self, numbers: Numbers, rows: Numbers, positions: Numbers, pieces: Numbers) -> None:
-        self._placed.append((numbers.astype(np.uint32), rows.astype(np.uint32), positions.astype(np.uint32), pieces.astype(np.uint32)))
+        self._placed.append(
+            (numbers.astype(np.uint32), rows.astype(np.uint32), positions.astype(np.uint32), pieces.astype(np.uint32))
+        )
 
     def note_measured(self, numbers: Numbers, name: str, values: pa.Array) -> None:
         self._measured.setdefault(name, []).append((numbers, values))
@@ -93,7 +99,9 @@ class Documents:
         for numbers, *places in self._placed:
             rows[numbers], positions[numbers], pieces[numbers] = places
         made = [columns.numbers(values) for values in (segments, offsets, sizes, tokens, rows, positions, pieces)]
-        return pa.record_batch([*made, self._reasons_of_all(), *(self._values(column) for column in measured)], schema=schema(measured))
+        return pa.record_batch(
+            [*made, self._reasons_of_all(), *(self._values(column) for column in measured)], schema=schema(measured)
+        )
 
     def _reasons_of_all(self) -> pa.Array:
         """Why each was dropped, null for one that was not."""

@@ -35,11 +35,17 @@ class Executor(Protocol):
         ...
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What one function gives, called where the shards are worked on: what is loaded there, it finds loaded. Raises what it raises."""
+        """What one function gives, called where the shards are worked on: what is loaded there, it finds loaded. Raises
+        what it raises.
+        """
         ...
 
-    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
-        """Run every order, in any sequence. `on_documents(n)` hears of n more documents now and then, from one thread at a time."""
+    def map(
+        self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]
+    ) -> Iterator[Finished]:
+        """Run every order, in any sequence. `on_documents(n)` hears of n more documents now and then, from one thread
+        at a time.
+        """
         ...
 
 
@@ -53,7 +59,9 @@ class Serial:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
 
-    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+    def map(
+        self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]
+    ) -> Iterator[Finished]:
         for order in orders:
             yield (order, *run_shard(pipelines[order[0]], order[1], on_documents))
 
@@ -64,16 +72,22 @@ class Processes:
 
     num_proc: int
     method: str = "forkserver"
-    """How they start: forked from a process that has loaded what they need, or by spawn, each loading for itself what its shards need."""
+    """How they start: forked from a process that has loaded what they need, or by spawn, each loading for itself what
+    its shards need.
+    """
     threads: int = 1
     stall_seconds: float = 600.0
-    """A worker that gets no batch and no document done in this time is stopped, and its shard worked on as if it had died."""
+    """A worker that gets no batch and no document done in this time is stopped, and its shard worked on as if it had
+    died.
+    """
     shards_per_worker: int = 512
     """A worker is replaced after this many shards, so that what its libraries keep cannot grow without end."""
     modules: tuple[str, ...] = ("moai.engine.executor",)
     """Imported where workers are forked from, or first of all in each (moai.engine.processes.preload)."""
     warm: tuple[tuple[str, dict[str, Any]], ...] = ()
-    """"module:function" with its arguments, called once where workers are forked from. A spawned worker loads it with the first shard that needs it."""
+    """"module:function" with its arguments, called once where workers are forked from. A spawned worker loads it with
+    the first shard that needs it.
+    """
     root: Path = Path("/")
     """Where /proc and /sys are found that say how much memory is left."""
 
@@ -101,28 +115,39 @@ class Processes:
             result, error = ours.recv()
         except EOFError:
             process.join()
-            raise WorkerDied(f"a process died in {function.__module__}.{function.__name__}, with exit code {process.exitcode}") from None
+            raise WorkerDied(
+                f"a process died in {function.__module__}.{function.__name__}, with exit code {process.exitcode}"
+            ) from None
         if error:
             raise error
         return cast(T, result)
 
-    def map(self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]) -> Iterator[Finished]:
+    def map(
+        self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]
+    ) -> Iterator[Finished]:
         self.start()
         load = "" if self.method == "forkserver" else json.dumps({"modules": self.modules, "calls": []})
         yield from Supervisor(
-            start=partial(Worker.start, multiprocessing.get_context(self.method), pipelines, self.threads, load), orders=orders, on_documents=on_documents,
-            num_proc=self.num_proc, stall_seconds=self.stall_seconds, shards_per_worker=self.shards_per_worker, root=self.root,
-        ).run()  # fmt: skip
+            start=partial(Worker.start, multiprocessing.get_context(self.method), pipelines, self.threads, load),
+            orders=orders,
+            on_documents=on_documents,
+            num_proc=self.num_proc,
+            stall_seconds=self.stall_seconds,
+            shards_per_worker=self.shards_per_worker,
+            root=self.root,
+        ).run()
 
 
 def make_executor(num_proc: int, **how: Any) -> Executor:
-    """Who does the work of a run, for every system: this process where `num_proc` is 0, else so many workers; `how` is fields of Processes."""
+    """Who does the work of a run, for every system: this process where `num_proc` is 0, else so many workers; `how` is
+    fields of Processes.
+    """
     return Processes(num_proc=num_proc, **how) if num_proc else Serial()
 
 
 def check_main_guard() -> None:
-    """Raises ConfigError where the program that calls this would begin anew in every worker: a worker imports it, and only what stands under
-    `if __name__ == "__main__":` is left out."""
+    """Raises ConfigError where the program that calls this would begin anew in every worker: a worker imports it, and
+    only what stands under `if __name__ == "__main__":` is left out."""
     frame: Any = sys._getframe()
     while frame and not (frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"):
         frame = frame.f_back
@@ -137,7 +162,8 @@ def check_main_guard() -> None:
     tests = [name for one in running if isinstance(one, ast.If) for name in ast.walk(one.test)]
     if running and not any(isinstance(name, ast.Name) and name.id == "__name__" for name in tests):
         raise ConfigError(
-            f"{file}, line {frame.f_lineno}: worker processes import this program, which would begin its work in each of them; "
+            f"{file}, line {frame.f_lineno}: worker processes import this program, which would begin its work in each "
+            f"of them; "
             'put this line under `if __name__ == "__main__":`, or work in this process: num_proc=0'
         )
 

@@ -8,9 +8,10 @@
         def keep(self, batch):
             return [sum(map(str.isalpha, text)) >= self.min_share * len(text) for text in batch["text"].to_pylist()]
 
-A part is a frozen dataclass: its fields are its configuration. It does not count, name its key or carry columns it does not know: what
-stands here does that for all of them. A part is in the key of a shard by what it is: class, version, fields and, for a class that is not
-moai's, the text of the files that define it and its bases. What such a file imports is not looked at: raise `version` when that changes.
+A part is a frozen dataclass: its fields are its configuration. It does not count, name its key or carry columns it does
+not know: what stands here does that for all of them. A part is in the key of a shard by what it is: class, version,
+fields and, for a class that is not moai's, the text of the files that define it and its bases. What such a file imports
+is not looked at: raise `version` when that changes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Part:
     version: ClassVar[int] = 1
     """Raised when the same input would give another output."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Columns it reads: `text`, of conversations also `messages`, what an earlier part adds, or any column of the source (null where it is absent)."""
+    """Columns it reads: `text`, of conversations also `messages`, what an earlier part adds, or any column of the
+    source (null where it is absent).
+    """
     adds: ClassVar[tuple[Column, ...]] = ()
     """Columns it makes; a property where they depend on the fields."""
 
@@ -86,7 +89,11 @@ class Filter(Part):
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             found = guarded(self, self.keep, batch)
-            mask, reasons = found if isinstance(found, tuple) and len(found) == 2 and not isinstance(found[0], bool) else (found, None)
+            mask, reasons = (
+                found
+                if isinstance(found, tuple) and len(found) == 2 and not isinstance(found[0], bool)
+                else (found, None)
+            )
             keep = _as_mask(self, mask, batch.num_rows)
             gone = batch.num_rows - int(keep.sum())
             if gone:
@@ -109,13 +116,26 @@ class Map(Part):
             made = guarded(self, self.apply, batch)
             if not isinstance(made, pa.RecordBatch) or made.num_rows != batch.num_rows:
                 got = f"{made.num_rows} rows" if isinstance(made, pa.RecordBatch) else type(made).__name__
-                raise PartFailed(f"{described(self)} gave {got} for a batch of {batch.num_rows} rows; a Map gives as many rows as it got, in the same order")
-            changed = {name: _column(self, name, made[name], batch[name].type, batch.num_rows) for name in made.schema.names if name in self.needs}
-            if "text" in changed and changed["text"].null_count:
-                raise PartFailed(f"{described(self)} gave null for the text of {changed['text'].null_count} documents; give an empty one, which is filtered")
-            if EXAMPLES in batch.schema.names and (odd := [name for name in ("text", "messages") if name in changed and changed[name] != batch[name]]):
                 raise PartFailed(
-                    f"{described(self)} changes {odd[0]!r} of conversations, which would change nothing that is learned; change the data, or drop it"
+                    f"{described(self)} gave {got} for a batch of {batch.num_rows} rows; a Map gives as many rows as "
+                    f"it got, in the same order"
+                )
+            changed = {
+                name: _column(self, name, made[name], batch[name].type, batch.num_rows)
+                for name in made.schema.names
+                if name in self.needs
+            }
+            if "text" in changed and changed["text"].null_count:
+                raise PartFailed(
+                    f"{described(self)} gave null for the text of {changed['text'].null_count} documents; give an "
+                    f"empty one, which is filtered"
+                )
+            if EXAMPLES in batch.schema.names and (
+                odd := [name for name in ("text", "messages") if name in changed and changed[name] != batch[name]]
+            ):
+                raise PartFailed(
+                    f"{described(self)} changes {odd[0]!r} of conversations, which would change nothing that is "
+                    f"learned; change the data, or drop it"
                 )
             yield with_columns(batch, {**changed, **_added(self, made, batch.num_rows)})
 
@@ -172,7 +192,9 @@ def failure(cls: type, error: Exception) -> str:
 
 
 def identity_of(value: Any) -> Any:
-    """A value of a part's configuration as JSON that says what it is: files by their content, classes by version and source."""
+    """A value of a part's configuration as JSON that says what it is: files by their content, classes by version and
+    source.
+    """
     if isinstance(value, str | float):
         try:
             value.encode() if isinstance(value, str) else canonical_json(value)
@@ -184,16 +206,23 @@ def identity_of(value: Any) -> Any:
         try:
             return {"file": digest_file(value.expanduser())}
         except OSError as error:
-            raise ConfigError(f"{value}: {error.strerror}; a part's fields of type Path are files that it reads") from error
+            raise ConfigError(
+                f"{value}: {error.strerror}; a part's fields of type Path are files that it reads"
+            ) from error
     if isinstance(value, list | tuple):
         return [identity_of(item) for item in value]
     if isinstance(value, Mapping):
         return {str(name): identity_of(item) for name, item in sorted(value.items(), key=lambda item: str(item[0]))}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise ConfigError(f"{value!r} has no lasting spelling: a part's fields are numbers, bools, strings, paths, and lists or dataclasses of these")
+        raise ConfigError(
+            f"{value!r} has no lasting spelling: a part's fields are numbers, bools, strings, paths, and lists or "
+            f"dataclasses of these"
+        )
     cls = type(value)
     if "__dataclass_params__" not in vars(cls) and set(vars(cls)) & {"__init__", "__annotations__"}:
-        raise ConfigError(f"{described(value)}: its fields cannot be told; write @dataclass(frozen=True) above the class")
+        raise ConfigError(
+            f"{described(value)}: its fields cannot be told; write @dataclass(frozen=True) above the class"
+        )
     keyed = [f.name for f in dataclasses.fields(value) if f.metadata.get("keyed", True)]
     fields = {}
     for name in keyed:
@@ -227,20 +256,30 @@ def source_digest(cls: type) -> str:
             name = f"{base.__module__}:{base.__qualname__}"
             texts[name] = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(base).encode()
         except (OSError, TypeError) as error:
-            raise ConfigError(f"{base.__qualname__} has no source to be told by ({error}); put it into a file of its own, as my_filters.py") from error
+            raise ConfigError(
+                f"{base.__qualname__} has no source to be told by ({error}); put it into a file of its own, as "
+                f"my_filters.py"
+            ) from error
     return xxhash.xxh3_128_hexdigest(b"\0".join(texts.values()))
 
 
 def check_importable(values: Sequence[Any]) -> None:
     """Raises ConfigError for parts and sources of a class that a worker process could not import."""
-    out = "put the class into a file beside it, as my_filters.py, and import it from there; or work in this process: num_proc=0"
+    out = (
+        "put the class into a file beside it, as my_filters.py, and import it from there; or work in this process: "
+        "num_proc=0"
+    )
     for value in values:
         if own := next((cls for cls in _classes(value) if cls.__module__ == "__main__"), None):
-            raise ConfigError(f"{described(own)} is defined in the program itself, where worker processes cannot import it: {out}")
+            raise ConfigError(
+                f"{described(own)} is defined in the program itself, where worker processes cannot import it: {out}"
+            )
         try:
             pickle.dumps(value)
         except Exception as error:  # whatever a class's own way of being pickled raises
-            raise ConfigError(f"{described(value)} cannot be sent to worker processes ({' '.join(str(error).split())[:160]}): {out}") from error
+            raise ConfigError(
+                f"{described(value)} cannot be sent to worker processes ({' '.join(str(error).split())[:160]}): {out}"
+            ) from error
 
 
 def _classes(value: Any) -> Iterator[type]:
@@ -254,7 +293,14 @@ def _classes(value: Any) -> Iterator[type]:
             yield from _classes(getattr(value, field.name, None))
 
 
-def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence[str], kept_free: Sequence[str], carried: Sequence[str]) -> None:
+def check_columns(
+    parts: Sequence[Part],
+    *,
+    made: Sequence[str],
+    shown: Sequence[str],
+    kept_free: Sequence[str],
+    carried: Sequence[str],
+) -> None:
     """Raises ConfigError where the columns of parts, in the order they run, do not fit one another or the recipe.
 
     made       columns that the recipe makes, of which parts see `shown`
@@ -264,7 +310,9 @@ def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence
     own = {*made, DOCUMENT}
     there = {*own, *kept_free, *carried}
     if taken := [name for name in carried if name in (*own, *kept_free)]:
-        raise ConfigError(f"carry_columns: {taken[0]!r} is a name that moai uses itself; give the column of the source another name")
+        raise ConfigError(
+            f"carry_columns: {taken[0]!r} is a name that moai uses itself; give the column of the source another name"
+        )
     makers = {column.name: part for part in reversed(parts) for column in _adds(part)}
     seen = {*shown, *carried}
     for part in parts:
@@ -273,23 +321,38 @@ def check_columns(parts: Sequence[Part], *, made: Sequence[str], shown: Sequence
             raise ConfigError(f"{described(part)}: needs is a string; write a tuple, needs = ({part.needs!r},)")
         for name in part.needs:
             if name in makers and name not in seen:
-                order = "maps run before filters, and filters before signals; make what adds it a Map that stands before"
-                raise ConfigError(f"{described(part)} needs the column {name!r}, which {described(makers[name])} adds only later: {order}")
+                order = (
+                    "maps run before filters, and filters before signals; make what adds it a Map that stands before"
+                )
+                raise ConfigError(
+                    f"{described(part)} needs the column {name!r}, which {described(makers[name])} adds only later: "
+                    f"{order}"
+                )
             if name in own and name not in seen:
                 raise ConfigError(
-                    f"{described(part)} needs the column {name!r}, a name that moai uses itself; parts see {', '.join(shown)} and columns of the source"
+                    f"{described(part)} needs the column {name!r}, a name that moai uses itself; parts see "
+                    f"{', '.join(shown)} and columns of the source"
                 )
         seen |= {column.name for column in part.adds}
         if part.adds and isinstance(part, Filter):
-            raise ConfigError(f"{described(part)} adds the column {part.adds[0].name!r}, but a filter only keeps or drops; let a Map add it")
+            raise ConfigError(
+                f"{described(part)} adds the column {part.adds[0].name!r}, but a filter only keeps or drops; let a Map "
+                f"add it"
+            )
         for column in part.adds:
             if column.name in SCHEMA.names or (column.name in OF_DOCUMENTS and isinstance(part, Signal)):
-                raise ConfigError(f"{described(part)} adds the column {column.name!r}, which every documents file has already; give it another name")
+                raise ConfigError(
+                    f"{described(part)} adds the column {column.name!r}, which every documents file has already; give "
+                    f"it another name"
+                )
             if column.name in there:
-                raise ConfigError(f"{described(part)} adds the column {column.name!r}, which is there already; give it another name")
+                raise ConfigError(
+                    f"{described(part)} adds the column {column.name!r}, which is there already; give it another name"
+                )
             if column.per not in ("piece", "document"):
                 raise ConfigError(
-                    f'{described(part)} adds {column.name!r} per {column.per}; a part works on documents: per="piece" travels with the rows, per="document" does not'
+                    f'{described(part)} adds {column.name!r} per {column.per}; a part works on documents: per="piece" '
+                    f'travels with the rows, per="document" does not'
                 )
             there.add(column.name)
 
@@ -298,7 +361,9 @@ def _adds(part: Part) -> tuple[Column, ...]:
     """Raises ConfigError for anything but a tuple of columns."""
     if isinstance(part.adds, tuple | list) and all(isinstance(column, Column) for column in part.adds):
         return tuple(part.adds)
-    raise ConfigError(f'{described(part)}: adds is no tuple of columns; write adds = (Column("name", "float32", per="piece"),)')
+    raise ConfigError(
+        f'{described(part)}: adds is no tuple of columns; write adds = (Column("name", "float32", per="piece"),)'
+    )
 
 
 def source_columns(parts: Sequence[Part], given: Sequence[str]) -> tuple[str, ...]:
@@ -311,11 +376,20 @@ def source_columns(parts: Sequence[Part], given: Sequence[str]) -> tuple[str, ..
 
 
 def ordered(parts: Sequence[Part]) -> tuple[list[Map], list[Filter], list[Signal]]:
-    """Maps run first, then filters, then signals; within each kind the order of the list. Raises ConfigError for anything else."""
+    """Maps run first, then filters, then signals; within each kind the order of the list. Raises ConfigError for
+    anything else.
+    """
     if odd := next((part for part in parts if not isinstance(part, Map | Filter | Signal)), None):
         is_class = isinstance(odd, type) and issubclass(odd, Part)
-        raise ConfigError(f"{described(odd)} is {'a class: give an object of it' if is_class else 'no Filter, Map or Signal: derive it from one of them'}")
-    return [p for p in parts if isinstance(p, Map)], [p for p in parts if isinstance(p, Filter)], [p for p in parts if isinstance(p, Signal)]
+        raise ConfigError(
+            f"{described(odd)} is "
+            f"{'a class: give an object of it' if is_class else 'no Filter, Map or Signal: derive it from one of them'}"
+        )
+    return (
+        [p for p in parts if isinstance(p, Map)],
+        [p for p in parts if isinstance(p, Filter)],
+        [p for p in parts if isinstance(p, Signal)],
+    )
 
 
 def _as_mask(part: Part, mask: Any, rows: int) -> np.ndarray:
@@ -323,9 +397,15 @@ def _as_mask(part: Part, mask: Any, rows: int) -> np.ndarray:
     try:
         values = np.asarray(mask.to_pylist() if isinstance(mask, pa.Array | pa.ChunkedArray) else mask)
     except (TypeError, ValueError) as error:
-        raise PartFailed(f"{described(part)} gave {type(mask).__name__}, not a bool for each of {rows} documents") from error
+        raise PartFailed(
+            f"{described(part)} gave {type(mask).__name__}, not a bool for each of {rows} documents"
+        ) from error
     if values.shape != (rows,) or (rows and values.dtype != np.bool_):
-        got = f"{values.shape[0]} values" if values.ndim == 1 and values.shape != (rows,) else f"values of type {values.dtype}"
+        got = (
+            f"{values.shape[0]} values"
+            if values.ndim == 1 and values.shape != (rows,)
+            else f"values of type {values.dtype}"
+        )
         raise PartFailed(f"{described(part)} gave {got}, not a bool for each of {rows} documents")
     return values
 
@@ -336,9 +416,14 @@ def _as_reasons(part: Part, reasons: Any, gone: int, rows: int) -> list[str] | N
     if found is None:
         return None
     if isinstance(found, str) or not hasattr(found, "__len__"):
-        raise PartFailed(f"{described(part)} gave {type(found).__name__} for reasons, not one for each of the {gone} of {rows} documents that it drops")
+        raise PartFailed(
+            f"{described(part)} gave {type(found).__name__} for reasons, not one for each of the {gone} of {rows} "
+            f"documents that it drops"
+        )
     if len(found) != gone:
-        raise PartFailed(f"{described(part)} gave {len(found)} reasons for the {gone} of {rows} documents that it drops")
+        raise PartFailed(
+            f"{described(part)} gave {len(found)} reasons for the {gone} of {rows} documents that it drops"
+        )
     return [str(reason) for reason in found]
 
 

@@ -1,11 +1,12 @@
-"""The contract of the engine: sources give RecordBatches, transforms pass them on, a sink keeps them; a shard at a time.
+"""The contract of the engine: sources give RecordBatches, transforms pass them on, a sink keeps them; a shard at a
+time.
 
     pipeline = Pipeline(source=..., transforms=(ToText(...), Tokenize(...), Pack(...)), sink=..., transform_key=...)
     receipt = run_shard(pipeline, shard)          # in a worker; only the receipt goes back
 
-A shard's identity is its content: `shard_key(raw range digest, transform key)`. On cold data the digest is a by-product of
-the one read that also feeds the transforms; only where the cache holds results of the same transform is the range hashed
-first, because then a hash (GB/s) may save tokenizing (MB/s).
+A shard's identity is its content: `shard_key(raw range digest, transform key)`. On cold data the digest is a by-product
+of the one read that also feeds the transforms; only where the cache holds results of the same transform is the range
+hashed first, because then a hash (GB/s) may save tokenizing (MB/s).
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ from moai.engine.schema import Column
 
 RECEIPT_VERSION = 2
 MAX_DETAILS = 20_000
-"""Bad records of one shard that are kept with their place; more are only counted, so that a shard of nothing else stays small."""
+"""Bad records of one shard that are kept with their place; more are only counted, so that a shard of nothing else stays
+small.
+"""
 DIED, HUNG = "worker_died", "hung"
-"""Reasons that are no property of the record alone: another machine may take it. A shard that leaves out such a record has a key of its own."""
+"""Reasons that are no property of the record alone: another machine may take it. A shard that leaves out such a record
+has a key of its own.
+"""
 BEHIND = -1
 """In place of a number of records: the source has no more, the transforms and the sink finish the shard."""
 
@@ -82,7 +87,9 @@ class Meter:
         self._lines[-1] += lines
 
     def context(self, data: bytes) -> None:
-        """What decides how the segment is read but is no part of it, like the header of a table: hashed, not counted."""
+        """What decides how the segment is read but is no part of it, like the header of a table: hashed, not
+        counted.
+        """
         self._hash.update(xxhash.xxh3_128_digest(data))
 
     def raw(self) -> Raw:
@@ -131,7 +138,9 @@ class Transform(Protocol):
 
 class Sink(Protocol):
     def committed(self, shard_key: str) -> Receipt | None: ...
-    def write(self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]) -> Receipt: ...  # atomic, in the worker
+    def write(
+        self, shard: Shard, batches: Iterator[pa.RecordBatch], seal: Callable[[], Sealed]
+    ) -> Receipt: ...  # atomic, in the worker
 
 
 Order = tuple[int, Shard]
@@ -169,7 +178,9 @@ class Pipeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Care:
-    """How a shard is worked on again after its worker died or hung. The bytes that come out are the same, but for the records left out."""
+    """How a shard is worked on again after its worker died or hung. The bytes that come out are the same, but for the
+    records left out.
+    """
 
     parts: int = 1
     """The source's batches are handed on in so many pieces."""
@@ -181,7 +192,11 @@ class Care:
     def pieces(self, first: int, records: int) -> Iterator[tuple[int, int]]:
         """(start, end) of each piece of a batch whose first record has the number `first`."""
         alone = [record - first for record in (*self.singly, *(record for record, _, _ in self.left_out))]
-        cuts = {*range(0, records, -(-records // self.parts) or 1), records, *(cut for record in alone for cut in (record, record + 1) if 0 < cut < records)}
+        cuts = {
+            *range(0, records, -(-records // self.parts) or 1),
+            records,
+            *(cut for record in alone for cut in (record, record + 1) if 0 < cut < records),
+        }
         yield from itertools.pairwise(sorted(cuts))
 
 
@@ -190,7 +205,9 @@ _NO_CARE = Care()
 
 @dataclass
 class Tally:
-    """Counters and bad records of the shard in work. Its place is a context variable, so that a transform needs no handle on it."""
+    """Counters and bad records of the shard in work. Its place is a context variable, so that a transform needs no
+    handle on it.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
@@ -217,11 +234,15 @@ def quarantine(reason: str, *, detail: str, segment: int, line: int, offset: int
         tally.counts["quarantined_without_place"] += 1
         return
     place = {"segment": segment, "line": line, "offset": offset}
-    tally.quarantine.append({"reason": reason, "detail": detail, **place, "sample": sample[:200].decode("utf-8", "backslashreplace")})
+    tally.quarantine.append(
+        {"reason": reason, "detail": detail, **place, "sample": sample[:200].decode("utf-8", "backslashreplace")}
+    )
 
 
 def add_documents(records: pa.RecordBatch, sizes: np.ndarray) -> Numbers:
-    """Number the documents that these records of a source give; `sizes` are their bytes. In columnar files a row is its own offset."""
+    """Number the documents that these records of a source give; `sizes` are their bytes. In columnar files a row is its
+    own offset.
+    """
     offsets = records["line"] if records["offset"].null_count else records["offset"]
     return _tally.get().documents.add(records["segment"].to_numpy(), offsets.to_numpy(), sizes)
 
@@ -256,8 +277,8 @@ def advance(documents: int) -> None:
 
 
 def shard_key(raw: Raw, transform_key: str, left_out: Sequence[tuple[str, int, int]] = ()) -> str:
-    """Name of a finished shard: what was read, what was done to it and, where a machine could not take all of it, the (reason, segment,
-    line) of what it left out."""
+    """Name of a finished shard: what was read, what was done to it and, where a machine could not take all of it, the
+    (reason, segment, line) of what it left out."""
     named: dict[str, Any] = {"raw": raw.digest, "transform": transform_key}
     return digest_json({**named, "left_out": left_out} if left_out else named)[:40]
 
@@ -271,7 +292,8 @@ def run_shard(
 ) -> tuple[Receipt, bool]:
     """One shard from source to sink: its receipt, and whether a finished shard was reused.
 
-    on_batch  hears (first record, records) of what the transforms work on; 0 records while the source reads, BEHIND once it has no more
+    on_batch  hears (first record, records) of what the transforms work on; 0 records while the source reads, BEHIND
+              once it has no more
     """
     raw = shard.raw or (pipeline.source.digest(shard) if pipeline.probe else None)
     if raw and not care.left_out and (receipt := pipeline.sink.committed(shard_key(raw, pipeline.transform_key))):
@@ -306,7 +328,9 @@ def peek(batches: Iterator[pa.RecordBatch], transforms: tuple[Transform, ...]) -
         return next(batches, None)
 
 
-def _hand_on(batches: Iterator[pa.RecordBatch], on_batch: Callable[[int, int], None], care: Care) -> Iterator[pa.RecordBatch]:
+def _hand_on(
+    batches: Iterator[pa.RecordBatch], on_batch: Callable[[int, int], None], care: Care
+) -> Iterator[pa.RecordBatch]:
     """The source's batches, each announced before the transforms get it, without the records to be left out."""
     left_out = {record: why for record, *why in care.left_out}
     first = 0
@@ -335,7 +359,9 @@ def _leave_out(batch: pa.RecordBatch, index: int, record: int, reason: str, deta
 
 def _sample(row: pa.RecordBatch) -> bytes:
     try:
-        content = row.drop_columns([name for name in ("problem", "segment", "line", "offset") if name in row.schema.names]).to_pylist()[0]
+        content = row.drop_columns(
+            [name for name in ("problem", "segment", "line", "offset") if name in row.schema.names]
+        ).to_pylist()[0]
     except UnicodeDecodeError:
         return b""
     return content["record"] if "record" in content else str(content).encode("utf-8", "replace")
@@ -347,4 +373,11 @@ def _seal(pipeline: Pipeline, meter: Meter, tally: Tally) -> Sealed:
         tally.counts["kept"] = tally.documents.number - tally.documents.filtered
         found = tally.documents.batch(pipeline.measured)
     counts = dict(sorted(tally.counts.items()))
-    return Sealed(shard_key(raw, pipeline.transform_key, tally.left_out), pipeline.transform_key, raw, counts, tuple(tally.quarantine), found)
+    return Sealed(
+        shard_key(raw, pipeline.transform_key, tally.left_out),
+        pipeline.transform_key,
+        raw,
+        counts,
+        tuple(tally.quarantine),
+        found,
+    )

@@ -23,7 +23,9 @@ _WINDOW_SECONDS = 60.0
 
 @dataclass
 class Progress:
-    """Counts of one run. `total_bytes` is nominal: what the sources say there is to read, compressed size for compressed files."""
+    """Counts of one run. `total_bytes` is nominal: what the sources say there is to read, compressed size for
+    compressed files.
+    """
 
     total_bytes: int
     label: str = "Rank 0"
@@ -51,7 +53,9 @@ class Progress:
 
     def end(self) -> None:
         """The last line, with the rate of the whole run."""
-        logger.info("[%s] Tokenizing: %s", self.label, self.line(self.documents / max(time.monotonic() - self.started, 1e-6)))
+        logger.info(
+            "[%s] Tokenizing: %s", self.label, self.line(self.documents / max(time.monotonic() - self.started, 1e-6))
+        )
 
     @property
     def share(self) -> float:
@@ -71,15 +75,25 @@ class Progress:
         """For the status file."""
         per_second = self.documents_per_second()
         return {
-            "share": round(self.share, 4), "shards": self.shards, "reused": self.reused, "documents": self.documents, "bytes": self.bytes,
-            "total_bytes": self.total_bytes, "documents_per_second": round(per_second, 1), "eta_seconds": self.eta_seconds(), "line": self.line(per_second),
-        }  # fmt: skip
+            "share": round(self.share, 4),
+            "shards": self.shards,
+            "reused": self.reused,
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "total_bytes": self.total_bytes,
+            "documents_per_second": round(per_second, 1),
+            "eta_seconds": self.eta_seconds(),
+            "line": self.line(per_second),
+        }
 
     def line(self, documents_per_second: float) -> str:
         eta = self.eta_seconds()
         reused = f" ({self.reused} reused)" if self.reused else ""
         left = f", about {_clock(eta)} left" if eta is not None and self.share < 1 else ""
-        return f"{self.share:.0%}, {self.shards} shards{reused}, {self.documents:,} documents, {documents_per_second:,.0f} examples/s{left}"
+        return (
+            f"{self.share:.0%}, {self.shards} shards{reused}, {self.documents:,} documents, "
+            f"{documents_per_second:,.0f} examples/s{left}"
+        )
 
     def _say(self) -> None:
         now = time.monotonic()
@@ -99,4 +113,8 @@ class Progress:
 
 def _clock(seconds: float) -> str:
     whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )

@@ -20,11 +20,18 @@ class Done:
     reused: bool
 
 
-def run(pipelines: Sequence[Pipeline], executor: Executor, *, on_documents: Callable[[int], None], on_shard: Callable[[Done], None]) -> list[list[Done]]:
-    """All shards of each pipeline's source, in the sources' order. One stream feeds the workers, so that none waits between sources.
+def run(
+    pipelines: Sequence[Pipeline],
+    executor: Executor,
+    *,
+    on_documents: Callable[[int], None],
+    on_shard: Callable[[Done], None],
+) -> list[list[Done]]:
+    """All shards of each pipeline's source, in the sources' order. One stream feeds the workers, so that none waits
+    between sources.
 
-    `on_shard` hears of each shard as it finishes, in any order. Raises what a shard raised; what was committed before stays
-    committed, so that running again goes on from there.
+    `on_shard` hears of each shard as it finishes, in any order. Raises what a shard raised; what was committed before
+    stays committed, so that running again goes on from there.
     """
     order: list[list[str]] = [[] for _ in pipelines]
     done: dict[str, Done] = {}

@@ -48,7 +48,11 @@ class Column:
     @property
     def stored_type(self) -> pa.DataType:
         """Of the column in a shard, where pieces and tokens are lists."""
-        return pa.list_(pa.uint32() if self.runs else self.value_type) if self.per in ("piece", "token") else self.value_type
+        return (
+            pa.list_(pa.uint32() if self.runs else self.value_type)
+            if self.per in ("piece", "token")
+            else self.value_type
+        )
 
     @property
     def is_number(self) -> bool:
@@ -61,7 +65,9 @@ class Column:
 
 
 def row_columns(dtype: str, beside: Sequence[Column] = ()) -> tuple[Column, ...]:
-    """The columns of packed rows: ids of Arrow's type `dtype`, the lengths of the pieces, and what travels beside them."""
+    """The columns of packed rows: ids of Arrow's type `dtype`, the lengths of the pieces, and what travels beside
+    them.
+    """
     return (Column("input_ids", dtype, per="token"), Column("seq_lengths", "uint32", per="piece"), *beside)
 
 
@@ -94,7 +100,9 @@ def _arrow_type(name: str, column: str) -> pa.DataType:
     if name.startswith("list<") and name.endswith(">"):
         return pa.list_(_arrow_type(name[5:-1], column))
     if name not in (*NUMBERS, "string"):
-        raise ConfigError(f"column {column}: type {name!r} is none of {', '.join(NUMBERS)}, string, or list<...> of one")
+        raise ConfigError(
+            f"column {column}: type {name!r} is none of {', '.join(NUMBERS)}, string, or list<...> of one"
+        )
     return pa.type_for_alias(name)
 
 

@@ -1,12 +1,13 @@
-"""Global steps: pipelines, and a pure `reduce` from their finished shards to a decision, of which the next stage's pipelines are made.
+"""Global steps: pipelines, and a pure `reduce` from their finished shards to a decision, of which the next stage's
+pipelines are made.
 
     read = Stage(pipelines=lambda _: [candidates], reduce=lambda _, done: choose(done), watch=...)
     made = Stage(pipelines=lambda chosen: [samples(chosen)], reduce=lambda chosen, done: (chosen, done), watch=...)
     chosen, done = run_stages((read, made), executor)
 
-A stage keeps no state of its own. It resumes because finished shards have receipts, and `reduce` sees nothing but these and the files they
-speak of, so it decides the same again. A reduce that is too large for one process is a stage too: its sources are the shards of the stage
-before, and what is left to reduce is small.
+A stage keeps no state of its own. It resumes because finished shards have receipts, and `reduce` sees nothing but these
+and the files they speak of, so it decides the same again. A reduce that is too large for one process is a stage too:
+its sources are the shards of the stage before, and what is left to reduce is small.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Stage(Generic[Before, After]):
 
 
 def run_stages(stages: Sequence[Stage[Any, Any]], executor: Executor, given: Any = None) -> Any:
-    """Run one stage after the other. Returns the last decision; `given` is what the first stage is made of. Raises what a shard raised."""
+    """Run one stage after the other. Returns the last decision; `given` is what the first stage is made of. Raises what
+    a shard raised.
+    """
     for stage in stages:
         pipelines = stage.pipelines(given)
         watch = stage.watch(given, pipelines)

@@ -28,7 +28,9 @@ _LEAST_RECORD_BYTES = 8
 
 
 def bad_records(cache: Path, part: Processed[Any]) -> Iterator[dict[str, Any]]:
-    """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the decompressed file."""
+    """Every quarantined record with its file, line (from 1; the row in columnar files) and byte offset in the
+    decompressed file.
+    """
     for done, places in part.places():
         if not done.receipt.quarantine_xxh3_128:
             continue
@@ -36,12 +38,20 @@ def bad_records(cache: Path, part: Processed[Any]) -> Iterator[dict[str, Any]]:
             for entry in sorted(map(json.loads, file), key=lambda e: (e["segment"], e["line"])):
                 place = places[entry.pop("segment")]
                 offset = None if entry["offset"] is None else place.bytes + entry["offset"]
-                yield {**entry, "source": part.given.name, "file": place.file, "line": place.lines + entry["line"] + 1, "offset": offset}
+                yield {
+                    **entry,
+                    "source": part.given.name,
+                    "file": place.file,
+                    "line": place.lines + entry["line"] + 1,
+                    "offset": offset,
+                }
 
 
 @dataclass(kw_only=True)
 class InputWatch(Generic[S]):
-    """Watches a stage that reads inputs: notes what makes its shards, reports, and ends it where the share of bad records is too high."""
+    """Watches a stage that reads inputs: notes what makes its shards, reports, and ends it where the share of bad
+    records is too high.
+    """
 
     streams: Sequence[S]
     progress: Progress
@@ -71,7 +81,9 @@ class InputWatch(Generic[S]):
         """The final word. Raises TooManyBadRecords after writing every bad record with its place to a file."""
         self.progress.close(results)
         if not self.counts["read"]:
-            raise SourceError(f"{', '.join(stream.given.spec for stream in self.streams)}: holds no record at all; nothing to prepare")
+            raise SourceError(
+                f"{', '.join(stream.given.spec for stream in self.streams)}: holds no record at all; nothing to prepare"
+            )
         if not _too_many(self.counts["quarantined"], self.counts["read"], self.max_ratio):
             return
         entries = [entry for part in self.processed(results) for entry in bad_records(self.cache, part)]
@@ -79,21 +91,29 @@ class InputWatch(Generic[S]):
         listing.parent.mkdir(exist_ok=True)
         listing.write_bytes(b"".join(canonical_json(entry) + b"\n" for entry in entries))
         first = entries[0]
-        place = f"the first: {first['file']} line {first['line']} ({first['reason']}: {first['detail']}); all of them: {listing}"
+        place = (
+            f"the first: {first['file']} line {first['line']} ({first['reason']}: {first['detail']}); all of them: "
+            f"{listing}"
+        )
         raise TooManyBadRecords(f"{self._said()}; {place}")
 
     def processed(self, results: Results) -> list[Processed[S]]:
         return [Processed(stream, done) for stream, done in zip(self.streams, results, strict=True)]
 
     def _said(self) -> str:
-        return _say(self.counts["quarantined"], self.counts["read"], grouped(self.counts, "quarantined."), self.max_ratio)
+        return _say(
+            self.counts["quarantined"], self.counts["read"], grouped(self.counts, "quarantined."), self.max_ratio
+        )
 
 
 def check_content(content: Mapping[str, Any], max_ratio: float) -> None:
     """The same judgement over something prepared under another --max_bad_ratio. Raises TooManyBadRecords."""
     bad, read = content["records"]["quarantined"], content["records"]["read"]
     if left_out := sum(content["quarantined"].get(reason, 0) for reason in (DIED, HUNG)):
-        logger.warning("It leaves out %d records that killed or hung their workers when it was made; --rehash tries them again", left_out)
+        logger.warning(
+            "It leaves out %d records that killed or hung their workers when it was made; --rehash tries them again",
+            left_out,
+        )
     if _too_many(bad, read, max_ratio):
         raise TooManyBadRecords(_say(bad, read, content["quarantined"], max_ratio))
 
@@ -104,7 +124,9 @@ def _too_many(bad: int, read: int, max_ratio: float) -> bool:
 
 def _say(bad: int, read: int, reasons: Mapping[str, int], max_ratio: float) -> str:
     top = ", ".join(f"{number:,} {reason}" for reason, number in Counter(reasons).most_common(4))
-    return f"{bad:,} of {read:,} records ({bad / read:.2%}) are bad, more than --max_bad_ratio {max_ratio} allows: {top}"
+    return (
+        f"{bad:,} of {read:,} records ({bad / read:.2%}) are bad, more than --max_bad_ratio {max_ratio} allows: {top}"
+    )
 
 
 def grouped(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

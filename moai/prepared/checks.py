@@ -1,4 +1,6 @@
-"""What checks of every kind of prepared directory share: a line of the report, and rows that are counted as they are read."""
+"""What checks of every kind of prepared directory share: a line of the report, and rows that are counted as they are
+read.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,11 @@ class Check:
         return f"{'ok    ' if self.ok else 'FAILED'} {self.name}: {self.detail}"
 
 
-def count_rows(path: Path, shards: Iterable[Mapping[str, Any]], schema: pa.Schema, look: Callable[[pa.RecordBatch], None] | None) -> tuple[int, list[str]]:
-    """Rows in all, and which shards hold others than their manifest says. Without `look`, only the headers of record batches are read.
+def count_rows(
+    path: Path, shards: Iterable[Mapping[str, Any]], schema: pa.Schema, look: Callable[[pa.RecordBatch], None] | None
+) -> tuple[int, list[str]]:
+    """Rows in all, and which shards hold others than their manifest says. Without `look`, only the headers of record
+    batches are read.
 
     Raises DamagedError, naming the file, where one does not read.
     """
@@ -46,7 +51,10 @@ def _rows_in(file: Path, schema: pa.Schema, look: Callable[[pa.RecordBatch], Non
     with pa.memory_map(str(file)) as mapped:
         reader = pa.ipc.open_stream(mapped)
         if reader.schema != schema:
-            raise DamagedError(f"its columns are {', '.join(f'{f.name} {f.type}' for f in reader.schema)[:100]}, not {', '.join(schema.names)} of their types")
+            raise DamagedError(
+                f"its columns are {', '.join(f'{f.name} {f.type}' for f in reader.schema)[:100]}, not "
+                f"{', '.join(schema.names)} of their types"
+            )
         for batch in reader:
             batch.validate(full=look is not None)  # no offset is followed before it was compared with its buffer
             rows += batch.num_rows

@@ -1,6 +1,8 @@
-"""What a manifest must hold, by the recipe that wrote it: the one table that `verify`, `repair`, `gc` and every reader go by.
+"""What a manifest must hold, by the recipe that wrote it: the one table that `verify`, `repair`, `gc` and every reader
+go by.
 
-Their text is spelled and sealed in the same way (`moai.prepared.manifest`), and `content` always has `shards` and `files`.
+Their text is spelled and sealed in the same way (`moai.prepared.manifest`), and `content` always has `shards` and
+`files`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ ENTITY_COREF = "entity_coref"
 
 @dataclass(frozen=True)
 class Format:
-    """`shape` says what a reader relies on. In a list every entry has the shape, and under `*` every value of an object; numbers are not negative."""
+    """`shape` says what a reader relies on. In a list every entry has the shape, and under `*` every value of an
+    object; numbers are not negative.
+    """
 
     version: int
     shape: Mapping[str, Any]
@@ -27,35 +31,76 @@ class Format:
 
 _FILE = {"file": str, "bytes": int, "xxh3_128": str}
 _SHARD = {
-    "file": (str, type(None)), "rows": int, "bytes": int, "xxh3_128": str, "shard_key": str, "source": str, "documents": int, "tokens": int, "raw_digest": str,
+    "file": (str, type(None)),
+    "rows": int,
+    "bytes": int,
+    "xxh3_128": str,
+    "shard_key": str,
+    "source": str,
+    "documents": int,
+    "tokens": int,
+    "raw_digest": str,
     "documents_file": _FILE,
-}  # fmt: skip
+}
 _PRETRAINING = {
     "content": {
-        "format_version": int, "recipe": str, "config": dict, "seq_len": int, "packing": str, "columns": [{"name": str, "type": str, "per": str}], "transforms": list, "vocab_size": int,
-        "tokenizer": {"tokenizer_sha256": str, "eos_id": int, "bos_id": (int, type(None)), "eos_token": str}, "tokenizer_digest": str,
-        "rows": int, "tokens": int, "fill_rate": float, "documents": int, "records": {"read": int, "kept": int, "filtered": int, "quarantined": int},
-        "filtered": {"*": int}, "quarantined": {"*": int}, "token_counts": {"text": int, "eos": int, "rows": int, "*": int},
-        "sources": [{"name": str, "kind": str, "shards": int}], "shards": [_SHARD], "files": [_FILE],
+        "format_version": int,
+        "recipe": str,
+        "config": dict,
+        "seq_len": int,
+        "packing": str,
+        "columns": [{"name": str, "type": str, "per": str}],
+        "transforms": list,
+        "vocab_size": int,
+        "tokenizer": {"tokenizer_sha256": str, "eos_id": int, "bos_id": (int, type(None)), "eos_token": str},
+        "tokenizer_digest": str,
+        "rows": int,
+        "tokens": int,
+        "fill_rate": float,
+        "documents": int,
+        "records": {"read": int, "kept": int, "filtered": int, "quarantined": int},
+        "filtered": {"*": int},
+        "quarantined": {"*": int},
+        "token_counts": {"text": int, "eos": int, "rows": int, "*": int},
+        "sources": [{"name": str, "kind": str, "shards": int}],
+        "shards": [_SHARD],
+        "files": [_FILE],
     },
-    "content_digest": str, "run": dict,
-}  # fmt: skip
+    "content_digest": str,
+    "run": dict,
+}
 _CHAT = {
-    "template": {"source": str, "with_tools": str, "tokens": {"*": str}, "date": (str, type(None))}, "counts": {"examples": int, "turns": int, "*": int},
-}  # fmt: skip
+    "template": {"source": str, "with_tools": str, "tokens": {"*": str}, "date": (str, type(None))},
+    "counts": {"examples": int, "turns": int, "*": int},
+}
 """Of `content.chat`, which only conversations have."""
 _STEPS = [list]
 """[step, number, "left" or "lost"], in order."""
 _ENTITY_COREF = {
     "content": {
-        "format_version": int, "recipe": str, "config": {"mode": str, "max_entity_freq": int}, "seq_len": int, "tokenizer": {"tokenizer_sha256": str, "mask_id": int},
-        "rows": int, "documents": int, "split": {"train": int, "validation": int}, "funnel": _STEPS, "mentions": _STEPS, "entities": {"unique": int, "top": [list]}, "kiwi": dict,
-        **dict.fromkeys(("entity_length_stats", "distance_stats", "distance_distribution", "length_stats", "masked_tokens_stats"), dict),
-        "sources": [{"name": str, "kind": str, "shards": int}], "shards": [{"file": str, "rows": int, "bytes": int, "xxh3_128": str, "shard_key": str}],
+        "format_version": int,
+        "recipe": str,
+        "config": {"mode": str, "max_entity_freq": int},
+        "seq_len": int,
+        "tokenizer": {"tokenizer_sha256": str, "mask_id": int},
+        "rows": int,
+        "documents": int,
+        "split": {"train": int, "validation": int},
+        "funnel": _STEPS,
+        "mentions": _STEPS,
+        "entities": {"unique": int, "top": [list]},
+        "kiwi": dict,
+        **dict.fromkeys(
+            ("entity_length_stats", "distance_stats", "distance_distribution", "length_stats", "masked_tokens_stats"),
+            dict,
+        ),
+        "sources": [{"name": str, "kind": str, "shards": int}],
+        "shards": [{"file": str, "rows": int, "bytes": int, "xxh3_128": str, "shard_key": str}],
         "files": [_FILE],
     },
-    "content_digest": str, "run": {"created": str, "plan_key": str, "plan": {"files": dict}},
-}  # fmt: skip
+    "content_digest": str,
+    "run": {"created": str, "plan_key": str, "plan": {"files": dict}},
+}
 
 FORMATS = {
     PRETRAINING: Format(2, _PRETRAINING, "python -m moai prepare"),

@@ -1,7 +1,8 @@
 """Look at prepared rows as a model sees them: token by token, what is learned, where documents end.
 
     python -m moai inspect DIR                     the first rows as text, what is learned between « and »
-    python -m moai inspect DIR --html FILE         the same as a page: a colour for what is learned, an id for each token under the pointer
+    python -m moai inspect DIR --html FILE         the same as a page: a colour for what is learned, an id for each
+                                                   token under the pointer
 
 A character that is several tokens (most Korean ones in a small vocabulary) is shown once, for all of them.
 """
@@ -29,10 +30,15 @@ from moai.tokenizers.load import load_tokenizer
 _LONGEST_CHARACTER = 8
 """Tokens that one character may take; more that give no text are shown as they are."""
 _STYLE = """
-main { max-width: none; } .row { margin: 1rem 0 2rem; } .document { border: 1px solid var(--line); border-radius: 4px; padding: .5rem .7rem; margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.document span { border-radius: 2px; box-shadow: inset 0 0 0 1px var(--line); } .learned { background: #9bd3a8; color: #0d2413; } .special { color: #b3541e; font-size: .85em; }
-.learned.special { color: #7a2e05; } .mixed { background: repeating-linear-gradient(45deg, #9bd3a8, #9bd3a8 4px, transparent 4px, transparent 8px); }
-@media (prefers-color-scheme: dark) { .learned { background: #245c33; color: #d8f5df; } .special, .learned.special { color: #ffb27a; } }
+main { max-width: none; } .row { margin: 1rem 0 2rem; }
+.document { border: 1px solid var(--line); border-radius: 4px; padding: .5rem .7rem; margin: .4rem 0;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.document span { border-radius: 2px; box-shadow: inset 0 0 0 1px var(--line); }
+.learned { background: #9bd3a8; color: #0d2413; } .special { color: #b3541e; font-size: .85em; }
+.learned.special { color: #7a2e05; }
+.mixed { background: repeating-linear-gradient(45deg, #9bd3a8, #9bd3a8 4px, transparent 4px, transparent 8px); }
+@media (prefers-color-scheme: dark) { .learned { background: #245c33; color: #d8f5df; }
+.special, .learned.special { color: #ffb27a; } }
 """
 
 
@@ -85,14 +91,22 @@ class View:
 
     def html(self, rows: int) -> str:
         content = self.prepared.content
-        what = "what the assistant says is learned" if TRAINED in self.prepared.columns else "every token is learned but the first of a document"
+        what = (
+            "what the assistant says is learned"
+            if TRAINED in self.prepared.columns
+            else "every token is learned but the first of a document"
+        )
         learned = content["token_counts"].get("trained")
         head = (
-            f"<h1>{escape(self.prepared.path.name)}</h1><p>{content['documents']:,} documents, {content['tokens']:,} tokens"
-            f"{f' ({learned:,} learned)' if learned is not None else ''}, {content['rows']:,} rows of {content['seq_len']} ({escape(content['packing'])}), "
+            f"<h1>{escape(self.prepared.path.name)}</h1><p>{content['documents']:,} documents, {content['tokens']:,} "
+            f"tokens"
+            f"{f' ({learned:,} learned)' if learned is not None else ''}, {content['rows']:,} rows of "
+            f"{content['seq_len']} ({escape(content['packing'])}), "
             f"{content['fill_rate']:.1%} filled; {what}.</p>"
-            "<p class=soft><span class=learned>learned</span> &nbsp; context &nbsp; <span class=special>special token</span> &nbsp; "
-            "<span class=mixed>a character of which some tokens are learned</span>; a box is a document, which sees no other; ids show under the pointer.</p>"
+            "<p class=soft><span class=learned>learned</span> &nbsp; context &nbsp; <span class=special>special "
+            "token</span> &nbsp; "
+            "<span class=mixed>a character of which some tokens are learned</span>; a box is a document, which sees no "
+            "other; ids show under the pointer.</p>"
         )
         return page(
             f"moai inspect {self.prepared.path.name}",
@@ -110,7 +124,9 @@ class View:
         start = 0
         for number, length in enumerate(row["seq_lengths"].values.to_pylist()):
             learned[start] = False  # nothing stands before it that could predict it
-            found = list(pieces(self.reference, ids[start : start + length].tolist(), learned[start : start + length].tolist()))
+            found = list(
+                pieces(self.reference, ids[start : start + length].tolist(), learned[start : start + length].tolist())
+            )
             yield Document(found, {name: values[number] for name, values in beside.items()})
             start += length
 
@@ -133,7 +149,9 @@ def inspect(directory: Path, *, rows: int, html: Path | None) -> Iterator[str]:
 
 
 def pieces(reference: Reference, ids: Sequence[int], learned: Sequence[bool]) -> Iterator[Piece]:
-    """Tokens joined until they are whole characters. What a token adds is told in its place: many decoders drop a space at the beginning."""
+    """Tokens joined until they are whole characters. What a token adds is told in its place: many decoders drop a space
+    at the beginning.
+    """
     special = set(reference.spec.special_ids)
     base = start = 0  # `base`: where the piece before began
     for at, token in enumerate(ids, 1):
@@ -169,12 +187,18 @@ def _as_text(document: Document) -> str:
 
 
 def _row(number: int, documents: Sequence[Document]) -> str:
-    boxes = "".join(f"<div class=document>{_beside(document)}{''.join(map(_span, document.pieces))}</div>" for document in documents)
+    boxes = "".join(
+        f"<div class=document>{_beside(document)}{''.join(map(_span, document.pieces))}</div>" for document in documents
+    )
     return f"<div class=row><h2>Row {number} <small>{_figures(documents)}</small></h2>{boxes}</div>"
 
 
 def _beside(document: Document) -> str:
-    return f"<p class=soft>{escape(', '.join(f'{name} = {value}' for name, value in document.beside.items()))}</p>" if document.beside else ""
+    return (
+        f"<p class=soft>{escape(', '.join(f'{name} = {value}' for name, value in document.beside.items()))}</p>"
+        if document.beside
+        else ""
+    )
 
 
 def _span(piece: Piece) -> str:

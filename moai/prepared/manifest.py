@@ -2,15 +2,18 @@
 
     data-00000-of-00012.arrow ...  state.json  dataset_info.json    for `datasets`
     documents-00000.arrow ...                                       what became of each document, a file a shard
-    tokenizer.json  tokenizer_config.json ...                       the bytes that made the ids, and what stood beside them
-    quarantine.jsonl                                                bad records with file, line, offset and reason, if any
-    held_out/                                                       the other side of --eval_ratio, in directories of --save_to
+    tokenizer.json  tokenizer_config.json ...                       the bytes that made the ids, and what stood beside
+                                                                    them
+    quarantine.jsonl                                                bad records with file, line, offset and reason, if
+                                                                    any
+    held_out/                                                       the other side of --eval_ratio, in directories of
+                                                                    --save_to
     manifest.json                                                   written last: without it the directory is nothing
 
-The manifest has two parts. `content` follows from input and configuration alone and is the same for any number of workers;
-`run` tells how it came about this time. Where there is a held-out side, its own manifest stands in `held_out`, and there
-is none in that directory. What is read here may come from anywhere: a directory is opened only if its manifest has
-the shape of one, names nothing outside, and lists regular files of just these sizes.
+The manifest has two parts. `content` follows from input and configuration alone and is the same for any number of
+workers; `run` tells how it came about this time. Where there is a held-out side, its own manifest stands in `held_out`,
+and there is none in that directory. What is read here may come from anywhere: a directory is opened only if its
+manifest has the shape of one, names nothing outside, and lists regular files of just these sizes.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ HELD_OUT = "held_out"
 """The directory inside a prepared one with what is held out of it."""
 _POLL_SECONDS = 0.1
 _MOST_BYTES = 1 << 28
-"""A manifest takes some 350 bytes a shard: this is hundreds of thousands of them. A file beyond is none, and is not read into memory."""
+"""A manifest takes some 350 bytes a shard: this is hundreds of thousands of them. A file beyond is none, and is not
+read into memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,14 @@ class Prepared:
 
     @property
     def beside(self) -> tuple[Column, ...]:
-        """The columns that travel with the tokens and are no part of training, in the types they have in a batch: numbers with nulls are float64."""
+        """The columns that travel with the tokens and are no part of training, in the types they have in a batch:
+        numbers with nulls are float64.
+        """
         nulls = self.manifest["content"].get("nulls", {})
         found = [column for column in self.columns if column.name not in ("input_ids", "seq_lengths", TRAINED.name)]
-        return tuple(replace(column, type="float64") if column.name in nulls and column.is_number else column for column in found)
+        return tuple(
+            replace(column, type="float64") if column.name in nulls and column.is_number else column for column in found
+        )
 
     @property
     def held_out(self) -> Self | None:
@@ -77,11 +86,19 @@ class Prepared:
         return type(self)(self.path / HELD_OUT, manifest, self.memory_mode) if manifest else None
 
     @classmethod
-    def open(cls, path: Path, *, memory_mode: str = "balanced", patience_seconds: float = 0.0, recipe: str | None = PRETRAINING) -> Prepared:
+    def open(
+        cls,
+        path: Path,
+        *,
+        memory_mode: str = "balanced",
+        patience_seconds: float = 0.0,
+        recipe: str | None = PRETRAINING,
+    ) -> Prepared:
         """Raises DamagedError, naming file and difference, unless the manifest is whole and every file has its size.
 
         recipe  what the directory must be; None for any that moai makes
-        A directory that another process has just published may show up late on a shared file system: so long its absence is not believed.
+        A directory that another process has just published may show up late on a shared file system: so long its
+        absence is not believed.
         """
         deadline = time.monotonic() + patience_seconds
         while True:
@@ -109,9 +126,14 @@ class Prepared:
             try:
                 found = look_at(path / name)
             except OSError as error:
-                raise DamagedError(f"{path / name}: {error.strerror}, though the manifest lists it with {size} bytes; {again}") from error
+                raise DamagedError(
+                    f"{path / name}: {error.strerror}, though the manifest lists it with {size} bytes; {again}"
+                ) from error
             if not stat.S_ISREG(found.st_mode):
-                raise DamagedError(f"{path / name}: {kind_of(found.st_mode)}, though the manifest lists it as a file of {size} bytes; {again}")
+                raise DamagedError(
+                    f"{path / name}: {kind_of(found.st_mode)}, though the manifest lists it as a file of {size} bytes; "
+                    f"{again}"
+                )
             if found.st_size != size:
                 raise DamagedError(f"{path / name}: {found.st_size} bytes, the manifest says {size}; {again}")
 
@@ -141,18 +163,28 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
         if not os.path.lexists(path):
             raise DamagedError(f"{path}: no such directory") from error
         raise DamagedError(
-            f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish; in a cache, remove it and prepare again"
+            f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish; in a "
+            f"cache, remove it and prepare again"
         ) from error
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{file}: not readable as a manifest ({type(error).__name__}: {str(error)[:200]}); {again}") from error
+        raise DamagedError(
+            f"{file}: not readable as a manifest ({type(error).__name__}: {str(error)[:200]}); {again}"
+        ) from error
     if not same:
         raise DamagedError(f"{file}: its text does not match its own digest; {again}")
     if made_by not in FORMATS:
-        raise DamagedError(f"{file}: recipe {made_by[:40]!r}, which is none of this moai's ({', '.join(FORMATS)}); prepare again")
+        raise DamagedError(
+            f"{file}: recipe {made_by[:40]!r}, which is none of this moai's ({', '.join(FORMATS)}); prepare again"
+        )
     if recipe not in (made_by, None):
-        raise DamagedError(f"{path}: was made by {FORMATS[made_by].command}; what is needed here is made by {FORMATS[str(recipe)].command}")
+        raise DamagedError(
+            f"{path}: was made by {FORMATS[made_by].command}; what is needed here is made by "
+            f"{FORMATS[str(recipe)].command}"
+        )
     if version != FORMATS[made_by].version:
-        raise DamagedError(f"{file}: format {str(version)[:40]}, this moai reads {FORMATS[made_by].version}; prepare again")
+        raise DamagedError(
+            f"{file}: format {str(version)[:40]}, this moai reads {FORMATS[made_by].version}; prepare again"
+        )
     for side in (manifest, manifest.get(HELD_OUT)) if HELD_OUT in manifest else (manifest,):
         misfit = next(misfits(side, made_by), None)
         try:
@@ -178,7 +210,9 @@ def is_prepared(path: Path) -> bool:
 
 
 def listed_files(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Every file the manifest answers for, each with `file`, `bytes` and `xxh3_128`: shards, their documents files, all others."""
+    """Every file the manifest answers for, each with `file`, `bytes` and `xxh3_128`: shards, their documents files, all
+    others.
+    """
     shards = content["shards"]
     documents = [shard["documents_file"] for shard in shards if "documents_file" in shard]
     return [*(shard for shard in shards if shard["file"] is not None), *documents, *content["files"]]
@@ -189,9 +223,16 @@ def file_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
     return {entry["file"]: entry["bytes"] for entry in listed_files(manifest["content"])}
 
 
-def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any], held_out: Mapping[str, Any] | None = None) -> None:
+def write_manifest(
+    path: Path, content: Mapping[str, Any], run: Mapping[str, Any], held_out: Mapping[str, Any] | None = None
+) -> None:
     """The last file of a directory in staging. `held_out` is the manifest of its other side."""
-    manifest: dict[str, Any] = {"content": content, "content_digest": digest_json(content), "run": run, **({HELD_OUT: held_out} if held_out else {})}
+    manifest: dict[str, Any] = {
+        "content": content,
+        "content_digest": digest_json(content),
+        "run": run,
+        **({HELD_OUT: held_out} if held_out else {}),
+    }
     manifest["self_digest"] = digest_json(manifest)
     write_file(path / MANIFEST, _rendered(manifest))
 
@@ -199,10 +240,21 @@ def write_manifest(path: Path, content: Mapping[str, Any], run: Mapping[str, Any
 def write_dataset_files(path: Path, names: list[str], schema: pa.Schema, fingerprint: str) -> None:
     """state.json and dataset_info.json of these shards, as `datasets` 5 writes them."""
     state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint, "_format_columns": None, "_format_kwargs": {},
-        "_format_type": None, "_output_all_columns": False, "_split": None,
-    }  # fmt: skip
-    info: dict[str, Any] = {"citation": "", "description": "", "features": features(schema), "homepage": "", "license": ""}
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    info: dict[str, Any] = {
+        "citation": "",
+        "description": "",
+        "features": features(schema),
+        "homepage": "",
+        "license": "",
+    }
     write_file(path / "state.json", canonical_json(state))
     write_file(path / "dataset_info.json", canonical_json(info))
 
@@ -216,7 +268,9 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _rendered(manifest: Mapping[str, Any]) -> bytes:
-    """The one spelling of a manifest: a bit may change in a file without changing what JSON reads from it (1e-5 and 1E-5)."""
+    """The one spelling of a manifest: a bit may change in a file without changing what JSON reads from it (1e-5 and
+    1E-5).
+    """
     return json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 

@@ -1,6 +1,7 @@
 """Where the segments of finished shards lie in their files.
 
-A receipt places records within their segment, since that is all that its content knows; the way from there to the file is summed up here.
+A receipt places records within their segment, since that is all that its content knows; the way from there to the file
+is summed up here.
 """
 
 from __future__ import annotations
@@ -62,14 +63,18 @@ class Processed(Generic[S]):
 
 
 def sources_listing(parts: Sequence[Processed[Any]]) -> bytes:
-    """sources.json: of every source its files by their names within it, and of every shard the segments, as [file, bytes before, records before].
+    """sources.json: of every source its files by their names within it, and of every shard the segments, as [file,
+    bytes before, records before].
 
     With a documents file it leads from a row to the record it was made of. It holds no path and no stamp.
     """
     listing = []
     for part in parts:
         files: dict[str, int] = {}
-        shards = [[[files.setdefault(place.file, len(files)), place.bytes, place.lines] for place in places] for _, places in part.places()]
+        shards = [
+            [[files.setdefault(place.file, len(files)), place.bytes, place.lines] for place in places]
+            for _, places in part.places()
+        ]
         reading = part.stream.reading
         listing.append(
             {

@@ -3,8 +3,8 @@
     rows = PackedRows.of(prepared)           # touches no shard: the manifest tells how many rows each holds
     rows.__getitems__([5, 900_000])          # what torch's loader calls for a batch
 
-A shard is mapped when one of its rows is first asked for, and then only the headers of its record batches are read (three, in a
-shard of 16 MB of text); 0.15 ms. The mapping outlives the file's descriptor, so that open shards use none.
+A shard is mapped when one of its rows is first asked for, and then only the headers of its record batches are read
+(three, in a shard of 16 MB of text); 0.15 ms. The mapping outlives the file's descriptor, so that open shards use none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from moai.engine.schema import TRAINED, Column, arrow_schema
 from moai.prepared.manifest import Prepared
 
 MAX_OPEN = 8192
-"""Shards that stay mapped, the latest used. Linux allows a process 65,530 mappings; an open shard takes 8 kB of memory."""
+"""Shards that stay mapped, the latest used. Linux allows a process 65,530 mappings; an open shard takes 8 kB of
+memory.
+"""
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -41,12 +43,17 @@ class Row(NamedTuple):
     trained_runs: npt.NDArray[np.uint32] | None = None
     """Of conversations: how many tokens are not learned, then how many are, then not, ..."""
     beside: Mapping[str, Any] = MappingProxyType({})
-    """What else travels with the row, by the column's name: an array, or a list of strings, with an entry a piece or a token."""
+    """What else travels with the row, by the column's name: an array, or a list of strings, with an entry a piece or a
+    token.
+    """
 
     @classmethod
     def of(cls, pieces: Sequence[Sequence[int]]) -> Row:
         """A row made by hand from its pieces."""
-        return cls(np.array([token for piece in pieces for token in piece], np.uint32), np.array([len(piece) for piece in pieces], np.uint32))
+        return cls(
+            np.array([token for piece in pieces for token in piece], np.uint32),
+            np.array([len(piece) for piece in pieces], np.uint32),
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,11 @@ class PackedRows:
     @classmethod
     def of(cls, prepared: Prepared) -> PackedRows:
         content = prepared.manifest["content"]
-        return cls(prepared.path, tuple((shard["file"], shard["rows"]) for shard in content["shards"] if shard["rows"]), prepared.columns)
+        return cls(
+            prepared.path,
+            tuple((shard["file"], shard["rows"]) for shard in content["shards"] if shard["rows"]),
+            prepared.columns,
+        )
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -94,7 +105,9 @@ class PackedRows:
 
 
 def read_ahead(rows: PackedRows) -> int:
-    """Ask the kernel to bring the shards into the page cache while the model is built. Returns the bytes asked for; 0 where it cannot."""
+    """Ask the kernel to bring the shards into the page cache while the model is built. Returns the bytes asked for; 0
+    where it cannot.
+    """
     if not hasattr(os, "posix_fadvise"):
         return 0
     total = 0
@@ -124,7 +137,12 @@ class _Batch(NamedTuple):
         runs = self.runs.at(at) if self.runs else None
         if not self.beside:
             return Row(self.ids.at(at), self.pieces.at(at), runs)
-        return Row(self.ids.at(at), self.pieces.at(at), runs, {name: _value(column, at) for name, column in self.beside.items()})
+        return Row(
+            self.ids.at(at),
+            self.pieces.at(at),
+            runs,
+            {name: _value(column, at) for name, column in self.beside.items()},
+        )
 
 
 class _Lists(NamedTuple):
@@ -142,7 +160,9 @@ class _Lists(NamedTuple):
 
 
 def _value(column: pa.Array, at: int) -> Any:
-    """Strings as a list, numbers as an array; a number or bool that is null is NaN, and those beside it are floats then."""
+    """Strings as a list, numbers as an array; a number or bool that is null is NaN, and those beside it are floats
+    then.
+    """
     scalar = column[at]
     if not isinstance(scalar, pa.ListScalar):
         return scalar.as_py()
@@ -169,9 +189,13 @@ class _Shard:
             parts = list(reader)
             if (held := sum(part.num_rows for part in parts)) != rows:
                 raise DamagedError(f"{path}: {held} rows, the manifest says {rows}; {again}")
-            return cls(list(accumulate((part.num_rows for part in parts[:-1]), initial=0)), [_Batch.of(part) for part in parts])
+            return cls(
+                list(accumulate((part.num_rows for part in parts[:-1]), initial=0)), [_Batch.of(part) for part in parts]
+            )
         except (pa.ArrowInvalid, OSError) as error:
-            raise DamagedError(f"{path}: not readable as Arrow ({' '.join(str(error).split())[:400]}); {again}") from error
+            raise DamagedError(
+                f"{path}: not readable as Arrow ({' '.join(str(error).split())[:400]}); {again}"
+            ) from error
 
     def row(self, index: int) -> Row:
         number = bisect_right(self.firsts, index) - 1
@@ -181,7 +205,8 @@ class _Shard:
 def _map(path: Path) -> pa.Buffer:
     """The whole file, of which nothing is read yet.
 
-    Through its first byte: every read of Arrow's mapped files, also one that copies nothing, asks the kernel to fetch all that was read.
+    Through its first byte: every read of Arrow's mapped files, also one that copies nothing, asks the kernel to fetch
+    all that was read.
     """
     with pa.memory_map(str(path)) as file:
         first = file.read_buffer(1)

@@ -1,6 +1,7 @@
 """Check a prepared directory, or an entity-coref corpus, against its manifest.
 
-    python -m moai verify DIR            a look: manifest, sizes, unknown files, rows and columns of every shard, a decoded sample
+    python -m moai verify DIR            a look: manifest, sizes, unknown files, rows and columns of every shard, a
+                                         decoded sample
     python -m moai verify DIR --full     every byte: hashes, every token id, every row's pieces; no changed bit passes
 
 Both exit with 65 if a check fails. What has another hash than the manifest says is not looked into any further.
@@ -43,14 +44,20 @@ def verify(path: Path, *, full: bool = True) -> Iterator[Check]:
     held_out = prepared.held_out
     yield from _side(prepared, {MANIFEST, HELD_OUT} if held_out else {MANIFEST}, full=full)
     if held_out:
-        yield from (Check(f"held out: {check.name}", check.ok, check.detail) for check in _side(held_out, set(), full=full))
+        yield from (
+            Check(f"held out: {check.name}", check.ok, check.detail) for check in _side(held_out, set(), full=full)
+        )
 
 
 def _side(prepared: Prepared, own: set[str], *, full: bool) -> Iterator[Check]:
     """Checks of one manifest. `own` are the names in its directory that it does not list."""
     path, content = prepared.path, prepared.content
     shards = [shard for shard in content["shards"] if shard["file"]]
-    yield Check("manifest and sizes", True, f"{len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes, content {prepared.content_digest[:16]}")
+    yield Check(
+        "manifest and sizes",
+        True,
+        f"{len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes, content {prepared.content_digest[:16]}",
+    )
     wrong: list[str] = []
     if full:
         wrong = damaged(prepared)
@@ -70,7 +77,11 @@ def _side(prepared: Prepared, own: set[str], *, full: bool) -> Iterator[Check]:
 
 def damaged(prepared: Prepared) -> list[str]:
     """The files of an opened directory whose bytes are not those of its manifest, in its order."""
-    return [entry["file"] for entry in listed_files(prepared.content) if digest_file(prepared.path / entry["file"]) != entry["xxh3_128"]]
+    return [
+        entry["file"]
+        for entry in listed_files(prepared.content)
+        if digest_file(prepared.path / entry["file"]) != entry["xxh3_128"]
+    ]
 
 
 def _said(wrong: Sequence[str]) -> str:
@@ -103,27 +114,47 @@ class _Totals:
     bad_rows: int = 0
 
 
-def _rows(path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any], *, full: bool, some: bool) -> Iterator[Check]:
+def _rows(
+    path: Path, shards: Sequence[dict[str, Any]], content: dict[str, Any], *, full: bool, some: bool
+) -> Iterator[Check]:
     """`some`: not all shards are looked at, so that totals say nothing."""
     totals = _Totals()
     columns = columns_from_json(content["columns"])
     schema = arrow_schema(columns)
     try:
-        rows, differing = count_rows(path, shards, schema, partial(_look_at, content=content, columns=columns, totals=totals) if full else None)
+        rows, differing = count_rows(
+            path, shards, schema, partial(_look_at, content=content, columns=columns, totals=totals) if full else None
+        )
     except DamagedError as error:
         yield Check("readable", False, str(error))
         return
     if not some and rows != content["rows"]:
         differing.append(f"{rows:,} rows in all, the manifest says {content['rows']:,}")
-    yield Check("rows", not differing, "; ".join(differing[:5]) or f"{rows:,} rows, fill rate {content['fill_rate']:.4f}")
+    yield Check(
+        "rows", not differing, "; ".join(differing[:5]) or f"{rows:,} rows, fill rate {content['fill_rate']:.4f}"
+    )
     if full:
         pieces = f"{totals.bad_rows} rows whose lengths do not add up to their tokens" if totals.bad_rows else None
-        yield Check("pieces", not totals.bad_rows, pieces or f"every row's pieces add up, none over {content['seq_len']}")
-        yield Check("token range", totals.highest < content["vocab_size"], f"highest id {totals.highest}, vocabulary {content['vocab_size']}")
-        yield Check("tokens", some or totals.tokens == content["tokens"], f"{totals.tokens:,}, the manifest says {content['tokens']:,}")
+        yield Check(
+            "pieces", not totals.bad_rows, pieces or f"every row's pieces add up, none over {content['seq_len']}"
+        )
+        yield Check(
+            "token range",
+            totals.highest < content["vocab_size"],
+            f"highest id {totals.highest}, vocabulary {content['vocab_size']}",
+        )
+        yield Check(
+            "tokens",
+            some or totals.tokens == content["tokens"],
+            f"{totals.tokens:,}, the manifest says {content['tokens']:,}",
+        )
         if TRAINED in columns:
             said = content["token_counts"].get("trained", 0)
-            yield Check("trained", some or totals.trained == said, f"{totals.trained:,} tokens are learned, the manifest says {said:,}")
+            yield Check(
+                "trained",
+                some or totals.trained == said,
+                f"{totals.trained:,} tokens are learned, the manifest says {said:,}",
+            )
 
 
 def _look_at(batch: pa.RecordBatch, content: dict[str, Any], columns: Sequence[Column], totals: _Totals) -> None:
@@ -159,11 +190,18 @@ def _documents(path: Path, content: dict[str, Any], wrong: Sequence[str]) -> Che
                 table = pa.ipc.open_file(file).read_all()
         except (pa.ArrowException, OSError) as error:
             return Check("documents", False, f"{name}: {' '.join(str(error).split())[:160]}")
-        if table.schema.names[: len(documents_schema())] != documents_schema().names or table["reason"].null_count != shard["documents"]:
+        if (
+            table.schema.names[: len(documents_schema())] != documents_schema().names
+            or table["reason"].null_count != shard["documents"]
+        ):
             differing.append(name)
         number += table.num_rows
     return Check(
-        "documents", not differing, f"{', '.join(differing[:5])}: not the documents of the shard" if differing else f"the fate of {number:,} documents"
+        "documents",
+        not differing,
+        f"{', '.join(differing[:5])}: not the documents of the shard"
+        if differing
+        else f"the fate of {number:,} documents",
     )
 
 
@@ -184,8 +222,15 @@ def _conservation(content: dict[str, Any]) -> Check:
     ok = records["read"] == records["kept"] + records["filtered"] + records["quarantined"]
     made = tokens["text"] + tokens["eos"] + tokens.get("bos", 0)
     ok = ok and made == tokens["rows"] + tokens.get("dropped", 0)
-    said = f"{records['read']:,} read = {records['kept']:,} kept + {records['filtered']:,} filtered + {records['quarantined']:,} quarantined"
-    return Check("conservation", ok, f"{said}; {made:,} tokens in = {tokens['rows']:,} in rows + {tokens.get('dropped', 0):,} dropped")
+    said = (
+        f"{records['read']:,} read = {records['kept']:,} kept + {records['filtered']:,} filtered + "
+        f"{records['quarantined']:,} quarantined"
+    )
+    return Check(
+        "conservation",
+        ok,
+        f"{said}; {made:,} tokens in = {tokens['rows']:,} in rows + {tokens.get('dropped', 0):,} dropped",
+    )
 
 
 def _sample(path: Path, shard: dict[str, Any], content: dict[str, Any]) -> Check:
@@ -197,7 +242,11 @@ def _sample(path: Path, shard: dict[str, Any], content: dict[str, Any]) -> Check
         return Check("sample", False, "tokenizer.json is not the one that made the ids")
     with pa.memory_map(str(path / shard["file"])) as file:
         first = next(iter(pa.ipc.open_stream(file)), None)
-        ids = first["input_ids"].slice(0, 1).flatten()[:_SAMPLE_TOKENS].to_pylist() if first is not None and first.num_rows else []
+        ids = (
+            first["input_ids"].slice(0, 1).flatten()[:_SAMPLE_TOKENS].to_pylist()
+            if first is not None and first.num_rows
+            else []
+        )
     if any(index >= spec.vocab_size for index in ids):
         return Check("sample", False, f"an id of the first row is beyond the vocabulary of {spec.vocab_size}")
     return Check("sample", True, repr(Reference(spec=spec).decode(ids)))

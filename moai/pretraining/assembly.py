@@ -1,4 +1,6 @@
-"""From what is wanted to pipelines: files and tokenizer found, keys computed, parts put together. No document is read here but a few to look at."""
+"""From what is wanted to pipelines: files and tokenizer found, keys computed, parts put together. No document is read
+here but a few to look at.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,33 @@ from moai.transforms.tokenize import Tokenize
 logger = logging.getLogger(__name__)
 
 _WORKER_MODULES = (
-    "moai.engine.executor", "moai.sources.local", "moai.transforms.text", "moai.transforms.chat", "moai.transforms.filters", "moai.transforms.tokenize", "moai.transforms.pack", "moai.cache.shards",
+    "moai.engine.executor",
+    "moai.sources.local",
+    "moai.transforms.text",
+    "moai.transforms.chat",
+    "moai.transforms.filters",
+    "moai.transforms.tokenize",
+    "moai.transforms.pack",
+    "moai.cache.shards",
     "moai.pretraining.tokenizer_backend",
-)  # fmt: skip
+)
 """What a worker needs, imported once where workers are forked from."""
 _HANGS_BEFORE_STALL = 4
-"""A worker that hangs is stopped, its shard tried again and the document found, all before the waiting ranks lose patience."""
+"""A worker that hangs is stopped, its shard tried again and the document found, all before the waiting ranks lose
+patience.
+"""
 _SAMPLE_FILES = 3
 _MADE = ("text", "messages", "tokens", "examples", "input_ids", "seq_lengths", TRAINED.name)
 """Columns that the recipe makes."""
-_OF_MODELS = ("labels", "position_ids", "attention_mask", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_OF_MODELS = (
+    "labels",
+    "position_ids",
+    "attention_mask",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+)
 """What else a model is given in training, so that nothing beside the rows can be called so."""
 _TYPES = {"bool": ("bool",), "int64": ("int", "uint8", "uint16", "uint32"), "float64": ("float", "double", "halffloat")}
 """Types of values beside a text, by how the names of the sources' types begin; all else travels as text."""
@@ -94,7 +113,9 @@ class Request(Found):
 
 @dataclass(frozen=True)
 class Reading:
-    """One input before its parts are known: `config` holds its own settings, `columns` the names and types of what it has."""
+    """One input before its parts are known: `config` holds its own settings, `columns` the names and types of what it
+    has.
+    """
 
     given: Input
     entry: DatasetEntry
@@ -125,7 +146,10 @@ class Stream:
     @property
     def not_read(self) -> tuple[str, ...]:
         """Columns that the source has and nothing looks at."""
-        read = {*(self.reading.shape.columns if self.reading.shape else ()), *(column.name for column in self.to_text.columns)}
+        read = {
+            *(self.reading.shape.columns if self.reading.shape else ()),
+            *(column.name for column in self.to_text.columns),
+        }
         return tuple(name for name in self.reading.columns if name not in read)
 
     @property
@@ -144,9 +168,15 @@ def find(config: DataConfig) -> Found:
     entries = entries_of(config.dataset)
     for entry in entries:
         if entry.path and is_prepared(Path(entry.path).expanduser()):
-            raise ConfigError(f"--dataset {entry}: is a prepared directory, whose rows are ready; train on it with --prepared {entry}")
+            raise ConfigError(
+                f"--dataset {entry}: is a prepared directory, whose rows are ready; train on it with --prepared {entry}"
+            )
     tokenizer_file = find_tokenizer(config.tokenizer_path)
-    found = [(given, entry) for index, entry in enumerate(entries) for given in _inputs_of(entry, config.dataset_config if index == 0 else None)]
+    found = [
+        (given, entry)
+        for index, entry in enumerate(entries)
+        for given in _inputs_of(entry, config.dataset_config if index == 0 else None)
+    ]
     inputs, own = distinct(given for given, _ in found), tuple(entry for _, entry in found)
     cache = Path(config.cache_dir).expanduser().absolute()
     keep_apart(cache, [entry.path for entry in entries if entry.path])
@@ -161,16 +191,26 @@ def _inputs_of(entry: DatasetEntry, dataset_config: str | None) -> list[Input]:
         name = entry.name or str(entry.source.name)
         return [Input(str(entry), name, OfSource(source=entry.source), (), {})]
     found = discover(entry.spec, dataset_config)
-    return found if not entry.name else [replace(given, name=entry.name if len(found) == 1 else f"{entry.name}.{given.kind.name}") for given in found]
+    return (
+        found
+        if not entry.name
+        else [
+            replace(given, name=entry.name if len(found) == 1 else f"{entry.name}.{given.kind.name}") for given in found
+        ]
+    )
 
 
 def complete(found: Found) -> Request:
-    """Load the tokenizer, which takes a tenth of a second or more, and find its chat template. Raises TokenizerError."""
+    """Load the tokenizer, which takes a tenth of a second or more, and find its chat template. Raises
+    TokenizerError.
+    """
     config = found.config
     tokenizer = load_tokenizer(str(found.tokenizer_file), eos_token=config.eos_token, need_bos=config.add_bos)
     template = None
     if config.data_format == "chat":
-        template = find_template(found.tokenizer_file, file=config.chat_template, eos_token=tokenizer.eos_token, date=config.template_date)
+        template = find_template(
+            found.tokenizer_file, file=config.chat_template, eos_token=tokenizer.eos_token, date=config.template_date
+        )
     fields = identity.plan_fields(config, tokenizer, found.inputs, found.entries, template)
     return Request(**vars(found), tokenizer=tokenizer, fields=fields, key=identity.plan_key(fields), template=template)
 
@@ -181,15 +221,20 @@ def request(config: DataConfig) -> Request:
 
 
 def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
-    """The inputs, each with its parts. Raises SourceError where no shape of text fits, ConfigError where parts do not fit."""
-    readings = [_reading(wanted, given, entry, spool_dir, batch_bytes) for given, entry in zip(wanted.inputs, wanted.entries)]
+    """The inputs, each with its parts. Raises SourceError where no shape of text fits, ConfigError where parts do not
+    fit.
+    """
+    readings = [
+        _reading(wanted, given, entry, spool_dir, batch_bytes) for given, entry in zip(wanted.inputs, wanted.entries)
+    ]
     carried = _carried(wanted.config, readings)
     composed = [_compose(wanted, reading, carried) for reading in readings]
     for stream in composed:
         if stream.columns != composed[0].columns:
             one, other = (", ".join(column.name for column in each.columns) for each in (composed[0], stream))
             raise ConfigError(
-                f"the rows of {composed[0].given.name} have the columns {one}, those of {stream.given.name} {other}: a part whose column travels "
+                f"the rows of {composed[0].given.name} have the columns {one}, those of {stream.given.name} {other}: a "
+                f"part whose column travels "
                 'with the rows (per="piece") belongs to the transforms of all sources'
             )
     return composed
@@ -200,41 +245,57 @@ def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> 
         source=stream.source,
         transforms=_transforms(stream, chosen),
         sink=ArrowShards(
-            cache=wanted.cache, staging=staging, schema=arrow_schema(stream.columns), writer_batch_size=wanted.config.writer_batch_size, made_by=chosen.backend.made_by()
+            cache=wanted.cache,
+            staging=staging,
+            schema=arrow_schema(stream.columns),
+            writer_batch_size=wanted.config.writer_batch_size,
+            made_by=chosen.backend.made_by(),
         ),
         transform_key=stream.transform_key,
         measured=stream.measured,
         probe=Ledger(wanted.cache).has_transform(stream.transform_key),
-    )  # fmt: skip
+    )
 
 
 def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
-    """The parts with the tokenizer backend that was chosen. Where nothing but the default Length looks at the texts, the tokenizer takes them
-    straight from the records: the same documents, and no column is made of them."""
+    """The parts with the tokenizer backend that was chosen. Where nothing but the default Length looks at the texts,
+    the tokenizer takes them straight from the records: the same documents, and no column is made of them."""
     if isinstance(stream.encode, EncodeExamples):
         return (stream.to_text, *stream.inner, replace(stream.encode, reference=chosen.reference), stream.pack)
     tokenize = replace(stream.encode, backend=chosen.backend, reference=chosen.reference)
-    if len(stream.inner) == 1 and isinstance(stream.inner[0], Length) and stream.inner[0].drops_only_blank and isinstance(stream.to_text, ToText):
+    if (
+        len(stream.inner) == 1
+        and isinstance(stream.inner[0], Length)
+        and stream.inner[0].drops_only_blank
+        and isinstance(stream.to_text, ToText)
+    ):
         return (replace(tokenize, to_text=stream.to_text), stream.pack)
     return (stream.to_text, *stream.inner, tokenize, stream.pack)
 
 
 def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how: Any) -> Executor:
-    """This process, or workers that find loaded what they need; `modules` are loaded too, `how` is further settings of make_executor."""
+    """This process, or workers that find loaded what they need; `modules` are loaded too, `how` is further settings of
+    make_executor.
+    """
     arguments = {
         "path": str(found.tokenizer_file),
         "digest": digest_of(found.tokenizer_file),
         "split_special_tokens": found.config.split_special_tokens,
     }
     return make_executor(
-        planned.num_proc.value, threads=planned.threads.value, stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
+        planned.num_proc.value,
+        threads=planned.threads.value,
+        stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
         modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ()), *modules),
-        warm=tuple(("moai.tokenizers.backends:warm", {"names": [name], **arguments}) for name in BACKENDS), **how,
-    )  # fmt: skip
+        warm=tuple(("moai.tokenizers.backends:warm", {"names": [name], **arguments}) for name in BACKENDS),
+        **how,
+    )
 
 
 def sample(streams: Sequence[Stream]) -> list[str]:
-    """Beginnings of documents of every input, SAMPLE_CHARS in all at most; of conversations none, which only the reference encodes."""
+    """Beginnings of documents of every input, SAMPLE_CHARS in all at most; of conversations none, which only the
+    reference encodes.
+    """
     streams = [stream for stream in streams if isinstance(stream.to_text, ToText)]
     if not streams:
         return []
@@ -261,26 +322,46 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
     encode: Tokenize | EncodeExamples
     if wanted.template:
         assert shape
-        to_text = ToExamples(shape=shape, template=wanted.template, reference=reference, train_on=config.train_on, shown=shown & {"text", "messages"}, **how)
-        encode = EncodeExamples(reference=reference, seq_len=config.seq_len, truncate=config.long_examples == "truncate")
+        to_text = ToExamples(
+            shape=shape,
+            template=wanted.template,
+            reference=reference,
+            train_on=config.train_on,
+            shown=shown & {"text", "messages"},
+            **how,
+        )
+        encode = EncodeExamples(
+            reference=reference, seq_len=config.seq_len, truncate=config.long_examples == "truncate"
+        )
     else:
         to_text = ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, **how)
         encode = Tokenize(backend=reference, reference=reference)
     beside = [column for column in carried if column.name in config.carry_columns]
     beside += [column for part in inner for column in part.adds if column.per == "piece"]
-    pack = Pack(seq_len=config.seq_len, strategy=config.packing, dtype=np.dtype(wanted.tokenizer.dtype).name, split_long=config.long_documents == "split",
-                beside=(*((TRAINED,) if wanted.template else ()), *beside))  # fmt: skip
-    what = identity.transform_identity(reading.given, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside))
+    pack = Pack(
+        seq_len=config.seq_len,
+        strategy=config.packing,
+        dtype=np.dtype(wanted.tokenizer.dtype).name,
+        split_long=config.long_documents == "split",
+        beside=(*((TRAINED,) if wanted.template else ()), *beside),
+    )
+    what = identity.transform_identity(
+        reading.given, (to_text, *inner, encode, pack), row_columns(pack.dtype, pack.beside)
+    )
     key = digest_json(what)[:40]
     source = reading.source
     if isinstance(source, LocalSource):
-        names = dict.fromkeys((*(shape.columns if shape else ()), *(column.name for column in columns if column.name in reading.columns)))
+        names = dict.fromkeys(
+            (*(shape.columns if shape else ()), *(column.name for column in columns if column.name in reading.columns))
+        )
         source = replace(source, columns=tuple(names), transform_key=key)
     return Stream(reading, source, to_text, inner, encode, pack, what, key)
 
 
 def inner_parts(config: DataConfig) -> tuple[Part, ...]:
-    """Maps, then the held-out split, the length and the filters, then signals. Raises ConfigError for parts that do not fit one another."""
+    """Maps, then the held-out split, the length and the filters, then signals. Raises ConfigError for parts that do not
+    fit one another.
+    """
     maps, filters, signals = ordered(config.transforms)
     split = [Split(ratio=config.eval_ratio, held_out=config.held_out)] if config.eval_ratio else []
     sample = [Sample(share=config.sample)] if config.sample < 1 else []
@@ -305,12 +386,19 @@ def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path
         given = replace(given, kind=given.kind.having(txt_document=config.txt_document, encoding=entry.encoding))
         if given.kind.plain and wanted.template:
             raise SourceError(
-                f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON lines, JSON, CSV, Parquet and Arrow"
+                f"{given.spec}: is plain text, which holds no conversations; data_format chat (--mode sft) reads JSON "
+                f"lines, JSON, CSV, Parquet and Arrow"
             )
         source, columns = open_input(
-            given, cache=wanted.cache, spool_dir=spool_dir, shard_bytes=config.shard_bytes, batch_bytes=batch_bytes, batch_rows=config.dataset_batch_size,
-            max_record_bytes=config.max_doc_bytes, trust_stamps=not config.rehash,
-        )  # fmt: skip
+            given,
+            cache=wanted.cache,
+            spool_dir=spool_dir,
+            shard_bytes=config.shard_bytes,
+            batch_bytes=batch_bytes,
+            batch_rows=config.dataset_batch_size,
+            max_record_bytes=config.max_doc_bytes,
+            trust_stamps=not config.rehash,
+        )
     shape = (
         choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
         if wanted.template
@@ -322,8 +410,15 @@ def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path
 
 
 def _carried(config: DataConfig, readings: Sequence[Reading]) -> tuple[Column, ...]:
-    """The columns of the sources that parts look at or that travel with the rows, in one type for all sources. Raises ConfigError."""
-    looked_at = {name: part for reading in readings for part in inner_parts(reading.config) for name in source_columns([part], given=_MADE)}
+    """The columns of the sources that parts look at or that travel with the rows, in one type for all sources. Raises
+    ConfigError.
+    """
+    looked_at = {
+        name: part
+        for reading in readings
+        for part in inner_parts(reading.config)
+        for name in source_columns([part], given=_MADE)
+    }
     added = {column.name for reading in readings for part in inner_parts(reading.config) for column in part.adds}
     carried = []
     for name in dict.fromkeys((*config.carry_columns, *(name for name in looked_at if name not in added))):
@@ -332,14 +427,20 @@ def _carried(config: DataConfig, readings: Sequence[Reading]) -> tuple[Column, .
             known = ", ".join(dict.fromkeys(column for reading in readings for column in reading.columns)) or "none"
             raise ConfigError(f"carry_columns: {name!r} is a column of no source (found: {known})")
         if not types:
-            logger.warning("the column %r, which %s looks at, is in no source: it is null everywhere", name, looked_at[name].name)
+            logger.warning(
+                "the column %r, which %s looks at, is in no source: it is null everywhere", name, looked_at[name].name
+            )
         carried.append(Column(name, _one_type(types), per="piece"))
     return tuple(carried)
 
 
 def _one_type(names: Sequence[str]) -> str:
     """The type that holds the values of all sources: numbers where they all are, else text."""
-    kinds = {next((kind for kind, prefixes in _TYPES.items() if name.startswith(prefixes)), "string") for name in names if name not in ("NoneType", "null")}
+    kinds = {
+        next((kind for kind, prefixes in _TYPES.items() if name.startswith(prefixes)), "string")
+        for name in names
+        if name not in ("NoneType", "null")
+    }
     if kinds == {"int64", "float64"}:
         return "float64"
     return kinds.pop() if len(kinds) == 1 else "string"

@@ -2,11 +2,13 @@
 
     dataset:
       - data/web
-      - {path: data/forum.jsonl.gz, name: forum, text_column: post_body, weight: 0.2, transforms: [Length: {min_chars: 200}]}
+      - {path: data/forum.jsonl.gz, name: forum, text_column: post_body, weight: 0.2, transforms: [Length: {min_chars:
+        200}]}
       - {source: my_sources:Wiki: {language: ko}, name: wiki}
 
-On the command line `--dataset data/web forum=data/forum.jsonl.gz,text_column=post_body,weight=0.2`; an existing path of that spelling wins. An
-entry's own setting wins over the global one; its transforms run behind the global ones of their kind.
+On the command line `--dataset data/web forum=data/forum.jsonl.gz,text_column=post_body,weight=0.2`; an existing path of
+that spelling wins. An entry's own setting wins over the global one; its transforms run behind the global ones of their
+kind.
 """
 
 from __future__ import annotations
@@ -66,16 +68,26 @@ class DatasetEntry:
 
     def __post_init__(self) -> None:
         if bool(self.path) == bool(self.source):
-            raise ConfigError(f"an entry of dataset has {'both a path and' if self.path else 'neither a path nor'} a source; it needs one of them")
+            raise ConfigError(
+                f"an entry of dataset has {'both a path and' if self.path else 'neither a path nor'} a source; it "
+                f"needs one of them"
+            )
         if self.sample is not None and not 0 < self.sample <= 1:
             raise ConfigError(f"{self}: sample = {self.sample}: must lie above 0, and 1 at most")
         for field in ("weight", "max_epochs"):
             if (value := getattr(self, field)) is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{self}: {field} = {value}: must be a number, and not negative")
-        if self.source is not None and (missing := [method for method in _SOURCE_METHODS if not hasattr(self.source, method)]):
-            raise ConfigError(f"{self}: is no source: it has no {missing[0]} (a source has {', '.join(_SOURCE_METHODS)})")
+        if self.source is not None and (
+            missing := [method for method in _SOURCE_METHODS if not hasattr(self.source, method)]
+        ):
+            raise ConfigError(
+                f"{self}: is no source: it has no {missing[0]} (a source has {', '.join(_SOURCE_METHODS)})"
+            )
         if self.source is not None and not dataclasses.is_dataclass(self.source):
-            raise ConfigError(f"{self}: {described_part(self.source)} has no fields to be told by; write @dataclass(frozen=True) above the class")
+            raise ConfigError(
+                f"{self}: {described_part(self.source)} has no fields to be told by; write @dataclass(frozen=True) "
+                f"above the class"
+            )
 
     def __str__(self) -> str:
         return self.path or self.name or str(getattr(self.source, "name", type(self.source).__name__))
@@ -88,12 +100,19 @@ class DatasetEntry:
     def settings(self) -> dict[str, Any]:
         """What it says itself, as JSON; not where its data lies, nor what is said of it in training."""
         left = ("path", "source", "name", "weight", "max_epochs", "transforms")
-        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left and getattr(self, f.name) is not None}
+        said = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in left and getattr(self, f.name) is not None
+        }
         return {**said, **({"transforms": [part.identity() for part in self.transforms]} if self.transforms else {})}
 
     def applied_to(self, config: DataConfig) -> DataConfig:
         """The configuration of this source alone."""
-        own = {name: getattr(self, name) for name in ("text_column", "text_template", "txt_document", "min_chars", "max_chars", "sample")}
+        own = {
+            name: getattr(self, name)
+            for name in ("text_column", "text_template", "txt_document", "min_chars", "max_chars", "sample")
+        }
         own = {name: value for name, value in own.items() if value is not None}
         if "text_column" in own or "text_template" in own:
             own = {"text_column": None, "text_template": None, **own}
@@ -127,16 +146,23 @@ def parse_dataset(written: Any, *, place: str, folder: Path | None = None) -> tu
 
 def spelled_dataset(dataset: Sequence[Any]) -> list[Any]:
     """The entries as `parse_dataset` reads them; one that is a path alone as that path."""
-    return [entry.path if entry == DatasetEntry(path=entry.path or ".") else entry.as_yaml() for entry in entries_of(dataset)]
+    return [
+        entry.path if entry == DatasetEntry(path=entry.path or ".") else entry.as_yaml()
+        for entry in entries_of(dataset)
+    ]
 
 
 def own_mixture(dataset: Sequence[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the entries' own weights and epochs say, as --mixture and --mixture_epochs would. Raises ConfigError where only some have a weight."""
+    """What the entries' own weights and epochs say, as --mixture and --mixture_epochs would. Raises ConfigError where
+    only some have a weight.
+    """
     entries = entries_of(dataset)
     named = list(zip(distinct_names([entry.name or short_name(str(entry)) for entry in entries]), entries))
     without = [name for name, entry in named if entry.weight is None]
     if without and len(without) < len(named):
-        raise ConfigError(f"dataset: {without[0]} has no weight and others have one; give each entry a weight (0 leaves it out)")
+        raise ConfigError(
+            f"dataset: {without[0]} has no weight and others have one; give each entry a weight (0 leaves it out)"
+        )
     weights = tuple(f"{name}={entry.weight:g}" for name, entry in named if entry.weight is not None)
     return weights, tuple(f"{name}={entry.max_epochs:g}" for name, entry in named if entry.max_epochs is not None)
 
@@ -161,7 +187,9 @@ def _entry(given: Any, *, place: str, folder: Path | None) -> DatasetEntry:
 
 def _is_there(path: str) -> bool:
     """Whether it names a file, a folder, or files by a pattern."""
-    return Path(path).expanduser().exists() or (glob.has_magic(path) and next(glob.iglob(os.path.expanduser(path), recursive=True), None) is not None)
+    return Path(path).expanduser().exists() or (
+        glob.has_magic(path) and next(glob.iglob(os.path.expanduser(path), recursive=True), None) is not None
+    )
 
 
 def _of_flag(given: str, place: str) -> DatasetEntry:
@@ -176,7 +204,11 @@ def _of_flag(given: str, place: str) -> DatasetEntry:
     found: dict[str, Any] = {"name": named[1], "path": path}
     for setting in settings:
         key, _, value = setting.partition("=")
-        found[key] = value if key in ("text_column", "text_template", "split", "config", "encoding") else yaml_value(value, f"{place}: {named[1]}: {key}")
+        found[key] = (
+            value
+            if key in ("text_column", "text_template", "split", "config", "encoding")
+            else yaml_value(value, f"{place}: {named[1]}: {key}")
+        )
     return _of_mapping(found, place, None)
 
 
@@ -184,14 +216,19 @@ def _of_mapping(given: Mapping[str, Any], place: str, folder: Path | None) -> Da
     known = [f.name for f in fields(DatasetEntry)]
     for key in given:
         if key not in known:
-            raise ConfigError(f"{place}: an entry of dataset has no setting {key!r}{did_you_mean(str(key), known)} (it has {', '.join(known)})")
+            raise ConfigError(
+                f"{place}: an entry of dataset has no setting {key!r}{did_you_mean(str(key), known)} (it has "
+                f"{', '.join(known)})"
+            )
     found = {key: value for key, value in given.items() if value is not None}
     where = f"{place}: {found.get('name') or found.get('path') or found.get('source')}"
     if "transforms" in found:
         found["transforms"] = parse_parts(found["transforms"], place=f"{where}: transforms", folder=folder)
     if isinstance(found.get("source"), str | Mapping):
         name, settings = name_and_fields(found["source"], where)
-        found["source"] = make(load_class(name, place=where, folder=folder), settings, place=f"{where}: {name}", folder=folder)
+        found["source"] = make(
+            load_class(name, place=where, folder=folder), settings, place=f"{where}: {name}", folder=folder
+        )
     if isinstance(found.get("path"), Path):
         found["path"] = str(found["path"])
     entry: DatasetEntry = make(DatasetEntry, found, place=where)

@@ -3,8 +3,8 @@
     python -m moai explain --dataset ... --seq_len 512                        against the nearest one in the cache
     python -m moai explain --dataset ... --seq_len 512 --against DIR          against that directory
 
-Reads no data but the tokenizer, and writes nothing. A directory far from the cache that made it has no plan record; then its
-manifest tells flags, tokenizer and how many files of which kind there were, but not which.
+Reads no data but the tokenizer, and writes nothing. A directory far from the cache that made it has no plan record;
+then its manifest tells flags, tokenizer and how many files of which kind there were, but not which.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ from moai.pretraining.recipe import find_prepared, why_missed
 _CUTS = "other cuts: only shards that are cut at the same places are reused"
 _READS = "finished shards are reused where the text comes from the same columns"
 _REUSE = {
-    "shard_bytes": _CUTS, "dataset_config": "other data", "sources": "other data", "tokenizer_files": "another directory of the same shards", "text_column": _READS, "text_template": _READS,
-}  # fmt: skip
+    "shard_bytes": _CUTS,
+    "dataset_config": "other data",
+    "sources": "other data",
+    "tokenizer_files": "another directory of the same shards",
+    "text_column": _READS,
+    "text_template": _READS,
+}
 """Fields that name no shard. Any other that differs makes every shard anew."""
 _FILES_SHOWN = 20
 
@@ -48,12 +53,19 @@ def explain(config: DataConfig, against: str | None = None) -> Iterator[str]:
     yield f"plan key     {wanted.key}"
     manifest = read_manifest(Path(against)) if against else None
     here = against is None or Path(against).resolve().parent == (wanted.cache / "datasets").resolve()
-    record = identity.nearest(wanted.cache, wanted.fields, directory=Path(against).resolve().name if against else None) if here else None
+    record = (
+        identity.nearest(wanted.cache, wanted.fields, directory=Path(against).resolve().name if against else None)
+        if here
+        else None
+    )
     if manifest is not None and record is None:
         yield f"against      {against}, by its manifest: no plan of this cache leads there"
         yield from _said(list(_by_manifest(manifest, wanted)), wanted, files_known=False)
     elif record is not None:
-        yield f"against      {wanted.cache / 'datasets' / record['directory']}, by the plan {identity.plan_key(record['fields'])}"
+        yield (
+            f"against      {wanted.cache / 'datasets' / record['directory']}, by the plan "
+            f"{identity.plan_key(record['fields'])}"
+        )
         yield from _said(identity.differences(record["fields"], wanted.fields), wanted)
     else:
         yield "against      nothing: nothing was prepared in this cache yet"
@@ -74,13 +86,22 @@ def _said(found: Sequence[Difference], wanted: Request, *, files_known: bool = T
             yield f"differs      {difference}"
     for difference in files[:_FILES_SHOWN]:
         # The whole path: the same name may lie in several folders.
-        yield f"differs      {str(difference).replace(Path(difference.name).name, difference.name, 1)}  (its ranges are read; those with the same content reuse their shards)"
+        yield (
+            f"differs      {str(difference).replace(Path(difference.name).name, difference.name, 1)}  (its ranges "
+            f"are read; those with the same content reuse their shards)"
+        )
     if len(files) > _FILES_SHOWN:
         kinds = Counter("added" if not d.before else "gone" if not d.after else "changed" for d in files)
-        yield f"differs      {len(files) - _FILES_SHOWN} more files; in all {', '.join(f'{number} {kind}' for kind, number in kinds.items())}"
+        yield (
+            f"differs      {len(files) - _FILES_SHOWN} more files; in all "
+            f"{', '.join(f'{number} {kind}' for kind, number in kinds.items())}"
+        )
     names = {difference.name for difference in found}
     same = [name for group in ("config", "tokenizer", "format") for name in wanted.fields[group] if name not in names]
-    yield f"same         {', '.join(same)}{'' if files or names & {'inputs', 'sources'} else ', all files' if files_known else ', as many files of each kind; a manifest knows no more of them'}"
+    unchanged = ""
+    if not files and not names & {"inputs", "sources"}:
+        unchanged = ", all files" if files_known else ", as many files of each kind; a manifest knows no more of them"
+    yield f"same         {', '.join(same)}{unchanged}"
 
 
 def _cost(difference: Difference) -> str:

@@ -4,7 +4,8 @@
     transform key  everything that happens to a range of one source: with the range's digest it names a shard
     dataset key    the shard keys in order: names the prepared directory
 
-A plan record under `<cache>/plans/<plan-key>.json` leads from the first to the last, so that a second start reads nothing.
+A plan record under `<cache>/plans/<plan-key>.json` leads from the first to the last, so that a second start reads
+nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ _MOST_BYTES = 1 << 26
 
 
 def plan_fields(
-    config: DataConfig, tokenizer: TokenizerSpec, inputs: Sequence[Input], entries: Sequence[DatasetEntry], template: ChatTemplate | None = None
+    config: DataConfig,
+    tokenizer: TokenizerSpec,
+    inputs: Sequence[Input],
+    entries: Sequence[DatasetEntry],
+    template: ChatTemplate | None = None,
 ) -> dict[str, Any]:
     """All that the plan key is made of."""
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
@@ -70,7 +75,11 @@ def plan_key(fields: Mapping[str, Any]) -> str:
 
 def tokenizer_identity(tokenizer: TokenizerSpec, template: ChatTemplate | None) -> dict[str, Any]:
     """What makes ids of texts, and of conversations the template too; and what stands beside it in the directory."""
-    return {**tokenizer.identity(), **(template.identity() if template else {}), "tokenizer_files": digest_json(tokenizer_files(tokenizer))}
+    return {
+        **tokenizer.identity(),
+        **(template.identity() if template else {}),
+        "tokenizer_files": digest_json(tokenizer_files(tokenizer)),
+    }
 
 
 def tokenizer_files(tokenizer: TokenizerSpec) -> list[str]:
@@ -79,7 +88,9 @@ def tokenizer_files(tokenizer: TokenizerSpec) -> list[str]:
 
 
 def transform_identity(given: Input, parts: Sequence[Part], columns: Sequence[Column]) -> dict[str, Any]:
-    """What a shard's content depends on besides its raw bytes: how a file is read, the parts as they are, and the columns of the rows."""
+    """What a shard's content depends on besides its raw bytes: how a file is read, the parts as they are, and the
+    columns of the rows.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "kind": given.kind.identity,
@@ -111,7 +122,9 @@ def is_new(cache: Path) -> bool:
 
 def note_plan(cache: Path, key: str, fields: Mapping[str, Any], *, directory: str, trusted: bool) -> None:
     """Lead from the plan to its directory. `trusted` is False while a stamp is so young that it proves nothing."""
-    write_atomic(cache / "plans" / f"{key}.json", canonical_json({"fields": fields, "directory": directory, "trusted": trusted}))
+    write_atomic(
+        cache / "plans" / f"{key}.json", canonical_json({"fields": fields, "directory": directory, "trusted": trusted})
+    )
 
 
 def explain_miss(cache: Path, key: str, fields: Mapping[str, Any]) -> str:
@@ -123,15 +136,25 @@ def explain_miss(cache: Path, key: str, fields: Mapping[str, Any]) -> str:
     return "; ".join(said[:8]) + (f"; and {len(said) - 8} more" if len(said) > 8 else "")
 
 
-def nearest(cache: Path, fields: Mapping[str, Any], *, directory: str | None = None, without: str | None = None) -> dict[str, Any] | None:
+def nearest(
+    cache: Path, fields: Mapping[str, Any], *, directory: str | None = None, without: str | None = None
+) -> dict[str, Any] | None:
     """The record that differs least, of those that lead to `directory` if one is named."""
-    records = (record for path, record in plans(cache) if path.stem != without and directory in (None, record["directory"]))
-    return min(itertools.islice(records, _NEAREST_OF), key=lambda record: len(differences(record["fields"], fields)), default=None)
+    records = (
+        record for path, record in plans(cache) if path.stem != without and directory in (None, record["directory"])
+    )
+    return min(
+        itertools.islice(records, _NEAREST_OF),
+        key=lambda record: len(differences(record["fields"], fields)),
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field in which two plans differ. `group` is its part of the plan's fields; a file's values say what it was and is."""
+    """One field in which two plans differ. `group` is its part of the plan's fields; a file's values say what it was
+    and is.
+    """
 
     group: str
     name: str
@@ -145,7 +168,10 @@ class Difference:
             return f"{self.name} {self.before} -> {self.after}"
         if not self.before or not self.after:
             return f"file {Path(self.name).name} {'added' if self.after else 'gone'}"
-        return f"file {Path(self.name).name} changed ({self.before + ' -> ' if self.before != _SAME_SIZE else ''}{self.after})"
+        return (
+            f"file {Path(self.name).name} changed "
+            f"({self.before + ' -> ' if self.before != _SAME_SIZE else ''}{self.after})"
+        )
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -165,7 +191,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
         found += [Difference(group, name, _short(before.get(name)), _short(after.get(name))) for name in names]
     before, after = old.get("files", {}), new["files"]
     shared = [path for path in after if path in before]
-    found += [Difference("files", path, *_what_changed(before[path], after[path])) for path in shared if before[path] != after[path]]
+    found += [
+        Difference("files", path, *_what_changed(before[path], after[path]))
+        for path in shared
+        if before[path] != after[path]
+    ]
     found += [Difference("files", path, "", "there") for path in after if path not in before]
     found += [Difference("files", path, "there", "") for path in before if path not in after]
     if not any(difference.group == "files" for difference in found) and old.get("inputs") != new["inputs"]:
@@ -174,15 +204,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 
 
 def stands_for(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
-    """Whether a plan is of the same flags and tokenizer as another, whatever the versions, and covers all of its files, as far as they are listed."""
-    same = old["config"] == new["config"] and all(old["tokenizer"].get(name) == new["tokenizer"].get(name) for name in _SAME_IDS)
+    """Whether a plan is of the same flags and tokenizer as another, whatever the versions, and covers all of its files,
+    as far as they are listed.
+    """
+    same = old["config"] == new["config"] and all(
+        old["tokenizer"].get(name) == new["tokenizer"].get(name) for name in _SAME_IDS
+    )
     return same and "" not in old["files"] and old["files"].keys() <= new["files"].keys()
 
 
 def _what_changed(before: Any, after: Any) -> tuple[str, str]:
     if not isinstance(before, list) or not isinstance(after, list):
         return "a large set", "another"
-    return (f"size {before[0]:,}", f"{after[0]:,}") if before[0] != after[0] else (_SAME_SIZE, "new time stamp, same size")
+    return (
+        (f"size {before[0]:,}", f"{after[0]:,}") if before[0] != after[0] else (_SAME_SIZE, "new time stamp, same size")
+    )
 
 
 def _short(value: Any) -> str:
@@ -198,7 +234,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(read_regular(path, _MOST_BYTES))
         groups = [record["fields"][name] for name in ("config", "tokenizer", "format", "files")]
-        whole = all(isinstance(group, dict) for group in groups) and isinstance(record["trusted"], bool) and is_plain_name(record["directory"])
+        whole = (
+            all(isinstance(group, dict) for group in groups)
+            and isinstance(record["trusted"], bool)
+            and is_plain_name(record["directory"])
+        )
         return dict(record) if whole else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

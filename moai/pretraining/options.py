@@ -30,31 +30,76 @@ class DataConfig:
 
     dataset: tuple[Any, ...] = option(
         (),
-        "files, folders, globs or Hub names (name[:config][@split]), or NAME=PATH[,setting=value...]; an existing path wins",
+        "files, folders, globs or Hub names (name[:config][@split]), or NAME=PATH[,setting=value...]; an existing path "
+        "wins",
         names=("train_file",),
         parse=_from(_DATASET, "parse_dataset"),
         spell=_from(_DATASET, "spelled_dataset"),
     )
-    dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none", affects_output=True)
-    data_format: str = option("text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS)
-    text_column: str | None = option(None, "the column that holds the text (or the turns); without it the shape is found from the schema", affects_output=True)
-    text_template: str | None = option(None, "text from several columns, as in '{title}\\n\\n{body}'", affects_output=True, only="text")
-    txt_document: str = option("line", "what a document is in a .txt file", affects_output=True, choices=("line", "file"))
-    tokenizer_path: str = option("", "directory or Hub name with a tokenizer.json, or that file")
-    eos_token: str | None = option(None, "end-of-document token, where the tokenizer's configuration names none", affects_output=True)
-    add_bos: bool = option(False, "begin every document with the tokenizer's BOS token", affects_output=True, only="text")
-    split_special_tokens: bool = option(False, "read special-token strings inside text as plain text", affects_output=True, only="text")
-    chat_template: str | None = option(None, "chat: a file with the template, instead of the tokenizer's own", only="chat")
-    template_date: str | None = option(None, "chat: the day a template that asks for it is told, as 2025-01-31", affects_output=True, only="chat")
-    train_on: str = option("all", "chat: the assistant's turns that are learned", affects_output=True, choices=("all", "last"), only="chat")
-    long_examples: str = option("drop", "chat: what becomes of an example over seq_len", affects_output=True, choices=("drop", "truncate"), only="chat")
-    tokenizer_backend: str = option("auto", "what encodes: a faster equal of the reference where there is one, or the one named", choices=BACKENDS)
-    seq_len: int = option(2048, "tokens in a row", affects_output=True, names=("max_seq_length",))
-    packing: str = option("none", "how documents share rows; bare --packing is 'wrapped'", affects_output=True, choices=PACKINGS, bare="wrapped")
-    long_documents: str = option(
-        "truncate", "without packing: what becomes of a document over seq_len", affects_output=True, choices=("truncate", "split"), only="text"
+    dataset_config: str | None = option(
+        None, "configuration of the first Hub dataset, where its name carries none", affects_output=True
     )
-    min_chars: int = option(1, "drop documents with fewer characters (after stripping white space)", affects_output=True)
+    data_format: str = option(
+        "text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS
+    )
+    text_column: str | None = option(
+        None,
+        "the column that holds the text (or the turns); without it the shape is found from the schema",
+        affects_output=True,
+    )
+    text_template: str | None = option(
+        None, "text from several columns, as in '{title}\\n\\n{body}'", affects_output=True, only="text"
+    )
+    txt_document: str = option(
+        "line", "what a document is in a .txt file", affects_output=True, choices=("line", "file")
+    )
+    tokenizer_path: str = option("", "directory or Hub name with a tokenizer.json, or that file")
+    eos_token: str | None = option(
+        None, "end-of-document token, where the tokenizer's configuration names none", affects_output=True
+    )
+    add_bos: bool = option(
+        False, "begin every document with the tokenizer's BOS token", affects_output=True, only="text"
+    )
+    split_special_tokens: bool = option(
+        False, "read special-token strings inside text as plain text", affects_output=True, only="text"
+    )
+    chat_template: str | None = option(
+        None, "chat: a file with the template, instead of the tokenizer's own", only="chat"
+    )
+    template_date: str | None = option(
+        None, "chat: the day a template that asks for it is told, as 2025-01-31", affects_output=True, only="chat"
+    )
+    train_on: str = option(
+        "all", "chat: the assistant's turns that are learned", affects_output=True, choices=("all", "last"), only="chat"
+    )
+    long_examples: str = option(
+        "drop",
+        "chat: what becomes of an example over seq_len",
+        affects_output=True,
+        choices=("drop", "truncate"),
+        only="chat",
+    )
+    tokenizer_backend: str = option(
+        "auto", "what encodes: a faster equal of the reference where there is one, or the one named", choices=BACKENDS
+    )
+    seq_len: int = option(2048, "tokens in a row", affects_output=True, names=("max_seq_length",))
+    packing: str = option(
+        "none",
+        "how documents share rows; bare --packing is 'wrapped'",
+        affects_output=True,
+        choices=PACKINGS,
+        bare="wrapped",
+    )
+    long_documents: str = option(
+        "truncate",
+        "without packing: what becomes of a document over seq_len",
+        affects_output=True,
+        choices=("truncate", "split"),
+        only="text",
+    )
+    min_chars: int = option(
+        1, "drop documents with fewer characters (after stripping white space)", affects_output=True
+    )
     max_chars: int | None = option(None, "drop documents with more characters", affects_output=True)
     transforms: tuple[Any, ...] = option(
         (),
@@ -63,39 +108,61 @@ class DataConfig:
         spell=_from(_PARTS, "spelled_parts"),
     )
     sample: float = option(1.0, "share of the documents that is taken, by the hash of their text", affects_output=True)
-    carry_columns: tuple[str, ...] = option((), "columns of the source that travel beside the rows, a value a piece", affects_output=True)
-    eval_ratio: float = option(0.0, "share of the documents held out of training, by the hash of their text", affects_output=True)
+    carry_columns: tuple[str, ...] = option(
+        (), "columns of the source that travel beside the rows, a value a piece", affects_output=True
+    )
+    eval_ratio: float = option(
+        0.0, "share of the documents held out of training, by the hash of their text", affects_output=True
+    )
     held_out: bool = option(False, "prepare what --eval_ratio holds out, instead of the rest", affects_output=True)
     max_doc_bytes: int = option(16 * 2**20, "quarantine records larger than this", affects_output=True)
     max_bad_ratio: float = option(0.001, "share of quarantined records (of more than 10) above which the run fails")
-    shard_bytes: int = option(16_000_000, "source bytes in a shard, the unit of work and of resume", affects_output=True)
+    shard_bytes: int = option(
+        16_000_000, "source bytes in a shard, the unit of work and of resume", affects_output=True
+    )
     cache_dir: str = option("~/.cache/moai", "where shards and prepared directories live", env="MOAI_CACHE_DIR")
-    cache_scope: str = option("auto", "who sees the cache: all nodes, or one node each", choices=("auto", "shared", "node"))
+    cache_scope: str = option(
+        "auto", "who sees the cache: all nodes, or one node each", choices=("auto", "shared", "node")
+    )
     num_proc: int | None = option(None, "worker processes; 0 works in this process", env="DATASET_NUM_PROC")
     dataset_batch_size: int = option(1000, "documents in a batch at most", env="DATASET_BATCH_SIZE")
     writer_batch_size: int = option(10_000, "rows that wait in memory for the writer", env="DATASET_WRITER_BATCH_SIZE")
     memory_mode: str = option("auto", "how much memory speed may cost", choices=("auto", "memory", "balanced", "disk"))
-    stall_timeout: float = option(600.0, "seconds without any progress after which preparation counts as failed", env="MOAI_STALL_TIMEOUT")
+    stall_timeout: float = option(
+        600.0, "seconds without any progress after which preparation counts as failed", env="MOAI_STALL_TIMEOUT"
+    )
     rehash: bool = option(False, "read and digest all input again instead of trusting unchanged file stamps")
 
     def __post_init__(self) -> None:
-        for name, least in (("seq_len", 2), ("min_chars", 0), ("max_doc_bytes", 1), ("shard_bytes", 1000), ("dataset_batch_size", 1), ("writer_batch_size", 1)):
+        for name, least in (
+            ("seq_len", 2),
+            ("min_chars", 0),
+            ("max_doc_bytes", 1),
+            ("shard_bytes", 1000),
+            ("dataset_batch_size", 1),
+            ("writer_batch_size", 1),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
         if self.num_proc is not None and self.num_proc < 0:
             raise ConfigError(f"num_proc = {self.num_proc}: must be 0 (work in this process) or more")
         if not 0 <= self.eval_ratio < 1 or (self.held_out and not self.eval_ratio):
             raise ConfigError(
-                f"eval_ratio = {self.eval_ratio}: must lie between 0 (nothing is held out) and 1" + (", and above 0 with --held_out" if self.held_out else "")
+                f"eval_ratio = {self.eval_ratio}: must lie between 0 (nothing is held out) and 1"
+                + (", and above 0 with --held_out" if self.held_out else "")
             )
         if not 0 < self.sample <= 1:
             raise ConfigError(f"sample = {self.sample}: must lie above 0, and 1 at most")
         if not 0 <= self.max_bad_ratio <= 1:
             raise ConfigError(f"max_bad_ratio = {self.max_bad_ratio}: must lie between 0 and 1")
         if self.max_chars is not None and self.max_chars < self.min_chars:
-            raise ConfigError(f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}: no document could pass")
+            raise ConfigError(
+                f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}: no document could pass"
+            )
         if self.text_column and self.text_template:
-            raise ConfigError("text_column and text_template are both set: the template names its columns itself, drop text_column")
+            raise ConfigError(
+                "text_column and text_template are both set: the template names its columns itself, drop text_column"
+            )
         if self.transforms:
             _from("moai.engine.part", "ordered")(self.transforms)
         if self.data_format == "chat":
@@ -104,11 +171,19 @@ class DataConfig:
     def _check_chat(self) -> None:
         """What has no meaning for conversations is refused rather than passed over."""
         if self.packing not in ("none", "bfd"):
-            raise ConfigError(f"packing = {self.packing}: would cut conversations in two; with data_format chat choose bfd, or none")
+            raise ConfigError(
+                f"packing = {self.packing}: would cut conversations in two; with data_format chat choose bfd, or none"
+            )
         if self.tokenizer_backend not in ("auto", "tokenizers"):
-            raise ConfigError(f"tokenizer_backend = {self.tokenizer_backend}: only tokenizers tells where in the text a token stands, which chat needs")
+            raise ConfigError(
+                f"tokenizer_backend = {self.tokenizer_backend}: only tokenizers tells where in the text a token "
+                f"stands, which chat needs"
+            )
         if given := self._set_only_for("text"):
-            raise ConfigError(f"{given[0]} = {getattr(self, given[0])}: is for texts; with data_format chat the chat template writes the text, drop it")
+            raise ConfigError(
+                f"{given[0]} = {getattr(self, given[0])}: is for texts; with data_format chat the chat template writes "
+                f"the text, drop it"
+            )
         if self.template_date is not None:
             try:
                 date.fromisoformat(self.template_date)
@@ -116,7 +191,9 @@ class DataConfig:
                 raise ConfigError(f"template_date = {self.template_date!r}: is no day like 2025-01-31") from error
 
     def of_mode(self, mode: str) -> DataConfig:
-        """The data of a training: conversations for sft, texts for pretrain. Raises ConfigError where data_format says otherwise."""
+        """The data of a training: conversations for sft, texts for pretrain. Raises ConfigError where data_format says
+        otherwise.
+        """
         if mode == "sft":
             return replace(self, data_format="chat")
         if self.data_format != "text":
@@ -126,23 +203,33 @@ class DataConfig:
     def require(self) -> DataConfig:
         """This configuration if it names data and a tokenizer. Raises ConfigError with the missing flag."""
         if self.data_format == "text" and (given := self._set_only_for("chat")):
-            raise ConfigError(f"{given[0]} = {getattr(self, given[0])}: is for conversations; add --data_format chat (train.py: --mode sft)")
+            raise ConfigError(
+                f"{given[0]} = {getattr(self, given[0])}: is for conversations; add --data_format chat (train.py: "
+                f"--mode sft)"
+            )
         if not self.dataset:
             raise ConfigError("no data: name files, folders or Hub datasets with --dataset (or --train_file)")
         if not self.tokenizer_path:
-            raise ConfigError("no tokenizer: set --tokenizer_path DIR (train one: python scripts/train_tokenizer.py --dataset FILE --output_dir DIR)")
+            raise ConfigError(
+                "no tokenizer: set --tokenizer_path DIR (train one: python scripts/train_tokenizer.py --dataset FILE "
+                "--output_dir DIR)"
+            )
         return self
 
     def _set_only_for(self, data_format: str) -> list[str]:
         """Flags that were set and have a meaning for that format alone."""
-        return [f.name for f in fields(self) if f.metadata["only"] == data_format and getattr(self, f.name) != f.default]
+        return [
+            f.name for f in fields(self) if f.metadata["only"] == data_format and getattr(self, f.name) != f.default
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig:
     """Saving: what is prepared, under a name of your own."""
 
-    save_to: str | None = option(None, "also give the prepared directory this name: links or copies of all that training needs")
+    save_to: str | None = option(
+        None, "also give the prepared directory this name: links or copies of all that training needs"
+    )
     overwrite: bool = option(False, "replace a prepared directory of other content that save_to names")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,9 @@ from moai.pretraining.recipe import CALLER, find_prepared, machine_plan, why_mis
 _GB = 10**9
 
 
-def describe(config: DataConfig, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+def describe(
+    config: DataConfig, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ
+) -> Iterator[str]:
     """Lines: key, hit or miss and why, shards, disk and memory. Reads no data but the tokenizer, and writes nothing."""
     wanted = request(config.require())
     chosen = machine_plan(wanted, origins, ranks(environ), environ)
@@ -26,26 +28,43 @@ def describe(config: DataConfig, origins: Mapping[str, str] = CALLER, environ: M
     found = find_prepared(wanted)
     if found:
         yield f"cache        hit: {found.path}"
-        yield f"             {found.content['documents']:,} documents, {found.content['tokens']:,} tokens, {found.content['rows']:,} rows; nothing to do"
+        yield (
+            f"             {found.content['documents']:,} documents, {found.content['tokens']:,} tokens, "
+            f"{found.content['rows']:,} rows; nothing to do"
+        )
         return
     yield f"cache        miss: {why_missed(wanted)}"
     for given in wanted.inputs:
-        yield f"input        {given.name}: {len(given.files)} {given.kind.name} files, {sum(f.stamp.size for f in given.files):,} bytes"
+        yield (
+            f"input        {given.name}: {len(given.files)} {given.kind.name} files, "
+            f"{sum(f.stamp.size for f in given.files):,} bytes"
+        )
     shards = _shards(wanted)
     yield f"shards       about {shards:,} of {config.shard_bytes:,} bytes ({files} files)"
     if shards > 20_000:
-        yield f"             that is many: --shard_bytes {_larger(wanted):,} would make about {wanted.text_bytes // _larger(wanted):,} (another key)"
+        yield (
+            f"             that is many: --shard_bytes {_larger(wanted):,} would make about "
+            f"{wanted.text_bytes // _larger(wanted):,} (another key)"
+        )
     itemsize = np.dtype(wanted.tokenizer.dtype).itemsize
     need = wanted.text_bytes * itemsize / 3
-    yield f"disk         about {need / _GB:.2f} GB at {itemsize} bytes a token; {free_bytes(wanted.cache) / _GB:.1f} GB free in {wanted.cache}"
+    yield (
+        f"disk         about {need / _GB:.2f} GB at {itemsize} bytes a token; {free_bytes(wanted.cache) / _GB:.1f} "
+        f"GB free in {wanted.cache}"
+    )
     workers = max(1, chosen.num_proc.value)
-    yield f"memory       about {workers * resources.worker_bytes(config.shard_bytes) / _GB:.1f} GB for {workers} workers"
+    yield (
+        f"memory       about {workers * resources.worker_bytes(config.shard_bytes) / _GB:.1f} GB for {workers} workers"
+    )
     for line in (*resources.lines(chosen), *chosen.warnings):
         yield f"             {line}"
 
 
 def _shards(wanted: Request) -> int:
-    return sum(max(1, -(-sum(f.stamp.size * (4 if f.compression else 1) for f in given.files) // wanted.config.shard_bytes)) for given in wanted.inputs)
+    return sum(
+        max(1, -(-sum(f.stamp.size * (4 if f.compression else 1) for f in given.files) // wanted.config.shard_bytes))
+        for given in wanted.inputs
+    )
 
 
 def _larger(wanted: Request) -> int:

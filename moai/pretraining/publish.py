@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 SOURCES = "sources.json"
 _WAYS_OUT = {
     "chat.too_long": "raise --seq_len, or cut them by --long_examples truncate",
-    "chat.untrained": 'only what the assistant says is learned: give the conversations answers, not all of them with "weight": 0 or "train": false',
+    "chat.untrained": "only what the assistant says is learned: give the conversations answers, not all of them with "
+    '"weight": 0 or "train": false',
 }
 
 
@@ -49,17 +50,27 @@ def publish(
     run: Mapping[str, Any],
     template: ChatTemplate | None = None,
 ) -> Path:
-    """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its path."""
+    """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its
+    path.
+    """
     # Places of bad records hold names of files, which the shards' keys know nothing of.
     entries = [entry for part in parts for entry in bad_records(cache, part)]
     bad = b"".join(canonical_json(entry) + b"\n" for entry in entries)
     for entry in entries:
         if entry["reason"] in (DIED, HUNG):
-            logger.warning("%s line %d is left out: its worker %s (%s) when it was alone with it, too. Another machine may take it",
-                           entry["file"], entry["line"], "hung" if entry["reason"] == HUNG else "died", entry["detail"])  # fmt: skip
+            logger.warning(
+                "%s line %d is left out: its worker %s (%s) when it was alone with it, too. Another machine may take "
+                "it",
+                entry["file"],
+                entry["line"],
+                "hung" if entry["reason"] == HUNG else "died",
+                entry["detail"],
+            )
     sources = sources_listing(parts)
     # What is said of sources is content too: renamed ones get a directory of their own, by links.
-    keys = [done.receipt.shard_key for part in parts for done in part.done] + [xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing]
+    keys = [done.receipt.shard_key for part in parts for done in part.done] + [
+        xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing
+    ]
     final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer)])
     if final.exists():
         if _holds(final, parts):
@@ -74,19 +85,32 @@ def publish(
     failpoint("dataset.begin")
     content = _content(cache, staged, config, tokenizer, parts, {SOURCES: sources, "quarantine.jsonl": bad}, template)
     if not content["rows"]:
-        raise SourceError(f"{', '.join(part.stream.given.spec for part in parts)}: no document is left {_losses(content)}; {_way_out(config, content)}")
+        raise SourceError(
+            f"{', '.join(part.stream.given.spec for part in parts)}: no document is left {_losses(content)}; "
+            f"{_way_out(config, content)}"
+        )
     failpoint("dataset.manifest")
     entries = [
-        {**part.stream.reading.entry.as_yaml(), **({} if part.stream.reading.entry.source else {"path": whereabouts(part.stream.given)})} for part in parts
+        {
+            **part.stream.reading.entry.as_yaml(),
+            **({} if part.stream.reading.entry.source else {"path": whereabouts(part.stream.given)}),
+        }
+        for part in parts
     ]
-    where = {"inputs": [whereabouts(part.stream.given) for part in parts], "entries": entries, "transforms": [spelled(part) for part in config.transforms]}
+    where = {
+        "inputs": [whereabouts(part.stream.given) for part in parts],
+        "entries": entries,
+        "transforms": [spelled(part) for part in config.transforms],
+    }
     write_manifest(staged, content, {**run, **where})
     publish_directory(staged, final)
     return final
 
 
 def whereabouts(given: Input) -> str:
-    """What a person named, so that it is found from any directory; the name of a Hub dataset stays. It stands in `run` only: no key knows where data lies."""
+    """What a person named, so that it is found from any directory; the name of a Hub dataset stays. It stands in `run`
+    only: no key knows where data lies.
+    """
     is_local = not given.origin or Path(given.origin["dataset"]).expanduser().exists()
     where = str(Path(given.spec).expanduser().absolute()) if is_local else given.spec
     return os.fsencode(where).decode("utf-8", "backslashreplace")
@@ -117,24 +141,59 @@ def _content(
     shards = _link_shards(cache, staged, parts)
     names = [shard["file"] for shard in shards if shard["file"]]
     write_dataset_files(staged, names, arrow_schema(columns), dataset_key(shard["shard_key"] for shard in shards))
-    for name, data in {"tokenizer.json": Path(tokenizer.path).read_bytes(), **files_beside(Path(tokenizer.path)), **listings}.items():
+    for name, data in {
+        "tokenizer.json": Path(tokenizer.path).read_bytes(),
+        **files_beside(Path(tokenizer.path)),
+        **listings,
+    }.items():
         if data:
             write_file(staged / name, data)
     if left_out := counts["quarantined_without_place"]:
-        logger.warning("quarantine.jsonl leaves out %s bad records: of one shard it keeps %s with their place", f"{left_out:,}", f"{MAX_DETAILS:,}")
-    files = [{"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)} for p in sorted(staged.iterdir()) if p.suffix != ".arrow"]
+        logger.warning(
+            "quarantine.jsonl leaves out %s bad records: of one shard it keeps %s with their place",
+            f"{left_out:,}",
+            f"{MAX_DETAILS:,}",
+        )
+    files = [
+        {"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)}
+        for p in sorted(staged.iterdir())
+        if p.suffix != ".arrow"
+    ]
     rows = counts["rows"]
     return {
-        "format_version": FORMAT_VERSION, "recipe": "pretraining", "config": identity(config), "seq_len": config.seq_len, "packing": config.packing,
-        "tokenizer": {**tokenizer_identity(tokenizer, template), "vocab_size": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}, "tokenizer_digest": tokenizer.digest,
-        "vocab_size": tokenizer.vocab_size, "columns": [column.as_json() for column in columns],
-        "transforms": [part.identity() for part in config.transforms], "rows": rows, "tokens": counts["tokens.rows"],
+        "format_version": FORMAT_VERSION,
+        "recipe": "pretraining",
+        "config": identity(config),
+        "seq_len": config.seq_len,
+        "packing": config.packing,
+        "tokenizer": {
+            **tokenizer_identity(tokenizer, template),
+            "vocab_size": tokenizer.vocab_size,
+            "eos_token": tokenizer.eos_token,
+        },
+        "tokenizer_digest": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size,
+        "columns": [column.as_json() for column in columns],
+        "transforms": [part.identity() for part in config.transforms],
+        "rows": rows,
+        "tokens": counts["tokens.rows"],
         "fill_rate": round(counts["tokens.rows"] / (rows * config.seq_len), 6) if rows else 0.0,
-        "records": {"read": counts["read"], "kept": counts["kept"], "filtered": counts["filtered"], "quarantined": counts["quarantined"]},
+        "records": {
+            "read": counts["read"],
+            "kept": counts["kept"],
+            "filtered": counts["filtered"],
+            "quarantined": counts["quarantined"],
+        },
         **({"nulls": nulls} if (nulls := grouped(counts, "nulls.")) else {}),
-        "documents": counts["kept"], "filtered": grouped(counts, "filtered."), "quarantined": grouped(counts, "quarantined."), "token_counts": {"eos": 0, **grouped(counts, "tokens.")},
-        "sources": [_source(part) for part in parts], "shards": shards, "files": files, **(_chat(template, counts) if template else {}),
-    }  # fmt: skip
+        "documents": counts["kept"],
+        "filtered": grouped(counts, "filtered."),
+        "quarantined": grouped(counts, "quarantined."),
+        "token_counts": {"eos": 0, **grouped(counts, "tokens.")},
+        "sources": [_source(part) for part in parts],
+        "shards": shards,
+        "files": files,
+        **(_chat(template, counts) if template else {}),
+    }
 
 
 def _chat(template: ChatTemplate, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -153,34 +212,70 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed[Stream]]) 
                 name, number = f"data-{number:05d}-of-{of:05d}.arrow", number + 1
                 link_or_copy(ledger.shard(receipt.shard_key), staged / name)
             documents_name = f"documents-{len(shards):05d}.arrow"
-            documents = {"file": documents_name, "bytes": receipt.documents_bytes, "xxh3_128": receipt.documents_xxh3_128}
+            documents = {
+                "file": documents_name,
+                "bytes": receipt.documents_bytes,
+                "xxh3_128": receipt.documents_xxh3_128,
+            }
             link_or_copy(ledger.documents(receipt.shard_key), staged / documents_name)
-            shards.append({"file": name, "rows": receipt.rows, "bytes": receipt.bytes, "xxh3_128": receipt.xxh3_128, "shard_key": receipt.shard_key, "source": part.stream.given.name,
-                           "documents": receipt.counts.get("kept", 0), "tokens": receipt.counts.get("tokens.rows", 0), "raw_digest": receipt.raw.digest, "documents_file": documents})  # fmt: skip
+            shards.append(
+                {
+                    "file": name,
+                    "rows": receipt.rows,
+                    "bytes": receipt.bytes,
+                    "xxh3_128": receipt.xxh3_128,
+                    "shard_key": receipt.shard_key,
+                    "source": part.stream.given.name,
+                    "documents": receipt.counts.get("kept", 0),
+                    "tokens": receipt.counts.get("tokens.rows", 0),
+                    "raw_digest": receipt.raw.digest,
+                    "documents_file": documents,
+                }
+            )
     return shards
 
 
 def _source(part: Processed[Stream]) -> dict[str, Any]:
     counts = total(part.done)
     return {
-        "name": part.stream.given.name, "not_read": list(part.stream.not_read), "kind": part.stream.given.kind.name, "text": part.stream.to_text.shape.name, "files": len(part.stream.given.files), "shards": len(part.done), "read": counts["read"],
-        "documents": counts["kept"], "tokens": counts["tokens.rows"], "origin": part.stream.given.origin, "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
-    }  # fmt: skip
+        "name": part.stream.given.name,
+        "not_read": list(part.stream.not_read),
+        "kind": part.stream.given.kind.name,
+        "text": part.stream.to_text.shape.name,
+        "files": len(part.stream.given.files),
+        "shards": len(part.done),
+        "read": counts["read"],
+        "documents": counts["kept"],
+        "tokens": counts["tokens.rows"],
+        "origin": part.stream.given.origin,
+        "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
+    }
 
 
 def _check_conservation(counts: Counter[str]) -> None:
     """Nothing is lost or made on the way: records, and tokens."""
     assert counts["read"] == counts["kept"] + counts["filtered"] + counts["quarantined"], counts
-    assert counts["tokens.text"] + counts["tokens.bos"] + counts["tokens.eos"] == counts["tokens.rows"] + counts["tokens.dropped"], counts
+    assert (
+        counts["tokens.text"] + counts["tokens.bos"] + counts["tokens.eos"]
+        == counts["tokens.rows"] + counts["tokens.dropped"]
+    ), counts
 
 
 def _way_out(config: DataConfig, content: Mapping[str, Any]) -> str:
     if config.held_out:
         return "nothing is held out: raise --eval_ratio, or leave it away"
-    return "; ".join(["nothing to train on", *(way for reason, way in _WAYS_OUT.items() if content["filtered"].get(reason))])
+    return "; ".join(
+        ["nothing to train on", *(way for reason, way in _WAYS_OUT.items() if content["filtered"].get(reason))]
+    )
 
 
 def _losses(content: Mapping[str, Any]) -> str:
     records = content["records"]
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in Counter({**content["filtered"], **content["quarantined"]}).most_common(4))
-    return f"({records['read']:,} read, {records['filtered']:,} filtered, {records['quarantined']:,} quarantined): {reasons}"
+    reasons = ", ".join(
+        f"{number:,} {reason}"
+        for reason, number in Counter({**content["filtered"], **content["quarantined"]}).most_common(4)
+    )
+    return (
+        f"({records['read']:,} read, {records['filtered']:,} filtered, {records['quarantined']:,} quarantined): "
+        f"{reasons}"
+    )

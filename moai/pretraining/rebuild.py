@@ -1,4 +1,6 @@
-"""Shards of a prepared directory made again from its manifest: flags, tokenizer and input as they were, in a cache of its own."""
+"""Shards of a prepared directory made again from its manifest: flags, tokenizer and input as they were, in a cache of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shards of `directory` were made. `own` is a place for what is made again; `cache`, if any, holds plans and finished shards."""
+    """How the shards of `directory` were made. `own` is a place for what is made again; `cache`, if any, holds plans
+    and finished shards.
+    """
 
     directory: Path
     manifest: Mapping[str, Any]
@@ -47,7 +51,9 @@ class Recipe:
     dataset: tuple[str, ...]
 
     def make(self, shards: Sequence[Entry]) -> Iterator[tuple[Entry, Path | MoaiError]]:
-        """Each of these entries with the file that was made for it, whose hash is still to be compared, or why there is none."""
+        """Each of these entries with the file that was made for it, whose hash is still to be compared, or why there is
+        none.
+        """
         for stream in self._streams if shards else []:
             wanted = {position: entry for position, entry in enumerate(self._shards_of(stream)) if entry in shards}
             done: list[Entry] = []
@@ -59,8 +65,12 @@ class Recipe:
                 yield from ((entry, error) for entry in wanted.values() if entry not in done)
 
     def quarantine(self) -> bytes:
-        """quarantine.jsonl, which needs a look at every shard: the finished ones' own lists, and those without one are made again."""
-        return b"".join(canonical_json(entry) + b"\n" for part in self._processed for entry in bad_records(self.own, part))
+        """quarantine.jsonl, which needs a look at every shard: the finished ones' own lists, and those without one are
+        made again.
+        """
+        return b"".join(
+            canonical_json(entry) + b"\n" for part in self._processed for entry in bad_records(self.own, part)
+        )
 
     def sources(self) -> bytes:
         """sources.json, which needs the same look."""
@@ -119,7 +129,9 @@ class Recipe:
         receipt = Ledger(self.cache).receipt(entry["shard_key"]) if self.cache else None
         if receipt and receipt.quarantine_xxh3_128 and self.cache:
             with contextlib.suppress(FileExistsError):
-                link_or_copy(Ledger(self.cache).quarantine(receipt.shard_key), Ledger(self.own).quarantine(receipt.shard_key))
+                link_or_copy(
+                    Ledger(self.cache).quarantine(receipt.shard_key), Ledger(self.own).quarantine(receipt.shard_key)
+                )
         return receipt
 
     def _check_key(self, stream: Stream, entry: Entry) -> None:
@@ -128,20 +140,40 @@ class Recipe:
         if now != entry["shard_key"]:
             then = self.manifest["content"]["tokenizer"].get("tokenizers")
             raise DamagedError(
-                f"{self.directory / _name(entry)}: cannot be made again here: it was made with tokenizers {then}, this is {version('tokenizers')}, by other versions of "
-                f"its parts, or it leaves out records that its worker died of; remove {self.directory} and prepare again"
+                f"{self.directory / _name(entry)}: cannot be made again here: it was made with tokenizers {then}, this "
+                f"is {version('tokenizers')}, by other versions of "
+                f"its parts, or it leaves out records that its worker died of; remove {self.directory} and prepare "
+                f"again"
             )
 
     def _changed(self, entry: Entry, shard: Shard | None) -> SourceError:
-        """Which files are to be looked at: those whose stamps are no more what a plan says, or else all that the range spans."""
-        files = list(dict.fromkeys(segment.file.path for segment in shard.segments if hasattr(segment, "file"))) if shard else []
-        stamps: Mapping[str, Any] = (
-            next((record["fields"]["files"] for _, record in plans(self.cache) if record["directory"] == self.directory.name), {}) if self.cache else {}
+        """Which files are to be looked at: those whose stamps are no more what a plan says, or else all that the range
+        spans.
+        """
+        files = (
+            list(dict.fromkeys(segment.file.path for segment in shard.segments if hasattr(segment, "file")))
+            if shard
+            else []
         )
-        changed = [file for file in files if file in stamps and stamps[file] != storage_of(file).stamp(file).as_list()] or files
+        stamps: Mapping[str, Any] = (
+            next(
+                (
+                    record["fields"]["files"]
+                    for _, record in plans(self.cache)
+                    if record["directory"] == self.directory.name
+                ),
+                {},
+            )
+            if self.cache
+            else {}
+        )
+        changed = [
+            file for file in files if file in stamps and stamps[file] != storage_of(file).stamp(file).as_list()
+        ] or files
         names = ", ".join(changed[:_FILES_NAMED]) or f"the input {entry['source']}"
         return SourceError(
-            f"{names}: changed since {self.directory.name} was prepared: no range of it has the content {entry['raw_digest']} any more that {_name(entry)} was made from; "
+            f"{names}: changed since {self.directory.name} was prepared: no range of it has the content "
+            f"{entry['raw_digest']} any more that {_name(entry)} was made from; "
             f"bring back the old file (--dataset names another place), or prepare again"
         )
 
@@ -157,7 +189,9 @@ class Recipe:
                 raise ConfigError(f"unknown flags {sorted(unknown)}")
             return DataConfig(**content["config"], transforms=self._named(parse_parts, "transforms"), num_proc=0)
         except (TypeError, ConfigError) as error:
-            raise DamagedError(f"{self.directory}: its flags are none that this moai takes ({error}); remove it and prepare again") from error
+            raise DamagedError(
+                f"{self.directory}: its flags are none that this moai takes ({error}); remove it and prepare again"
+            ) from error
 
     @cached_property
     def _tokenizer(self) -> TokenizerSpec:
@@ -165,7 +199,9 @@ class Recipe:
         file = self.directory / "tokenizer.json"
         spec = load_tokenizer(str(file), eos_token=said["eos_token"])
         bos = said["bos_id"]
-        return spec if bos is None else replace(spec, bos_id=bos, bos_token=load_file(file, spec.digest).id_to_token(bos))
+        return (
+            spec if bos is None else replace(spec, bos_id=bos, bos_token=load_file(file, spec.digest).id_to_token(bos))
+        )
 
     @cached_property
     def _entries(self) -> tuple[DatasetEntry, ...]:
@@ -178,28 +214,43 @@ class Recipe:
         try:
             return parse(self.manifest["run"].get(what, []), place=f"{self.directory}: {what}")
         except ConfigError as error:
-            raise SourceError(f"{error}; run repair in the folder that holds what it was prepared with, or prepare again") from error
+            raise SourceError(
+                f"{error}; run repair in the folder that holds what it was prepared with, or prepare again"
+            ) from error
 
     @cached_property
     def _inputs(self) -> tuple[Input, ...]:
         """As `prepare` found them, under the names that the manifest has for them."""
         sources = self.manifest["content"]["sources"]
         if len(self._entries) != len(sources):
-            raise DamagedError(f"{self.directory}: its manifest names {len(self._entries)} entries for {len(sources)} sources; remove it and prepare again")
-        given = [str(spec) for spec, entry in zip(self.manifest["run"].get("inputs", []), self._entries) if not entry.source]
+            raise DamagedError(
+                f"{self.directory}: its manifest names {len(self._entries)} entries for {len(sources)} sources; remove "
+                f"it and prepare again"
+            )
+        given = [
+            str(spec) for spec, entry in zip(self.manifest["run"].get("inputs", []), self._entries) if not entry.source
+        ]
         specs = list(self.dataset) or given
         found: list[Input] = []
         while specs or (len(found) < len(sources) and self._entries[len(found)].source):
             if len(found) < len(sources) and self._entries[len(found)].source:
-                found.append(Input(str(self._entries[len(found)]), "", OfSource(source=self._entries[len(found)].source), (), {}))
+                found.append(
+                    Input(str(self._entries[len(found)]), "", OfSource(source=self._entries[len(found)].source), (), {})
+                )
                 continue
             inputs = self._look_up(specs[0], sources[len(found) :], self._config.dataset_config if not found else None)
             # A folder of several kinds stands in the manifest once for each of them.
             specs = specs[1 if self.dataset else len(inputs) :]
             found += inputs
         if [given.kind.name for given in found] != [source["kind"] for source in sources]:
-            now, then = (", ".join(given.spec for given in found), ", ".join(f"{source['name']} ({source['kind']})" for source in sources))
-            raise SourceError(f"{now or 'no input'}: not the inputs that {self.directory.name} was made from: {then}; name them with --dataset, in that order")
+            now, then = (
+                ", ".join(given.spec for given in found),
+                ", ".join(f"{source['name']} ({source['kind']})" for source in sources),
+            )
+            raise SourceError(
+                f"{now or 'no input'}: not the inputs that {self.directory.name} was made from: {then}; name them with "
+                f"--dataset, in that order"
+            )
         return tuple(replace(given, name=source["name"]) for given, source in zip(found, sources))
 
     def _look_up(self, spec: str, sources: Sequence[Entry], dataset_config: str | None) -> list[Input]:
@@ -207,7 +258,9 @@ class Recipe:
         if self.dataset:
             return discover(spec, dataset_config)
         is_local = not (sources and sources[0].get("origin"))
-        where = str(Path(spec).expanduser().absolute()) if is_local else spec  # a path that is absent is not asked for at the Hub
+        where = (
+            str(Path(spec).expanduser().absolute()) if is_local else spec
+        )  # a path that is absent is not asked for at the Hub
         try:
             return discover(where, dataset_config)
         except SourceError as error:
@@ -219,7 +272,18 @@ class Recipe:
         for folder in ("shards", "ranges", "transforms"):
             (self.own / folder).mkdir(parents=True, exist_ok=True)
         tokenizer = self._tokenizer
-        return Request(self._config, self.own, self._inputs, self._entries, Path(tokenizer.path), True, tokenizer, {}, "", self._template)
+        return Request(
+            self._config,
+            self.own,
+            self._inputs,
+            self._entries,
+            Path(tokenizer.path),
+            True,
+            tokenizer,
+            {},
+            "",
+            self._template,
+        )
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

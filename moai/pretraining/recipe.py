@@ -52,14 +52,19 @@ Finish = Callable[[list[Prepared]], list[Prepared]]
 _SETTLE_SECONDS = 5.0
 """A directory that another launch renamed first, just now, may show up so much later."""
 _FEW_SHARDS = 4
-"""Until workers have started, this process alone, with a tokenizer on all cores, has done about as much (benchmarks/startup.py)."""
+"""Until workers have started, this process alone, with a tokenizer on all cores, has done about as much
+(benchmarks/startup.py).
+"""
 _PACKING = {"wrapped": "sequence concatenation", "bfd_split": "best-fit decreasing, long documents split"}
 _DISK_PER_TEXT_BYTE = 1.0
 """Bytes written per byte of text at most: about 3 bytes of text a token, 2 or 4 bytes an id, packed."""
 
 
-def prepare_or_wait(config: DataConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ) -> Prepared:
-    """The prepared data, from rank 0's work or, in the other ranks, from waiting for it. Raises errors of moai.core.errors.
+def prepare_or_wait(
+    config: DataConfig, *, origins: Mapping[str, str] = CALLER, environ: Mapping[str, str] = os.environ
+) -> Prepared:
+    """The prepared data, from rank 0's work or, in the other ranks, from waiting for it. Raises errors of
+    moai.core.errors.
 
     Must be called before TrainingArguments, Accelerator or anything else that makes a process group.
     """
@@ -84,11 +89,26 @@ def prepare_all_or_wait(
     cache = Path(configs[0].cache_dir).expanduser().absolute()
 
     def prepare_here(report: Report) -> dict[str, Any]:
-        made = [prepare(config, origins=origins, here=here, report=report, environ=environ, executor=executor) for config in configs]
+        made = [
+            prepare(config, origins=origins, here=here, report=report, environ=environ, executor=executor)
+            for config in configs
+        ]
         made = finish(made) if finish else made
-        return {"prepared": [{"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode} for one in made]}
+        return {
+            "prepared": [
+                {"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode}
+                for one in made
+            ]
+        }
 
-    result = build_once(prepare_here, ranks=here, cache=cache, scope=configs[0].cache_scope, stall_timeout=configs[0].stall_timeout, environ=environ)
+    result = build_once(
+        prepare_here,
+        ranks=here,
+        cache=cache,
+        scope=configs[0].cache_scope,
+        stall_timeout=configs[0].stall_timeout,
+        environ=environ,
+    )
     return [_open(Path(one["path"]), one["content_digest"], one["memory_mode"], here) for one in result["prepared"]]
 
 
@@ -97,8 +117,16 @@ def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Pre
     logger.info("[Rank %d] Loading final dataset from: %s", here.rank, path)
     prepared = Prepared.open(path, memory_mode=memory_mode, patience_seconds=FIRST_SIGN_SECONDS)
     if prepared.content_digest != content_digest:
-        raise SourceError(f"{path}: holds {prepared.content_digest}, rank 0 said {content_digest}; do all ranks see the same --cache_dir?")
-    logger.info("[Rank %d] Loaded from disk in %.1fs: %s samples", here.rank, time.monotonic() - started, f"{prepared.content['rows']:,}")
+        raise SourceError(
+            f"{path}: holds {prepared.content_digest}, rank 0 said {content_digest}; do all ranks see the same "
+            f"--cache_dir?"
+        )
+    logger.info(
+        "[Rank %d] Loaded from disk in %.1fs: %s samples",
+        here.rank,
+        time.monotonic() - started,
+        f"{prepared.content['rows']:,}",
+    )
     return prepared
 
 
@@ -115,7 +143,11 @@ def find_prepared(wanted: Request) -> Prepared | None:
 def _distrusted(wanted: Request, found: Prepared) -> str | None:
     """The backend that made some of it and was wrong since, with the same tokenizer."""
     names = found.manifest["run"].get("tokenizer_backends", [])
-    same = (wrong for wrong in distrusted(wanted.cache) if wanted.tokenizer.digest.startswith(wrong.made_by["tokenizer_sha256"]))
+    same = (
+        wrong
+        for wrong in distrusted(wanted.cache)
+        if wanted.tokenizer.digest.startswith(wrong.made_by["tokenizer_sha256"])
+    )
     return next((wrong.name for wrong in same if wrong.name in names), None)
 
 
@@ -133,9 +165,15 @@ def why_missed(wanted: Request) -> str:
     if record is None:
         return identity.explain_miss(wanted.cache, wanted.key, wanted.fields)
     if wanted.config.rehash:
-        return "--rehash: everything is read and digested again, finished shards are reused where their content is the same"
+        return (
+            "--rehash: everything is read and digested again, finished shards are reused where their content is the "
+            "same"
+        )
     if not record["trusted"]:
-        return "files had just been written when they were prepared, so they are digested again; finished shards are reused"
+        return (
+            "files had just been written when they were prepared, so they are digested again; finished shards are "
+            "reused"
+        )
     path = wanted.cache / "datasets" / record["directory"]
     if path.exists() and (backend := _distrusted(wanted, Prepared.open(path))):
         return f"{backend}, which made it, was wrong since; what it made is made anew"
@@ -159,7 +197,8 @@ def prepare(
         check_importable((*files.config.transforms, *own))
     executor = executor or executor_of(files, planned)
     if identity.is_new(files.cache):
-        executor.start()  # there is work to do, whatever its key: what it needs loads beside this process's own tokenizer
+        # There is work to do, whatever its key: what it needs loads beside this process's own tokenizer.
+        executor.start()
     wanted = complete(files)
     logger.info(
         "[Rank %d] ✅ Using Fast Tokenizer (Rust-based): %s, %s ids, EOS %s",
@@ -177,7 +216,11 @@ def prepare(
             if found := _hold(wanted):
                 return _hit(found, wanted, planned.memory_mode.value, here)
             logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], why_missed(wanted))
-            for line in (*resources.lines(planned), f"  - Writer batch size: writer_batch_size = {config.writer_batch_size}: rows at most", *planned.warnings):
+            for line in (
+                *resources.lines(planned),
+                f"  - Writer batch size: writer_batch_size = {config.writer_batch_size}: rows at most",
+                *planned.warnings,
+            ):
                 logger.info("[Rank %d] %s", here.rank, line)
             return _work(wanted, planned, executor, here, report)
 
@@ -192,13 +235,23 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         inputs = streams(wanted, staging, planned.batch_bytes.value)
         for stream in inputs:
             own = described(stream.reading.entry)
-            logger.info("%s: %d files, text from %s%s", stream.given.name, len(stream.given.files), stream.to_text.shape.name, f"; {own}" if own else "")
+            logger.info(
+                "%s: %d files, text from %s%s",
+                stream.given.name,
+                len(stream.given.files),
+                stream.to_text.shape.name,
+                f"; {own}" if own else "",
+            )
             if stream.not_read:
                 logger.info("%s: not read: %s", stream.given.name, ", ".join(stream.not_read))
-        for wrong in distrusted(wanted.cache):  # whoever took that down may have been stopped before it forgot the shards
+        for wrong in distrusted(
+            wanted.cache
+        ):  # whoever took that down may have been stopped before it forgot the shards
             forget(wanted.cache, wrong)
         # Where the workers run it is loaded anyway, so this process need not load it too.
-        backend = executor.call(choose, wanted.config, wanted.tokenizer, distrusted(wanted.cache), sample(inputs), planned.threads.value)
+        backend = executor.call(
+            choose, wanted.config, wanted.tokenizer, distrusted(wanted.cache), sample(inputs), planned.threads.value
+        )
         if backend.wrong:
             _distrust(wanted, backend.wrong, here)
         logger.info("[Rank %d] %s", here.rank, backend)
@@ -213,10 +266,13 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
         saving = time.monotonic()
         made_how = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - started, 3), "num_proc": planned.num_proc.value,
-            "shards_reused": progress.reused, "shards_made": progress.shards - progress.reused,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 3),
+            "num_proc": planned.num_proc.value,
+            "shards_reused": progress.reused,
+            "shards_made": progress.shards - progress.reused,
             "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
-        }  # fmt: skip
+        }
         path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how, wanted.template)
         failpoint("plan.note")
         identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
@@ -225,23 +281,49 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=_SETTLE_SECONDS)
     seconds = time.monotonic() - started
     logger.info("[Rank %d] Dataset saved in %.1fs", here.rank, time.monotonic() - saving)
-    logger.info("[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused", here.rank, f"{prepared.content['documents']:,}", seconds,
-                f"{progress.documents / max(seconds, 1e-6):,.0f}", progress.shards, progress.reused)  # fmt: skip
+    logger.info(
+        "[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused",
+        here.rank,
+        f"{prepared.content['documents']:,}",
+        seconds,
+        f"{progress.documents / max(seconds, 1e-6):,.0f}",
+        progress.shards,
+        progress.reused,
+    )
     return prepared
 
 
 def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
     made = distrust(wanted.cache, wrong)
-    logger.warning("[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made here are made anew",
-                   here.rank, wrong.name, wrong.because, made)  # fmt: skip
+    logger.warning(
+        "[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made "
+        "here are made anew",
+        here.rank,
+        wrong.name,
+        wrong.because,
+        made,
+    )
 
 
 def _run(
-    wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, staging: Path, here: Ranks, report: Report
+    wanted: Request,
+    inputs: Sequence[Stream],
+    backend: Chosen,
+    executor: Executor,
+    staging: Path,
+    here: Ranks,
+    report: Report,
 ) -> tuple[list[Processed[Stream]], Progress]:
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
-    watch = InputWatch(streams=inputs, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=wanted.config.max_bad_ratio, report=report)
+    watch = InputWatch(
+        streams=inputs,
+        progress=progress,
+        cache=wanted.cache,
+        key=wanted.key,
+        max_ratio=wanted.config.max_bad_ratio,
+        report=report,
+    )
     stage: Stage[None, list[Processed[Stream]]] = Stage(
         pipelines=lambda _: [pipeline(wanted, stream, backend, staging) for stream in inputs],
         reduce=lambda _, results: watch.processed(results),
@@ -249,7 +331,9 @@ def _run(
     )
     parts = run_stages([stage], executor)
     progress.end()
-    read, kept = (sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept"))
+    read, kept = (
+        sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept")
+    )
     logger.info("[Rank %d] Conversion completed: %s documents of %s", here.rank, f"{kept:,}", f"{read:,}")
     return parts, progress
 
@@ -259,7 +343,10 @@ def _steps(config: DataConfig, workers: int) -> Iterator[str]:
     who = f"{workers} processes" if workers > 1 else "1 process"
     yield f"Converting dataset with {who}, in one pass with all that follows..."
     if config.data_format == "text" and config.min_chars:
-        yield f"Filtering {'empty texts' if config.min_chars == 1 else f'texts under {config.min_chars:,} characters'} with {who}..."
+        yield (
+            f"Filtering {'empty texts' if config.min_chars == 1 else f'texts under {config.min_chars:,} characters'} "
+            f"with {who}..."
+        )
     yield f"⚡ Tokenizing with {who}..."
     if config.packing != "none":
         yield f"📦 Using {_PACKING.get(config.packing, 'best-fit decreasing')} (packing mode {config.packing})"
@@ -270,10 +357,16 @@ def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ:
     config = found.config
     small = config.num_proc is None and found.text_bytes <= _FEW_SHARDS * config.shard_bytes
     chosen = resources.plan(
-        resources.detect(found.cache, environ=environ), num_proc=0 if small else config.num_proc, num_proc_origin="the size of the data" if small else origins.get("num_proc", "the caller"),
-        local_world_size=here.local_world_size, ranks_wait=True, memory_mode=config.memory_mode, shard_bytes=config.shard_bytes, batch_size=config.dataset_batch_size,
+        resources.detect(found.cache, environ=environ),
+        num_proc=0 if small else config.num_proc,
+        num_proc_origin="the size of the data" if small else origins.get("num_proc", "the caller"),
+        local_world_size=here.local_world_size,
+        ranks_wait=True,
+        memory_mode=config.memory_mode,
+        shard_bytes=config.shard_bytes,
+        batch_size=config.dataset_batch_size,
         environ=environ,
-    )  # fmt: skip
+    )
     return replace(chosen, num_proc=Setting(0, "a few shards of data: worked on in this process")) if small else chosen
 
 
@@ -292,7 +385,8 @@ def check_space(wanted: Request) -> None:
     free = free_bytes(wanted.cache)
     if free < need // 2:
         raise StorageError(
-            f"{wanted.cache}: about {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free; free space there or name another --cache_dir"
+            f"{wanted.cache}: about {need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free; free space "
+            f"there or name another --cache_dir"
         )
     if free < need:
         logger.warning("%s: about %.1f GiB may be needed, %.1f GiB are free", wanted.cache, need / 2**30, free / 2**30)
@@ -300,5 +394,11 @@ def check_space(wanted: Request) -> None:
 
 def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Prepared:
     check_content(found.content, wanted.config.max_bad_ratio)
-    logger.info("[Rank %d] Found prepared (plan %s unchanged, %d shards reused: all): %s", here.rank, wanted.key[:12], len(found.content["shards"]), found.path)
+    logger.info(
+        "[Rank %d] Found prepared (plan %s unchanged, %d shards reused: all): %s",
+        here.rank,
+        wanted.key[:12],
+        len(found.content["shards"]),
+        found.path,
+    )
     return Prepared(found.path, found.manifest, memory_mode)

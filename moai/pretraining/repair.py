@@ -2,10 +2,11 @@
 
     python -m moai repair DIR [--dataset ...] [--tokenizer_path ...]
 
-A shard is a range of the input under the directory's own flags and tokenizer. So the input is looked up as `prepare` did, the
-range is found by its recorded digest, and that range alone is worked on, by the reference tokenizer. A file that was made again
-replaces the damaged one, by one rename, only if its hash is the recorded one. Whatever is killed on the way, and whatever has
-changed since: nothing that is whole is touched, and nothing but the recorded bytes takes the place of what is not.
+A shard is a range of the input under the directory's own flags and tokenizer. So the input is looked up as `prepare`
+did, the range is found by its recorded digest, and that range alone is worked on, by the reference tokenizer. A file
+that was made again replaces the damaged one, by one rename, only if its hash is the recorded one. Whatever is killed on
+the way, and whatever has changed since: nothing that is whole is touched, and nothing but the recorded bytes takes the
+place of what is not.
 """
 
 from __future__ import annotations
@@ -43,22 +44,29 @@ def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str 
 
     dataset         where the input is now, if not where `prepare` was told
     tokenizer_path  a copy of the tokenizer, if the directory's own is damaged
-    Raises DamagedError on a damaged manifest, SourceError where the input is not what it was, naming the file. An entity-coref corpus is not made
-    again in pieces: if it is damaged, DamagedError says how its command makes all of it again from what is finished.
+    Raises DamagedError on a damaged manifest, SourceError where the input is not what it was, naming the file. An
+    entity-coref corpus is not made again in pieces: if it is damaged, DamagedError says how its command makes all of it
+    again from what is finished.
     """
     manifest = read_manifest(directory, None)
     directory = directory.resolve()
     if manifest["content"]["recipe"] == ENTITY_COREF:
         yield from _corpus(directory, manifest)
         return
-    cache = directory.parent.parent if directory.parent.name == "datasets" and (directory.parent.parent / "shards").is_dir() else None
+    cache = (
+        directory.parent.parent
+        if directory.parent.name == "datasets" and (directory.parent.parent / "shards").is_dir()
+        else None
+    )
     with storage_errors(directory), _staging(directory, cache) as staging:
         failed: MoaiError | None = None
         if HELD_OUT in manifest:  # first: at the end of the other both are looked at
             for folder in (directory / HELD_OUT, staging / HELD_OUT):
                 folder.mkdir(exist_ok=True)
             try:
-                yield from _Repair(directory / HELD_OUT, manifest[HELD_OUT], staging / HELD_OUT, cache, dataset, tokenizer_path).run()
+                yield from _Repair(
+                    directory / HELD_OUT, manifest[HELD_OUT], staging / HELD_OUT, cache, dataset, tokenizer_path
+                ).run()
             except MoaiError as error:
                 failed = error
         yield from _Repair(directory, manifest, staging, cache, dataset, tokenizer_path).run()
@@ -89,7 +97,10 @@ class _Repair:
             yield f"repaired     {entry['file']}"
         for shard in list(shards):
             if self._finished(shard):
-                yield f"repaired     {self._put_shard(shard, self.cache)}, linked from the finished shard {shard['shard_key']}"
+                yield (
+                    f"repaired     {self._put_shard(shard, self.cache)}, linked from the finished shard "
+                    f"{shard['shard_key']}"
+                )
                 shards.remove(shard)
         yield from self._rebuild(shards, listings)
         Prepared.open(self.directory)
@@ -120,7 +131,9 @@ class _Repair:
         return _holds(self.directory / entry["file"], entry)
 
     def _put(self, entry: Mapping[str, Any], made: Path) -> None:
-        """Replace a file of the directory by one that holds the recorded bytes. Raises DamagedError if `made` does not."""
+        """Replace a file of the directory by one that holds the recorded bytes. Raises DamagedError if `made` does
+        not.
+        """
         final = self.directory / entry["file"]
         if final.is_dir() and not final.is_symlink():
             raise DamagedError(f"{final}: a directory, not a regular file; remove it and repair again")
@@ -129,7 +142,8 @@ class _Repair:
         failpoint("repair.check", staged)
         if not _holds(staged, entry):
             raise DamagedError(
-                f"{final}: made again it has the hash {digest_file(staged)}, the manifest says {entry['xxh3_128']}; left as it is, {self._made_by()}"
+                f"{final}: made again it has the hash {digest_file(staged)}, the manifest says {entry['xxh3_128']}; "
+                f"left as it is, {self._made_by()}"
             )
         sync(staged)
         failpoint("repair.replace", staged)
@@ -138,14 +152,19 @@ class _Repair:
 
     def _put_shard(self, shard: Mapping[str, Any], cache: Path | None) -> str:
         """Replace what is damaged of a shard by the finished one of `cache`. Returns the names of the files."""
-        damaged = [(part, path) for part, path in zip(_parts(shard), _finished_files(shard, cache)) if not self._is_whole(part)]
+        damaged = [
+            (part, path) for part, path in zip(_parts(shard), _finished_files(shard, cache)) if not self._is_whole(part)
+        ]
         for part, path in damaged:
             self._put(part, path)
         return ", ".join(part["file"] for part, _ in damaged)
 
     def _made_by(self) -> str:
         content = self.manifest["content"]
-        versions = f"tokenizers {content['tokenizer'].get('tokenizers')} and {', '.join(map(str, self.manifest['run'].get('tokenizer_backends', [])))}"
+        versions = (
+            f"tokenizers {content['tokenizer'].get('tokenizers')} and "
+            f"{', '.join(map(str, self.manifest['run'].get('tokenizer_backends', [])))}"
+        )
         return f"it was made with {versions}: remove {self.directory} and prepare again"
 
     def _small_file(self, name: str) -> Path:
@@ -160,19 +179,26 @@ class _Repair:
             schema = arrow_schema(columns_from_json(content["columns"]))
             write_dataset_files(place, names, schema, dataset_key(shard["shard_key"] for shard in content["shards"]))
         if not (place / name).exists():
-            raise DamagedError(f"{self.directory / name}: damaged, and nothing tells how to make it again; remove {self.directory} and prepare again")
+            raise DamagedError(
+                f"{self.directory / name}: damaged, and nothing tells how to make it again; remove {self.directory} "
+                f"and prepare again"
+            )
         return place / name
 
     def _tokenizer(self, name: str) -> Path:
         given = Path(self.tokenizer_path).expanduser()
         given = given / name if given.is_dir() else given if name == FILES[0] else given.with_name(name)
         if not self.tokenizer_path or not given.is_file():
-            raise DamagedError(f"{self.directory / name}: damaged; name the tokenizer that made the ids with --tokenizer_path DIR")
+            raise DamagedError(
+                f"{self.directory / name}: damaged; name the tokenizer that made the ids with --tokenizer_path DIR"
+            )
         return given
 
     def _finished(self, shard: Mapping[str, Any]) -> bool:
         """Whether the cache holds the finished shard, whole."""
-        return bool(self.cache) and all(_holds(path, part) for part, path in zip(_parts(shard), _finished_files(shard, self.cache)))
+        return bool(self.cache) and all(
+            _holds(path, part) for part, path in zip(_parts(shard), _finished_files(shard, self.cache))
+        )
 
     def _heal_finished(self, shard: Mapping[str, Any]) -> None:
         """The finished shard was the same file as the damaged one, where links work."""
@@ -188,8 +214,16 @@ class _Repair:
         for other in sorted(self.cache.glob("datasets/*")) if self.cache else []:
             with contextlib.suppress(DamagedError):
                 if other != self.directory:
-                    shards = {shard["shard_key"]: shard for shard in read_manifest(other)["content"]["shards"] if shard["file"]}
-                    ours = [shard["shard_key"] for shard in self.manifest["content"]["shards"] if shard["shard_key"] in shards]
+                    shards = {
+                        shard["shard_key"]: shard
+                        for shard in read_manifest(other)["content"]["shards"]
+                        if shard["file"]
+                    }
+                    ours = [
+                        shard["shard_key"]
+                        for shard in self.manifest["content"]["shards"]
+                        if shard["shard_key"] in shards
+                    ]
                     if any(not _holds(other / part["file"], part) for key in ours for part in _parts(shards[key])):
                         yield f"damaged too  {other}: shares shards with this one; repair it as well"
 
@@ -206,7 +240,9 @@ def _finished_files(shard: Mapping[str, Any], cache: Path | None) -> list[Path]:
 
 
 def _corpus(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Samples depend on a choice over the whole corpus, so that its own command is the only way to them; it reuses the finished shards that are whole."""
+    """Samples depend on a choice over the whole corpus, so that its own command is the only way to them; it reuses the
+    finished shards that are whole.
+    """
     content, run = manifest["content"], manifest["run"]
     wrong = [entry["file"] for entry in listed_files(content) if not _holds(directory / entry["file"], entry)]
     wrong += [] if metadata(Prepared(directory, manifest)).ok else [METADATA]
@@ -214,10 +250,20 @@ def _corpus(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"nothing to repair: every file of {directory} has its recorded hash"
         return
     read = [name for name in sorted(run["plan"]["files"]) if name.startswith("/")]
-    words = ["python", "-m", "moai", "entity-coref", "--output-dir", str(directory.parent), *_flags_of(content["config"])]
+    words = [
+        "python",
+        "-m",
+        "moai",
+        "entity-coref",
+        "--output-dir",
+        str(directory.parent),
+        *_flags_of(content["config"]),
+    ]
     raise DamagedError(
-        f"{directory}: damaged or missing: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}; a corpus is not made again in pieces"
-        f"{f' (it was made from {read[0]}' + (', ...)' if read[1:] else ')') if read else ''}: move it away, then run its command with the --input or --sources, --model "
+        f"{directory}: damaged or missing: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}; a corpus is not "
+        f"made again in pieces"
+        f"{f' (it was made from {read[0]}' + (', ...)' if read[1:] else ')') if read else ''}: move it away, then run "
+        f"its command with the --input or --sources, --model "
         f"and --cache-dir of then, finished work is reused: {shlex.join(words)}"
     )
 
@@ -235,15 +281,23 @@ def _holds(path: Path, entry: Mapping[str, Any]) -> bool:
     """Whether a regular file of the recorded size and hash is there."""
     try:
         found = os.lstat(path)
-        return stat.S_ISREG(found.st_mode) and found.st_size == entry["bytes"] and digest_file(path) == entry["xxh3_128"]
+        return (
+            stat.S_ISREG(found.st_mode) and found.st_size == entry["bytes"] and digest_file(path) == entry["xxh3_128"]
+        )
     except OSError:
         return False
 
 
 @contextlib.contextmanager
 def _staging(directory: Path, cache: Path | None) -> Iterator[Path]:
-    """A private place on the same file system; in a cache an attempt like that of a preparation, which tells `gc` to leave the shards alone."""
-    place = cache / "attempts" / f"repair-{uuid.uuid4().hex}" if cache else directory.with_name(f".{directory.name}.repair-{uuid.uuid4().hex}")
+    """A private place on the same file system; in a cache an attempt like that of a preparation, which tells `gc` to
+    leave the shards alone.
+    """
+    place = (
+        cache / "attempts" / f"repair-{uuid.uuid4().hex}"
+        if cache
+        else directory.with_name(f".{directory.name}.repair-{uuid.uuid4().hex}")
+    )
     place.mkdir(parents=True)
     try:
         write_atomic(place / OWNER, canonical_json(owner()), durable=False)

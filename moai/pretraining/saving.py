@@ -2,8 +2,9 @@
 
     prepared = prepare_and_save(config, SaveConfig(save_to="ready/ko"))       # in every rank, like prepare_or_wait
 
-Its files are second names of the cache's, or copies where the file system has no links, so that the cache may go. With --eval_ratio
-what is held out stands in `held_out/`, under the same manifest. The directory is made beside its place and gets its name at the end.
+Its files are second names of the cache's, or copies where the file system has no links, so that the cache may go. With
+--eval_ratio what is held out stands in `held_out/`, under the same manifest. The directory is made beside its place and
+gets its name at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def prepare_and_save(
     environ: Mapping[str, str] = os.environ,
     executor: Executor | None = None,
 ) -> Prepared:
-    """The prepared data, in the cache or, with save_to, where that says. Raises ConfigError where something else is there."""
+    """The prepared data, in the cache or, with save_to, where that says. Raises ConfigError where something else is
+    there.
+    """
     config = config.require()
     if saving.save_to is None:
         return prepare_all_or_wait([config], origins=origins, environ=environ, executor=executor)[0]
@@ -46,7 +49,9 @@ def prepare_and_save(
 
 
 def save(sides: Sequence[Prepared], *, place: Path, overwrite: bool = False) -> list[Prepared]:
-    """Give a prepared directory, and what is held out of it, the name `place`. Returns it. Raises ConfigError, StorageError."""
+    """Give a prepared directory, and what is held out of it, the name `place`. Returns it. Raises ConfigError,
+    StorageError.
+    """
     prepared, *others = sides
     held_out = others[0] if others else None
     staged = place.with_name(f".{place.name}.saving")
@@ -93,7 +98,9 @@ def _check_place(place: Path, config: DataConfig) -> None:
     for spec in config.dataset:
         folder = Path(str(spec)).expanduser()
         if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"--save_to {place} lies inside the data {spec} and would be read as data by the next run; name another")
+            raise ConfigError(
+                f"--save_to {place} lies inside the data {spec} and would be read as data by the next run; name another"
+            )
 
 
 def _holds(place: Path, prepared: Prepared, held_out: Prepared | None) -> str:
@@ -107,4 +114,7 @@ def _holds(place: Path, prepared: Prepared, held_out: Prepared | None) -> str:
     found = [side.content_digest for side in (there, there.held_out) if side]
     if found == wanted:
         return ""
-    return f"holds other content ({found[0][:16]}{' and a held-out side' if there.held_out else ''}) than was prepared now ({prepared.content_digest[:16]})"
+    return (
+        f"holds other content ({found[0][:16]}{' and a held-out side' if there.held_out else ''}) than was prepared "
+        f"now ({prepared.content_digest[:16]})"
+    )

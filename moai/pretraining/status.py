@@ -2,10 +2,11 @@
 
     python -m moai status --cache_dir DIR [LAUNCH] [--watch]
 
-Work that nobody waits for, such as that on an entity-coref corpus, has no status file: then the owner of its attempt is shown.
+Work that nobody waits for, such as that on an entity-coref corpus, has no status file: then the owner of its attempt is
+shown.
 
-Whether a preparer still beats is found by looking twice, on this process's own clock: the beat in the file has moved, or it has
-not for so long. Times in files are not asked; only the order in which ended launches are listed goes by them.
+Whether a preparer still beats is found by looking twice, on this process's own clock: the beat in the file has moved,
+or it has not for so long. Times in files are not asked; only the order in which ended launches are listed goes by them.
 """
 
 from __future__ import annotations
@@ -51,11 +52,15 @@ class StatusConfig:
 
 
 def show(config: StatusConfig) -> Iterator[str]:
-    """Lines, one launch after the other; with `watch`, all of them every two seconds. Raises ConfigError when the launch that is named is not there."""
+    """Lines, one launch after the other; with `watch`, all of them every two seconds. Raises ConfigError when the
+    launch that is named is not there.
+    """
     watch = _Watch(Path(config.cache_dir).expanduser().absolute(), config.launch or "")
     watch.look()
     if config.launch and not watch.launches:
-        raise ConfigError(f"--launch {config.launch}: no status file of that name under {' or '.join(map(str, watch.folders))}")
+        raise ConfigError(
+            f"--launch {config.launch}: no status file of that name under {' or '.join(map(str, watch.folders))}"
+        )
     watch.until_beats_are_judged()
     yield from watch.lines()
     while config.watch and watch.preparing():
@@ -92,7 +97,8 @@ class _Watch:
         for folder in self.folders:
             for path in _listed(folder):
                 status = _read(path) if path.stem.startswith(self.prefix) else None
-                # Beside the cache lie those of read-only caches, of whom nobody knows which: the ended ones are shown by name.
+                # Beside the cache lie those of read-only caches, of whom nobody knows which: the ended ones are shown
+                # by name.
                 if status and (folder == self.folders[0] or self.prefix or status["state"] == "preparing"):
                     self._see(path.stem, path, status)
         found = {path.parent.name: path for path in _attempts(self.cache) if path.parent.name.startswith(self.prefix)}
@@ -119,7 +125,10 @@ class _Watch:
     def _has_launch(self, owner: dict[str, Any]) -> bool:
         """The process that works in this attempt reports to a launch, under whatever name."""
         statuses = (_read(path) for folder in self.folders for path in _listed(folder))
-        return any(status and all(status[name] == owner[name] for name in ("pid", "start_token", "host")) for status in statuses)
+        return any(
+            status and all(status[name] == owner[name] for name in ("pid", "start_token", "host"))
+            for status in statuses
+        )
 
     def preparing(self) -> list[str]:
         return [name for name, launch in self.launches.items() if launch.preparing]
@@ -127,7 +136,9 @@ class _Watch:
     def until_beats_are_judged(self) -> None:
         """Until every launch that prepares has beaten, or has not for longer than it should take."""
         end = time.monotonic() + LOOK_SECONDS
-        while any(launch.preparing and not launch.moved for launch in self.launches.values()) and time.monotonic() < end:
+        while (
+            any(launch.preparing and not launch.moved for launch in self.launches.values()) and time.monotonic() < end
+        ):
             time.sleep(_POLL_SECONDS)
             self.look()
 
@@ -135,7 +146,11 @@ class _Watch:
         if not self.launches:
             yield f"no launch has left a status file under {' or '.join(map(str, self.folders))}"
         at_work = self.preparing()
-        ended = sorted((name for name in self.launches if name not in at_work), key=lambda name: self.ended.get(name, 0.0), reverse=True)
+        ended = sorted(
+            (name for name in self.launches if name not in at_work),
+            key=lambda name: self.ended.get(name, 0.0),
+            reverse=True,
+        )
         for name in [*at_work, *ended[:_ENDED_SHOWN]]:
             yield f"{'attempt' if name in self.attempts else 'launch '}      {_plain(name)}"
             yield from _lines(self.launches[name])
@@ -152,10 +167,17 @@ def _lines(launch: _Launch) -> Iterator[str]:
         yield f"progress     {_plain(progress['line'])}"
     if isinstance(progress.get("documents_per_second"), int | float):
         eta = progress.get("eta_seconds")
-        yield f"rate         {progress['documents_per_second']:,.0f} documents/s, {f'about {eta:,.0f} s left' if isinstance(eta, int | float) else 'time left not known yet'}"
+        yield (
+            f"rate         {progress['documents_per_second']:,.0f} documents/s, "
+            f"{f'about {eta:,.0f} s left' if isinstance(eta, int | float) else 'time left not known yet'}"
+        )
     if launch.preparing:
         age = time.monotonic() - launch.beat_since
-        yield f"heartbeat    {f'moved {age:.1f} s ago' if launch.moved else f'none in the {age:.1f} s since the first look; one comes every {HEARTBEAT_SECONDS:.0f} s'}"
+        if launch.moved:
+            yield f"heartbeat    moved {age:.1f} s ago"
+        else:
+            every = f"one comes every {HEARTBEAT_SECONDS:.0f} s"
+            yield f"heartbeat    none in the {age:.1f} s since the first look; {every}"
     result = status.get("result")
     for one in result.get("prepared", ()) if isinstance(result, dict) else ():
         if isinstance(one, dict) and "path" in one:

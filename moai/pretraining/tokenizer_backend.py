@@ -1,7 +1,8 @@
 """Which tokenizer backend a preparation uses, by proof; and what becomes of one that was wrong.
 
-A record under `<cache>/distrusted` says that a backend gave other ids than the reference with a tokenizer: in this cache it is
-not used for it again, and what it made counts as not made. Choosing only reads them; who prepares writes them.
+A record under `<cache>/distrusted` says that a backend gave other ids than the reference with a tokenizer: in this
+cache it is not used for it again, and what it made counts as not made. Choosing only reads them; who prepares writes
+them.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ class Chosen:
         return Chosen(self.reference, self.reference, f"{wrong.name} gave other ids ({wrong.because})", wrong)
 
 
-def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], sample: Sequence[str], threads: int | None = None) -> Chosen:
-    """The backend that was asked for, or the automatic one, if it agrees with the reference on the probes and on a sample of the data.
+def choose(
+    config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], sample: Sequence[str], threads: int | None = None
+) -> Chosen:
+    """The backend that was asked for, or the automatic one, if it agrees with the reference on the probes and on a
+    sample of the data.
 
     known    what was wrong before
     threads  of one call to it, where that is decided
@@ -71,7 +75,10 @@ def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], samp
     if not is_installed(name):
         package = BACKENDS[name].package
         if config.tokenizer_backend != "auto":
-            raise ConfigError(f"--tokenizer_backend {name}: the package {package} is not installed (pip install {package}); install it, or take auto")
+            raise ConfigError(
+                f"--tokenizer_backend {name}: the package {package} is not installed (pip install {package}); install "
+                f"it, or take auto"
+            )
         return Chosen(reference, reference, f"{name} is not installed (pip install {package})")
     fast = make(name, spec, split_special_tokens=config.split_special_tokens, threads=threads)
     before = next((wrong for wrong in known if wrong.made_by == fast.made_by()), None)
@@ -84,7 +91,12 @@ def choose(config: DataConfig, spec: TokenizerSpec, known: Sequence[Wrong], samp
             loading.result()
         except BackendRefused as refusal:
             return Chosen(reference, reference, str(refusal))
-    chosen = Chosen(fast, reference, f"{'found' if config.tokenizer_backend == 'auto' else 'set'}, and equal to the reference on {len(texts):,} probes")
+    chosen = Chosen(
+        fast,
+        reference,
+        f"{'found' if config.tokenizer_backend == 'auto' else 'set'}, and equal to the reference on {len(texts):,} "
+        f"probes",
+    )
     found = first_difference(fast, reference, texts)
     return chosen.without(Wrong(fast.made_by(), found)) if found else chosen
 

@@ -2,12 +2,14 @@
 
     Chunk(strategy="dynamic", tokens=encoder.tokens)     # RecordBatch of documents -> RecordBatches of chunks
 
-A chunk is a span of its document, whose text is the paragraphs joined by a newline: `text == document[start_char:end_char]`. The spans of a pass cover
-every character, none is blank, and none is longer than the strategy's size or the model's token limit; only blanks at a chunk's ends may
-exceed the size, because they are not embedded. Sizes are characters, as the guides give them; the limit is counted in the model's own tokens.
+A chunk is a span of its document, whose text is the paragraphs joined by a newline: `text ==
+document[start_char:end_char]`. The spans of a pass cover every character, none is blank, and none is longer than the
+strategy's size or the model's token limit; only blanks at a chunk's ends may exceed the size, because they are not
+embedded. Sizes are characters, as the guides give them; the limit is counted in the model's own tokens.
 
-Where the text is cut, best first: statutes at articles (제N조), clauses (①, 제N항), items (1., 가.); paragraphs at their rows and at blank lines; what is
-still too long in windows that overlap, at a line's end, a sentence's end or a blank where there is one in the last part of the window.
+Where the text is cut, best first: statutes at articles (제N조), clauses (①, 제N항), items (1., 가.); paragraphs at
+their rows and at blank lines; what is still too long in windows that overlap, at a line's end, a sentence's end or a
+blank where there is one in the last part of the window.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Size:
-    """Characters of a chunk. One under `least` takes in its successor where both fit; windows and paragraphs overlap by the share `overlap`."""
+    """Characters of a chunk. One under `least` takes in its successor where both fit; windows and paragraphs overlap by
+    the share `overlap`.
+    """
 
     least: int
     most: int
@@ -47,9 +51,13 @@ DEFAULT = Size(400, 1800, 0.25)
 _BY_TYPE = {"statute_article": Size(300, 1000, 0.15)}
 _PARAGRAPHS = Size(500, 2000, 0.30)
 BY_QUERY = {
-    "law_inquiry": Size(300, 1000, 0.15), "precedent_search": Size(500, 2000, 0.30), "legal_advice": Size(400, 1500, 0.25),
-    "procedure_guide": Size(400, 1500, 0.25), "term_explanation": Size(300, 1200, 0.20), "general": DEFAULT,
-}  # fmt: skip
+    "law_inquiry": Size(300, 1000, 0.15),
+    "precedent_search": Size(500, 2000, 0.30),
+    "legal_advice": Size(400, 1500, 0.25),
+    "procedure_guide": Size(400, 1500, 0.25),
+    "term_explanation": Size(300, 1200, 0.20),
+    "general": DEFAULT,
+}
 HYBRID = (Size(400, 800, 0.20), Size(800, 1500, 0.25), Size(1500, 2500, 0.30))
 
 
@@ -86,17 +94,29 @@ class Tokens(Protocol):
 
 SCHEMA = pa.schema(
     [
-        ("source_type", pa.string()), ("source_id", pa.int64()), ("content_hash", pa.string()), ("reason", pa.string()), ("chunk_index", pa.int32()),
-        ("start_char", pa.int32()), ("end_char", pa.int32()), ("overlap_chars", pa.int32()), ("text", pa.string()), ("category", pa.string()),
-        ("group_id", pa.string()), ("truncated", pa.bool_()), ("ids", pa.list_(pa.int32())),
+        ("source_type", pa.string()),
+        ("source_id", pa.int64()),
+        ("content_hash", pa.string()),
+        ("reason", pa.string()),
+        ("chunk_index", pa.int32()),
+        ("start_char", pa.int32()),
+        ("end_char", pa.int32()),
+        ("overlap_chars", pa.int32()),
+        ("text", pa.string()),
+        ("category", pa.string()),
+        ("group_id", pa.string()),
+        ("truncated", pa.bool_()),
+        ("ids", pa.list_(pa.int32())),
     ]
-)  # fmt: skip
+)
 """A row is a chunk; a document without chunks is a row whose `chunk_index` is null and whose `reason` says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Documents in, chunks out. A batch never ends inside a document, nor holds documents of two batches that came in."""
+    """Documents in, chunks out. A batch never ends inside a document, nor holds documents of two batches that came
+    in.
+    """
 
     strategy: str
     tokens: Tokens
@@ -118,20 +138,36 @@ class Chunk:
     def _documents(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
         """The rows of each document, all of them tokenized in two calls."""
         with_text = [document for document in documents if document["reason"] is None]
-        chunked = self._chunked(with_text) if with_text else iter(())  # a tokenizer may have to be loaded first: not for nothing
+        chunked = (
+            self._chunked(with_text) if with_text else iter(())
+        )  # a tokenizer may have to be loaded first: not for nothing
         for document in documents:
             yield next(chunked) if document["reason"] is None else [_without_chunks(document)]
 
     def _chunked(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
         texts = ["\n".join(document["paragraphs"]) for document in documents]
         limit = self.tokens.max_tokens - len(self.tokens.ids([""])[0])
-        cut = [self._passes(document, text, spans, limit) for document, text, spans in zip(documents, texts, self.tokens.spans(texts))]
-        ids = iter(self.tokens.ids([text[start:end].strip() for text, passes in zip(texts, cut) for spans in passes for start, end in spans]))
+        cut = [
+            self._passes(document, text, spans, limit)
+            for document, text, spans in zip(documents, texts, self.tokens.spans(texts))
+        ]
+        ids = iter(
+            self.tokens.ids(
+                [
+                    text[start:end].strip()
+                    for text, passes in zip(texts, cut)
+                    for spans in passes
+                    for start, end in spans
+                ]
+            )
+        )
         for document, text, passes in zip(documents, texts, cut):
             pieces = [[piece for span in spans for piece in self._within(text, span, next(ids))] for spans in passes]
             yield list(self._rows(document, text, pieces))
 
-    def _passes(self, document: dict[str, Any], text: str, spans: npt.NDArray[np.int64], limit: int) -> list[list[Span]]:
+    def _passes(
+        self, document: dict[str, Any], text: str, spans: npt.NDArray[np.int64], limit: int
+    ) -> list[list[Span]]:
         wanted = sizes(self.strategy, document["source_type"], self.query_type)
         measured = _Measured(text, spans, limit)
         if document["source_type"] == "statute_article":
@@ -146,9 +182,15 @@ class Chunk:
         if middle is None:
             return [(span, ids[: self.tokens.max_tokens], True)]
         halves = [(span[0], middle), (middle, span[1])]
-        return [piece for half, of_half in zip(halves, self.tokens.ids([text[a:b].strip() for a, b in halves])) for piece in self._within(text, half, of_half)]
+        return [
+            piece
+            for half, of_half in zip(halves, self.tokens.ids([text[a:b].strip() for a, b in halves]))
+            for piece in self._within(text, half, of_half)
+        ]
 
-    def _rows(self, document: dict[str, Any], text: str, passes: list[list[tuple[Span, list[int], bool]]]) -> Iterator[tuple[Any, ...]]:
+    def _rows(
+        self, document: dict[str, Any], text: str, passes: list[list[tuple[Span, list[int], bool]]]
+    ) -> Iterator[tuple[Any, ...]]:
         source_type, source_id, content_hash = document["source_type"], document["source_id"], document["content_hash"]
         group = f"{source_type}_{source_id}_{content_hash[:8]}" if self.strategy == "hybrid" else None
         index = 0
@@ -156,7 +198,21 @@ class Chunk:
             before = 0
             for (start, end), ids, truncated in pieces:
                 overlap = max(0, before - start)
-                yield (source_type, source_id, content_hash, None, index, start, end, overlap, text[start:end], category(end - start), group, truncated, ids)
+                yield (
+                    source_type,
+                    source_id,
+                    content_hash,
+                    None,
+                    index,
+                    start,
+                    end,
+                    overlap,
+                    text[start:end],
+                    category(end - start),
+                    group,
+                    truncated,
+                    ids,
+                )
                 index, before = index + 1, end
 
 
@@ -197,7 +253,9 @@ _ENDS = (re.compile(r"\n\s*"), re.compile(r"[.?!。]['\"”’)\]]*\s+"), re.com
 
 
 def cut_statute(measured: _Measured, size: Size) -> list[Span]:
-    """An article, a clause or an item a chunk, small ones together; text before the first header is a piece like the others."""
+    """An article, a clause or an item a chunk, small ones together; text before the first header is a piece like the
+    others.
+    """
     pieces = _split(measured, (0, len(measured.text)), size, (_ARTICLE, _CLAUSE, _ITEM), first=True)
     return _fill(measured, pieces, size, most_pieces=1)
 
@@ -212,7 +270,9 @@ def cut_paragraphs(measured: _Measured, size: Size, paragraphs: Sequence[str]) -
     return _fill(measured, _pieces(measured, (0, len(measured.text)), marks), size, most_pieces=_PARAGRAPHS_A_CHUNK)
 
 
-def _split(measured: _Measured, span: Span, size: Size, levels: Sequence[re.Pattern[str]], *, first: bool = False) -> list[Span]:
+def _split(
+    measured: _Measured, span: Span, size: Size, levels: Sequence[re.Pattern[str]], *, first: bool = False
+) -> list[Span]:
     """`first`: articles are pieces even where several would fit into one chunk."""
     if not levels or (not first and measured.fits(*span, size)):
         return [span]
@@ -246,13 +306,18 @@ def _fill(measured: _Measured, pieces: Sequence[Span], size: Size, *, most_piece
             first += 1
             continue
         last = first + 1
-        while last < len(pieces) and (last - first < most_pieces or end - start < size.least) and measured.fits(start, pieces[last][1], size):
+        while (
+            last < len(pieces)
+            and (last - first < most_pieces or end - start < size.least)
+            and measured.fits(start, pieces[last][1], size)
+        ):
             end = pieces[last][1]
             last += 1
         chunks.append((start, end))
         if last == len(pieces):
             break
-        # A step back over whole pieces, never over a chunk of one; and the piece that ends this chunk may not begin one that adds nothing.
+        # A step back over whole pieces, never over a chunk of one; and the piece that ends this chunk may not begin one
+        # that adds nothing.
         back = max(1, int((last - first) * size.overlap)) if most_pieces > 1 and last - first > 1 else 0
         while back and not measured.fits(pieces[last - back][0], pieces[last][1], size):
             back -= 1
@@ -265,14 +330,17 @@ def _windows(measured: _Measured, span: Span, size: Size) -> list[Span]:
     start, overlap = span[0], int(size.most * size.overlap)
     while True:
         end = _window_end(measured, start, span[1], size)
-        if chunks and end <= chunks[-1][1]:  # the overlap and the blanks behind it fill the window: go on without an overlap
+        if (
+            chunks and end <= chunks[-1][1]
+        ):  # the overlap and the blanks behind it fill the window: go on without an overlap
             start = chunks[-1][1]
             end = _window_end(measured, start, span[1], size)
         chunks.append((start, end))
         if end >= span[1]:
             return chunks
         begin, content_end = measured.inner(start, end)
-        # With a short token limit a window is shorter than the size: the overlap stays a share of what the window holds.
+        # With a short token limit a window is shorter than the size: the overlap stays a share of what the window
+        # holds.
         step_back = min(overlap, int((content_end - begin) * size.overlap))
         start = _word_start(measured.text, max(begin + 1, content_end - step_back), end)
 
@@ -304,7 +372,9 @@ def _word_start(text: str, start: int, end: int) -> int:
 
 
 def _middle(text: str, span: Span) -> int | None:
-    """A cut that leaves text on both sides, at a blank near the middle if there is one; None in a span of one character."""
+    """A cut that leaves text on both sides, at a blank near the middle if there is one; None in a span of one
+    character.
+    """
     piece = text[span[0] : span[1]]
     first, last = span[0] + len(piece) - len(piece.lstrip()), span[0] + len(piece.rstrip())
     if last - first < 2:
@@ -316,11 +386,18 @@ def _middle(text: str, span: Span) -> int | None:
 
 
 def _without_chunks(document: dict[str, Any]) -> tuple[Any, ...]:
-    return (document["source_type"], document["source_id"], document["content_hash"], document["reason"], *[None] * (len(SCHEMA) - 4))
+    return (
+        document["source_type"],
+        document["source_id"],
+        document["content_hash"],
+        document["reason"],
+        *[None] * (len(SCHEMA) - 4),
+    )
 
 
 def _batch(rows: list[tuple[Any, ...]], metadata: dict[bytes, bytes] | None) -> pa.RecordBatch:
     columns: list[Sequence[Any]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
     return pa.record_batch(
-        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA.with_metadata(metadata if metadata is not None else {})
+        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)],
+        schema=SCHEMA.with_metadata(metadata if metadata is not None else {}),
     )

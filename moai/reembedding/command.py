@@ -1,4 +1,5 @@
-"""The command line of re-embedding: `python -m moai reembed` and scripts/migrations/re_embed_existing_data_optimized.py.
+"""The command line of re-embedding: `python -m moai reembed` and
+scripts/migrations/re_embed_existing_data_optimized.py.
 
 reembed [build] [flags]        build a version (the flags of the old program; --help lists all)
 reembed versions               list them, with what is in each
@@ -102,13 +103,20 @@ def summary(report: Report) -> list[str]:
     encode = seconds.get("encode", 0.0)
     state = "complete" if report.complete else "not complete (only a run over all documents completes it)"
     return [
-        f"documents    {counts['documents_seen']:,} of {report.documents_total:,} looked at = {counts['documents_embedded']:,} embedded + {counts['documents_skipped']:,} without chunks + "
+        f"documents    {counts['documents_seen']:,} of {report.documents_total:,} looked at = "
+        f"{counts['documents_embedded']:,} embedded + {counts['documents_skipped']:,} without chunks + "
         f"{unchanged:,} unchanged; {counts['documents_gone']:,} gone",
-        f"chunks       {counts['chunks']:,} with {counts['tokens']:,} tokens, {counts['truncated']:,} truncated; {counts['encode_batches']:,} encode calls",
-        "seconds      " + ", ".join(f"{name} {seconds[name]:.2f}" for name in ("read", "chunk", "load", "encode", "wait", "write") if name in seconds)
+        f"chunks       {counts['chunks']:,} with {counts['tokens']:,} tokens, {counts['truncated']:,} truncated; "
+        f"{counts['encode_batches']:,} encode calls",
+        "seconds      "
+        + ", ".join(
+            f"{name} {seconds[name]:.2f}"
+            for name in ("read", "chunk", "load", "encode", "wait", "write")
+            if name in seconds
+        )
         + (f"; {counts['chunks'] / encode:,.1f} chunks/s while encoding" if encode and counts["chunks"] else ""),
         f"version      {report.version_id}: {state}, {'active' if report.active else 'not active'}",
-    ]  # fmt: skip
+    ]
 
 
 def _versions(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
@@ -116,16 +124,26 @@ def _versions(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
     with _open(_resolved(flags, environ, prog, _versions)) as database:
         for version in versions.listing(database):
             found = versions.statistics(database, version.id)
-            marks = ", ".join(word for word, holds in (("active", version.is_active), ("complete", version.is_complete)) if holds) or "inactive"
+            marks = (
+                ", ".join(
+                    word for word, holds in (("active", version.is_active), ("complete", version.is_complete)) if holds
+                )
+                or "inactive"
+            )
             made = version.made
             print(f"{version.id:4}  {version.name:24} {version.strategy:9} {marks}")
             print(
                 f"      model {version.model_name}"
-                + (f", revision {made['revision'][:12]}, {made.get('precision', 'float32')}, {made['vector_dtype']}" if made else "")
+                + (
+                    f", revision {made['revision'][:12]}, {made.get('precision', 'float32')}, {made['vector_dtype']}"
+                    if made
+                    else ""
+                )
             )
             skipped = "".join(f", {number:,} {reason}" for reason, number in sorted(found["skipped"].items()))
             print(
-                f"      {found['documents']:,} documents, {found['chunks']:,} chunks, {found['embeddings']:,} embeddings, dim {found['dim']}, {found['tokens']:,} tokens{skipped}"
+                f"      {found['documents']:,} documents, {found['chunks']:,} chunks, {found['embeddings']:,} "
+                f"embeddings, dim {found['dim']}, {found['tokens']:,} tokens{skipped}"
             )
     return 0
 
@@ -139,8 +157,14 @@ def _compare(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
         print(f"{'':20} {'version ' + str(one.id):>16} {'version ' + str(other.id):>16}")
         for name in ("documents", "chunks", "embeddings", "dim", "mean_characters", "longest_characters", "tokens"):
             print(f"{name.replace('_', ' '):20} {left[name]!s:>16} {right[name]!s:>16}")
-        print(f"{'strategy':20} {one.strategy:>16} {other.strategy:>16}\n{'model':20} {one.model_name[-16:]:>16} {other.model_name[-16:]:>16}")
-        print(f"{'documents only here':20} {versions.only_in(database, one.id, other.id):>16} {versions.only_in(database, other.id, one.id):>16}")
+        print(
+            f"{'strategy':20} {one.strategy:>16} {other.strategy:>16}\n{'model':20} {one.model_name[-16:]:>16} "
+            f"{other.model_name[-16:]:>16}"
+        )
+        print(
+            f"{'documents only here':20} {versions.only_in(database, one.id, other.id):>16} "
+            f"{versions.only_in(database, other.id, one.id):>16}"
+        )
     return 0
 
 
@@ -160,11 +184,19 @@ def _rollback(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
     """Undo a strategy's last activation (--chunking-strategy S, or --version-id N of it)."""
     config = _resolved(flags, environ, prog, _rollback)
     with _open(config, writable=True) as database:
-        strategy = versions.get(database, config.version_id).strategy if config.version_id is not None else config.chunking_strategy
+        strategy = (
+            versions.get(database, config.version_id).strategy
+            if config.version_id is not None
+            else config.chunking_strategy
+        )
         was, now = versions.roll_back(database, strategy)
         print(
             f"version {was} is inactive; "
-            + (f"version {now} is active again" if now is not None else f"strategy {strategy} has no active version, as before it")
+            + (
+                f"version {now} is active again"
+                if now is not None
+                else f"strategy {strategy} has no active version, as before it"
+            )
         )
     return 0
 
@@ -207,7 +239,8 @@ def _search(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
         model = SentenceModel.find(config.model or str(made.get("model", version.model_name)), device=config.device)
         if made and model.revision != made["revision"]:
             raise ConfigError(
-                f"version {version.id} was made with revision {made['revision'][:12]} of its model, this is {model.revision[:12]}: scores would mean nothing; name the version's model with --model"
+                f"version {version.id} was made with revision {made['revision'][:12]} of its model, this is "
+                f"{model.revision[:12]}: scores would mean nothing; name the version's model with --model"
             )
         vectors = query_vector(model, query)
         noted = made.get("faiss")
@@ -218,12 +251,16 @@ def _search(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
         )
         for score, chunk_id in found[0]:
             row = database.row(
-                "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ? AND embedding_version_id = ?", (chunk_id, version.id)
+                "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ? AND "
+                "embedding_version_id = ?",
+                (chunk_id, version.id),
             )
             if row is None:
                 raise DamagedError(
-                    f"{search.index_path(database.path, version.id)}: chunk {chunk_id} is none of version {version.id}: "
-                    f"this is another version's index; delete that file and build it again with --faiss {made['faiss']['kind']}"
+                    f"{search.index_path(database.path, version.id)}: chunk {chunk_id} is none of version "
+                    f"{version.id}: "
+                    f"this is another version's index; delete that file and build it again with --faiss "
+                    f"{made['faiss']['kind']}"
                 )
             source_type, source_id, start, end, text = row
             print(f"{score:.4f}  {source_type} {source_id} [{start}:{end}]  {' '.join(text.split())[:100]}")
@@ -235,7 +272,11 @@ def query_vector(model: SentenceModel, query: str) -> search.Vectors:
     assert isinstance(encoder, SentenceEncoder)
     ids, limit = encoder.tokens.question_ids(query), encoder.tokens.max_tokens
     if len(ids) > limit:
-        logger.warning("The question has %s tokens, the model reads %s: what is behind them is not searched for", f"{len(ids):,}", f"{limit:,}")
+        logger.warning(
+            "The question has %s tokens, the model reads %s: what is behind them is not searched for",
+            f"{len(ids):,}",
+            f"{limit:,}",
+        )
     return encode_all(encoder, [ids[:limit]], TokenBudget())
 
 
@@ -246,7 +287,8 @@ def _check(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
         if found:
             print("\n".join(found))
             raise DamagedError(
-                f"{database.path}: {'at least ' * (len(found) == _MOST_PROBLEMS)}{len(found)} problems, named above; for a damaged file restore a backup"
+                f"{database.path}: {'at least ' * (len(found) == _MOST_PROBLEMS)}{len(found)} problems, named above; "
+                f"for a damaged file restore a backup"
             )
         print(f"{database.path}: whole; {len(versions.listing(database))} versions have what their receipts say")
     return 0
@@ -261,13 +303,23 @@ def _restore_index(flags: list[str], environ: Mapping[str, str], prog: str) -> i
 
 
 ACTIONS: dict[str, Callable[[list[str], Mapping[str, str], str], int]] = {
-    "build": _build, "versions": _versions, "compare": _compare, "activate": _activate, "rollback": _rollback, "search": _search, "delete": _delete, "gc": _gc,
-    "check": _check, "restore-index": _restore_index,
-}  # fmt: skip
+    "build": _build,
+    "versions": _versions,
+    "compare": _compare,
+    "activate": _activate,
+    "rollback": _rollback,
+    "search": _search,
+    "delete": _delete,
+    "gc": _gc,
+    "check": _check,
+    "restore-index": _restore_index,
+}
 
 
 def _resolved(flags: list[str], environ: Mapping[str, str], prog: str, action: Callable[..., int]) -> VersionConfig:
-    return resolve([VersionConfig], flags, environ, prog=prog, description=action.__doc__ or "", others=[ReembedConfig])[VersionConfig].require()
+    return resolve(
+        [VersionConfig], flags, environ, prog=prog, description=action.__doc__ or "", others=[ReembedConfig]
+    )[VersionConfig].require()
 
 
 def _open(config: VersionConfig, *, writable: bool = False) -> Database:
@@ -275,7 +327,10 @@ def _open(config: VersionConfig, *, writable: bool = False) -> Database:
     try:
         check_tables(database)
         if "embedding_version_id" not in database.columns("text_chunks"):
-            raise ConfigError(f"{config.db}: its chunks know no versions yet: build one first with python -m moai reembed --db {config.db}")
+            raise ConfigError(
+                f"{config.db}: its chunks know no versions yet: build one first with python -m moai reembed --db "
+                f"{config.db}"
+            )
         if writable:
             database.run("PRAGMA foreign_keys = ON")
             schema.create_tables(database)
@@ -290,7 +345,10 @@ def _asked(config: VersionConfig, database: Database) -> versions.Version:
         return versions.get(database, config.version_id)
     found = versions.active(database, config.chunking_strategy)
     if found is None:
-        raise ConfigError(f"strategy {config.chunking_strategy} has no active version: name one with --version-id, or another strategy")
+        raise ConfigError(
+            f"strategy {config.chunking_strategy} has no active version: name one with --version-id, or another "
+            f"strategy"
+        )
     return found
 
 

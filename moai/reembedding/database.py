@@ -1,11 +1,12 @@
-"""An SQLite file through `apsw` where that is installed, else through the standard library; errors as one line with the way out.
+"""An SQLite file through `apsw` where that is installed, else through the standard library; errors as one line with the
+way out.
 
     with Database.open(path, writable=True) as database:
         with database.transaction("reembed"):
             database.run("UPDATE t SET a = ?", (1,))
 
-Both drivers run in autocommit here, so that a transaction begins and ends where the code says. `apsw` brings its own, newer SQLite: the
-one in the operating system may hold the WAL-reset bug (see `wal_reset_bug`).
+Both drivers run in autocommit here, so that a transaction begins and ends where the code says. `apsw` brings its own,
+newer SQLite: the one in the operating system may hold the WAL-reset bug (see `wal_reset_bug`).
 """
 
 from __future__ import annotations
@@ -31,14 +32,36 @@ BUSY_SECONDS = 30
 """How long a statement waits for another program's transaction."""
 _BACKUP_PAGES = 4096
 _ADVICE: dict[int, tuple[type[MoaiError], str]] = {
-    5: (StorageError, "the database is locked: another program is writing to it. Close that program, or run again when it is done; nothing was changed"),
-    6: (StorageError, "the database is locked: another program is writing to it. Close that program, or run again when it is done; nothing was changed"),
-    8: (StorageError, "the database is read-only: make the file and its directory writable for this user; nothing was changed"),
-    10: (StorageError, "the disk gave an error: check that it has room (df, ulimit -f) and is healthy; what was committed is kept, run again to go on"),
+    5: (
+        StorageError,
+        "the database is locked: another program is writing to it. Close that program, or run again when it is done; "
+        "nothing was changed",
+    ),
+    6: (
+        StorageError,
+        "the database is locked: another program is writing to it. Close that program, or run again when it is done; "
+        "nothing was changed",
+    ),
+    8: (
+        StorageError,
+        "the database is read-only: make the file and its directory writable for this user; nothing was changed",
+    ),
+    10: (
+        StorageError,
+        "the disk gave an error: check that it has room (df, ulimit -f) and is healthy; what was committed is kept, "
+        "run again to go on",
+    ),
     11: (DamagedError, "the database is damaged: run `PRAGMA integrity_check` on it and restore a backup"),
     13: (StorageError, "the disk is full: free space there; what was committed is kept, run again to go on"),
-    14: (SourceError, "cannot be opened as a database: check that the path is right and that its directory may be written"),
-    19: (DamagedError, "a rule of the database itself refuses a row: look at its triggers, unique indexes and foreign keys; what was committed before is kept"),
+    14: (
+        SourceError,
+        "cannot be opened as a database: check that the path is right and that its directory may be written",
+    ),
+    19: (
+        DamagedError,
+        "a rule of the database itself refuses a row: look at its triggers, unique indexes and foreign keys; what was "
+        "committed before is kept",
+    ),
     26: (SourceError, "is not an SQLite database: name one with --db"),
 }
 
@@ -49,15 +72,22 @@ def sqlite_version() -> tuple[int, ...]:
 
 
 def wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Whether this SQLite may lose a page when two connections checkpoint and write at one moment (sqlite.org/wal.html#walresetbug).
+    """Whether this SQLite may lose a page when two connections checkpoint and write at one moment
+    (sqlite.org/wal.html#walresetbug).
 
     In 3.7.0 to 3.51.2; mended in 3.51.3 and in the branches 3.50.7 and 3.44.6.
     """
-    return (3, 7, 0) <= version < (3, 51, 3) and not (3, 50, 7) <= version < (3, 51) and not (3, 44, 6) <= version < (3, 45)
+    return (
+        (3, 7, 0) <= version < (3, 51, 3)
+        and not (3, 50, 7) <= version < (3, 51)
+        and not (3, 44, 6) <= version < (3, 45)
+    )
 
 
 class Database:
-    """One connection, for one thread. Every method raises StorageError, SourceError or DamagedError where a person can act."""
+    """One connection, for one thread. Every method raises StorageError, SourceError or DamagedError where a person can
+    act.
+    """
 
     def __init__(self, path: Path, connection: Any) -> None:
         self.path = path
@@ -67,7 +97,10 @@ class Database:
     def open(cls, path: Path, *, writable: bool = False) -> Database:
         """An existing file. A reader never writes, not even a journal."""
         if not path.is_file():
-            raise SourceError(f"{path}: {'is a directory' if path.is_dir() else 'there is no such database file'}; name a database file with --db")
+            raise SourceError(
+                f"{path}: {'is a directory' if path.is_dir() else 'there is no such database file'}; name a database "
+                f"file with --db"
+            )
         with _plain(path):
             if apsw:
                 flags = apsw.SQLITE_OPEN_READWRITE if writable else apsw.SQLITE_OPEN_READONLY
@@ -119,7 +152,9 @@ class Database:
         failpoint(f"{place}.begin", self.path)
         try:
             with _plain(self.path):
-                self._connection.execute("BEGIN IMMEDIATE")  # inside the try: a signal right behind it may not leave it open
+                self._connection.execute(
+                    "BEGIN IMMEDIATE"
+                )  # inside the try: a signal right behind it may not leave it open
             yield
             failpoint(f"{place}.commit", self.path)
             with _plain(self.path):

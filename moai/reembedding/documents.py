@@ -3,11 +3,13 @@
     for batch in LawDocuments(path=db, version_id=5, content_key=key, doc_batch_size=300).pages():
         batch               # RecordBatch: source_type, source_id, paragraphs, content_hash, reason
 
-A page is a range of ids, so where it is cut depends on the table alone, not on what is embedded already. Of a page only those documents come
-out whose content hash differs from the one in the receipt; documents that are gone from their table come out in batches of their own, with the reason
-GONE. Nothing but a page is ever in memory: ids and receipts by keyset, texts by range, each in a statement that ends.
+A page is a range of ids, so where it is cut depends on the table alone, not on what is embedded already. Of a page only
+those documents come out whose content hash differs from the one in the receipt; documents that are gone from their
+table come out in batches of their own, with the reason GONE. Nothing but a page is ever in memory: ids and receipts by
+keyset, texts by range, each in a statement that ends.
 
-The document of a statute is an article's row; of the other three types it is the parent, its paragraphs in the order of `para_index`.
+The document of a statute is an article's row; of the other three types it is the parent, its paragraphs in the order of
+`para_index`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ LEAST_CHARACTERS = 50
 """A stripped document shorter than this gets no chunk: "(삭제)", a heading, a page number."""
 
 SCHEMA = pa.schema(
-    [("source_type", pa.string()), ("source_id", pa.int64()), ("paragraphs", pa.list_(pa.string())), ("content_hash", pa.string()), ("reason", pa.string())]
+    [
+        ("source_type", pa.string()),
+        ("source_id", pa.int64()),
+        ("paragraphs", pa.list_(pa.string())),
+        ("content_hash", pa.string()),
+        ("reason", pa.string()),
+    ]
 )
 """`reason` is set where the document gets no chunk; `paragraphs` is null then."""
 
@@ -38,7 +46,9 @@ _BEFORE_ALL, _AFTER_ALL = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class Kind:
-    """Where the documents of one source type are. `texts` is the table that holds text, `parents` the one that lists documents, if it is another."""
+    """Where the documents of one source type are. `texts` is the table that holds text, `parents` the one that lists
+    documents, if it is another.
+    """
 
     texts: str
     key: str
@@ -52,18 +62,25 @@ class Kind:
     def page_sql(self) -> str:
         listed = f"SELECT {self.key} FROM {self.texts} WHERE {self.key} > ?1"
         if self.parents:
-            # A merge of two indexes: a parent without paragraphs is counted, a paragraph without its parent is not lost.
+            # A merge of two indexes: a parent without paragraphs is counted, a paragraph without its parent is not
+            # lost.
             listed = f"SELECT id FROM {self.parents} WHERE id > ?1 UNION {listed}"
         return f"{listed} ORDER BY 1 LIMIT ?2"
 
     def count_sql(self) -> str:
         listed = f"SELECT {self.key} FROM {self.texts}"
         # In order, so that both sides are merged: an older SQLite keeps all ids in a temporary table otherwise.
-        return f"SELECT count(*) FROM ({f'SELECT id FROM {self.parents} UNION ' if self.parents else ''}{listed} ORDER BY 1)"
+        return (
+            f"SELECT count(*) FROM ({f'SELECT id FROM {self.parents} UNION ' if self.parents else ''}{listed} ORDER "
+            f"BY 1)"
+        )
 
     def text_sql(self) -> str:
         # As bytes: SQLite keeps in a TEXT column whatever was put there, valid UTF-8 or not.
-        return f"SELECT {self.key}, CAST(text AS BLOB) FROM {self.texts} WHERE {self.key} BETWEEN ?1 AND ?2 ORDER BY {self.order}"
+        return (
+            f"SELECT {self.key}, CAST(text AS BLOB) FROM {self.texts} WHERE {self.key} BETWEEN ?1 AND ?2 ORDER BY "
+            f"{self.order}"
+        )
 
 
 def _paragraphs(parents: str, texts: str, key: str) -> Kind:
@@ -81,17 +98,36 @@ KINDS = {
 def check_tables(database: Database) -> None:
     """Raises SourceError naming what is missing and what would have to be there."""
     needed = {table: columns for kind in KINDS.values() for table, columns in kind.tables().items()}
-    needed |= {"text_chunks": ("id", "source_type", "source_id", "chunk_index", "text"), "embeddings": ("id", "chunk_id", "model", "dim", "vector")}
-    needed |= {"embedding_versions": ("id", "version_name", "chunking_strategy", "model_name", "description", "created_at", "is_active", "metadata")}
+    needed |= {
+        "text_chunks": ("id", "source_type", "source_id", "chunk_index", "text"),
+        "embeddings": ("id", "chunk_id", "model", "dim", "vector"),
+    }
+    needed |= {
+        "embedding_versions": (
+            "id",
+            "version_name",
+            "chunking_strategy",
+            "model_name",
+            "description",
+            "created_at",
+            "is_active",
+            "metadata",
+        )
+    }
     found = {table: database.columns(table) for table in needed}
     missing = [table for table, columns in found.items() if not columns]
     if missing:
         what = "is not a law database" if len(missing) == len(needed) else "lacks part of a law database"
-        raise SourceError(f"{database.path}: {what}: no table {', '.join(missing)}; name another file with --db, or run the program's own migrations first")
+        raise SourceError(
+            f"{database.path}: {what}: no table {', '.join(missing)}; name another file with --db, or run the "
+            f"program's own migrations first"
+        )
     for table, columns in needed.items():
         absent = [column for column in columns if column not in found[table]]
         if absent:
-            raise SourceError(f"{database.path}: table {table} has no column {', '.join(absent)} (found: {', '.join(found[table])})")
+            raise SourceError(
+                f"{database.path}: table {table} has no column {', '.join(absent)} (found: {', '.join(found[table])})"
+            )
 
 
 def count_documents(database: Database, source_types: Sequence[str]) -> dict[str, int]:
@@ -118,13 +154,16 @@ class LawDocuments:
     """Documents that need work, at most; None for all."""
 
     def pages(self) -> Iterator[pa.RecordBatch]:
-        """A batch a page. Its rows are the documents that need work, its schema's metadata "documents" says how many were looked at.
+        """A batch a page. Its rows are the documents that need work, its schema's metadata "documents" says how many
+        were looked at.
 
         The connection is opened in the thread that asks for the first batch, and belongs to it.
         """
         left = self.limit
         with Database.open(self.path) as database:
-            codec = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(str(database.value("PRAGMA encoding")), "utf-8")
+            codec = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(
+                str(database.value("PRAGMA encoding")), "utf-8"
+            )
             for source_type in self.source_types:
                 for batch in self._pages_of(database, source_type, codec):
                     if left is not None:
@@ -153,7 +192,8 @@ class LawDocuments:
         if not database.columns("reembed_receipts"):
             return
         sql = (
-            "SELECT source_id, content_hash FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id > ? AND source_id <= ? "
+            "SELECT source_id, content_hash FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND "
+            "source_id > ? AND source_id <= ? "
             "ORDER BY source_id LIMIT ?"
         )
         while rows := database.rows(sql, (self.version_id, source_type, after, last, self.doc_batch_size)):
@@ -162,7 +202,9 @@ class LawDocuments:
             if len(rows) < self.doc_batch_size:
                 return
 
-    def _changed(self, source_type: str, ids: Sequence[int], texts: dict[int, list[bytes]], known: dict[int, str], codec: str) -> pa.RecordBatch:
+    def _changed(
+        self, source_type: str, ids: Sequence[int], texts: dict[int, list[bytes]], known: dict[int, str], codec: str
+    ) -> pa.RecordBatch:
         rows = []
         for source_id in ids:
             data = texts.get(source_id, [])

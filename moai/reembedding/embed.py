@@ -2,9 +2,9 @@
 
     Embed(encoder=encoder, vector_dtype="float32")     # RecordBatch of chunks -> with a column `vector`
 
-`Encoder` is the seam for another model or another library: whatever has these few members can be passed to `reembedding.build`. The order of
-work inside a batch depends on that batch alone (longest first, ties by position), so the same batch gives the same device batches, and with them
-the same bits, before a crash and after it.
+`Encoder` is the seam for another model or another library: whatever has these few members can be passed to
+`reembedding.build`. The order of work inside a batch depends on that batch alone (longest first, ties by position), so
+the same batch gives the same device batches, and with them the same bits, before a crash and after it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ Vectors = npt.NDArray[np.float32]
 VECTOR_DTYPES = ("float32", "float16")
 
 SCHEMA = pa.schema(
-    [*(column for column in CHUNKS if column.name != "ids"), pa.field("token_count", pa.int32()), pa.field("dim", pa.int32()), pa.field("vector", pa.binary())]
+    [
+        *(column for column in CHUNKS if column.name != "ids"),
+        pa.field("token_count", pa.int32()),
+        pa.field("dim", pa.int32()),
+        pa.field("vector", pa.binary()),
+    ]
 )
 """As the chunks', with the number of their tokens, and the vector's dimensions and little-endian bytes."""
 
@@ -56,7 +61,9 @@ class Encoder(Protocol):
         ...
 
     def encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """(n, dim), of length 1 each, for rows of token ids. One device batch: raises OutOfMemory where the device cannot hold it."""
+        """(n, dim), of length 1 each, for rows of token ids. One device batch: raises OutOfMemory where the device
+        cannot hold it.
+        """
         ...
 
 
@@ -77,7 +84,9 @@ class Model(Protocol):
 
 Lengths = TypeVar("Lengths", int, npt.NDArray[np.int64])
 PAD_TO = 8
-"""Tokens. Libraries under torch keep a program for every shape of a batch that they met: with any length allowed, these grew to hundreds of MB."""
+"""Tokens. Libraries under torch keep a program for every shape of a batch that they met: with any length allowed, these
+grew to hundreds of MB.
+"""
 
 
 def padded(tokens: Lengths) -> Lengths:
@@ -91,16 +100,26 @@ class OutOfMemory(Exception):
 
 @dataclass
 class TokenBudget:
-    """Tokens of a device batch, padding included; halved for good when memory does not suffice. None: what the encoder proposes."""
+    """Tokens of a device batch, padding included; halved for good when memory does not suffice. None: what the encoder
+    proposes.
+    """
 
     tokens: int | None = None
 
     def halve(self, rows: int, longest: int) -> None:
         """Raises MoaiError where one row is already too much."""
         if rows == 1:
-            raise MoaiError(f"one chunk of {longest:,} tokens does not fit into this device's memory: use a smaller model, or --device cpu")
+            raise MoaiError(
+                f"one chunk of {longest:,} tokens does not fit into this device's memory: use a smaller model, or "
+                f"--device cpu"
+            )
         self.tokens = max(longest, rows * longest // 2)
-        logger.warning("Out of memory with %d chunks of up to %d tokens; going on with %s tokens a batch", rows, longest, f"{self.tokens:,}")
+        logger.warning(
+            "Out of memory with %d chunks of up to %d tokens; going on with %s tokens a batch",
+            rows,
+            longest,
+            f"{self.tokens:,}",
+        )
 
 
 def encode_all(
@@ -111,8 +130,8 @@ def encode_all(
     stop: threading.Event | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Vectors:
-    """(n, dim) in the order of `rows`, encoded longest first: what does not fit into memory shows at once, and neighbours hardly need padding.
-    Lengths that are the same when padded count as equal.
+    """(n, dim) in the order of `rows`, encoded longest first: what does not fit into memory shows at once, and
+    neighbours hardly need padding. Lengths that are the same when padded count as equal.
 
     Which rows share a device batch depends on `rows` and the budget, not on how many batches are encoded at a time.
     """
@@ -139,8 +158,12 @@ def encode_all(
             on_rows(len(chosen))
 
 
-def _batches(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], budget: TokenBudget) -> Iterator[npt.NDArray[np.int64]]:
-    """Indexes of neighbours in `order`, as many as the budget takes when all are padded to the first and longest; the budget may shrink on the way."""
+def _batches(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], budget: TokenBudget
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Indexes of neighbours in `order`, as many as the budget takes when all are padded to the first and longest; the
+    budget may shrink on the way.
+    """
     start = 0
     while start < len(order):
         assert budget.tokens is not None
@@ -178,7 +201,9 @@ class Embed:
         places = [place for place, row in enumerate(rows) if row is not None]
         vectors: list[bytes | None] = [None] * len(rows)
         if places:
-            found = encode_all(self.encoder, [rows[place] for place in places], self.budget, stop=self.stop, on_rows=self._count)
+            found = encode_all(
+                self.encoder, [rows[place] for place in places], self.budget, stop=self.stop, on_rows=self._count
+            )
             kept = found.astype("<f4" if self.vector_dtype == "float32" else "<f2")
             for place, vector in zip(places, kept):
                 vectors[place] = vector.tobytes()

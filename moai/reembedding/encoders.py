@@ -4,8 +4,8 @@
     model.revision                                                    # known without loading anything heavy
     encoder = model.open("bfloat16")                                  # now torch and sentence_transformers are imported
 
-Tokenizing is moai's (the chunker needs it anyway, with offsets), pooling and normalizing are the model's own. In bfloat16 and int8 only the transformer
-computes so: pooling and normalizing stay in float32.
+Tokenizing is moai's (the chunker needs it anyway, with offsets), pooling and normalizing are the model's own. In
+bfloat16 and int8 only the transformer computes so: pooling and normalizing stay in float32.
 """
 
 from __future__ import annotations
@@ -50,12 +50,17 @@ class SentenceModel:
     threads: int = 1
 
     @classmethod
-    def find(cls, name: str, *, revision: str | None = None, device: str = "cpu", backend: str = "torch", threads: int = 1) -> SentenceModel:
+    def find(
+        cls, name: str, *, revision: str | None = None, device: str = "cpu", backend: str = "torch", threads: int = 1
+    ) -> SentenceModel:
         """Raises SourceError where there is no such model, with the way out."""
         directory = Path(name).expanduser()
         if directory.is_dir():
             if not (directory / "config.json").is_file() and not (directory / "modules.json").is_file():
-                raise SourceError(f"{name}: no model: neither config.json nor modules.json is in it; set EMBEDDING_MODEL or --model to the model's directory")
+                raise SourceError(
+                    f"{name}: no model: neither config.json nor modules.json is in it; set EMBEDDING_MODEL or --model "
+                    f"to the model's directory"
+                )
             return cls(name, _digest(directory), str(directory), device, backend, threads)
         return cls(name, *_from_hub(name, revision), device, backend, threads)
 
@@ -65,7 +70,9 @@ class SentenceModel:
 
 
 class SentenceEncoder:
-    """A loaded model. Raises TokenizerError where its tokenizer gives no offsets, ConfigError where the backend is not installed."""
+    """A loaded model. Raises TokenizerError where its tokenizer gives no offsets, ConfigError where the backend is not
+    installed.
+    """
 
     def __init__(self, model: SentenceModel, precision: str) -> None:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _SHAPES)
@@ -78,7 +85,8 @@ class SentenceEncoder:
         self._torch = torch
         device = device_of(model.device)
         self._device = torch.device(device)
-        # Several batches at a time with few threads each: threads that share one batch wait for each other after every operation.
+        # Several batches at a time with few threads each: threads that share one batch wait for each other after every
+        # operation.
         self.lanes = min(model.threads, MOST_LANES) if self._device.type == "cpu" and model.backend == "torch" else 1
         torch.set_num_threads(max(1, model.threads // self.lanes))
         self._model: Any = SentenceTransformer(model.directory or model.name, device=device, trust_remote_code=False)
@@ -93,11 +101,15 @@ class SentenceEncoder:
         if model.backend != "torch":
             from moai.reembedding.runtimes import open_runtime
 
-            self._transformer = open_runtime(model.backend, self._transformer, precision=precision, threads=model.threads, type_ids=self._type_ids)
+            self._transformer = open_runtime(
+                model.backend, self._transformer, precision=precision, threads=model.threads, type_ids=self._type_ids
+            )
         elif precision == "bfloat16":
             self._transformer.to(torch.bfloat16)
         elif precision == "int8":
-            raise ConfigError("--precision int8 needs --backend onnx or openvino; with torch choose float32 or bfloat16")
+            raise ConfigError(
+                "--precision int8 needs --backend onnx or openvino; with torch choose float32 or bfloat16"
+            )
 
     def encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
         torch = self._torch
@@ -122,7 +134,9 @@ class SentenceEncoder:
 
     def _features(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         longest = max(map(len, rows))
-        longest = min(padded(longest), max(longest, self.tokens.max_tokens))  # the model has no positions beyond its limit
+        longest = min(
+            padded(longest), max(longest, self.tokens.max_tokens)
+        )  # the model has no positions beyond its limit
         ids = np.full((len(rows), longest), self.tokens.pad_id, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for place, row in enumerate(rows):
@@ -143,20 +157,28 @@ class SentenceEncoder:
         return int(max(2048, min(GPU_TOKENS, free // 2 // self._bytes_per_token())))
 
     def _bytes_per_token(self) -> int:
-        """What a token of a device batch may need at the peak of a layer, an estimate: 64 activations of the hidden size."""
+        """What a token of a device batch may need at the peak of a layer, an estimate: 64 activations of the hidden
+        size.
+        """
         config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
         hidden = int(getattr(config, "hidden_size", self.dim))
         return 64 * hidden * (2 if self.precision == "bfloat16" else 4)
 
 
 class TokenizerTokens:
-    """The model's tokenizer without truncation and padding, with the prompt that the model's authors put before documents."""
+    """The model's tokenizer without truncation and padding, with the prompt that the model's authors put before
+    documents.
+    """
 
     def __init__(self, model: Any) -> None:
         fast = getattr(model.tokenizer, "backend_tokenizer", None)
         if fast is None:
-            raise TokenizerError(f"{type(model.tokenizer).__name__} has no tokenizer.json: only a fast tokenizer tells where its tokens stand in the text")
-        # A copy: tokenizer.json may carry a truncation shorter than the model (128 of 256 tokens in all-MiniLM-L6-v2), which would cut silently.
+            raise TokenizerError(
+                f"{type(model.tokenizer).__name__} has no tokenizer.json: only a fast tokenizer tells where its tokens "
+                f"stand in the text"
+            )
+        # A copy: tokenizer.json may carry a truncation shorter than the model (128 of 256 tokens in all-MiniLM-L6-v2),
+        # which would cut silently.
         self._tokenizer = copy.deepcopy(fast)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -172,7 +194,12 @@ class TokenizerTokens:
         return [np.array(encoding.offsets, np.int64).reshape(-1, 2) for encoding in encodings]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([self._prompt + text for text in texts], add_special_tokens=True)]
+        return [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch_fast(
+                [self._prompt + text for text in texts], add_special_tokens=True
+            )
+        ]
 
     def question_ids(self, text: str) -> list[int]:
         """Of a question: with the prompt that the model's authors put before those."""
@@ -189,16 +216,22 @@ def device_of(wanted: str) -> str:
 
 
 _SHAPES = "16"
-"""Programs that oneDNN keeps, one for each shape of an operation. By default 1,024 of some MB: the last batch of every call has another number of rows."""
+"""Programs that oneDNN keeps, one for each shape of an operation. By default 1,024 of some MB: the last batch of every
+call has another number of rows.
+"""
 CPU_TOKENS = 1024
-"""Measured on two cores: a fifth faster than the best fixed batch, where 4,096 were slower than it (benchmarks/RESULTS.md)."""
+"""Measured on two cores: a fifth faster than the best fixed batch, where 4,096 were slower than it
+(benchmarks/RESULTS.md).
+"""
 MOST_LANES = 8
 """Each holds the activations of a device batch."""
 GPU_TOKENS = 65_536
 
 
 def _limit(model: Any) -> int:
-    limit = getattr(model, "max_seq_length", None) or min(int(getattr(model.tokenizer, "model_max_length", 512)), 1_000_000)
+    limit = getattr(model, "max_seq_length", None) or min(
+        int(getattr(model.tokenizer, "model_max_length", 512)), 1_000_000
+    )
     config = getattr(model[0].auto_model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     if positions and "roberta" in str(getattr(config, "model_type", "")):
@@ -207,7 +240,9 @@ def _limit(model: Any) -> int:
 
 
 def _prompt(model: Any, *names: str) -> str:
-    """As `SentenceTransformer.encode_document` and `encode_query` choose it, but that an empty prompt does not hide the next name's."""
+    """As `SentenceTransformer.encode_document` and `encode_query` choose it, but that an empty prompt does not hide the
+    next name's.
+    """
     prompts = model.prompts or {}
     for name in names:
         if prompts.get(name):
@@ -220,9 +255,13 @@ def _digest(directory: Path) -> str:
     files = [
         path
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.suffix in _MODEL_SUFFIXES and not set(path.relative_to(directory).parts[:-1]) & set(_NOT_THE_MODEL)
+        if path.is_file()
+        and path.suffix in _MODEL_SUFFIXES
+        and not set(path.relative_to(directory).parts[:-1]) & set(_NOT_THE_MODEL)
     ]
-    return digest_json([[str(path.relative_to(directory)), path.stat().st_size, digest_file(path)] for path in files])[:40]
+    return digest_json([[str(path.relative_to(directory)), path.stat().st_size, digest_file(path)] for path in files])[
+        :40
+    ]
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[str, str]:
@@ -235,7 +274,9 @@ def _from_hub(name: str, revision: str | None) -> tuple[str, str]:
     except Exception:
         logger.info("%s: no directory here and not in the Hub's cache; asking the Hub for it", name)
         try:
-            directory = snapshot_download(name, revision=revision, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"])
+            directory = snapshot_download(
+                name, revision=revision, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
+            )
         except Exception as error:
             raise SourceError(f"{absent(name, error)} (--model DIR or EMBEDDING_MODEL)") from error
     return Path(directory).name, directory
@@ -243,4 +284,9 @@ def _from_hub(name: str, revision: str | None) -> tuple[str, str]:
 
 def _is_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )

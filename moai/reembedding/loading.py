@@ -1,7 +1,8 @@
-"""The encoder of a run, loaded when the first document needs it: a run that finds nothing to do imports neither torch nor the model.
+"""The encoder of a run, loaded when the first document needs it: a run that finds nothing to do imports neither torch
+nor the model.
 
-With `--precision auto` candidates are tried on a sample of the database first. What was chosen is noted in the version by the transaction that writes its first
-vectors, so a run that goes on after a crash computes as the first one did.
+With `--precision auto` candidates are tried on a sample of the database first. What was chosen is noted in the version
+by the transaction that writes its first vectors, so a run that goes on after a crash computes as the first one did.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class LoadedWhenNeeded:
         encoder, precision, cosine = self._open()
         if self.expected_dim not in (None, encoder.dim):
             raise ConfigError(
-                f"{self.model.name} makes vectors of {encoder.dim} dimensions, the version holds {self.expected_dim}: name a new --version-id for this model, or set the version's own"
+                f"{self.model.name} makes vectors of {encoder.dim} dimensions, the version holds {self.expected_dim}: "
+                f"name a new --version-id for this model, or set the version's own"
             )
         self.chosen.update(
             dim=encoder.dim,
@@ -64,7 +66,14 @@ class LoadedWhenNeeded:
             batch_tokens=self.batch_tokens_made or encoder.batch_tokens,
             max_tokens=encoder.tokens.max_tokens,
         )
-        logger.info("Model %s: %d dimensions, reads %d tokens, %s, loaded in %.1fs", self.model.name, encoder.dim, encoder.tokens.max_tokens, precision, time.perf_counter() - started)  # fmt: skip
+        logger.info(
+            "Model %s: %d dimensions, reads %d tokens, %s, loaded in %.1fs",
+            self.model.name,
+            encoder.dim,
+            encoder.tokens.max_tokens,
+            precision,
+            time.perf_counter() - started,
+        )
         return encoder
 
     @property
@@ -103,7 +112,13 @@ class LoadedWhenNeeded:
             vectors, taken = _timed(encoder, rows)
             cosine = float(np.min(np.sum(wanted * vectors, axis=1)))
             good = cosine >= self.min_cosine and taken < seconds
-            logger.info("precision auto: %s takes %.2fs, least cosine to float32 %.4f: %s", precision, taken, cosine, "taken" if good else "not taken")
+            logger.info(
+                "precision auto: %s takes %.2fs, least cosine to float32 %.4f: %s",
+                precision,
+                taken,
+                cosine,
+                "taken" if good else "not taken",
+            )
             if good:
                 best, seconds = (encoder, precision, round(cosine, 6)), taken
         return best
@@ -117,7 +132,9 @@ class LoadedWhenNeeded:
 
 
 def opened(model: Model, precision: str) -> Encoder:
-    """Raises SourceError for whatever the libraries say of files that are no model, or of a device that is not there."""
+    """Raises SourceError for whatever the libraries say of files that are no model, or of a device that is not
+    there.
+    """
     try:
         return model.open(precision)
     except MoaiError:
@@ -126,7 +143,8 @@ def opened(model: Model, precision: str) -> Encoder:
         logger.debug("%s could not be loaded", model.name, exc_info=True)
         said = str(error).strip().partition("\n")[0]
         raise SourceError(
-            f"{model.name}: this model could not be loaded ({type(error).__name__}: {said}); check that its directory is whole, and that --device is there"
+            f"{model.name}: this model could not be loaded ({type(error).__name__}: {said}); check that its directory "
+            f"is whole, and that --device is there"
         ) from error
 
 

@@ -26,32 +26,57 @@ class ReembedConfig:
 
     db: str = option("data/lawfirm_v2.db", "the law database")
     version_id: int | None = option(
-        None, "version to build; registered under this number if it is not there. Default: the strategy's active version, else v1.0.0-<strategy>"
+        None,
+        "version to build; registered under this number if it is not there. Default: the strategy's active version, "
+        "else v1.0.0-<strategy>",
     )
     chunking_strategy: str = option("standard", "how documents are cut", choices=STRATEGIES, affects_output=True)
     query_type: str | None = option(
-        None, "sizes of `dynamic` for one kind of question instead of by document type", choices=tuple(BY_QUERY), affects_output=True
+        None,
+        "sizes of `dynamic` for one kind of question instead of by document type",
+        choices=tuple(BY_QUERY),
+        affects_output=True,
     )
     source_type: tuple[str, ...] = option((), "only these source types; the version is not activated then")
     limit: int | None = option(None, "embed at most so many documents; the version is not activated then")
     doc_batch_size: int = option(500, "documents of one look into the tables")
-    embedding_batch_size: int | None = option(None, "chunks handed to the encoder at once; the default follows the memory of the machine or GPU")
+    embedding_batch_size: int | None = option(
+        None, "chunks handed to the encoder at once; the default follows the memory of the machine or GPU"
+    )
     commit_interval: int = option(5, "encoded batches in one transaction")
     dry_run: bool = option(False, "say what would be done; write nothing, load no model")
     skip_index_optimization: bool = option(False, "create none of the indexes that speed up replacing and counting")
-    replace_all_versions: bool = option(False, "as the old program: a document's chunks of every version are deleted when it is embedded; no way back")
+    replace_all_versions: bool = option(
+        False, "as the old program: a document's chunks of every version are deleted when it is embedded; no way back"
+    )
     backup: bool = option(True, "copy the database before its unique index is migrated")
     activate: bool = option(True, "make the version the active one of its strategy once it is complete")
-    model: str | None = option(None, f"sentence-transformers model: a directory or a hub name. Default: the model that the version names, else {DEFAULT_MODEL}",
-                               env="EMBEDDING_MODEL", affects_output=True)  # fmt: skip
+    model: str | None = option(
+        None,
+        f"sentence-transformers model: a directory or a hub name. Default: the model that the version names, else "
+        f"{DEFAULT_MODEL}",
+        env="EMBEDDING_MODEL",
+        affects_output=True,
+    )
     revision: str | None = option(None, "commit, branch or tag of a hub model", affects_output=True)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     backend: str = option("torch", "library that computes", choices=BACKENDS)
-    precision: str | None = option(None, "float32, bfloat16, int8, or auto: the fastest one that stays within min_cosine of float32. Default: the version's, else float32",
-                                   choices=("auto", *PRECISIONS))  # fmt: skip
+    precision: str | None = option(
+        None,
+        "float32, bfloat16, int8, or auto: the fastest one that stays within min_cosine of float32. Default: the "
+        "version's, else float32",
+        choices=("auto", *PRECISIONS),
+    )
     min_cosine: float = option(0.995, "least cosine to float32 that `--precision auto` accepts in its sample")
-    vector_dtype: str | None = option(None, "how vectors are kept. Default: the version's, else float32", choices=VECTOR_DTYPES)
-    faiss: str | None = option(None, "build an index beside the database and check it against brute force before activation", choices=INDEXES, bare="flat")
+    vector_dtype: str | None = option(
+        None, "how vectors are kept. Default: the version's, else float32", choices=VECTOR_DTYPES
+    )
+    faiss: str | None = option(
+        None,
+        "build an index beside the database and check it against brute force before activation",
+        choices=INDEXES,
+        bare="flat",
+    )
 
     def require(self) -> ReembedConfig:
         """Raises ConfigError for what no program could do."""
@@ -62,7 +87,9 @@ class ReembedConfig:
             if name not in KINDS:
                 raise ConfigError(f"source_type = {name!r}: choose from {', '.join(KINDS)}")
         if self.query_type and self.chunking_strategy != "dynamic":
-            raise ConfigError(f"query_type = {self.query_type!r} belongs to --chunking-strategy dynamic, not {self.chunking_strategy}")
+            raise ConfigError(
+                f"query_type = {self.query_type!r} belongs to --chunking-strategy dynamic, not {self.chunking_strategy}"
+            )
         if not 0 < self.min_cosine <= 1:
             raise ConfigError(f"min_cosine = {self.min_cosine}: above 0, at most 1")
         return self
@@ -93,15 +120,25 @@ def embedding_batch_size(memory_bytes: int, *, cuda_bytes: int | None) -> Settin
     if cuda_bytes is not None:
         size = next(size for least, size in ((8, 4096), (4, 2048), (0, 1024)) if cuda_bytes >= least * GIB * 0.95)
         return Setting(size, f"{cuda_bytes / GIB:.1f} GiB of GPU memory")
-    size = next(size for least, size in ((16, 2048), (10, 1536), (8, 1024), (0, 512)) if memory_bytes >= least * GIB * 0.95)
+    size = next(
+        size for least, size in ((16, 2048), (10, 1536), (8, 1024), (0, 512)) if memory_bytes >= least * GIB * 0.95
+    )
     return Setting(size, f"{memory_bytes / GIB:.1f} GiB of memory available")
 
 
 def cuda_bytes(device: str) -> int | None:
-    """Memory of the GPU that `device` means, without importing torch: a run that finds nothing to do should not pay for it."""
+    """Memory of the GPU that `device` means, without importing torch: a run that finds nothing to do should not pay for
+    it.
+    """
     if device == "cpu":
         return None
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", device.partition(":")[2] or "0"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=memory.total",
+        "--format=csv,noheader,nounits",
+        "-i",
+        device.partition(":")[2] or "0",
+    ]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -111,5 +148,9 @@ def cuda_bytes(device: str) -> int | None:
 
 def pragmas(memory_bytes: int) -> Mapping[str, int]:
     """Page cache in KiB (negative: SQLite's way to say KiB) and mapped bytes, by the memory this process may have."""
-    cache, mapped = next(sizes for least, sizes in ((32, (512, 1024)), (16, (256, 512)), (8, (128, 256)), (0, (64, 128))) if memory_bytes >= least * GIB * 0.95)
+    cache, mapped = next(
+        sizes
+        for least, sizes in ((32, (512, 1024)), (16, (256, 512)), (8, (128, 256)), (0, (64, 128)))
+        if memory_bytes >= least * GIB * 0.95
+    )
     return {"cache_size": -cache * 1000, "mmap_size": mapped * 2**20}

@@ -3,10 +3,11 @@
     for batch in ahead(embed(ahead(chunk(documents.pages())))):     # reading and chunking, encoding, and here: writing
         into.add(batch)
 
-For work whose one writer must hold the pen, as with SQLite, and whose heavy part lets go of the interpreter while it computes. `ahead` runs
-everything behind it in a thread of its own and keeps `depth` batches ready, so the encoder finds its next batch waiting and the
-writer's disk time costs the encoder nothing. The caller's own thread is the last stage: it gets Ctrl-C, and errors of every stage come out there.
-Order is kept, so the result is that of the same generators without any thread.
+For work whose one writer must hold the pen, as with SQLite, and whose heavy part lets go of the interpreter while it
+computes. `ahead` runs everything behind it in a thread of its own and keeps `depth` batches ready, so the encoder finds
+its next batch waiting and the writer's disk time costs the encoder nothing. The caller's own thread is the last stage:
+it gets Ctrl-C, and errors of every stage come out there. Order is kept, so the result is that of the same generators
+without any thread.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _LOOK_SECONDS = 0.1
 
 @dataclass
 class Seconds:
-    """Seconds by stage, summed over the run. A stage inside another one of the same thread is not counted twice; threads run beside each other,
-    so the sum may exceed the wall clock."""
+    """Seconds by stage, summed over the run. A stage inside another one of the same thread is not counted twice;
+    threads run beside each other, so the sum may exceed the wall clock."""
 
     by_stage: dict[str, float] = field(default_factory=dict)
     _running: threading.local = field(default_factory=threading.local)
@@ -72,8 +73,11 @@ class _End:
         self.error = error
 
 
-def ahead(batches: Iterator[T], *, depth: int = 1, idle: Callable[[], None] | None = None, idle_seconds: float = 1.0) -> Generator[T, None, None]:
-    """Yield what `batches` yields while a thread makes up to `depth` more. Raises what the thread raised, after what it made before.
+def ahead(
+    batches: Iterator[T], *, depth: int = 1, idle: Callable[[], None] | None = None, idle_seconds: float = 1.0
+) -> Generator[T, None, None]:
+    """Yield what `batches` yields while a thread makes up to `depth` more. Raises what the thread raised, after what it
+    made before.
 
     idle  called in the caller's thread about every `idle_seconds` while it waits: heartbeats
 

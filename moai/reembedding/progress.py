@@ -1,4 +1,6 @@
-"""How far a run is, for the person who waits: a bar on a terminal, else a line every 15 s or 5 %. What monitors read is in the database."""
+"""How far a run is, for the person who waits: a bar on a terminal, else a line every 15 s or 5 %. What monitors read is
+in the database.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Progress:
         share, now = min(1.0, done / self.total) if self.total else 1.0, time.monotonic()
         if sys.stderr.isatty():
             if now - self._said_at >= _BAR_SECONDS or share == 1:
-                sys.stderr.write(f"\r[{'#' * int(share * _BAR_WIDTH):{_BAR_WIDTH}}] {self._line(done, live['chunks_encoded'])}\033[K")
+                sys.stderr.write(
+                    f"\r[{'#' * int(share * _BAR_WIDTH):{_BAR_WIDTH}}] {self._line(done, live['chunks_encoded'])}\033[K"
+                )
                 sys.stderr.flush()
                 self._said_at, self._has_bar = now, True
         elif now - self._said_at >= _LINE_SECONDS or share - self._said_share >= _LINE_SHARE:
@@ -54,7 +58,10 @@ class Progress:
 
     def _line(self, done: int, chunks: int) -> str:
         share = done / self.total if self.total else 1.0
-        return f"{share:.0%}, {done:,} of {self.total:,} documents, {chunks:,} chunks{_rates(pace(list(self._samples)), self.total - done)}"
+        return (
+            f"{share:.0%}, {done:,} of {self.total:,} documents, {chunks:,} "
+            f"chunks{_rates(pace(list(self._samples)), self.total - done)}"
+        )
 
 
 def _rates(now: Pace | None, left: int) -> str:

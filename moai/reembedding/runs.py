@@ -5,8 +5,9 @@
     run.beat()                                                          # between transactions, while the encoder works
     run.end("done")
 
-All times are UTC. `reembed_samples` holds what was done by when, so that a monitor which starts now knows the rate of the last minutes; a gap between two
-samples longer than PAUSE_SECONDS is a pause (a suspended machine, a stopped process) and counts for no rate.
+All times are UTC. `reembed_samples` holds what was done by when, so that a monitor which starts now knows the rate of
+the last minutes; a gap between two samples longer than PAUSE_SECONDS is a pause (a suspended machine, a stopped
+process) and counts for no rate.
 """
 
 from __future__ import annotations
@@ -29,20 +30,32 @@ SILENT_SECONDS = 600.0
 """A run on another host, of whose process nothing can be known, counts as dead after this long without a heartbeat."""
 _SAMPLES_KEPT = 2000
 
-COUNTERS = ("documents_seen", "documents_embedded", "documents_skipped", "documents_gone", "chunks", "tokens", "truncated", "chunks_encoded", "encode_batches")
+COUNTERS = (
+    "documents_seen",
+    "documents_embedded",
+    "documents_skipped",
+    "documents_gone",
+    "chunks",
+    "tokens",
+    "truncated",
+    "chunks_encoded",
+    "encode_batches",
+)
 STAGES = ("read", "chunk", "load", "encode", "wait", "write")
 """`load` is the model's; `wait` is how long the encoder had nothing to do."""
 WINDOW_SECONDS = 600.0
 """A rate is that of the last so many working seconds."""
 
 TABLES = (
-    "CREATE TABLE IF NOT EXISTS reembed_runs(id INTEGER PRIMARY KEY, version_id INTEGER NOT NULL, state TEXT NOT NULL, owner TEXT NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS reembed_runs(id INTEGER PRIMARY KEY, version_id INTEGER NOT NULL, state TEXT NOT NULL, "
+    "owner TEXT NOT NULL, "
     "started_at TEXT NOT NULL, heartbeat_at TEXT NOT NULL, ended_at TEXT, documents_total INTEGER NOT NULL, "
     + ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COUNTERS)
     + ", "
     + ", ".join(f"seconds_{name} REAL NOT NULL DEFAULT 0" for name in STAGES)
     + ", settings TEXT, message TEXT)",
-    "CREATE TABLE IF NOT EXISTS reembed_samples(run_id INTEGER NOT NULL, at TEXT NOT NULL, documents INTEGER NOT NULL, chunks INTEGER NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS reembed_samples(run_id INTEGER NOT NULL, at TEXT NOT NULL, documents INTEGER NOT NULL, "
+    "chunks INTEGER NOT NULL, "
     "PRIMARY KEY(run_id, at)) WITHOUT ROWID",
 )
 
@@ -74,13 +87,18 @@ class Run:
 
     @classmethod
     def begin(cls, database: Database, *, version_id: int, documents_total: int, settings: Mapping[str, object]) -> Run:
-        """Raises StorageError while another run writes to this database: two would do the same work and wait for each other's locks."""
+        """Raises StorageError while another run writes to this database: two would do the same work and wait for each
+        other's locks.
+        """
         with database.transaction("reembed.run"):
             for run_id in refuse_while_running(database):
                 database.run("UPDATE reembed_runs SET state = 'died', ended_at = heartbeat_at WHERE id = ?", (run_id,))
             at = now()
-            database.run("INSERT INTO reembed_runs(version_id, state, owner, started_at, heartbeat_at, documents_total, settings) VALUES(?,'running',?,?,?,?,?)",
-                         (version_id, json.dumps(owner()), at, at, documents_total, json.dumps(settings, ensure_ascii=False)))  # fmt: skip
+            database.run(
+                "INSERT INTO reembed_runs(version_id, state, owner, started_at, heartbeat_at, documents_total, "
+                "settings) VALUES(?,'running',?,?,?,?,?)",
+                (version_id, json.dumps(owner()), at, at, documents_total, json.dumps(settings, ensure_ascii=False)),
+            )
             run_id = int(database.value("SELECT last_insert_rowid()"))
             database.run("INSERT INTO reembed_samples VALUES(?,?,0,0)", (run_id, at))
         return cls(database, run_id, _said_at=time.monotonic())
@@ -98,7 +116,8 @@ class Run:
         self.database.run(f"UPDATE reembed_runs SET heartbeat_at = ?, {names} WHERE id = ?", (at, *values, self.id))
         failpoint("reembed.sample", self.database.path)
         self.database.run(
-            "INSERT OR REPLACE INTO reembed_samples VALUES(?,?,?,?)", (self.id, at, self.counts["documents_seen"] + self.waiting, self.counts["chunks_encoded"])
+            "INSERT OR REPLACE INTO reembed_samples VALUES(?,?,?,?)",
+            (self.id, at, self.counts["documents_seen"] + self.waiting, self.counts["chunks_encoded"]),
         )
         self._said_at = time.monotonic()
 
@@ -111,10 +130,14 @@ class Run:
     def end(self, state: str, message: str = "") -> None:
         with self.database.transaction("reembed.end"):
             self.write()
-            self.database.run("UPDATE reembed_runs SET state = ?, ended_at = ?, message = ? WHERE id = ?", (state, now(), message, self.id))
+            self.database.run(
+                "UPDATE reembed_runs SET state = ?, ended_at = ?, message = ? WHERE id = ?",
+                (state, now(), message, self.id),
+            )
             self.database.run("DELETE FROM reembed_samples WHERE run_id < ?", (self.id - 20,))
             self.database.run(
-                "DELETE FROM reembed_samples WHERE run_id = ?1 AND at < (SELECT at FROM reembed_samples WHERE run_id = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2)",
+                "DELETE FROM reembed_samples WHERE run_id = ?1 AND at < (SELECT at FROM reembed_samples WHERE run_id = "
+                "?1 ORDER BY at DESC LIMIT 1 OFFSET ?2)",
                 (self.id, _SAMPLES_KEPT),
             )
 
@@ -124,11 +147,14 @@ def refuse_while_running(database: Database) -> list[int]:
     if not database.columns("reembed_runs"):
         return []
     dead = []
-    for run_id, text, heartbeat in database.rows("SELECT id, owner, heartbeat_at FROM reembed_runs WHERE state = 'running'"):
+    for run_id, text, heartbeat in database.rows(
+        "SELECT id, owner, heartbeat_at FROM reembed_runs WHERE state = 'running'"
+    ):
         who = json.loads(text)
         if not _is_dead(who, heartbeat):
             raise StorageError(
-                f"{database.path}: run {run_id} (pid {who['pid']} on {who['host']}) is writing to it; wait for it, or end that process. Nothing was changed"
+                f"{database.path}: run {run_id} (pid {who['pid']} on {who['host']}) is writing to it; wait for it, or "
+                f"end that process. Nothing was changed"
             )
         dead.append(int(run_id))
     return dead
@@ -155,8 +181,8 @@ class Pace:
 def pace(samples: Sequence[Sample], *, window_seconds: float = WINDOW_SECONDS) -> Pace | None:
     """Over the newest samples that embedding took time in. None while there is nothing to measure.
 
-    What counts for nothing: gaps longer than PAUSE_SECONDS, the time until the first chunk (a model is loaded), and stretches of documents without a
-    chunk, which pass a thousand times as fast as what is left.
+    What counts for nothing: gaps longer than PAUSE_SECONDS, the time until the first chunk (a model is loaded), and
+    stretches of documents without a chunk, which pass a thousand times as fast as what is left.
     """
     seconds = documents = chunks = 0.0
     for before, after in reversed(list(itertools.pairwise(samples))):
@@ -164,7 +190,11 @@ def pace(samples: Sequence[Sample], *, window_seconds: float = WINDOW_SECONDS) -
         burst = after.chunks == before.chunks and after.documents > before.documents
         if gap > PAUSE_SECONDS or after.chunks == 0 or burst:
             continue
-        seconds, documents, chunks = seconds + gap, documents + after.documents - before.documents, chunks + after.chunks - before.chunks
+        seconds, documents, chunks = (
+            seconds + gap,
+            documents + after.documents - before.documents,
+            chunks + after.chunks - before.chunks,
+        )
         if seconds >= window_seconds:
             break
     return Pace(documents / seconds, chunks / seconds, seconds) if seconds > 0 else None

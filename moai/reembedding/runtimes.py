@@ -3,8 +3,9 @@
     transformer = open_runtime("openvino", model[0], precision="bfloat16", threads=2, type_ids=True)
     features = transformer(features)                   # adds token_embeddings, as model[0] would
 
-Exported here, in memory or a temporary directory, when the model is loaded (seconds for a small one): the exporters that sentence-transformers calls pin versions
-of transformers that are older than the one moai stands on. int8 is ONNX Runtime's: weights per channel, activations as they come.
+Exported here, in memory or a temporary directory, when the model is loaded (seconds for a small one): the exporters
+that sentence-transformers calls pin versions of transformers that are older than the one moai stands on. int8 is ONNX
+Runtime's: weights per channel, activations as they come.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ _EXAMPLE = (2, 16)
 Features = dict[str, Any]
 
 
-def open_runtime(backend: str, transformer: Any, *, precision: str, threads: int, type_ids: bool) -> Callable[[Features], Features]:
+def open_runtime(
+    backend: str, transformer: Any, *, precision: str, threads: int, type_ids: bool
+) -> Callable[[Features], Features]:
     """Raises ConfigError naming the package to install, or the precision that this backend has not."""
     names = _NAMES if type_ids else _NAMES[:2]
     try:
         run = (_onnx if backend == "onnx" else _openvino)(_traced(transformer, names), names, precision, threads)
     except ImportError as error:
-        raise ConfigError(f"--backend {backend} needs a package that is not installed ({error.name}): pip install {_NEEDS[backend]}") from error
+        raise ConfigError(
+            f"--backend {backend} needs a package that is not installed ({error.name}): pip install {_NEEDS[backend]}"
+        ) from error
 
     def call(features: Features) -> Features:
         import torch
@@ -61,7 +66,9 @@ def _traced(transformer: Any, names: tuple[str, ...]) -> tuple[Any, tuple[Any, .
     return Hidden().eval(), (ids, mask, torch.zeros_like(ids))[: len(names)]
 
 
-def _onnx(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision: str, threads: int) -> Callable[[list[Any]], Any]:
+def _onnx(
+    traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision: str, threads: int
+) -> Callable[[list[Any]], Any]:
     import onnxruntime
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -76,7 +83,14 @@ def _onnx(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about shapes that are constant on purpose
             torch.onnx.export(
-                traced[0], traced[1], str(path), input_names=list(names), output_names=["hidden"], dynamic_axes=axes, dynamo=False, opset_version=_OPSET
+                traced[0],
+                traced[1],
+                str(path),
+                input_names=list(names),
+                output_names=["hidden"],
+                dynamic_axes=axes,
+                dynamo=False,
+                opset_version=_OPSET,
             )
             if precision == "int8":
                 quantized = path.with_name("int8.onnx")
@@ -86,7 +100,9 @@ def _onnx(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision
     return lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
 
 
-def _openvino(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision: str, threads: int) -> Callable[[list[Any]], Any]:
+def _openvino(
+    traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], precision: str, threads: int
+) -> Callable[[list[Any]], Any]:
     import openvino
     import torch
 
@@ -96,5 +112,7 @@ def _openvino(traced: tuple[Any, tuple[Any, ...]], names: tuple[str, ...], preci
         warnings.simplefilter("ignore")
         converted = openvino.convert_model(traced[0], example_input=traced[1])
     hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads})
+    compiled = openvino.Core().compile_model(
+        converted, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    )
     return lambda inputs: compiled(inputs)[0].copy()

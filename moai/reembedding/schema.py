@@ -1,10 +1,10 @@
 """What moai adds to a law database, and the one thing it changes: the unique index of text_chunks takes in the version.
 
-    migrate(database, old_index(database), backup=True, indexes=True)      # backup first, then one transaction; nothing where it is done already
+    migrate(database, old_index(database), backup=True, indexes=True)      # a backup, then one transaction; once
     restore_index(database)                                                # the way back
 
-Before: UNIQUE(source_type, source_id, chunk_index), so that a document has chunks of one version only. After: with embedding_version_id.
-Every statement here can be run twice.
+Before: UNIQUE(source_type, source_id, chunk_index), so that a document has chunks of one version only. After: with
+embedding_version_id. Every statement here can be run twice.
 """
 
 from __future__ import annotations
@@ -28,28 +28,43 @@ _WITH_VERSION = "_version"
 """What the new unique index has behind the name of the old one, so that the way back finds that name."""
 _ADDED_COLUMNS = {
     "text_chunks": {
-        "level": "TEXT", "start_char": "INTEGER", "end_char": "INTEGER", "overlap_chars": "INTEGER", "token_count": "INTEGER", "meta": "TEXT",
-        "chunking_strategy": "TEXT", "chunk_size_category": "TEXT", "query_type": "TEXT", "chunk_group_id": "TEXT", "original_document_id": "INTEGER",
+        "level": "TEXT",
+        "start_char": "INTEGER",
+        "end_char": "INTEGER",
+        "overlap_chars": "INTEGER",
+        "token_count": "INTEGER",
+        "meta": "TEXT",
+        "chunking_strategy": "TEXT",
+        "chunk_size_category": "TEXT",
+        "query_type": "TEXT",
+        "chunk_group_id": "TEXT",
+        "original_document_id": "INTEGER",
         "embedding_version_id": "INTEGER",
     },
     "embeddings": {"version_id": "INTEGER"},
-}  # fmt: skip
+}
 """Of the law program's own migrations 002 and 004, for a database that has not seen them."""
 _INDEXES = (
-    "CREATE INDEX IF NOT EXISTS ix_chunks_lookup ON text_chunks(source_type, source_id, chunking_strategy, embedding_version_id)",
+    "CREATE INDEX IF NOT EXISTS ix_chunks_lookup ON text_chunks(source_type, source_id, chunking_strategy, "
+    "embedding_version_id)",
     "CREATE INDEX IF NOT EXISTS ix_reembed_chunk_version ON text_chunks(embedding_version_id)",
     # Without it every deleted chunk makes the foreign key search all embeddings.
     "CREATE INDEX IF NOT EXISTS ix_reembed_embedding_chunk ON embeddings(chunk_id)",
     "CREATE INDEX IF NOT EXISTS ix_reembed_embedding_version ON embeddings(version_id)",
 )
-ACTIVATIONS = "CREATE TABLE IF NOT EXISTS reembed_activations(id INTEGER PRIMARY KEY, strategy TEXT NOT NULL, version_id INTEGER NOT NULL, previous_id INTEGER, at TEXT NOT NULL)"
+ACTIVATIONS = (
+    "CREATE TABLE IF NOT EXISTS reembed_activations(id INTEGER PRIMARY KEY, strategy TEXT NOT NULL, "
+    "version_id INTEGER NOT NULL, previous_id INTEGER, at TEXT NOT NULL)"
+)
 
 
 def tune(database: Database, values: Mapping[str, int]) -> None:
     """PRAGMAs of the one writer. The journal mode comes first: the others are meant for it."""
     mode = database.value("PRAGMA journal_mode = WAL")
     if mode != "wal":
-        logger.warning("%s: no WAL here (journal_mode %s), so monitors may have to wait for commits", database.path, mode)
+        logger.warning(
+            "%s: no WAL here (journal_mode %s), so monitors may have to wait for commits", database.path, mode
+        )
     database.run("PRAGMA synchronous = NORMAL")
     database.run("PRAGMA foreign_keys = ON")
     database.run("PRAGMA temp_store = MEMORY")
@@ -62,14 +77,17 @@ def old_index(database: Database) -> str | None:
     old = _unique_index(database, OLD_KEY)
     if old is not None and old.startswith("sqlite_autoindex"):
         raise ConfigError(
-            f"{database.path}: UNIQUE(source_type, source_id, chunk_index) is part of the table text_chunks itself, so two versions cannot stand beside each other; "
+            f"{database.path}: UNIQUE(source_type, source_id, chunk_index) is part of the table text_chunks itself, so "
+            f"two versions cannot stand beside each other; "
             "rebuild the table without it, or use --replace-all-versions, which keeps one version"
         )
     return old
 
 
 def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool) -> Path | None:
-    """Add what is missing and take the version into the unique index `old`, if there is one; the backup's path if one was made."""
+    """Add what is missing and take the version into the unique index `old`, if there is one; the backup's path if one
+    was made.
+    """
     copy = _back_up(database) if old is not None and backup else None
     with database.transaction("reembed.migrate"):
         for table, columns in _ADDED_COLUMNS.items():
@@ -85,7 +103,10 @@ def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool)
             failpoint("reembed.create_index", database.path)
             database.run(f'CREATE UNIQUE INDEX "{old}{_WITH_VERSION}" ON text_chunks({", ".join(NEW_KEY)})')
     if old is not None:
-        logger.info("The unique index of text_chunks now includes the version, so that versions stand side by side; way back: restore-index")
+        logger.info(
+            "The unique index of text_chunks now includes the version, so that versions stand side by side; way back: "
+            "restore-index"
+        )
     return copy
 
 
@@ -98,12 +119,19 @@ def create_tables(database: Database) -> None:
 
 
 def restore_index(database: Database) -> str:
-    """Put the unique index back as it was. Raises ConfigError while two versions hold chunks of one document; says what was done."""
+    """Put the unique index back as it was. Raises ConfigError while two versions hold chunks of one document; says what
+    was done.
+    """
     if _unique_index(database, OLD_KEY):
         return "The unique index is the original one already"
-    clashing = database.value(f"SELECT count(*) FROM (SELECT 1 FROM text_chunks GROUP BY {', '.join(OLD_KEY)} HAVING count(*) > 1)")
+    clashing = database.value(
+        f"SELECT count(*) FROM (SELECT 1 FROM text_chunks GROUP BY {', '.join(OLD_KEY)} HAVING count(*) > 1)"
+    )
     if clashing:
-        versions = [str(row[0] or "no version") for row in database.rows("SELECT DISTINCT embedding_version_id FROM text_chunks ORDER BY 1")]
+        versions = [
+            str(row[0] or "no version")
+            for row in database.rows("SELECT DISTINCT embedding_version_id FROM text_chunks ORDER BY 1")
+        ]
         raise ConfigError(
             f"{database.path}: {clashing:,} chunks stand in more than one version ({', '.join(versions)}); "
             "delete all versions but one first (reembed delete --version-id N), or restore the backup"
@@ -112,7 +140,10 @@ def restore_index(database: Database) -> str:
     with database.transaction("reembed.restore"):
         if new:
             database.run(f'DROP INDEX "{new}"')
-        database.run(f'CREATE UNIQUE INDEX "{(new or _USUAL_INDEX).removesuffix(_WITH_VERSION)}" ON text_chunks({", ".join(OLD_KEY)})')
+        database.run(
+            f'CREATE UNIQUE INDEX "{(new or _USUAL_INDEX).removesuffix(_WITH_VERSION)}" ON '
+            f"text_chunks({', '.join(OLD_KEY)})"
+        )
     return "The unique index is the original one again"
 
 
@@ -121,13 +152,16 @@ def backup_path(database: Path) -> Path:
 
 
 def _back_up(database: Database) -> Path:
-    """A copy as it was before the first migration. One that is there from a run which died before its migration is made anew."""
+    """A copy as it was before the first migration. One that is there from a run which died before its migration is made
+    anew.
+    """
     final = backup_path(database.path)
     staged = final.with_name(f"{final.name}.part")
     need, free = database.path.stat().st_size, free_bytes(database.path.parent)
     if need > free:
         raise StorageError(
-            f"{final}: the backup needs {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free; free space there, or keep a copy yourself and use --no_backup"
+            f"{final}: the backup needs {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free; free space there, "
+            f"or keep a copy yourself and use --no_backup"
         )
     staged.unlink(missing_ok=True)
     failpoint("reembed.backup", staged)

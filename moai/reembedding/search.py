@@ -46,7 +46,10 @@ def pages(database: Database, version_id: int) -> Iterator[tuple[npt.NDArray[np.
         last = rows[-1][0]
         dim = dim or rows[0][1]
         vectors = np.stack([_vector(row, dim, database.path) for row in rows])
-        yield np.array([row[0] for row in rows], np.int64), vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        yield (
+            np.array([row[0] for row in rows], np.int64),
+            vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12),
+        )
 
 
 def brute_force(database: Database, version_id: int, queries: Vectors, *, k: int = _TOP) -> list[Found]:
@@ -55,7 +58,8 @@ def brute_force(database: Database, version_id: int, queries: Vectors, *, k: int
     for ids, vectors in pages(database, version_id):
         if vectors.shape[1] != queries.shape[1]:
             raise ConfigError(
-                f"version {version_id} holds vectors of {vectors.shape[1]} dimensions, the query has {queries.shape[1]}: use the version's own model"
+                f"version {version_id} holds vectors of {vectors.shape[1]} dimensions, the query has "
+                f"{queries.shape[1]}: use the version's own model"
             )
         scores = queries @ vectors.T
         for place, row in enumerate(scores):
@@ -69,7 +73,9 @@ def index_path(database: Path, version_id: int) -> Path:
 
 
 def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any]:
-    """Build, check and publish the version's index; what is noted of it. Raises DamagedError where it misses what brute force finds."""
+    """Build, check and publish the version's index; what is noted of it. Raises DamagedError where it misses what brute
+    force finds.
+    """
     faiss = _faiss()
     index: Any = None
     for ids, vectors in pages(database, version_id):
@@ -81,7 +87,8 @@ def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any
     recall = _recall(index, database, version_id)
     if recall < _LEAST_RECALL[kind]:
         raise DamagedError(
-            f"the {kind} index of version {version_id} finds {recall:.1%} of what brute force finds, at least {_LEAST_RECALL[kind]:.0%} is needed; it is not used"
+            f"the {kind} index of version {version_id} finds {recall:.1%} of what brute force finds, at least "
+            f"{_LEAST_RECALL[kind]:.0%} is needed; it is not used"
         )
     final = index_path(database.path, version_id)
     staged = final.with_name(f"{final.name}.part")
@@ -93,9 +100,12 @@ def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any
     except (OSError, RuntimeError) as error:
         staged.unlink(missing_ok=True)
         raise StorageError(
-            f"{staged}: the index could not be written ({error}); free space there. The version is kept: run again to index and activate it"
+            f"{staged}: the index could not be written ({error}); free space there. The version is kept: run again to "
+            f"index and activate it"
         ) from error
-    logger.info("FAISS index (%s): %s vectors, recall %.3f against brute force: %s", kind, f"{index.ntotal:,}", recall, final)
+    logger.info(
+        "FAISS index (%s): %s vectors, recall %.3f against brute force: %s", kind, f"{index.ntotal:,}", recall, final
+    )
     return {"kind": kind, "vectors": int(index.ntotal), "recall": round(recall, 4), "bytes": final.stat().st_size}
 
 
@@ -105,8 +115,12 @@ def is_indexed(database: Path, version_id: int, noted: dict[str, Any], kind: str
     return noted.get("kind") == kind and path.is_file() and path.stat().st_size == noted.get("bytes")
 
 
-def search_index(database: Path, version_id: int, noted: dict[str, Any], queries: Vectors, *, k: int = _TOP) -> list[Found]:
-    """Raises DamagedError where the file is not the index that was noted, ConfigError where the queries are of another model."""
+def search_index(
+    database: Path, version_id: int, noted: dict[str, Any], queries: Vectors, *, k: int = _TOP
+) -> list[Found]:
+    """Raises DamagedError where the file is not the index that was noted, ConfigError where the queries are of another
+    model.
+    """
     path = index_path(database, version_id)
     way_out = f"delete that file and build it again with --faiss {noted['kind']}"
     if not path.is_file():
@@ -118,13 +132,20 @@ def search_index(database: Path, version_id: int, noted: dict[str, Any], queries
     if int(index.ntotal) != noted["vectors"]:
         raise DamagedError(f"{path}: {index.ntotal} vectors where the version notes {noted['vectors']}; {way_out}")
     if index.d != queries.shape[1]:
-        raise ConfigError(f"{path} holds vectors of {index.d} dimensions, the query has {queries.shape[1]}: use the version's own model, or {way_out}")
+        raise ConfigError(
+            f"{path} holds vectors of {index.d} dimensions, the query has {queries.shape[1]}: use the version's own "
+            f"model, or {way_out}"
+        )
     scores, ids = index.search(np.ascontiguousarray(queries), min(k, index.ntotal))
-    return [[(float(score), int(chunk_id)) for score, chunk_id in zip(*row) if chunk_id >= 0] for row in zip(scores, ids)]
+    return [
+        [(float(score), int(chunk_id)) for score, chunk_id in zip(*row) if chunk_id >= 0] for row in zip(scores, ids)
+    ]
 
 
 def _recall(index: Any, database: Database, version_id: int) -> float:
-    """Share of the brute-force top five that the index finds, by score: which of two equal texts comes first is nobody's concern."""
+    """Share of the brute-force top five that the index finds, by score: which of two equal texts comes first is
+    nobody's concern.
+    """
     queries = _sample(database, version_id)
     scores, _ = index.search(np.ascontiguousarray(queries), _TOP)
     hits = total = 0
@@ -154,7 +175,8 @@ def _vector(row: Row, dim: int, path: Path) -> Vectors:
     if not isinstance(data, bytes) or own != dim or len(data) not in (2 * dim, 4 * dim):
         size = len(data) if isinstance(data, bytes) else "no"
         raise DamagedError(
-            f"{path}: the vector of chunk {chunk_id} has {size} bytes and notes {own} dimensions, its version has {dim}: "
+            f"{path}: the vector of chunk {chunk_id} has {size} bytes and notes {own} dimensions, its version has "
+            f"{dim}: "
             "delete its row of embeddings and run the build again, which embeds that document anew"
         )
     return np.frombuffer(data, "<f4" if len(data) == 4 * dim else "<f2").astype(np.float32)

@@ -1,7 +1,8 @@
 """Versions of the embeddings of one database: register, list, compare, activate, roll back, delete.
 
-A strategy has one active version at most, which is what programs that read the database ask for; the others stand beside it. What made a version is in
-its `metadata`, under "moai": model and revision, precision, backend, kind of vectors, sizes, and whether it is complete.
+A strategy has one active version at most, which is what programs that read the database ask for; the others stand
+beside it. What made a version is in its `metadata`, under "moai": model and revision, precision, backend, kind of
+vectors, sizes, and whether it is complete.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def get(database: Database, version_id: int) -> Version:
 
 
 def active(database: Database, strategy: str) -> Version | None:
-    sql = f"SELECT {_COLUMNS} FROM embedding_versions WHERE chunking_strategy = ? AND is_active = 1 ORDER BY id DESC LIMIT 1"
+    sql = (
+        f"SELECT {_COLUMNS} FROM embedding_versions WHERE chunking_strategy = ? AND is_active = 1 ORDER BY id DESC "
+        f"LIMIT 1"
+    )
     row = database.row(sql, (strategy,))
     return _version(row) if row else None
 
@@ -87,8 +91,11 @@ def register(database: Database, version_id: int | None, strategy: str, model_na
     if name in taken:
         name = next(f"{name}.{n}" for n in range(2, len(taken) + 3) if f"{name}.{n}" not in taken)
     with database.transaction("reembed.register"):
-        database.run("INSERT INTO embedding_versions(id, version_name, chunking_strategy, model_name, description, is_active, metadata) VALUES(?,?,?,?,?,0,?)",
-                     (version_id, name, strategy, model_name, "made by moai", "{}"))  # fmt: skip
+        database.run(
+            "INSERT INTO embedding_versions(id, version_name, chunking_strategy, model_name, description, is_active, "
+            "metadata) VALUES(?,?,?,?,?,0,?)",
+            (version_id, name, strategy, model_name, "made by moai", "{}"),
+        )
         registered = int(database.value("SELECT last_insert_rowid()"))
     logger.info("Registered version %d (%s)", registered, name)
     return get(database, registered)
@@ -99,11 +106,16 @@ def note(database: Database, version_id: int, **changes: Any) -> None:
     metadata = get(database, version_id).metadata
     made = {**metadata.get("moai", {}), **changes}
     metadata["moai"] = {name: value for name, value in made.items() if value is not None}
-    database.run("UPDATE embedding_versions SET metadata = ? WHERE id = ?", (json.dumps(metadata, ensure_ascii=False, sort_keys=True), version_id))
+    database.run(
+        "UPDATE embedding_versions SET metadata = ? WHERE id = ?",
+        (json.dumps(metadata, ensure_ascii=False, sort_keys=True), version_id),
+    )
 
 
 def activate(database: Database, version_id: int, **noted: Any) -> Version | None:
-    """Make it its strategy's active version, in one transaction with `noted`; the one that was active before, if another was."""
+    """Make it its strategy's active version, in one transaction with `noted`; the one that was active before, if
+    another was.
+    """
     with database.transaction("reembed.activate"):
         version = get(database, version_id)
         before = active(database, version.strategy)
@@ -111,25 +123,43 @@ def activate(database: Database, version_id: int, **noted: Any) -> Version | Non
             note(database, version_id, **noted)
         if before is None or before.id != version_id:
             failpoint("reembed.deactivate", database.path)
-            database.run("UPDATE embedding_versions SET is_active = 0 WHERE chunking_strategy = ? AND id <> ?", (version.strategy, version_id))
+            database.run(
+                "UPDATE embedding_versions SET is_active = 0 WHERE chunking_strategy = ? AND id <> ?",
+                (version.strategy, version_id),
+            )
             failpoint("reembed.set_active", database.path)
             database.run("UPDATE embedding_versions SET is_active = 1 WHERE id = ?", (version_id,))
-            database.run("INSERT INTO reembed_activations(strategy, version_id, previous_id, at) VALUES(?,?,?,?)",
-                         (version.strategy, version_id, before.id if before else None, now()))  # fmt: skip
+            database.run(
+                "INSERT INTO reembed_activations(strategy, version_id, previous_id, at) VALUES(?,?,?,?)",
+                (version.strategy, version_id, before.id if before else None, now()),
+            )
     return before if before and before.id != version_id else None
 
 
 def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
-    """Undo the strategy's last activation: (the version that was active, the one that is now or None). Raises ConfigError where there is no way back."""
+    """Undo the strategy's last activation: (the version that was active, the one that is now or None). Raises
+    ConfigError where there is no way back.
+    """
     with database.transaction("reembed.roll_back"):
-        row = database.row("SELECT id, version_id, previous_id FROM reembed_activations WHERE strategy = ? ORDER BY id DESC LIMIT 1", (strategy,))
+        row = database.row(
+            "SELECT id, version_id, previous_id FROM reembed_activations WHERE strategy = ? ORDER BY id DESC LIMIT 1",
+            (strategy,),
+        )
         if row is None:
-            raise ConfigError(f"nothing to roll back: moai has activated no version of strategy {strategy} (name another with --chunking-strategy)")
+            raise ConfigError(
+                f"nothing to roll back: moai has activated no version of strategy {strategy} (name another with "
+                f"--chunking-strategy)"
+            )
         activation, version_id, previous = row
         if previous == _DELETED:
-            raise ConfigError(f"the version that was active before version {version_id} is deleted: activate another one instead")
+            raise ConfigError(
+                f"the version that was active before version {version_id} is deleted: activate another one instead"
+            )
         if previous is not None and not _chunks(database, previous):
-            raise ConfigError(f"version {previous}, which was active before version {version_id}, holds no chunks any more: activate another one instead")
+            raise ConfigError(
+                f"version {previous}, which was active before version {version_id}, holds no chunks any more: activate "
+                f"another one instead"
+            )
         database.run("UPDATE embedding_versions SET is_active = 0 WHERE chunking_strategy = ?", (strategy,))
         if previous is not None:
             database.run("UPDATE embedding_versions SET is_active = 1 WHERE id = ?", (previous,))
@@ -142,8 +172,10 @@ def _chunks(database: Database, version_id: int) -> bool:
 
 
 _LOST = (
-    "FROM reembed_receipts WHERE version_id = ?1 AND chunks <> (SELECT count(*) FROM text_chunks c JOIN embeddings ON chunk_id = c.id "
-    "WHERE c.source_type = reembed_receipts.source_type AND c.source_id = reembed_receipts.source_id AND c.embedding_version_id = ?1)"
+    "FROM reembed_receipts WHERE version_id = ?1 AND chunks <> (SELECT count(*) FROM text_chunks c JOIN embeddings ON "
+    "chunk_id = c.id "
+    "WHERE c.source_type = reembed_receipts.source_type AND c.source_id = reembed_receipts.source_id AND "
+    "c.embedding_version_id = ?1)"
 )
 
 
@@ -161,9 +193,12 @@ def problems(database: Database) -> Iterator[str]:
 
 
 def forget_lost(database: Database, version_id: int) -> int:
-    """Drop the receipts of documents whose chunks or embeddings another program has taken away; how many. They are embedded again then."""
+    """Drop the receipts of documents whose chunks or embeddings another program has taken away; how many. They are
+    embedded again then.
+    """
     counts = database.rows(
-        "SELECT coalesce(sum(chunks), 0) FROM reembed_receipts WHERE version_id = ?1 UNION SELECT count(*) FROM text_chunks WHERE embedding_version_id = ?1 "
+        "SELECT coalesce(sum(chunks), 0) FROM reembed_receipts WHERE version_id = ?1 UNION SELECT count(*) FROM "
+        "text_chunks WHERE embedding_version_id = ?1 "
         "UNION SELECT count(*) FROM embeddings WHERE version_id = ?1",
         (version_id,),
     )
@@ -180,23 +215,45 @@ def forget_lost(database: Database, version_id: int) -> int:
 def statistics(database: Database, version_id: int) -> dict[str, Any]:
     """Chunks, documents, embeddings and sizes, over all and by source type."""
     chunks, documents, characters, longest, tokens = database.rows(
-        "SELECT count(*), count(DISTINCT source_type || ' ' || source_id), coalesce(sum(length(text)), 0), coalesce(max(length(text)), 0), sum(token_count) "
-        "FROM text_chunks WHERE embedding_version_id = ?", (version_id,))[0]  # fmt: skip
+        "SELECT count(*), count(DISTINCT source_type || ' ' || source_id), coalesce(sum(length(text)), 0), "
+        "coalesce(max(length(text)), 0), sum(token_count) "
+        "FROM text_chunks WHERE embedding_version_id = ?",
+        (version_id,),
+    )[0]
     embedded = database.row(
-        "SELECT count(*), min(dim), max(dim) FROM embeddings JOIN text_chunks ON text_chunks.id = chunk_id WHERE embedding_version_id = ?", (version_id,)
+        "SELECT count(*), min(dim), max(dim) FROM embeddings JOIN text_chunks ON text_chunks.id = chunk_id WHERE "
+        "embedding_version_id = ?",
+        (version_id,),
     )
     assert embedded is not None
     skipped: dict[str, int] = {}
     if database.columns("reembed_receipts"):
         skipped = dict(
-            database.rows("SELECT reason, count(*) FROM reembed_receipts WHERE version_id = ? AND reason IS NOT NULL GROUP BY reason", (version_id,))
+            database.rows(
+                "SELECT reason, count(*) FROM reembed_receipts WHERE version_id = ? AND reason IS NOT NULL GROUP BY "
+                "reason",
+                (version_id,),
+            )
         )
-    by_type = {row[0]: {"documents": row[1], "chunks": row[2]} for row in database.rows(
-        "SELECT source_type, count(DISTINCT source_id), count(*) FROM text_chunks WHERE embedding_version_id = ? GROUP BY source_type ORDER BY 1", (version_id,))}  # fmt: skip
+    by_type = {
+        row[0]: {"documents": row[1], "chunks": row[2]}
+        for row in database.rows(
+            "SELECT source_type, count(DISTINCT source_id), count(*) FROM text_chunks WHERE embedding_version_id = ? "
+            "GROUP BY source_type ORDER BY 1",
+            (version_id,),
+        )
+    }
     return {
-        "documents": documents, "chunks": chunks, "embeddings": embedded[0], "dim": embedded[1] if embedded[1] == embedded[2] else [embedded[1], embedded[2]],
-        "mean_characters": round(characters / chunks, 1) if chunks else 0.0, "longest_characters": longest, "tokens": tokens or 0, "skipped": skipped, "by_type": by_type,
-    }  # fmt: skip
+        "documents": documents,
+        "chunks": chunks,
+        "embeddings": embedded[0],
+        "dim": embedded[1] if embedded[1] == embedded[2] else [embedded[1], embedded[2]],
+        "mean_characters": round(characters / chunks, 1) if chunks else 0.0,
+        "longest_characters": longest,
+        "tokens": tokens or 0,
+        "skipped": skipped,
+        "by_type": by_type,
+    }
 
 
 def only_in(database: Database, version_id: int, other_id: int) -> int:
@@ -208,8 +265,8 @@ def only_in(database: Database, version_id: int, other_id: int) -> int:
 def delete(database: Database, version_id: int) -> int:
     """Delete a version with its chunks and embeddings, a piece at a time; the number of chunks.
 
-    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again: a run that began between two of them, and
-    perhaps ended, finds no receipts of what is deleted and makes the version whole.
+    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again: a run that began
+    between two of them, and perhaps ended, finds no receipts of what is deleted and makes the version whole.
     """
     deleted = 0
     while True:
@@ -219,11 +276,16 @@ def delete(database: Database, version_id: int) -> int:
                 raise ConfigError(f"version {version_id} is active: activate another one or roll back first")
             note(database, version_id, complete=False)
             database.run("DELETE FROM reembed_receipts WHERE version_id = ?", (version_id,))
-            ids = database.rows("SELECT id FROM text_chunks WHERE embedding_version_id = ? ORDER BY id LIMIT ?", (version_id, _DELETE_AT_ONCE))
+            ids = database.rows(
+                "SELECT id FROM text_chunks WHERE embedding_version_id = ? ORDER BY id LIMIT ?",
+                (version_id, _DELETE_AT_ONCE),
+            )
             database.run_many("DELETE FROM embeddings WHERE chunk_id = ?", ids)
             database.run_many("DELETE FROM text_chunks WHERE id = ?", ids)
             if not ids:
-                database.run("UPDATE reembed_activations SET previous_id = ? WHERE previous_id = ?", (_DELETED, version_id))
+                database.run(
+                    "UPDATE reembed_activations SET previous_id = ? WHERE previous_id = ?", (_DELETED, version_id)
+                )
                 database.run("DELETE FROM reembed_activations WHERE version_id = ?", (version_id,))
                 database.run("DELETE FROM embedding_versions WHERE id = ?", (version_id,))
                 return deleted
@@ -234,7 +296,11 @@ def garbage(database: Database, keep: int) -> list[Version]:
     """What `gc` deletes: of each strategy the inactive versions but the newest `keep`; only versions that moai made."""
     found = []
     for strategy in sorted({version.strategy for version in listing(database)}):
-        inactive = [version for version in listing(database) if version.strategy == strategy and not version.is_active and version.made]
+        inactive = [
+            version
+            for version in listing(database)
+            if version.strategy == strategy and not version.is_active and version.made
+        ]
         inactive.sort(key=lambda version: (version.created_at, version.id))  # numbers are given by hand
         found += inactive[: len(inactive) - keep] if keep else inactive
     return found
@@ -246,5 +312,11 @@ def _version(row: tuple[Any, ...]) -> Version:
     except ValueError:
         metadata = {"unreadable": row[5]}
     return Version(
-        int(row[0]), str(row[1]), str(row[2]), str(row[3]), bool(row[4]), metadata if isinstance(metadata, dict) else {"value": metadata}, str(row[6])
+        int(row[0]),
+        str(row[1]),
+        str(row[2]),
+        str(row[3]),
+        bool(row[4]),
+        metadata if isinstance(metadata, dict) else {"value": metadata},
+        str(row[6]),
     )

@@ -1,6 +1,7 @@
 """From what a person writes after --dataset to files: an existing path, a glob, or a Hugging Face dataset.
 
-    data/a.jsonl   data/   'data/*.parquet'   saved_dataset/[@split]   user/name[:config][@split]   folder:config[@split]
+    data/a.jsonl   data/   'data/*.parquet'   saved_dataset/[@split]
+    user/name[:config][@split]     folder:config[@split]
 
 An existing path wins over a Hub name. Names are sorted, so that the order never depends on the file system.
 """
@@ -53,11 +54,17 @@ def discover(spec: str, config: str | None = None) -> list[Input]:
         paths, root, origin = _paths(spec, config)
     found = [_file(path, root) for path in paths]
     if not any(file.stamp.size for _, file in found):
-        raise SourceError(f"{spec}: {'the file is' if len(found) == 1 else f'all {len(found)} files are'} empty; nothing to prepare")
+        raise SourceError(
+            f"{spec}: {'the file is' if len(found) == 1 else f'all {len(found)} files are'} empty; nothing to prepare"
+        )
     name = short_name(spec)
     kinds = sorted({kind for kind, _ in found}, key=lambda kind: kind.name)
     of_kind = [(kind, tuple(file for its, file in found if its == kind and file.stamp.size)) for kind in kinds]
-    return [Input(spec, name if len(kinds) == 1 else f"{name}.{kind.name}", kind, files, origin) for kind, files in of_kind if files]
+    return [
+        Input(spec, name if len(kinds) == 1 else f"{name}.{kind.name}", kind, files, origin)
+        for kind, files in of_kind
+        if files
+    ]
 
 
 def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, str]]:
@@ -81,7 +88,11 @@ def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, s
     if not name.could_be_hub() and not local.is_dir():
         raise SourceError(f"{spec}: no such file or directory (in {Path.cwd()})")
     fetched: HubFiles = fetch(name, readable=lambda file: kind_of(file) is not None)
-    return [Path(p) for p in fetched.paths], Path(os.path.commonpath([os.path.dirname(p) for p in fetched.paths])), fetched.origin
+    return (
+        [Path(p) for p in fetched.paths],
+        Path(os.path.commonpath([os.path.dirname(p) for p in fetched.paths])),
+        fetched.origin,
+    )
 
 
 def _in_directory(path: Path, split: str | None) -> list[Path]:
@@ -92,7 +103,12 @@ def _in_directory(path: Path, split: str | None) -> list[Path]:
             raise SourceError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}@{splits[0]}")
         path = path / split
     if (path / "state.json").exists():
-        return [path / name for name in _listed(path / "state.json", lambda value: [entry["filename"] for entry in value["_data_files"]])]
+        return [
+            path / name
+            for name in _listed(
+                path / "state.json", lambda value: [entry["filename"] for entry in value["_data_files"]]
+            )
+        ]
     found: list[Path] = []
     passed_over: list[Path] = []
     for folder, folders, names in os.walk(path, onerror=_refuse):
@@ -100,7 +116,11 @@ def _in_directory(path: Path, split: str | None) -> list[Path]:
         links = [f for f in folders if (Path(folder) / f).is_symlink()]
         if links:
             logger.warning(
-                "%s: %d links to directories are not followed, the first %s; name them too if their files belong to the data", folder, len(links), links[0]
+                "%s: %d links to directories are not followed, the first %s; name them too if their files belong to "
+                "the data",
+                folder,
+                len(links),
+                links[0],
             )
         for name in sorted(names):
             file = Path(folder) / name
@@ -110,17 +130,23 @@ def _in_directory(path: Path, split: str | None) -> list[Path]:
     if not found:
         raise SourceError(f"{path}: no readable file in this directory (readable endings: {endings()})")
     if passed_over:
-        logger.info("%s: %d files passed over (no readable ending), the first %s", path, len(passed_over), passed_over[0].name)
+        logger.info(
+            "%s: %d files passed over (no readable ending), the first %s", path, len(passed_over), passed_over[0].name
+        )
     return sorted(found, key=lambda file: file.relative_to(path).as_posix().encode("utf-8", "surrogateescape"))
 
 
 def _listed(file: Path, names_in: Callable[[Any], list[str]]) -> list[str]:
-    """Names of files or folders beside `file`, from what `datasets` wrote into it. Raises SourceError unless they are plain names of things that exist."""
+    """Names of files or folders beside `file`, from what `datasets` wrote into it. Raises SourceError unless they are
+    plain names of things that exist.
+    """
     try:
         names = names_in(json.loads(file.read_bytes()))
         bad = [name for name in names if os.path.basename(name) != name or name in ("", ".", "..")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{file}: not as `datasets` writes it ({type(error).__name__}: {error}); save the dataset again") from error
+        raise SourceError(
+            f"{file}: not as `datasets` writes it ({type(error).__name__}: {error}); save the dataset again"
+        ) from error
     if bad or not names:
         raise SourceError(f"{file}: {f'the name {bad[0]!r} leaves the directory' if bad else 'lists nothing'}")
     return names

@@ -1,8 +1,9 @@
 """Hugging Face datasets as local files: `name[:config][@split]`, on the Hub or as a directory of the same layout.
 
-The library `datasets` resolves what configuration and split mean. Files that moai reads itself (Parquet, JSON, text, Arrow)
-are taken as they are, from the Hub's cache under their commit; any other format goes through `load_dataset` once, whose
-Arrow files are then read. Either way the rest of moai sees files; `origin` keeps repository, commit, configuration, split.
+The library `datasets` resolves what configuration and split mean. Files that moai reads itself (Parquet, JSON, text,
+Arrow) are taken as they are, from the Hub's cache under their commit; any other format goes through `load_dataset`
+once, whose Arrow files are then read. Either way the rest of moai sees files; `origin` keeps repository, commit,
+configuration, split.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class HubName:
 
     def could_be_hub(self) -> bool:
         """`user/name` or a bare name without an ending; not a path."""
-        return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path)) and not re.search(r"\.(jsonl?|ndjson|txt|parquet|arrow|gz|zst)$", self.path)
+        return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path)) and not re.search(
+            r"\.(jsonl?|ndjson|txt|parquet|arrow|gz|zst)$", self.path
+        )
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,23 @@ def fetch(name: HubName, *, readable: Callable[[str], bool]) -> HubFiles:
         builder = load_dataset_builder(name.path, name.config)
     except Exception as error:
         raise SourceError(
-            f"{name.path}: neither a path here nor a dataset that the Hub gives ({type(error).__name__}: {_one_line(error)}); "
+            f"{name.path}: neither a path here nor a dataset that the Hub gives ({type(error).__name__}: "
+            f"{_one_line(error)}); "
             "check the name and the network, or download it and name its directory"
         ) from error
     files = builder.config.data_files or {}
     split = name.split or ("train" if "train" in files else None)
     if files and split not in files:
-        raise SourceError(f"{name.path}: holds the splits {', '.join(map(str, files))}; name one, as in {name.path}@{next(iter(files))}")
-    origin = {"dataset": name.path, "config": builder.config.name, "split": str(split or "train"), "commit": str(builder.hash or "")}
+        raise SourceError(
+            f"{name.path}: holds the splits {', '.join(map(str, files))}; name one, as in "
+            f"{name.path}@{next(iter(files))}"
+        )
+    origin = {
+        "dataset": name.path,
+        "config": builder.config.name,
+        "split": str(split or "train"),
+        "commit": str(builder.hash or ""),
+    }
     urls = [str(url) for url in files.get(split, ())] if split else []
     if urls and all(readable(url) for url in urls):
         return HubFiles(tuple(_local(url, origin) for url in urls), origin)
@@ -80,7 +92,8 @@ def _local(url: str, origin: dict[str, str]) -> str:
         return str(hf_hub_download(match["repo"], match["file"], revision=match["commit"], repo_type="dataset"))
     except Exception as error:
         raise SourceError(
-            f"{url}: not fetched ({type(error).__name__}: {_one_line(error)}); check the network and run again, finished files are kept"
+            f"{url}: not fetched ({type(error).__name__}: {_one_line(error)}); check the network and run again, "
+            f"finished files are kept"
         ) from error
 
 
@@ -90,7 +103,9 @@ def _through_load_dataset(name: HubName, split: str, origin: dict[str, str]) -> 
     try:
         dataset: Any = load_dataset(name.path, name.config, split=split)
     except Exception as error:
-        raise SourceError(f"{name.path}: load_dataset does not give split {split!r} ({type(error).__name__}: {_one_line(error)})") from error
+        raise SourceError(
+            f"{name.path}: load_dataset does not give split {split!r} ({type(error).__name__}: {_one_line(error)})"
+        ) from error
     return HubFiles(tuple(entry["filename"] for entry in dataset.cache_files), origin)
 
 

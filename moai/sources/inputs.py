@@ -1,4 +1,5 @@
-"""Inputs as every system finds and opens them: names to files, files to a source and its columns. Plain arguments, no configuration.
+"""Inputs as every system finds and opens them: names to files, files to a source and its columns. Plain arguments, no
+configuration.
 
 inputs = find_inputs(["data/", "org/name@train"], cache)
 source, columns = open_input(inputs[0], cache=cache, spool_dir=staging, shard_bytes=16 << 20, batch_bytes=4 << 20)
@@ -22,7 +23,9 @@ _FILES_LISTED = 2000
 
 
 def find_inputs(specs: Sequence[str], cache: Path, config: str | None = None) -> tuple[Input, ...]:
-    """What `specs` name, each under a name of its own. `config` is that of a Hub dataset, for the first. Raises SourceError, ConfigError."""
+    """What `specs` name, each under a name of its own. `config` is that of a Hub dataset, for the first. Raises
+    SourceError, ConfigError.
+    """
     keep_apart(cache, specs)
     return distinct(given for index, spec in enumerate(specs) for given in discover(spec, None if index else config))
 
@@ -33,14 +36,24 @@ def stamps_prove(inputs: Iterable[Input]) -> bool:
 
 
 def plan_inputs(inputs: Iterable[Input]) -> dict[str, Any]:
-    """Inputs in a plan's fields. `files` are for explaining a miss; `inputs` says what is read how often, in which order, and what shares shards."""
-    read = [[given.name, given.kind.identity, [[file.name, file.path, file.stamp.as_list()] for file in given.files]] for given in inputs]
+    """Inputs in a plan's fields. `files` are for explaining a miss; `inputs` says what is read how often, in which
+    order, and what shares shards.
+    """
+    read = [
+        [given.name, given.kind.identity, [[file.name, file.path, file.stamp.as_list()] for file in given.files]]
+        for given in inputs
+    ]
     files = {path: stamp for _, _, listed in read for _, path, stamp in listed}
-    return {"inputs": digest_json(read), "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)}}
+    return {
+        "inputs": digest_json(read),
+        "files": files if len(files) <= _FILES_LISTED else {"": digest_json(files), "count": len(files)},
+    }
 
 
 def open_input(given: Input, **reading: Any) -> tuple[LocalSource, Mapping[str, str]]:
-    """An input as a source, and the types of its columns; plain text has none. `reading` is fields of LocalSource. Raises SourceError."""
+    """An input as a source, and the types of its columns; plain text has none. `reading` is fields of LocalSource.
+    Raises SourceError.
+    """
     source = LocalSource(name=given.name, kind=given.kind, files=given.files, **reading)
     return source, {} if given.kind.plain else columns_of(given)
 
@@ -51,8 +64,13 @@ def keep_apart(cache: Path, specs: Iterable[str]) -> None:
         folder = Path(spec).expanduser()
         if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
             continue
-        if not any(part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts):  # folders that are passed over
-            raise ConfigError(f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name another")
+        if not any(
+            part.startswith((".", "__")) for part in cache.resolve().relative_to(folder.resolve()).parts
+        ):  # folders that are passed over
+            raise ConfigError(
+                f"--cache_dir {cache} lies inside the data {spec} and would be read as data by the next run; name "
+                f"another"
+            )
 
 
 def distinct(inputs: Iterable[Input]) -> tuple[Input, ...]:

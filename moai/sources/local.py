@@ -1,17 +1,19 @@
 """Local files as shards.
 
-    .jsonl .ndjson .json .txt .csv .tsv, plain or .zst .gz .xz .bz2 · .parquet · .arrow and directories of `save_to_disk` · folders, globs
+    .jsonl .ndjson .json .txt .csv .tsv, plain or .zst .gz .xz .bz2 · .parquet · .arrow and directories of
+    `save_to_disk` · folders, globs
 
 Where shards are cut depends on a file's bytes, its name and `shard_bytes`, and on nothing else:
 
     plain lines              at the first line that begins at or after each mark of shard_bytes
     compressed, array, CSV   one reader finds the same kind of marks in the decompressed stream and hands ranges on
     Parquet, Arrow           whole row groups or record batches until shard_bytes is reached
-    small files              share a shard: a walk over the sorted names, cut where shard_bytes is reached or a name's hash says so,
+    small files              share a shard: a walk over the sorted names, cut where shard_bytes is reached or a name's
+                             hash says so,
                              so that adding a file changes one shard
 
-Digests of ranges already read are remembered under the files' stamps (size, times, inode), unless those are younger than 2 s.
-What a range is and how it is read, a file's `Kind` knows.
+Digests of ranges already read are remembered under the files' stamps (size, times, inode), unless those are younger
+than 2 s. What a range is and how it is read, a file's `Kind` knows.
 """
 
 from __future__ import annotations
@@ -53,12 +55,16 @@ class LocalSource:
     batch_bytes: int = 4 << 20
     trust_stamps: bool = True
     transform_key: str = ""
-    """What finished shards are looked for under. With it, a compressed file of which a range is not finished is decompressed once more,
-    by the driver; without it, every range that is read again is decompressed to from the file's beginning."""
+    """What finished shards are looked for under. With it, a compressed file of which a range is not finished is
+    decompressed once more, by the driver; without it, every range that is read again is decompressed to from the file's
+    beginning.
+    """
 
     def __post_init__(self) -> None:
         if self.kind.columnar and (taken := _PLACES.intersection(self.columns)):
-            raise SourceError(f"{self.name}: the column {min(taken)!r} has a name that places of records have; rename it")
+            raise SourceError(
+                f"{self.name}: the column {min(taken)!r} has a name that places of records have; rename it"
+            )
 
     @property
     def nominal_bytes(self) -> int:
@@ -94,7 +100,9 @@ class LocalSource:
             Ledger(self.cache).remember_raw(shard.stamp_id, raw)
 
     def looks(self, files: int) -> Iterator[Iterator[pa.RecordBatch]]:
-        """The first files, each from its beginning and in small batches, not to be read to its end: for a look at their records."""
+        """The first files, each from its beginning and in small batches, not to be read to its end: for a look at their
+        records.
+        """
         limits = replace(self._limits, batch_bytes=min(self.batch_bytes, _PEEK_BYTES // 4))
         for file in self.files[:files]:
             with asking(self.kind, file.path):
@@ -128,7 +136,9 @@ class LocalSource:
                 if group:
                     yield self._shard(group)
                     group = []
-                yield from self._marks(file) if kind.is_lines(file) and kind.is_seekable(file) else self._stream(kind, file)
+                yield from (
+                    self._marks(file) if kind.is_lines(file) and kind.is_seekable(file) else self._stream(kind, file)
+                )
         if group:
             yield self._shard(group)
 
@@ -154,7 +164,9 @@ class LocalSource:
             return
         ends: list[int] = []
         start = 0
-        with contextlib.closing(RangeWriter(self._whole(kind, file), self.spool_dir if spooled else None, kind.context(file))) as ranges:
+        with contextlib.closing(
+            RangeWriter(self._whole(kind, file), self.spool_dir if spooled else None, kind.context(file))
+        ) as ranges:
             for cut in _and_rest(kind.record_ends(file, iter(ranges), self.shard_bytes, self._limits)):
                 raw, spool = ranges.end_range(cut)
                 end = start + raw.bytes[0]
@@ -189,7 +201,12 @@ class LocalSource:
         racy = any(segment.file.stamp.is_racy() for segment in segments)
         stamp_id = "" if racy else digest_json([identity, sorted(self.columns)])
         return Shard(
-            "", tuple(segments), stamp_id, sum(s.file.stamp.size if s.start == 0 and s.end == s.file.stamp.size else s.end - s.start for s in segments)
+            "",
+            tuple(segments),
+            stamp_id,
+            sum(
+                s.file.stamp.size if s.start == 0 and s.end == s.file.stamp.size else s.end - s.start for s in segments
+            ),
         )
 
     def _check_unchanged(self, file: File) -> None:
@@ -204,7 +221,9 @@ def _nominal(group: list[Segment]) -> int:
 
 
 def _cuts_after(file: File, shard_bytes: int) -> bool:
-    """True for a share of the names that grows with the size, so that groups are about half of shard_bytes on average."""
+    """True for a share of the names that grows with the size, so that groups are about half of shard_bytes on
+    average.
+    """
     return xxhash.xxh3_64_intdigest(file.name.encode()) < (file.nominal_bytes * 2 << 64) // shard_bytes
 
 

@@ -66,7 +66,9 @@ class Placed:
         with self._asked():
             for batch in self.source.read(self._own(shard), meter):
                 if taken := [name for name in (*_PLACE, "record") if name in batch.schema.names]:
-                    raise SourceError(f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else")
+                    raise SourceError(
+                        f"{self.name}: its column {taken[0]!r} has a name that moai uses; call it something else"
+                    )
                 rows = np.arange(row, row + batch.num_rows)
                 row += batch.num_rows
                 batch = batch.append_column("segment", np.zeros(batch.num_rows, np.int32)).append_column("line", rows)
@@ -84,7 +86,9 @@ class Placed:
         except (MoaiError, MemoryError):
             raise
         except Exception as error:
-            raise PartFailed(f"{self.name}: source {named(type(self.source))} {failure(type(self.source), error)}") from error
+            raise PartFailed(
+                f"{self.name}: source {named(type(self.source))} {failure(type(self.source), error)}"
+            ) from error
 
     def _own(self, shard: Shard) -> Shard:
         return replace(shard, id=shard.id.removeprefix(f"{self.name}:"))

@@ -1,8 +1,8 @@
 """Byte streams -> records: lines, elements of a JSON array, concatenated JSON values, whole files.
 
 Nothing is parsed here. A record is its bytes with its place, so that a bad one can be named exactly; what does not even
-make a record (too large to hold) is named in `problem`. Batches have `SCHEMA`; lines and offsets count from the beginning
-of the segment, which makes them a property of the content and not of where it lies.
+make a record (too large to hold) is named in `problem`. Batches have `SCHEMA`; lines and offsets count from the
+beginning of the segment, which makes them a property of the content and not of where it lies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from moai.core import columns
 from moai.core.files import storage_of
 from moai.engine.pipeline import Meter
 
-SCHEMA = pa.schema([("record", pa.binary()), ("problem", pa.string()), ("segment", pa.int32()), ("line", pa.int64()), ("offset", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("record", pa.binary()),
+        ("problem", pa.string()),
+        ("segment", pa.int32()),
+        ("line", pa.int64()),
+        ("offset", pa.int64()),
+    ]
+)
 TOO_LARGE = "too large"
 SAMPLE_BYTES = 200
 _NEWLINE = 10
@@ -37,11 +45,15 @@ class Limits:
 
     @property
     def sample_bytes(self) -> int:
-        """Of a record that is too large: never more than makes it so, or the sample would depend on where blocks end."""
+        """Of a record that is too large: never more than makes it so, or the sample would depend on where blocks
+        end.
+        """
         return min(SAMPLE_BYTES, self.max_record_bytes)
 
     def rows_of(self, rows: int, num_bytes: int) -> int:
-        """Rows of a batch cut from so many, by their mean size: a count alone would let long documents take any amount of memory."""
+        """Rows of a batch cut from so many, by their mean size: a count alone would let long documents take any amount
+        of memory.
+        """
         return max(1, min(self.batch_rows, self.batch_bytes * max(1, rows) // max(1, num_bytes)))
 
 
@@ -74,7 +86,9 @@ def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Me
         yield from _lines(carry + b"\n", np.array([len(carry)]), segment, line, offset, limits)
 
 
-def split_values(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool, opened: bool = False) -> Iterator[pa.RecordBatch]:
+def split_values(
+    blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool, opened: bool = False
+) -> Iterator[pa.RecordBatch]:
     """Elements of a JSON array, or values that follow one another, in batches.
 
     Only quotes and brackets are looked at; a value over the limit is skipped through, never held.
@@ -99,7 +113,9 @@ def split_values(blocks: Iterator[bytes], segment: int, limits: Limits, meter: M
 
 @dataclass(frozen=True)
 class Span:
-    """One JSON value: its bytes (the first ones, if too large), its line and offset; `end` is the offset behind it, white space included."""
+    """One JSON value: its bytes (the first ones, if too large), its line and offset; `end` is the offset behind it,
+    white space included.
+    """
 
     value: bytes
     line: int
@@ -109,7 +125,8 @@ class Span:
 
 
 def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, opened: bool = False) -> Iterator[Span]:
-    """Cut a stream of JSON into values at its outermost level. What stands behind the array's end is one last value, and no JSON.
+    """Cut a stream of JSON into values at its outermost level. What stands behind the array's end is one last value,
+    and no JSON.
 
     opened  the array's bracket lies before the stream, which begins between two elements
     Every `end` lies in the block that was drawn last.
@@ -118,7 +135,9 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, open
     depth, in_string, closed = 0, False, False
     opened = opened or not in_array
     data, base = b"", 0  # `data` begins at stream offset `base`
-    begin = at = line = 0  # in `data`: where the value in work begins (in line `line` of the stream), and up to where it is scanned
+    begin = at = line = (
+        0  # in `data`: where the value in work begins (in line `line` of the stream), and up to where it is scanned
+    )
     head: tuple[bytes, int, int] | None = None  # (first bytes, line, start) of a value that is too large
 
     def go_to(position: int) -> None:
@@ -166,7 +185,11 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, open
             elif mark == b"," and depth == 0 and not closed:
                 yield from take(match.start(), at)
         go_to(_behind_space(data, begin, at))
-        if len(data) - begin > max_bytes and not head and (depth or in_string or len(data[begin:].rstrip()) > max_bytes):
+        if (
+            len(data) - begin > max_bytes
+            and not head
+            and (depth or in_string or len(data[begin:].rstrip()) > max_bytes)
+        ):
             head = (data[begin : begin + sample_bytes], line, base + begin)
         if head:
             go_to(at)
@@ -174,7 +197,9 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, open
 
 
 def read_lines_in(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:
-    """The lines that begin in [start, end), the last one to its end: neighbouring ranges share no line and miss none."""
+    """The lines that begin in [start, end), the last one to its end: neighbouring ranges share no line and miss
+    none.
+    """
     with storage_of(path).open(path) as file:
         position = _next_line(file, start, end, block_bytes)
         if position >= end:
@@ -223,15 +248,23 @@ def _next_line(file: RawIOBase, start: int, end: int, block_bytes: int) -> int:
     return end
 
 
-def _lines(data: bytes, ends: npt.NDArray[np.int64], segment: int, line: int, offset: int, limits: Limits) -> Iterator[pa.RecordBatch]:
+def _lines(
+    data: bytes, ends: npt.NDArray[np.int64], segment: int, line: int, offset: int, limits: Limits
+) -> Iterator[pa.RecordBatch]:
     """The lines of `data` that end at `ends`. The records are a view of it: offsets over one buffer, no copies."""
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts
     records = columns.binaries(np.append(starts, ends[-1] + 1).astype(np.int32), data)
     problems = pa.nulls(len(ends), pa.string())
     if (lengths > limits.max_record_bytes).any():
-        problems = pa.array([TOO_LARGE if length > limits.max_record_bytes else None for length in lengths.tolist()], pa.string())
-    places: list[npt.NDArray[np.integer]] = [np.full(len(ends), segment, np.int32), line + np.arange(len(ends)), offset + starts]
+        problems = pa.array(
+            [TOO_LARGE if length > limits.max_record_bytes else None for length in lengths.tolist()], pa.string()
+        )
+    places: list[npt.NDArray[np.integer]] = [
+        np.full(len(ends), segment, np.int32),
+        line + np.arange(len(ends)),
+        offset + starts,
+    ]
     batch = pa.record_batch([records, problems, *(columns.numbers(place) for place in places)], schema=SCHEMA)
     filled = (lengths > 1) | ((lengths == 1) & (np.frombuffer(data, np.uint8)[starts] != 13))
     if not filled.all():
@@ -253,5 +286,12 @@ def _problem(head: bytes, segment: int, line: int, offset: int) -> pa.RecordBatc
 def _batch(rows: list[tuple[bytes, str | None, int, int]], segment: int) -> pa.RecordBatch:
     records, problems, lines, offsets = zip(*rows)
     return pa.record_batch(
-        [pa.array(records, pa.binary()), pa.array(problems, pa.string()), np.full(len(rows), segment, np.int32), lines, offsets], schema=SCHEMA
+        [
+            pa.array(records, pa.binary()),
+            pa.array(problems, pa.string()),
+            np.full(len(rows), segment, np.int32),
+            lines,
+            offsets,
+        ],
+        schema=SCHEMA,
     )

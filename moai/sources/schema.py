@@ -14,7 +14,8 @@ _FILES = 10
 
 
 def columns_of(given: Input) -> Mapping[str, str]:
-    """Column name -> "string", "list" or another type's name. A file that does not tell is passed over for the next one.
+    """Column name -> "string", "list" or another type's name. A file that does not tell is passed over for the next
+    one.
 
     Raises SourceError when none of the first files tells.
     """
@@ -27,11 +28,17 @@ def columns_of(given: Input) -> Mapping[str, str]:
             complaint = str(none) or complaint
             continue
         if not isinstance(found, Mapping):
-            raise PartFailed(f"{file.path}: kind {named(type(given.kind))} gave {type(found).__name__} as its schema, not column names with their types")
+            raise PartFailed(
+                f"{file.path}: kind {named(type(given.kind))} gave {type(found).__name__} as its schema, not column "
+                f"names with their types"
+            )
         if not found:
-            raise SourceError(f"{given.spec}: its first records are JSON objects without any key; nothing to make text of")
+            raise SourceError(
+                f"{given.spec}: its first records are JSON objects without any key; nothing to make text of"
+            )
         return found
     raise SourceError(
-        f"{given.spec}: none of its first records is a JSON object ({complaint}); is it UTF-8, and JSON lines or a JSON array? "
+        f"{given.spec}: none of its first records is a JSON object ({complaint}); is it UTF-8, and JSON lines or a "
+        f"JSON array? "
         "(plain text belongs in a .txt file)"
     )

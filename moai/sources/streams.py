@@ -22,7 +22,9 @@ COMPRESSIONS = {".zst": "zst", ".gz": "gz", ".xz": "xz", ".bz2": "bz2"}
 """Ending -> what it is called. Each may hold several streams (frames, members) one after another."""
 _READ_BYTES = 1 << 18
 _ZSTD_BYTES = 1 << 11
-"""Compressed bytes handed over at once: 4 of them can stand for 128 KiB, and whatever they stand for must be held. Costs nothing measurable."""
+"""Compressed bytes handed over at once: 4 of them can stand for 128 KiB, and whatever they stand for must be held.
+Costs nothing measurable.
+"""
 
 
 def open_blocks(path: str, compression: str, block_bytes: int) -> Iterator[bytes]:
@@ -45,7 +47,9 @@ def skip(blocks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
 
 
 class RangeWriter:
-    """Blocks on their way to a cutter, digested and, into `folder`, spooled as they pass: no more than a block is held, however long a range gets."""
+    """Blocks on their way to a cutter, digested and, into `folder`, spooled as they pass: no more than a block is held,
+    however long a range gets.
+    """
 
     def __init__(self, blocks: Iterator[bytes], folder: Path | None, context: bytes = b"") -> None:
         self._blocks, self._folder, self._context = blocks, folder, context
@@ -60,7 +64,9 @@ class RangeWriter:
             yield block
 
     def end_range(self, cut: int | None) -> tuple[Raw, Path | None]:
-        """End the open range at stream offset `cut`, which lies in the block drawn last, or (None) where the stream ended."""
+        """End the open range at stream offset `cut`, which lies in the block drawn last, or (None) where the stream
+        ended.
+        """
         self._write_to(self._block_start + len(self._block) if cut is None else cut)
         raw, spool = self._meter.raw(), self._spool
         self.close()

@@ -3,8 +3,8 @@
     tokenizers   the reference, which decides: always there, knows every tokenizer.json
     fastokens    BPE, some thirty times as fast; refuses what it does not know, so `auto` takes it where it loads
 
-fastokens is believed after `first_difference` found none on a probe, and is looked after while it works (transforms.tokenize).
-Figures: benchmarks/backends.py.
+fastokens is believed after `first_difference` found none on a probe, and is looked after while it works
+(transforms.tokenize). Figures: benchmarks/backends.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _MONGOLIAN_SEPARATOR = "\u180e"
 
 @dataclass(frozen=True, kw_only=True)
 class Backend(ABC):
-    """One tokenizer.json through one library. What that loads is kept once a process, so that it can be there before a worker is forked."""
+    """One tokenizer.json through one library. What that loads is kept once a process, so that it can be there before a
+    worker is forked.
+    """
 
     name: ClassVar[str]
     package: ClassVar[str]
@@ -53,7 +55,9 @@ class Backend(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template tokens are added."""
+        """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template
+        tokens are added.
+        """
 
     def identity(self) -> dict[str, Any]:
         """What of it changes ids: not which library, since all are held equal."""
@@ -64,7 +68,9 @@ class Backend(ABC):
         return {"tokenizer": self.name, "version": version(self.package), "tokenizer_sha256": self.spec.digest[:16]}
 
     def load(self) -> None:
-        """Load it now rather than with the first batch. Raises BackendRefused where the library does not take this tokenizer."""
+        """Load it now rather than with the first batch. Raises BackendRefused where the library does not take this
+        tokenizer.
+        """
         assert self._tokenizer is not None
 
     @property
@@ -86,7 +92,8 @@ class Reference(Backend):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if getattr(tokenizer.model, "dropout", None):
-            tokenizer.model.dropout = None  # BPE dropout belongs to training a tokenizer's own model: the same text would give other ids each time
+            # BPE dropout is for training a model: with it the same text would give other ids each time.
+            tokenizer.model.dropout = None
         tokenizer.encode_special_tokens = split_special_tokens
         return tokenizer
 
@@ -103,7 +110,9 @@ class Reference(Backend):
         ids, offsets = self._flat([encoding.ids for encoding in encodings])
         spans = np.empty((len(ids), 2), np.int64)
         for start, end, encoding in zip(offsets, offsets[1:], encodings):
-            spans[start:end] = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64, 2 * (end - start)).reshape(-1, 2)
+            spans[start:end] = np.fromiter(
+                itertools.chain.from_iterable(encoding.offsets), np.int64, 2 * (end - start)
+            ).reshape(-1, 2)
         return ids, offsets, spans
 
     def special_tokens(self) -> list[str]:
@@ -188,7 +197,9 @@ def first_difference(fast: Backend, reference: Reference, texts: Sequence[str]) 
 
 def difference(text: str, found: Ids, expected: Ids) -> str:
     """Where two encodings of a text part, for people."""
-    at = next((i for i, (a, b) in enumerate(zip(found.tolist(), expected.tolist())) if a != b), min(len(found), len(expected)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found.tolist(), expected.tolist())) if a != b), min(len(found), len(expected))
+    )
     return f"{text[:40]!r}: at token {at} {found[at : at + 4].tolist()} instead of {expected[at : at + 4].tolist()}"
 
 
@@ -200,7 +211,9 @@ def _loaded(backend: str, path: str, digest: str, split_special_tokens: bool) ->
 
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """Whatever a library raises, as BackendRefused; a panic in Rust is no Exception. What concerns the process itself passes."""
+    """Whatever a library raises, as BackendRefused; a panic in Rust is no Exception. What concerns the process itself
+    passes.
+    """
     try:
         yield
     except (TokenizerError, KeyboardInterrupt, SystemExit, MemoryError):
@@ -211,8 +224,10 @@ def _refusals(what: str) -> Iterator[None]:
 
 @functools.cache
 def _stay_in_this_thread(tokenizer: Any) -> None:
-    """Have fastokens encode where it is called. At its first batch it counts the cores it may use, and where that is more than one it hands
-    every batch to a thread of its own, even with RAYON_NUM_THREADS=1: a quarter more CPU time and 80 MB more in a worker, measured."""
+    """Have fastokens encode where it is called. At its first batch it counts the cores it may use, and where that is
+    more than one it hands every batch to a thread of its own, even with RAYON_NUM_THREADS=1: a quarter more CPU time
+    and 80 MB more in a worker, measured.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return
     allowed = os.sched_getaffinity(0)

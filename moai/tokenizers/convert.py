@@ -2,11 +2,12 @@
 
     python scripts/train_tokenizer.py --convert SLOW_DIR --output_dir FAST_DIR
 
-Where tokenizer_config.json or config.json names the model, transformers knows the class and builds it. A bare vocab.txt is BERT's
-WordPiece, a bare vocab.json with merges.txt is GPT-2's BPE. A bare SentencePiece .model is built here, with what its normalizer
-specification says, because the generic way of transformers 5.23 leaves out the dummy prefix and the collapsing of white space; it
-is then compared with the sentencepiece library on real lines. Known to differ: conjoining jamo that NFKC composes across what the
-tokenizers library takes for two graphemes (16 of 98,150 lines of the demo corpus).
+Where tokenizer_config.json or config.json names the model, transformers knows the class and builds it. A bare vocab.txt
+is BERT's WordPiece, a bare vocab.json with merges.txt is GPT-2's BPE. A bare SentencePiece .model is built here, with
+what its normalizer specification says, because the generic way of transformers 5.23 leaves out the dummy prefix and the
+collapsing of white space; it is then compared with the sentencepiece library on real lines. Known to differ: conjoining
+jamo that NFKC composes across what the tokenizers library takes for two graphemes (16 of 98,150 lines of the demo
+corpus).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def convert(source: Path, place: Path) -> str:
     if model is None:
         lone = next(iter(sorted(source.glob("*vocab*.txt"))), None)
         advice = f"; if {lone.name} is a WordPiece vocabulary, rename it to vocab.txt" if lone else ""
-        raise TokenizerError(f"--convert {source}: holds no vocab.txt, vocab.json with merges.txt, or SentencePiece .model{advice}")
+        raise TokenizerError(
+            f"--convert {source}: holds no vocab.txt, vocab.json with merges.txt, or SentencePiece .model{advice}"
+        )
     return _from_sentencepiece(model, place)
 
 
@@ -86,14 +89,20 @@ def _through_transformers(source: Path, place: Path, class_name: str | None) -> 
     except (ValueError, OSError, ImportError, KeyError) as error:
         if list(source.glob("*.model")) and not _installed("sentencepiece"):
             raise TokenizerError(f"--convert {source}: its .model needs the sentencepiece package; {_NEEDS}") from error
-        raise TokenizerError(f"--convert {source}: transformers cannot read it: {' '.join(str(error).split())[:300]}") from error
+        raise TokenizerError(
+            f"--convert {source}: transformers cannot read it: {' '.join(str(error).split())[:300]}"
+        ) from error
     if not tokenizer.is_fast:
-        raise TokenizerError(f"--convert {source}: transformers has no fast form of {type(tokenizer).__name__}; train one: --dataset FILE...")
+        raise TokenizerError(
+            f"--convert {source}: transformers has no fast form of {type(tokenizer).__name__}; train one: --dataset "
+            f"FILE..."
+        )
     tokenizer.save_pretrained(str(place))
     note = (
         ""
         if not options
-        else f", lower-casing {'on' if options['do_lower_case'] else 'off'} (the vocabulary has {'no ' if options['do_lower_case'] else ''}capitals)"
+        else f", lower-casing {'on' if options['do_lower_case'] else 'off'} (the vocabulary has "
+        f"{'no ' if options['do_lower_case'] else ''}capitals)"
     )
     return f"converted as {type(tokenizer).__name__}, {len(tokenizer):,} tokens{note}"
 
@@ -123,10 +132,18 @@ def _from_sentencepiece(model: Path, place: Path) -> str:
         agreement = f"the same ids as the sentencepiece library on {sum(same)} of {len(same)} sample lines"
         if sum(same) < len(same) - 1:
             differing = _SAMPLE[same.index(False)]
-            raise TokenizerError(f"--convert {model}: not exact ({agreement}; the first that differs: {differing!r}), so nothing was written")
+            raise TokenizerError(
+                f"--convert {model}: not exact ({agreement}; the first that differs: {differing!r}), so nothing was "
+                f"written"
+            )
     spec = proto.trainer_spec
     known = {piece.piece for piece in proto.pieces}
-    roles = {"bos_token": spec.bos_piece, "eos_token": spec.eos_piece, "pad_token": spec.pad_piece, "unk_token": spec.unk_piece}
+    roles = {
+        "bos_token": spec.bos_piece,
+        "eos_token": spec.eos_piece,
+        "pad_token": spec.pad_piece,
+        "unk_token": spec.unk_piece,
+    }
     settings = {role: piece for role, piece in roles.items() if piece in known}
     place.mkdir(parents=True, exist_ok=True)
     settings |= {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -159,13 +176,18 @@ def sentencepiece_as_fast(proto: Any, *, name: str = "model") -> Tokenizer:
     spec, normal = proto.trainer_spec, proto.normalizer_spec
     model: Any
     if spec.model_type == _UNIGRAM:
-        model = models.Unigram([(p.piece, p.score) for p in proto.pieces], unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
+        model = models.Unigram(
+            [(p.piece, p.score) for p in proto.pieces], unk_id=spec.unk_id, byte_fallback=spec.byte_fallback
+        )
     elif spec.model_type == _BPE:
         ids = {p.piece: number for number, p in enumerate(proto.pieces)}
         merges = _merges({p.piece: number for number, p in enumerate(proto.pieces) if p.type == _NORMAL})
         model = models.BPE(ids, merges, unk_token=spec.unk_piece, fuse_unk=True, byte_fallback=spec.byte_fallback)
     else:
-        raise TokenizerError(f"--convert {name}: is a word or character model (type {spec.model_type}); only unigram and BPE have a fast form")
+        raise TokenizerError(
+            f"--convert {name}: is a word or character model (type {spec.model_type}); only unigram and BPE have a "
+            f"fast form"
+        )
     tokenizer = Tokenizer(model)
     steps: list[Any] = [normalizers.Precompiled(normal.precompiled_charsmap)] if normal.precompiled_charsmap else []
     if normal.remove_extra_whitespaces:
@@ -174,8 +196,12 @@ def sentencepiece_as_fast(proto: Any, *, name: str = "model") -> Tokenizer:
     scheme = "always" if normal.add_dummy_prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
     unprefix = [decoders.Strip(" ", 1, 0)] if normal.add_dummy_prefix else []
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *unprefix])
-    tokenizer.add_special_tokens([AddedToken(p.piece, normalized=False, special=True) for p in proto.pieces if p.type in (_UNKNOWN, _CONTROL)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *unprefix]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(p.piece, normalized=False, special=True) for p in proto.pieces if p.type in (_UNKNOWN, _CONTROL)]
+    )
     tokenizer.add_tokens([AddedToken(p.piece, normalized=False) for p in proto.pieces if p.type == _USER_DEFINED])
     return tokenizer
 

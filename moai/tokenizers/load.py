@@ -1,7 +1,7 @@
 """Load a fast tokenizer or refuse with the remedy.
 
-Preparation needs `tokenizer.json` and the library `tokenizers`, nothing else: no transformers, no code from a repository.
-What turns texts into ids is in `moai.tokenizers.backends`.
+Preparation needs `tokenizer.json` and the library `tokenizers`, nothing else: no transformers, no code from a
+repository. What turns texts into ids is in `moai.tokenizers.backends`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,15 @@ class TokenizerSpec:
     """Ids of the special tokens, which text may contain as strings."""
 
     def identity(self) -> dict[str, Any]:
-        """What of it changes prepared bytes. The library's version belongs to it: releases have mended pre-tokenizers."""
-        return {"tokenizer_sha256": self.digest, "eos_id": self.eos_id, "bos_id": self.bos_id, "tokenizers": version("tokenizers")}
+        """What of it changes prepared bytes. The library's version belongs to it: releases have mended
+        pre-tokenizers.
+        """
+        return {
+            "tokenizer_sha256": self.digest,
+            "eos_id": self.eos_id,
+            "bos_id": self.bos_id,
+            "tokenizers": version("tokenizers"),
+        }
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -67,14 +74,26 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
     bos = named_token(file, "bos_token")
     if eos is None or eos not in vocabulary:
         found = "names no eos_token" if eos is None else f"the EOS token {eos!r} is not in the vocabulary"
-        raise TokenizerError(f"{file.with_name('tokenizer_config.json')}: {found}; documents need an end, set --eos_token TOKEN (one of the vocabulary)")
+        raise TokenizerError(
+            f"{file.with_name('tokenizer_config.json')}: {found}; documents need an end, set --eos_token TOKEN (one of "
+            f"the vocabulary)"
+        )
     if need_bos and (bos is None or bos not in vocabulary):
-        raise TokenizerError(f"{file.with_name('tokenizer_config.json')}: --add_bos needs a bos_token of the vocabulary, found {bos!r}")
+        raise TokenizerError(
+            f"{file.with_name('tokenizer_config.json')}: --add_bos needs a bos_token of the vocabulary, found {bos!r}"
+        )
     return TokenizerSpec(
-        path=str(file), digest=digest_of(file), vocab_size=max(vocabulary.values()) + 1,
-        eos_id=vocabulary[eos], eos_token=eos, bos_id=vocabulary[bos] if need_bos and bos else None, bos_token=bos if need_bos else None,
-        special_ids=tuple(sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)),
-    )  # fmt: skip
+        path=str(file),
+        digest=digest_of(file),
+        vocab_size=max(vocabulary.values()) + 1,
+        eos_id=vocabulary[eos],
+        eos_token=eos,
+        bos_id=vocabulary[bos] if need_bos and bos else None,
+        bos_token=bos if need_bos else None,
+        special_ids=tuple(
+            sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        ),
+    )
 
 
 def find_tokenizer(path: str) -> Path:
@@ -90,12 +109,15 @@ def find_tokenizer(path: str) -> Path:
         slow = [name for name in _SLOW_FILES if (local / name).exists()]
         what = f"only the slow tokenizer's {slow[0]}" if slow else "no tokenizer at all"
         remedy = (
-            f"convert it: python scripts/train_tokenizer.py --convert {path} --output_dir NEW_DIR" if slow else "name the directory that holds tokenizer.json"
+            f"convert it: python scripts/train_tokenizer.py --convert {path} --output_dir NEW_DIR"
+            if slow
+            else "name the directory that holds tokenizer.json"
         )
         raise SlowTokenizerError(f"{path}: has no tokenizer.json, {what}; {remedy}")
     if local.is_file():
         raise SlowTokenizerError(
-            f"{path}: not a tokenizer.json; name that file or its directory, or convert: python scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
+            f"{path}: not a tokenizer.json; name that file or its directory, or convert: python "
+            f"scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
         )
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise TokenizerError(f"{path}: no such tokenizer directory; {_MAKE.format(path)}")
@@ -103,7 +125,9 @@ def find_tokenizer(path: str) -> Path:
 
 
 def load_file(file: Path, digest: str | None = None) -> Any:
-    """The library's tokenizer. Raises TokenizerError when the file is damaged, or is no longer the one with `digest`."""
+    """The library's tokenizer. Raises TokenizerError when the file is damaged, or is no longer the one with
+    `digest`.
+    """
     from tokenizers import Tokenizer
 
     try:
@@ -111,11 +135,15 @@ def load_file(file: Path, digest: str | None = None) -> Any:
     except TokenizerError:
         raise
     except Exception as error:  # `tokenizers` raises bare Exception
-        raise TokenizerError(f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})") from error
+        raise TokenizerError(
+            f"{file}: not readable as a fast tokenizer ({' '.join(str(error).split())[:160]})"
+        ) from error
 
 
 def files_beside(file: Path) -> dict[str, bytes]:
-    """Configuration, special tokens and chat template beside a tokenizer.json, those that are there. Raises TokenizerError."""
+    """Configuration, special tokens and chat template beside a tokenizer.json, those that are there. Raises
+    TokenizerError.
+    """
     found = {}
     for name in FILES[1:]:
         try:
@@ -146,12 +174,17 @@ def _from_hub(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:
-        if "/" in name and Path(name).parent.is_dir():  # `tokenizers/moai` beside `tokenizers/demo` is meant as a place here
-            raise TokenizerError(f"{name}: no such tokenizer directory, nor one of the Hub; {_MAKE.format(name)}") from error
+        if (
+            "/" in name and Path(name).parent.is_dir()
+        ):  # `tokenizers/moai` beside `tokenizers/demo` is meant as a place here
+            raise TokenizerError(
+                f"{name}: no such tokenizer directory, nor one of the Hub; {_MAKE.format(name)}"
+            ) from error
         raise TokenizerError(absent(name, error)) from error
     if not (folder / "tokenizer.json").is_file():
         raise SlowTokenizerError(
-            f"{name}: the Hub repository has no tokenizer.json; download it and convert it: python scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
+            f"{name}: the Hub repository has no tokenizer.json; download it and convert it: python "
+            f"scripts/train_tokenizer.py --convert DIR --output_dir NEW_DIR"
         )
     return folder / "tokenizer.json"
 

@@ -3,8 +3,9 @@
     python scripts/train_tokenizer.py --dataset F... --vocab_size 128000 --output_dir tokenizers/mine
     python scripts/train_tokenizer.py --convert SLOW_DIR --output_dir tokenizers/fast
 
-Byte-level, so that every text round-trips exactly and nothing is unknown. What is kept in memory grows with the distinct
-pre-tokens of the corpus (inside the trainer), not with the corpus. The same documents give the same bytes, on any number of threads.
+Byte-level, so that every text round-trips exactly and nothing is unknown. What is kept in memory grows with the
+distinct pre-tokens of the corpus (inside the trainer), not with the corpus. The same documents give the same bytes, on
+any number of threads.
 """
 
 from __future__ import annotations
@@ -55,15 +56,27 @@ _SPLIT = "|".join(
 class TokenizerConfig:
     """Tokenizer: what it learns from and where it goes."""
 
-    dataset: tuple[str, ...] = option((), "what to learn from: files, folders, globs or Hub names, as for train.py", names=("train_file", "input_files"))
+    dataset: tuple[str, ...] = option(
+        (),
+        "what to learn from: files, folders, globs or Hub names, as for train.py",
+        names=("train_file", "input_files"),
+    )
     dataset_config: str | None = option(None, "configuration of the first Hub dataset, where its name carries none")
-    text_column: str | None = option(None, "the column that holds the text; without it the shape is found from the schema")
+    text_column: str | None = option(
+        None, "the column that holds the text; without it the shape is found from the schema"
+    )
     text_template: str | None = option(None, "text from several columns, as in '{title}\\n\\n{body}'")
     txt_document: str = option("line", "what a document is in a .txt file", choices=("line", "file"))
     vocab_size: int = option(128_000, "tokens, special ones and the 256 bytes included")
     min_frequency: int = option(2, "pairs seen less often are not merged")
-    model_max_length: int = option(32_768, "tokens a model that uses it can take, as written into tokenizer_config.json")
-    convert: str | None = option(None, "a slow-only tokenizer directory (vocab.txt, a SentencePiece .model): write it as a fast one instead of training")
+    model_max_length: int = option(
+        32_768, "tokens a model that uses it can take, as written into tokenizer_config.json"
+    )
+    convert: str | None = option(
+        None,
+        "a slow-only tokenizer directory (vocab.txt, a SentencePiece .model): write it as a fast one instead of "
+        "training",
+    )
     output_dir: str = option("", "where tokenizer.json and tokenizer_config.json go")
     overwrite: bool = option(False, "replace the tokenizer in an output_dir that is not empty")
 
@@ -71,9 +84,14 @@ class TokenizerConfig:
         if not self.output_dir:
             raise ConfigError("no place for the tokenizer: set --output_dir DIR")
         if bool(self.dataset) == bool(self.convert):
-            raise ConfigError("name what to learn from (--dataset FILE...) or what to convert (--convert DIR), one of the two")
+            raise ConfigError(
+                "name what to learn from (--dataset FILE...) or what to convert (--convert DIR), one of the two"
+            )
         if self.vocab_size < _LEAST_VOCABULARY:
-            raise ConfigError(f"vocab_size = {self.vocab_size}: must be at least {_LEAST_VOCABULARY} (256 bytes, {len(SPECIAL_TOKENS)} special tokens, merges)")
+            raise ConfigError(
+                f"vocab_size = {self.vocab_size}: must be at least {_LEAST_VOCABULARY} (256 bytes, "
+                f"{len(SPECIAL_TOKENS)} special tokens, merges)"
+            )
         if self.min_frequency < 1:
             raise ConfigError(f"min_frequency = {self.min_frequency}: must be at least 1")
 
@@ -81,7 +99,9 @@ class TokenizerConfig:
 def main(argv: Sequence[str]) -> int:
     """The command. Returns the exit code."""
     try:
-        config = resolve([TokenizerConfig], argv, os.environ, prog="scripts/train_tokenizer.py", description=__doc__ or "")[TokenizerConfig]
+        config = resolve(
+            [TokenizerConfig], argv, os.environ, prog="scripts/train_tokenizer.py", description=__doc__ or ""
+        )[TokenizerConfig]
         place = _output_place(config)
         try:
             if config.convert:
@@ -91,7 +111,9 @@ def main(argv: Sequence[str]) -> int:
         except OSError as error:
             if isinstance(error, MoaiError) or not error.filename:
                 raise
-            raise StorageError(f"{error.filename}: {error.strerror}; free space there or name another --output_dir") from error
+            raise StorageError(
+                f"{error.filename}: {error.strerror}; free space there or name another --output_dir"
+            ) from error
     except MoaiError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -105,7 +127,10 @@ def train(documents: Iterable[str], *, vocab_size: int, min_frequency: int = 2) 
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -132,7 +157,8 @@ def save(tokenizer: Tokenizer, place: Path, *, model_max_length: int) -> None:
     }
     place.mkdir(parents=True, exist_ok=True)
     write_atomic(place / "tokenizer_config.json", (json.dumps(settings, indent=2) + "\n").encode())
-    # Last: a directory without it is no tokenizer, a directory without the other one loads without an end-of-document token.
+    # Last: a directory without it is no tokenizer, a directory without the other one loads without an end-of-document
+    # token.
     write_atomic(place / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 
 
@@ -141,17 +167,33 @@ def _train_into(place: Path, config: TokenizerConfig) -> None:
     documents = Documents(config)
     tokenizer = train(documents, vocab_size=config.vocab_size, min_frequency=config.min_frequency)
     if not documents.num_bytes:
-        raise SourceError(f"{', '.join(config.dataset)}: no text in {documents.read} records, so there is nothing to learn from")
+        raise SourceError(
+            f"{', '.join(config.dataset)}: no text in {documents.read} records, so there is nothing to learn from"
+        )
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in documents.sample]
     for text, ids in zip(documents.sample, encoded):
-        assert tokenizer.decode(ids, skip_special_tokens=False) == text, f"not byte-level: {text[:80]!r} does not round-trip"
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text, (
+            f"not byte-level: {text[:80]!r} does not round-trip"
+        )
     save(tokenizer, place, model_max_length=config.model_max_length)
     size = tokenizer.get_vocab_size()
-    short = "" if size == config.vocab_size else f" ({config.vocab_size:,} asked; no other pair is seen {config.min_frequency} times)"
+    short = (
+        ""
+        if size == config.vocab_size
+        else f" ({config.vocab_size:,} asked; no other pair is seen {config.min_frequency} times)"
+    )
     density = sum(len(text.encode()) for text in documents.sample) / max(1, sum(map(len, encoded)))
-    passed_over = f", {documents.bad} bad records passed over (the first: {documents.first_bad})" if documents.bad else ""
-    print(f"{documents.read:,} documents, {documents.num_bytes / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s{passed_over}")
-    print(f"{size:,} tokens{short}; {density:.2f} bytes a token and exact round trip on the first {len(documents.sample)} documents")
+    passed_over = (
+        f", {documents.bad} bad records passed over (the first: {documents.first_bad})" if documents.bad else ""
+    )
+    print(
+        f"{documents.read:,} documents, {documents.num_bytes / 1e6:,.1f} MB, {time.monotonic() - started:.1f} "
+        f"s{passed_over}"
+    )
+    print(
+        f"{size:,} tokens{short}; {density:.2f} bytes a token and exact round trip on the first "
+        f"{len(documents.sample)} documents"
+    )
 
 
 def _output_place(config: TokenizerConfig) -> Path:
@@ -165,7 +207,9 @@ def _output_place(config: TokenizerConfig) -> Path:
 
 @dataclass
 class Documents:
-    """The documents' texts, one at a time, from any input that `--dataset` takes; counts what it meets and keeps a sample."""
+    """The documents' texts, one at a time, from any input that `--dataset` takes; counts what it meets and keeps a
+    sample.
+    """
 
     config: TokenizerConfig
     read: int = 0
@@ -179,7 +223,10 @@ class Documents:
             for given in discover(spec, self.config.dataset_config if index == 0 else None):
                 yield from map(self._watched, self._of_input(given))
         if self.bad > _FEW_BAD and self.bad > _BAD_RATIO * self.read:
-            raise TooManyBadRecords(f"{self.bad:,} of {self.read:,} records are bad, more than {_BAD_RATIO:.1%}; the first: {self.first_bad}")
+            raise TooManyBadRecords(
+                f"{self.bad:,} of {self.read:,} records are bad, more than {_BAD_RATIO:.1%}; the first: "
+                f"{self.first_bad}"
+            )
 
     def _watched(self, text: str) -> str:
         self.num_bytes += len(text.encode())
@@ -192,12 +239,21 @@ class Documents:
         kind = given.kind.having(txt_document=config.txt_document)
         shape = TextShape(name="plain text")
         if not kind.plain:
-            shape = choose_shape(columns_of(given), source=given.spec, text_column=config.text_column, template=config.text_template)
+            shape = choose_shape(
+                columns_of(given), source=given.spec, text_column=config.text_column, template=config.text_template
+            )
         # One shard without end: every file is read once from its beginning, and nothing is cached or spooled.
         source = LocalSource(
-            name=given.name, kind=kind, files=given.files, shard_bytes=1 << 62, cache=Path(os.devnull), spool_dir=Path(os.devnull),
-            columns=shape.columns, batch_rows=256, trust_stamps=False,
-        )  # fmt: skip
+            name=given.name,
+            kind=kind,
+            files=given.files,
+            shard_bytes=1 << 62,
+            cache=Path(os.devnull),
+            spool_dir=Path(os.devnull),
+            columns=shape.columns,
+            batch_rows=256,
+            trust_stamps=False,
+        )
         to_text = ToText(shape=shape, plain=kind.plain)
         for shard in source.shards():
             for batch in source.read(shard, Meter()):
@@ -209,5 +265,7 @@ class Documents:
                 self.bad += tally.counts["quarantined"]
                 if tally.quarantine and not self.first_bad:
                     bad = tally.quarantine[0]
-                    self.first_bad = f"{shard.segments[bad['segment']].file.path}, line {bad['line'] + 1}: {bad['detail']}"
+                    self.first_bad = (
+                        f"{shard.segments[bad['segment']].file.path}, line {bad['line'] + 1}: {bad['detail']}"
+                    )
                 yield from texts

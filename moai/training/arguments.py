@@ -15,17 +15,36 @@ MODES = ("pretrain", "sft")
 AUTO = "auto"
 """`--resume_from_checkpoint auto`: the newest complete checkpoint in output_dir."""
 
-_AT_LEAST = {"batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "save_steps": 1, "save_total_limit": 1, "dataloader_num_workers": 0,
-             "seed": 0, "shuffle_window": 0, "ddp_timeout": 1, "weight_decay": 0, "warmup_steps": 0, "stage_warmup_steps": 0, "decay_steps": 0}  # fmt: skip
+_AT_LEAST = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "dataloader_num_workers": 0,
+    "seed": 0,
+    "shuffle_window": 0,
+    "ddp_timeout": 1,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "stage_warmup_steps": 0,
+    "decay_steps": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Training: from packed rows to a model."""
 
-    mode: str = option("pretrain", "what is learned: every token of texts, or of conversations what the assistant says", choices=MODES)
-    prepared: tuple[str, ...] = option((), "train on these prepared directories, without raw data, cache or tokenizer; their sources are mixed by name")
-    model_config: str | None = option(None, "JSON file of the model: moai's fields, or any transformers configuration with its model_type")
+    mode: str = option(
+        "pretrain", "what is learned: every token of texts, or of conversations what the assistant says", choices=MODES
+    )
+    prepared: tuple[str, ...] = option(
+        (), "train on these prepared directories, without raw data, cache or tokenizer; their sources are mixed by name"
+    )
+    model_config: str | None = option(
+        None, "JSON file of the model: moai's fields, or any transformers configuration with its model_type"
+    )
     pretrained_model: str | None = option(None, "directory of a saved model to start from: old weights, new optimizer")
     output_dir: str = option("", "where checkpoints, logs, settings.json and final_model/ go (required)")
     num_epochs: float = option(1.0, "passes over the data", names=("num_train_epochs",))
@@ -35,32 +54,60 @@ class TrainConfig:
     learning_rate: float = option(3e-4, "the highest learning rate")
     lr_scheduler_type: str = option("cosine", "how the learning rate falls after the warm-up", choices=SCHEDULERS)
     warmup_steps: float = option(2000.0, "steps until the highest learning rate; below 1 a share of all steps")
-    decay_steps: float = option(0.1, "with warmup_stable_decay: the last steps of the run, in which the learning rate falls; below 1 a share of all steps")
-    min_lr_ratio: float = option(0.0, "the lowest learning rate as a share of the highest, for cosine and warmup_stable_decay")
-    sequential: bool = option(False, "one stage a dataset, each from the weights of the last: OUTPUT_DIR/stage_0, stage_1, ...")
+    decay_steps: float = option(
+        0.1,
+        "with warmup_stable_decay: the last steps of the run, in which the learning rate falls; below 1 a share of all "
+        "steps",
+    )
+    min_lr_ratio: float = option(
+        0.0, "the lowest learning rate as a share of the highest, for cosine and warmup_stable_decay"
+    )
+    sequential: bool = option(
+        False, "one stage a dataset, each from the weights of the last: OUTPUT_DIR/stage_0, stage_1, ..."
+    )
     stage_warmup_steps: float = option(100.0, "warm-up of the stages after the first")
     weight_decay: float = option(0.1, "AdamW's weight decay")
     bf16: bool = option(False, "compute in bfloat16; weights and optimizer stay in 32 bits")
     fp16: bool = option(False, "compute in float16 with loss scaling, for GPUs without bfloat16")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, about a third more time")
-    attention: str = option("auto", "what computes attention; auto takes flash where it can run, else sdpa", choices=ATTENTIONS)
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, about a third more time"
+    )
+    attention: str = option(
+        "auto", "what computes attention; auto takes flash where it can run, else sdpa", choices=ATTENTIONS
+    )
     flash_attention: bool = option(False, "the same as --attention flash")
     compile: bool = option(False, "torch.compile the model", names=("torch_compile",))
     logging_steps: int = option(100, "steps between two log lines")
     save_steps: int = option(1000, "steps between two checkpoints; the last step always makes one")
     save_total_limit: int = option(3, "checkpoints kept")
-    eval_dataset: tuple[str, ...] = option((), "files, folders or Hub names to evaluate on, where not --eval_ratio holds documents out")
-    eval_steps: int | None = option(None, "steps between two evaluations of what is held out; without it at each checkpoint; always at the end")
+    eval_dataset: tuple[str, ...] = option(
+        (), "files, folders or Hub names to evaluate on, where not --eval_ratio holds documents out"
+    )
+    eval_steps: int | None = option(
+        None, "steps between two evaluations of what is held out; without it at each checkpoint; always at the end"
+    )
     eval_rows: int | None = option(1000, "rows of each source that are evaluated: the first of what is held out")
-    resume_from_checkpoint: str | None = option(None, "go on with a run: auto (the newest complete checkpoint) or a checkpoint's directory", bare=AUTO)
-    dataloader_num_workers: int = option(4, "processes a rank that read rows; fewer by default where CPUs are few, 0 reads in the rank itself")
+    resume_from_checkpoint: str | None = option(
+        None, "go on with a run: auto (the newest complete checkpoint) or a checkpoint's directory", bare=AUTO
+    )
+    dataloader_num_workers: int = option(
+        4, "processes a rank that read rows; fewer by default where CPUs are few, 0 reads in the rank itself"
+    )
     seed: int = option(42, "of weights and of the rows' order")
-    mixture: tuple[str, ...] = option((), "weights of the sources, as in ko=0.6 en=0.4; a source that is not named is left out")
+    mixture: tuple[str, ...] = option(
+        (), "weights of the sources, as in ko=0.6 en=0.4; a source that is not named is left out"
+    )
     mixture_by: str = option("tokens", "what the weights are shares of", choices=("tokens", "examples"))
-    mixture_temperature: float = option(1.0, "weights to the power of 1/T: above 1 small sources come more often than they are large")
-    mixture_epochs: tuple[str, ...] = option((), "the most passes over a source, as in ko=4 en=1; then the others share its place")
+    mixture_temperature: float = option(
+        1.0, "weights to the power of 1/T: above 1 small sources come more often than they are large"
+    )
+    mixture_epochs: tuple[str, ...] = option(
+        (), "the most passes over a source, as in ko=4 en=1; then the others share its place"
+    )
     mixture_stages: tuple[str, ...] = option((), "other weights from a share of the run on, as in 0.8:ko=1,en=3")
-    shuffle_window: int = option(0, "shards among which rows are shuffled, window after window of permuted shards; 0 shuffles all rows")
+    shuffle_window: int = option(
+        0, "shards among which rows are shuffled, window after window of permuted shards; 0 shuffles all rows"
+    )
     report_to: str = option("none", "none, or tensorboard, wandb, mlflow, ... (several with commas), where installed")
     run_name: str | None = option(None, "the run's name there")
     ddp_timeout: int = option(1800, "seconds a collective may take; preparation is not part of any")
@@ -75,7 +122,9 @@ class TrainConfig:
         if any(value is not None and value < 1 for value in (self.eval_steps, self.eval_rows)):
             raise ConfigError(f"eval_steps = {self.eval_steps}, eval_rows = {self.eval_rows}: must be at least 1")
         if not 0 < self.mixture_temperature < math.inf:
-            raise ConfigError(f"mixture_temperature = {self.mixture_temperature}: must be above 0 (1 leaves the weights as they are)")
+            raise ConfigError(
+                f"mixture_temperature = {self.mixture_temperature}: must be above 0 (1 leaves the weights as they are)"
+            )
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate = {self.learning_rate}: must be above 0")
         if self.max_steps != -1 and self.max_steps < 1:
@@ -88,9 +137,15 @@ class TrainConfig:
         if not 0 <= self.min_lr_ratio < 1:
             raise ConfigError(f"min_lr_ratio = {self.min_lr_ratio}: must be at least 0 and below 1")
         if self.min_lr_ratio and self.lr_scheduler_type not in ("cosine", "warmup_stable_decay"):
-            raise ConfigError(f"min_lr_ratio = {self.min_lr_ratio}: lr_scheduler_type {self.lr_scheduler_type} has none; use cosine or warmup_stable_decay")
+            raise ConfigError(
+                f"min_lr_ratio = {self.min_lr_ratio}: lr_scheduler_type {self.lr_scheduler_type} has none; use cosine "
+                f"or warmup_stable_decay"
+            )
         if self.decay_steps != 0.1 and self.lr_scheduler_type != "warmup_stable_decay":
-            raise ConfigError(f"decay_steps = {self.decay_steps:g}: lr_scheduler_type {self.lr_scheduler_type} has none; use warmup_stable_decay")
+            raise ConfigError(
+                f"decay_steps = {self.decay_steps:g}: lr_scheduler_type {self.lr_scheduler_type} has none; use "
+                f"warmup_stable_decay"
+            )
         if self.flash_attention and self.attention not in ("auto", "flash"):
             raise ConfigError(f"flash_attention and attention = {self.attention} are both set: choose one")
         if self.bf16 and self.fp16:
@@ -103,6 +158,9 @@ class TrainConfig:
         if not self.output_dir:
             raise ConfigError("no place for the model: set --output_dir DIR")
         if not self.model_config and not self.pretrained_model:
-            raise ConfigError("no model: set --model_config FILE for a new one (configs/model_config_demo.json is one) or --pretrained_model DIR")
+            raise ConfigError(
+                "no model: set --model_config FILE for a new one (configs/model_config_demo.json is one) or "
+                "--pretrained_model DIR"
+            )
         trackers(self.report_to)
         return self

@@ -1,8 +1,10 @@
 """Which attention a run computes with, and why.
 
-All of them get documents that share a row from the positions alone (training/packed_attention.py proves it on the model):
+All of them get documents that share a row from the positions alone (training/packed_attention.py proves it on the
+model):
 
-    sdpa, eager, flex    a block-diagonal mask; sdpa and eager hold it as a matrix of seq_len x seq_len a row, flex as a table of blocks
+    sdpa, eager, flex    a block-diagonal mask; sdpa and eager hold it as a matrix of seq_len x seq_len a row, flex as a
+                         table of blocks
     flash                the lengths of the documents (`cu_seqlens`), all of a batch in one row without padding
 
 flex trains on GPUs only: torch compiles its forward pass for the CPU, and has no backward pass there.
@@ -23,7 +25,8 @@ _SUPPORT = {"sdpa": "_supports_sdpa", "flex": "_supports_flex_attn", "flash": "_
 
 
 def choose_attention(wish: str, architecture: Any, *, on_gpu: bool, half: bool) -> Setting:
-    """transformers' name of the attention, with the reason; another than the wish only for auto, and for flash where it cannot run.
+    """transformers' name of the attention, with the reason; another than the wish only for auto, and for flash where it
+    cannot run.
 
     architecture  the model's class
     half          whether the run computes in 16 bits, which is all that flash attention does
@@ -39,7 +42,10 @@ def choose_attention(wish: str, architecture: Any, *, on_gpu: bool, half: bool) 
         there = ", ".join(name for name in _NAMES if _has(architecture, name))
         raise ConfigError(f"--attention {wish}: {architecture.__name__} does not have it; choose from {there}")
     if wish == "flex" and not on_gpu:
-        raise ConfigError("--attention flex: torch has no backward pass of it on the CPU, so it trains on GPUs only; use --attention sdpa here")
+        raise ConfigError(
+            "--attention flex: torch has no backward pass of it on the CPU, so it trains on GPUs only; use --attention "
+            "sdpa here"
+        )
     return Setting(_NAMES[wish], "set")
 
 

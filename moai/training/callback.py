@@ -1,9 +1,11 @@
-"""The course of a training run, seen from inside: the clock, the live line, and what is logged, evaluated and kept when.
+"""The course of a training run, seen from inside: the clock, the live line, and what is logged, evaluated and kept
+when.
 
     step 120/2000  loss 3.4127  lr 2.950e-04  norm 0.812  53,110 tokens/s  wait 0.2%  4.1 GB  12:31 left
 
-`wait` is the share of the time in which the slowest rank asked its loader for a batch and had none yet: what faster storage or
-more `--dataloader_num_workers` could win back. The memory is the most this rank has held so far: the accelerator's, else its own.
+`wait` is the share of the time in which the slowest rank asked its loader for a batch and had none yet: what faster
+storage or more `--dataloader_num_workers` could win back. The memory is the most this rank has held so far: the
+accelerator's, else its own.
 """
 
 from __future__ import annotations
@@ -76,7 +78,12 @@ class Clock:
         span = max(now - self.at, 1e-9)
         rate = (tokens - self.tokens) / span
         self.tokens, self.at, self.waited = tokens, now, 0.0
-        return {"tokens_per_second": round(rate, 1), "tokens_seen": tokens, "data_wait": round(min(1.0, waited / span), 4), "memory_gb": round(memory_gb(), 3)}
+        return {
+            "tokens_per_second": round(rate, 1),
+            "tokens_seen": tokens,
+            "data_wait": round(min(1.0, waited / span), 4),
+            "memory_gb": round(memory_gb(), 3),
+        }
 
     @property
     def seconds(self) -> float:
@@ -88,7 +95,9 @@ class Clock:
 
 
 class Course(TrainerCallback):
-    """Says when to log and to evaluate, writes the live line, history.jsonl and training.html, and keeps the newest checkpoints."""
+    """Says when to log and to evaluate, writes the live line, history.jsonl and training.html, and keeps the newest
+    checkpoints.
+    """
 
     def __init__(self, plan: Plan, clock: Clock, keep: int, evaluation: Evaluation | None) -> None:
         self.plan, self.clock, self.keep, self.evaluation = plan, clock, keep, evaluation
@@ -97,14 +106,24 @@ class Course(TrainerCallback):
         self.page_at = -math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        state.compute_steps(args, state.max_steps)  # the state of a checkpoint has the --save_steps and --logging_steps of the session before
+        state.compute_steps(
+            args, state.max_steps
+        )  # the state of a checkpoint has the --save_steps and --logging_steps of the session before
         self.first_step = state.global_step
         self.clock.start()
         self.history = History(Path(args.output_dir) / NAME)
         if state.is_world_process_zero:
-            sources = {source.name: {"rows": source.rows, "tokens": source.tokens} for source in self.plan.order.sources}
-            steps = {"steps": state.max_steps, "position": self.plan.steps.position(state.global_step), "rows_per_step": self.plan.steps.rows_per_step}
-            self.history.begin(state.global_step, state.log_history, {**steps, "world_size": args.world_size, "sources": sources})
+            sources = {
+                source.name: {"rows": source.rows, "tokens": source.tokens} for source in self.plan.order.sources
+            }
+            steps = {
+                "steps": state.max_steps,
+                "position": self.plan.steps.position(state.global_step),
+                "rows_per_step": self.plan.steps.rows_per_step,
+            }
+            self.history.begin(
+                state.global_step, state.log_history, {**steps, "world_size": args.world_size, "sources": sources}
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # With the log comes the look at the loss, before weights that are no numbers become the newest checkpoint.
@@ -143,7 +162,9 @@ class Course(TrainerCallback):
             position = self.plan.steps.position(state.global_step)
             consumed = self.consumption.until(position)
             line += mix_text(consumed, {source.name: source.tokens / source.rows for source in self.plan.order.sources})
-            named = {"position": position, "tokens": logs["tokens_seen"]} | {name: value for name, value in logs.items() if name != "tokens_seen"}
+            named = {"position": position, "tokens": logs["tokens_seen"]} | {
+                name: value for name, value in logs.items() if name != "tokens_seen"
+            }
             self.history.add({"kind": "train", "step": state.global_step, **named, "consumed": consumed})
         logger.info("%s", line)
 
@@ -156,7 +177,9 @@ class Course(TrainerCallback):
 
 
 class Consumption:
-    """Rows of each source before a position that only grows. What came before the first is counted once; after that, what is new."""
+    """Rows of each source before a position that only grows. What came before the first is counted once; after that,
+    what is new.
+    """
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -186,15 +209,25 @@ def mix_text(consumed: Mapping[str, int], tokens_per_row: Mapping[str, float]) -
 
 def live_line(step: int, steps: int, logs: dict[str, float], left_seconds: float) -> str:
     return (
-        f"step {step}/{steps}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', math.nan):.3e}  norm {logs.get('grad_norm', math.nan):.3g}  "
-        f"{logs['tokens_per_second']:,.0f} tokens/s  wait {logs['data_wait']:.1%}  {logs['memory_gb']:.1f} GB  {clock_text(left_seconds)} left"
+        f"step {step}/{steps}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', math.nan):.3e}  norm "
+        f"{logs.get('grad_norm', math.nan):.3g}  "
+        f"{logs['tokens_per_second']:,.0f} tokens/s  wait {logs['data_wait']:.1%}  {logs['memory_gb']:.1f} GB  "
+        f"{clock_text(left_seconds)} left"
     )
 
 
 def _evaluated(logs: Mapping[str, float]) -> str:
     text = f"held out: loss {logs['eval_loss']:.4f}  {logs['eval_bits_per_byte']:.4f} bits/byte"
-    of = [name.removeprefix("eval_").removesuffix("_bits_per_byte") for name in logs if name.endswith("_bits_per_byte") and name != "eval_bits_per_byte"]
-    return text + "".join(f"  {name} {logs[f'eval_{name}_bits_per_byte']:.4f}" for name in of[:_NAMED]) + (f"  +{len(of) - _NAMED}" if len(of) > _NAMED else "")
+    of = [
+        name.removeprefix("eval_").removesuffix("_bits_per_byte")
+        for name in logs
+        if name.endswith("_bits_per_byte") and name != "eval_bits_per_byte"
+    ]
+    return (
+        text
+        + "".join(f"  {name} {logs[f'eval_{name}_bits_per_byte']:.4f}" for name in of[:_NAMED])
+        + (f"  +{len(of) - _NAMED}" if len(of) > _NAMED else "")
+    )
 
 
 def memory_gb() -> float:
@@ -209,4 +242,8 @@ def memory_gb() -> float:
 def clock_text(seconds: float) -> str:
     """`3725` -> `1:02:05`, `65` -> `1:05`."""
     whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )

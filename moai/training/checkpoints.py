@@ -1,8 +1,9 @@
 """Checkpoints: which one is whole, which one a run may go on from, and what the run must know of it.
 
-A crash while a checkpoint is written leaves a directory that looks like one. `problem` says what it lacks; `choose` takes the
-newest whole one and renames newer broken ones to `checkpoint-N.incomplete`, so that nobody takes them for one again.
-A launcher that starts the ranks anew (`is_restart`) repeats the command of the start, and means: go on from the newest.
+A crash while a checkpoint is written leaves a directory that looks like one. `problem` says what it lacks; `choose`
+takes the newest whole one and renames newer broken ones to `checkpoint-N.incomplete`, so that nobody takes them for one
+again. A launcher that starts the ranks anew (`is_restart`) repeats the command of the start, and means: go on from the
+newest.
 
     choose("auto", Path("outputs/demo"), expected)         # rank 0, before training -> outputs/demo/checkpoint-80
 """
@@ -35,7 +36,9 @@ SENTINEL = "checkpoint-is-incomplete.txt"
 
 PLAIN, FSDP, DEEPSPEED = "plain data parallelism", "FSDP", "DeepSpeed"
 _OF_FSDP = ("optimizer.bin", "pytorch_model_fsdp.bin")
-"""What accelerate writes of an FSDP run instead of optimizer.pt: the optimizer's state and, beside model.safetensors, the weights once more."""
+"""What accelerate writes of an FSDP run instead of optimizer.pt: the optimizer's state and, beside model.safetensors,
+the weights once more.
+"""
 _TYPES = {"content_digest": str, "order": dict}
 
 
@@ -43,7 +46,8 @@ _TYPES = {"content_digest": str, "order": dict}
 class Record:
     """What a checkpoint was trained on, saved in it as moai_data.json: the data, its order, and how far in it.
 
-    order        what decides the order beside the data: its version, seed and window, and the mixture as `asked` for and as resolved to `shares`
+    order        what decides the order beside the data: its version, seed and window, and the mixture as `asked` for
+                 and as resolved to `shares`
     position     rows of that order that were trained on, over all ranks and since the run began
     tokens_seen  trained tokens, likewise
     """
@@ -64,14 +68,20 @@ class Record:
         """Raises OSError, ValueError, KeyError or TypeError when it is absent or not a record."""
         found = json.loads((checkpoint / RECORD).read_bytes())
         values = {field.name: found[field.name] for field in fields(cls)}
-        if any(isinstance(value, bool) or not isinstance(value, _TYPES.get(name, int)) for name, value in values.items()):
+        if any(
+            isinstance(value, bool) or not isinstance(value, _TYPES.get(name, int)) for name, value in values.items()
+        ):
             raise ValueError("not a record of moai")
         return cls(**values)
 
 
 def numbered(output_dir: Path) -> list[Path]:
     """`checkpoint-N` directories, newest (highest N) first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name) and path.is_dir()]
+    found = [
+        path
+        for path in output_dir.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-[0-9]+", path.name) and path.is_dir()
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -99,7 +109,9 @@ def problem(checkpoint: Path) -> str | None:
         return _why(error, f"trainer_state.json or {RECORD}")
     if re.fullmatch(r"checkpoint-[0-9]+", checkpoint.name) and step != step_of(checkpoint):
         return f"trainer_state.json is of step {step}"
-    random_states = ["rng_state.pth"] if record.world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(record.world_size)]
+    random_states = (
+        ["rng_state.pth"] if record.world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(record.world_size)]
+    )
     for name in (*_optimizer(checkpoint, record.world_size), "scheduler.pt", *random_states):
         try:
             # torch writes a zip archive, whose directory is at the end: a cut file has none. Nothing is unpickled.
@@ -122,7 +134,9 @@ def _optimizer(checkpoint: Path, world_size: int) -> list[str]:
     if kind != DEEPSPEED:
         return ["optimizer.pt"] if kind == PLAIN else [*_OF_FSDP]
     folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
-    parts = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(world_size)]  # in bfloat16 with a bf16_ in front
+    parts = [
+        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(world_size)
+    ]  # in bfloat16 with a bf16_ in front
     return [f"{folder.name}/{next((found.name for found in folder.glob(f'*{part}')), part)}" for part in parts]
 
 
@@ -134,7 +148,11 @@ def weights_problem(directory: Path) -> str | None:
         if not isinstance(json.loads((directory / name).read_bytes()), dict):
             return f"{name} is not a configuration"
         name = index.name
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        names = (
+            sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            if index.exists()
+            else ["model.safetensors"]
+        )
         for name in names:
             if cut := _safetensors_problem(directory / name):
                 return cut
@@ -155,18 +173,25 @@ def check_place(wish: str | None, output_dir: Path, *, restarted: bool = False) 
     there = numbered(output_dir)
     if wish is None and there:
         raise ConfigError(
-            f"--output_dir {output_dir}: holds a run already (newest: {there[0].name}); go on with it by --resume_from_checkpoint auto, or name another --output_dir"
+            f"--output_dir {output_dir}: holds a run already (newest: {there[0].name}); go on with it by "
+            f"--resume_from_checkpoint auto, or name another --output_dir"
         )
     if wish == AUTO and not there:
         raise ConfigError(
-            f"--resume_from_checkpoint auto: {output_dir} has no checkpoint; the same command without --resume_from_checkpoint starts the run that makes one"
+            f"--resume_from_checkpoint auto: {output_dir} has no checkpoint; the same command without "
+            f"--resume_from_checkpoint starts the run that makes one"
         )
     if wish not in (None, AUTO) and (reason := problem(Path(str(wish)))):
-        raise ConfigError(f"--resume_from_checkpoint {wish}: not a complete checkpoint ({reason}); 'auto' takes the newest complete one of --output_dir")
+        raise ConfigError(
+            f"--resume_from_checkpoint {wish}: not a complete checkpoint ({reason}); 'auto' takes the newest complete "
+            f"one of --output_dir"
+        )
 
 
 def choose(wish: str | None, output_dir: Path, expected: Record, *, restarted: bool = False) -> Path | None:
-    """The checkpoint to go on from, or None to start at the beginning. Sets broken and superseded ones aside. Raises ConfigError."""
+    """The checkpoint to go on from, or None to start at the beginning. Sets broken and superseded ones aside. Raises
+    ConfigError.
+    """
     check_place(wish, output_dir, restarted=restarted)
     named = None if wish in (None, AUTO) else Path(str(wish))
     chosen = named
@@ -182,23 +207,31 @@ def choose(wish: str | None, output_dir: Path, expected: Record, *, restarted: b
 
 
 def rotate(output_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest. (transformers' own rotation would count `checkpoint-9.incomplete` as the newest of all.)"""
+    """Remove all but the `keep` newest. (transformers' own rotation would count `checkpoint-9.incomplete` as the newest
+    of all.)
+    """
     for path in numbered(output_dir)[keep:]:
         failpoint("checkpoint.rotate", path)
         shutil.rmtree(path, ignore_errors=True)
 
 
 def check_room(place: Path, needed_bytes: int) -> None:
-    """Raises OSError where a checkpoint surely cannot fit, before anything of it is written. What a quota leaves is not seen here."""
+    """Raises OSError where a checkpoint surely cannot fit, before anything of it is written. What a quota leaves is not
+    seen here.
+    """
     status = os.statvfs(place.parent)
     free = status.f_frsize * (status.f_bfree if os.geteuid() == 0 else status.f_bavail)
     if status.f_blocks and free < needed_bytes:
-        raise OSError(errno.ENOSPC, f"it takes {needed_bytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free", str(place))
+        raise OSError(
+            errno.ENOSPC, f"it takes {needed_bytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free", str(place)
+        )
 
 
 @contextlib.contextmanager
 def storing(place: Path) -> Iterator[None]:
-    """What a full or forbidden disk raises while `place` is written, in whatever words of whichever library, as StorageError."""
+    """What a full or forbidden disk raises while `place` is written, in whatever words of whichever library, as
+    StorageError.
+    """
     try:
         yield
     except Exception as error:
@@ -207,11 +240,16 @@ def storing(place: Path) -> Iterator[None]:
             raise
         newest = next((path for path in numbered(place.parent) if path != place and problem(path) is None), None)
         way = f"go on from {newest.name} by --resume_from_checkpoint auto" if newest else "start again"
-        raise StorageError(f"{place}: {reason}, so it is not complete; free space there (a lower --save_total_limit keeps fewer), then {way}") from error
+        raise StorageError(
+            f"{place}: {reason}, so it is not complete; free space there (a lower --save_total_limit keeps fewer), "
+            f"then {way}"
+        ) from error
 
 
 def _unwritten(error: Exception, place: Path) -> str | None:
-    """Why a file could not be written, or None when `error` is of another kind. safetensors and torch have errors of their own."""
+    """Why a file could not be written, or None when `error` is of another kind. safetensors and torch have errors of
+    their own.
+    """
     text = str(error)
     number = re.search(r"\(os error (\d+)\)", text)
     if isinstance(error, OSError) and error.errno:
@@ -233,38 +271,56 @@ def _newest_after_cleaning(output_dir: Path) -> Path | None:
 
 
 def _set_others_aside(named: Path, output_dir: Path) -> None:
-    """Checkpoints of `output_dir` that the run about to begin does not come from: neither a restart nor a later `auto` may take them for its own."""
+    """Checkpoints of `output_dir` that the run about to begin does not come from: neither a restart nor a later `auto`
+    may take them for its own.
+    """
     step = global_step(named)
     own = named.resolve().parent == output_dir.resolve()
     for path in numbered(output_dir):
         if not own or step_of(path) > step:
-            logger.warning("%s does not lead to what %s goes on with; renamed to %s", path, named, _rename(path, "superseded").name)
+            logger.warning(
+                "%s does not lead to what %s goes on with; renamed to %s", path, named, _rename(path, "superseded").name
+            )
 
 
 def _rename(path: Path, why: str) -> Path:
-    aside = next(name for number in range(1, 1000) if not (name := path.with_name(f"{path.name}.{why}{'' if number == 1 else f'-{number}'}")).exists())
+    aside = next(
+        name
+        for number in range(1, 1000)
+        if not (name := path.with_name(f"{path.name}.{why}{'' if number == 1 else f'-{number}'}")).exists()
+    )
     return path.rename(aside)
 
 
 def _check_record(checkpoint: Path, expected: Record) -> None:
-    """The same data in the same order: else rows would be skipped or repeated unseen. How a step cuts them may be another."""
+    """The same data in the same order: else rows would be skipped or repeated unseen. How a step cuts them may be
+    another.
+    """
     found = Record.load(checkpoint)
     if found.content_digest != expected.content_digest:
         raise ConfigError(
-            f"{checkpoint}: was trained on data {found.content_digest}, this run has {expected.content_digest}; resume with the same data and data flags, "
+            f"{checkpoint}: was trained on data {found.content_digest}, this run has {expected.content_digest}; resume "
+            f"with the same data and data flags, "
             f"or continue on other data with --pretrained_model {checkpoint} and a new --output_dir"
         )
     differing = [
-        f"{name} is {there if there not in ([], None) else 'not set'} there, {here if here not in ([], None) else 'not set'} here"
+        f"{name} is {there if there not in ([], None) else 'not set'} there, "
+        f"{here if here not in ([], None) else 'not set'} here"
         for name, here in {**expected.order, **expected.order["asked"]}.items()
-        if name not in ("asked", "shares") and (there := {**found.order, **found.order.get("asked", {})}.get(name)) != here
+        if name not in ("asked", "shares")
+        and (there := {**found.order, **found.order.get("asked", {})}.get(name)) != here
     ]
     if differing:
-        raise ConfigError(f"{checkpoint}: its rows come in another order than this run's ({'; '.join(differing)}); resume with the same flags")
+        raise ConfigError(
+            f"{checkpoint}: its rows come in another order than this run's ({'; '.join(differing)}); resume with the "
+            f"same flags"
+        )
 
 
 def _safetensors_problem(path: Path) -> str | None:
-    """Eight bytes of header length (little-endian), the header in JSON, then the tensors up to the last `data_offsets`."""
+    """Eight bytes of header length (little-endian), the header in JSON, then the tensors up to the last
+    `data_offsets`.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size

@@ -1,6 +1,7 @@
 """`moai train`, which is train.py too: prepare the data, or wait for rank 0 to do it, then train.
 
-Runs under torchrun, accelerate launch and plain python. Nothing heavy is imported at its top: worker processes may import it again.
+Runs under torchrun, accelerate launch and plain python. Nothing heavy is imported at its top: worker processes may
+import it again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ logger = logging.getLogger("moai.train")
 
 def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> int:
     try:
-        with stoppable("finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"):
+        with stoppable(
+            "finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"
+        ):
             run(argv, environ, prog=prog)
     except MoaiError as error:
         say(f"{prog}: {'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", error, environ)
@@ -39,7 +42,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
     from moai.prepared.manifest import Prepared
 
     description = "From raw text to a trained model."
-    resolved = resolve([TrainConfig, DataConfig], argv, environ, prog=prog, description=description, others=[SaveConfig])
+    resolved = resolve(
+        [TrainConfig, DataConfig], argv, environ, prog=prog, description=description, others=[SaveConfig]
+    )
     config = resolved[TrainConfig].require()
     data = resolved[DataConfig]
     here = ranks(environ)
@@ -59,7 +64,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
     places = [own for own, _ in settings]
     if config.resume_from_checkpoint == AUTO and not is_restart(environ) and (done := finished(resolved, places)):
         if here.rank == 0:
-            print(f"Nothing to do: trained {done.steps:,} steps, final model at {done.final_model} (its data was not looked at again)")
+            print(
+                f"Nothing to do: trained {done.steps:,} steps, final model at {done.final_model} (its data was not "
+                f"looked at again)"
+            )
         return
     check_places(config, places, restarted=is_restart(environ))
     start_logging(Path(config.output_dir), here.rank)
@@ -72,7 +80,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
         prepared_data.log(directories, evaluates=not config.eval_dataset)
         mode = prepared_data.memory_mode(data, here, environ)
         by_path = {str(one.path): one for one in directories}
-        prepared = {own: prepared_data.joined([by_path[path] for path in own.dataset], memory_mode=mode) for _, own in settings}
+        prepared = {
+            own: prepared_data.joined([by_path[path] for path in own.dataset], memory_mode=mode) for _, own in settings
+        }
         prepared_data.check_mixture(config, prepared.values())
 
     held_out = [evaluation_data(config, data) for _, data in settings]
@@ -88,7 +98,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
     run = Path(config.output_dir) if config.sequential else None
     table = resolved.table()
     stages = [
-        Stage(own, data, prepared[data], prepared[aside] if aside else prepared[data].held_out, run, table) for (own, data), aside in zip(settings, held_out)
+        Stage(own, data, prepared[data], prepared[aside] if aside else prepared[data].held_out, run, table)
+        for (own, data), aside in zip(settings, held_out)
     ]
     for summary in train(config, stages, resolved.origins, environ=environ):
         if here.rank == 0:
@@ -108,7 +119,12 @@ def show_settings(resolved: Resolved) -> None:
     made = {name: entry for name, entry in table.items() if entry["origin"] != "default"}
     width = max(map(len, made), default=0)
     lines = [f"  {name:<{width}}  {entry['value']}  ({entry['origin']})" for name, entry in made.items()]
-    logger.info("Settings:\n%s", "\n".join([*lines, f"  and {len(table) - len(made)} at their defaults: settings.json in the output_dir lists all"]))
+    logger.info(
+        "Settings:\n%s",
+        "\n".join(
+            [*lines, f"  and {len(table) - len(made)} at their defaults: settings.json in the output_dir lists all"]
+        ),
+    )
 
 
 def check_model(config: TrainConfig, data: DataConfig) -> None:
@@ -116,9 +132,20 @@ def check_model(config: TrainConfig, data: DataConfig) -> None:
     from moai.tokenizers.load import load_tokenizer
     from moai.training.model import check_early
 
-    local = Path(data.tokenizer_path).expanduser().exists()  # one from the Hub is fetched by rank 0 when it prepares, and checked later
-    vocab_size = load_tokenizer(data.tokenizer_path, eos_token=data.eos_token, need_bos=data.add_bos).vocab_size if local else None
-    check_early(model_config=config.model_config, pretrained_model=config.pretrained_model, vocab_size=vocab_size, seq_len=data.seq_len)
+    local = (
+        Path(data.tokenizer_path).expanduser().exists()
+    )  # one from the Hub is fetched by rank 0 when it prepares, and checked later
+    vocab_size = (
+        load_tokenizer(data.tokenizer_path, eos_token=data.eos_token, need_bos=data.add_bos).vocab_size
+        if local
+        else None
+    )
+    check_early(
+        model_config=config.model_config,
+        pretrained_model=config.pretrained_model,
+        vocab_size=vocab_size,
+        seq_len=data.seq_len,
+    )
 
 
 def say(line: str, error: MoaiError, environ: Mapping[str, str]) -> None:
@@ -135,7 +162,12 @@ def say(line: str, error: MoaiError, environ: Mapping[str, str]) -> None:
 def tell_launcher(error: MoaiError, environ: Mapping[str, str]) -> None:
     """Leave the cause where torchrun looks for it, so that its report names it instead of "<N/A>"."""
     if path := environ.get("TORCHELASTIC_ERROR_FILE"):
-        told = {"message": {"message": str(error), "extraInfo": {"py_callstack": str(error), "timestamp": str(int(time.time()))}}}
+        told = {
+            "message": {
+                "message": str(error),
+                "extraInfo": {"py_callstack": str(error), "timestamp": str(int(time.time()))},
+            }
+        }
         try:
             Path(path).write_text(json.dumps(told), encoding="utf-8")
         except OSError as problem:

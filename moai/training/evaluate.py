@@ -5,11 +5,13 @@
 
     loss           -ln p, the mean over all predicted tokens: every token but the first of each document, as in training
     perplexity     e to the loss
-    bits_per_byte  the sum of -log2 p over the UTF-8 bytes of the predicted text. It does not depend on how a tokenizer cuts text, so models
-                   with different tokenizers compare. The end of a document is predicted and is no text: its loss counts, and it has no bytes.
+    bits_per_byte  the sum of -log2 p over the UTF-8 bytes of the predicted text. It does not depend on how a tokenizer
+                   cuts text, so models
+                   with different tokenizers compare. The end of a document is predicted and is no text: its loss
+                   counts, and it has no bytes.
 
-Rows are taken in the order in which they lie on disk, in batches that do not depend on the number of ranks, each of one source.
-No random number is drawn, and no process is started.
+Rows are taken in the order in which they lie on disk, in batches that do not depend on the number of ranks, each of one
+source. No random number is drawn, and no process is started.
 """
 
 from __future__ import annotations
@@ -57,8 +59,15 @@ class Score:
 
     def figures(self) -> dict[str, float | None]:
         """For JSON: without a predicted token there is no loss, and none is no number there."""
-        found = {"rows": self.rows, "tokens": self.tokens, "text_bytes": self.text_bytes, "nll": self.nll, "loss": self.loss,
-                "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}  # fmt: skip
+        found = {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+            "nll": self.nll,
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+        }
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
@@ -81,12 +90,18 @@ class HeldOut:
         return cls(PackedRows.of(prepared), {name: tuple(numbers) for name, numbers in found.items() if numbers})
 
     def batches(self, size: int) -> list[tuple[str, tuple[int, ...]]]:
-        return [(name, numbers[at : at + size]) for name, numbers in self.sources.items() for at in range(0, len(numbers), size)]
+        return [
+            (name, numbers[at : at + size])
+            for name, numbers in self.sources.items()
+            for at in range(0, len(numbers), size)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is evaluated in the middle of training, and how often: every `every` steps, or without it where a checkpoint is saved; always at the end."""
+    """What is evaluated in the middle of training, and how often: every `every` steps, or without it where a checkpoint
+    is saved; always at the end.
+    """
 
     held_out: HeldOut
     collator: Callable[..., dict[str, Any]]
@@ -94,15 +109,28 @@ class Evaluation:
     batch_size: int
     every: int | None = None
 
-    def __call__(self, model: Any, here: Ranks, device: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, Score]:
-        return evaluate(model, self.held_out, self.collator, self.bytes_of, here, batch_size=self.batch_size, device=device, autocast=autocast)
+    def __call__(
+        self, model: Any, here: Ranks, device: Any, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> dict[str, Score]:
+        return evaluate(
+            model,
+            self.held_out,
+            self.collator,
+            self.bytes_of,
+            here,
+            batch_size=self.batch_size,
+            device=device,
+            autocast=autocast,
+        )
 
 
 def evaluate(
     model: Any, held_out: HeldOut, collator: Callable[..., dict[str, Any]], bytes_of: TokenBytes, here: Ranks, *,
     batch_size: int, device: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Score]:  # fmt: skip
-    """The score of each source, then of all. A collective: every rank calls it with the same rows, and gets the same scores."""
+    """The score of each source, then of all. A collective: every rank calls it with the same rows, and gets the same
+    scores.
+    """
     import torch
 
     names = list(held_out.sources)
@@ -113,18 +141,24 @@ def evaluate(
         with torch.no_grad(), autocast():
             for name, numbers, counts in _share(held_out.batches(batch_size), here):
                 batch = collator(held_out.rows.__getitems__(numbers))
-                nll = _nll(model, {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()})
+                nll = _nll(
+                    model, {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+                )
                 if counts:
                     predicted = int((batch["labels"] != IGNORE).sum())
                     text_bytes = bytes_of(batch["input_ids"].numpy(), batch["labels"].numpy() != IGNORE)
-                    sums[names.index(name)] += torch.tensor([len(numbers), predicted, text_bytes, nll], dtype=torch.float64)
+                    sums[names.index(name)] += torch.tensor(
+                        [len(numbers), predicted, text_bytes, nll], dtype=torch.float64
+                    )
     finally:
         model.train(training)
     return _scores(names, _total(sums, here, device).numpy())
 
 
 def log_figures(scores: dict[str, Score]) -> dict[str, float]:
-    """As they are logged: `eval_loss`, `eval_bits_per_byte`, and `eval_<source>_...` where there are several sources."""
+    """As they are logged: `eval_loss`, `eval_bits_per_byte`, and `eval_<source>_...` where there are several
+    sources.
+    """
     several = len(scores) > 2
     return {
         f"eval_{'' if name == ALL else f'{name}_'}{figure}": round(getattr(score, figure), 6)
@@ -137,23 +171,31 @@ def log_figures(scores: dict[str, Score]) -> dict[str, float]:
 def lines(scores: dict[str, Score]) -> Iterator[str]:
     """A table."""
     width = max(map(len, [*scores, "source"]))
-    yield f"{'source':{width}}  {'rows':>9}  {'tokens':>13}  {'text bytes':>13}  {'loss':>8}  {'perplexity':>10}  {'bits/byte':>9}"
+    yield (
+        f"{'source':{width}}  {'rows':>9}  {'tokens':>13}  {'text bytes':>13}  {'loss':>8}  {'perplexity':>10}  "
+        f"{'bits/byte':>9}"
+    )
     for name, score in scores.items():
         yield (
-            f"{name:{width}}  {score.rows:>9,}  {score.tokens:>13,}  {score.text_bytes:>13,}  {score.loss:>8.4f}  {score.perplexity:>10.4g}  "
+            f"{name:{width}}  {score.rows:>9,}  {score.tokens:>13,}  {score.text_bytes:>13,}  {score.loss:>8.4f}  "
+            f"{score.perplexity:>10.4g}  "
             f"{score.bits_per_byte:>9.4f}"
         )
 
 
 def _share(batches: list[tuple[str, tuple[int, ...]]], here: Ranks) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Every world_size-th batch, and as many for each rank: the forward of a model in pieces is a collective. What is over does not count."""
+    """Every world_size-th batch, and as many for each rank: the forward of a model in pieces is a collective. What is
+    over does not count.
+    """
     for at in range(0, len(batches), here.world_size):
         number = at + here.rank
         yield *batches[min(number, len(batches) - 1)], number < len(batches)
 
 
 def _nll(model: Any, batch: dict[str, Any]) -> float:
-    """The sum over all targets of a batch. Part after part, so that 32-bit logits of a batch are never held beside those of the model."""
+    """The sum over all targets of a batch. Part after part, so that 32-bit logits of a batch are never held beside
+    those of the model.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 

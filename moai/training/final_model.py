@@ -4,8 +4,8 @@
     model.save_pretrained(staged)
     put(staged, output_dir / FINAL)
 
-Where there is one already, of a run that went on for longer, the two are swapped (moai.core.files.replace_directory): there is no
-moment without a model.
+Where there is one already, of a run that went on for longer, the two are swapped (moai.core.files.replace_directory):
+there is no moment without a model.
 """
 
 from __future__ import annotations

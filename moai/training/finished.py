@@ -1,4 +1,5 @@
-"""A run that has ended is not run again. Known from its directory alone, before data is looked at and torch is imported.
+"""A run that has ended is not run again. Known from its directory alone, before data is looked at and torch is
+imported.
 
 if done := finished(resolved, places):
     print("\n".join(done.lines()))
@@ -21,7 +22,9 @@ _MAKE_NO_OTHER_MODEL = {"resume_from_checkpoint", "output_dir", "cache_dir", "us
 
 
 def ended(places: Sequence[TrainConfig]) -> Summary | None:
-    """The summary of the last of these stages, if each has a whole final model and no checkpoint of another step than its last."""
+    """The summary of the last of these stages, if each has a whole final model and no checkpoint of another step than
+    its last.
+    """
     summary = None
     for place in places:
         folder = Path(place.output_dir)
@@ -29,15 +32,21 @@ def ended(places: Sequence[TrainConfig]) -> Summary | None:
         newest = checkpoints.numbered(folder)[:1]
         other = summary is None or any(checkpoints.step_of(path) != summary.steps for path in newest)
         # What is staged still has to take the model's name, or was killed before the old one went.
-        if other or staging(folder / FINAL, writes=False).exists() or checkpoints.weights_problem(folder / FINAL) is not None:
+        if (
+            other
+            or staging(folder / FINAL, writes=False).exists()
+            or checkpoints.weights_problem(folder / FINAL) is not None
+        ):
             return None
     return summary
 
 
 def differing(resolved: Resolved) -> list[str]:
-    """`learning_rate 0.001 there, 0.0002 here`: what the run in output_dir was not asked for, of what decides about its model.
+    """`learning_rate 0.001 there, 0.0002 here`: what the run in output_dir was not asked for, of what decides about its
+    model.
 
-    What the environment says is about the machine (DATASET_NUM_PROC), and left out. A run without settings.json differs in all.
+    What the environment says is about the machine (DATASET_NUM_PROC), and left out. A run without settings.json differs
+    in all.
     """
     try:
         there = json.loads((Path(resolved[TrainConfig].output_dir) / "settings.json").read_bytes())

@@ -1,7 +1,7 @@
 """Try what was trained:  python -m moai generate --model outputs/demo --prompt "옛날에" --max_new_tokens 50
 
-Text comes out as it is made, with a key-value cache. Standard output holds what was generated and nothing else (with several
-prompts each has its own above it); which model it was, and how fast, is said on standard error.
+Text comes out as it is made, with a key-value cache. Standard output holds what was generated and nothing else (with
+several prompts each has its own above it); which model it was, and how fast, is said on standard error.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def load(config: GenerateConfig) -> tuple[Any, Any]:
     beside = Path(config.tokenizer_path or directory)
     folder = beside.parent if beside.name == "tokenizer.json" else beside
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f"{folder}: no tokenizer.json; name the directory of the tokenizer the model was trained with: --tokenizer_path DIR")
+        raise ConfigError(
+            f"{folder}: no tokenizer.json; name the directory of the tokenizer the model was trained with: "
+            f"--tokenizer_path DIR"
+        )
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from transformers.utils import logging as library
@@ -86,12 +89,18 @@ def load(config: GenerateConfig) -> tuple[Any, Any]:
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         model = untyped.from_pretrained(
-            str(directory), dtype=torch.bfloat16 if found else torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            str(directory),
+            dtype=torch.bfloat16 if found else torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise ConfigError(f"{directory}: {' '.join(str(error).split())[:300]}") from error
     if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
-        raise ConfigError(f"{folder}: {len(tokenizer)} ids, the model has {rows}; it is not the tokenizer this model was trained with")
+        raise ConfigError(
+            f"{folder}: {len(tokenizer)} ids, the model has {rows}; it is not the tokenizer this model was trained with"
+        )
     model = model.eval().to(found or "cpu")
     logger.info("%s: %s on %s", directory, type(model).__name__, model.device.type)
     return model, tokenizer
@@ -100,8 +109,9 @@ def load(config: GenerateConfig) -> tuple[Any, Any]:
 class Stream:
     """What transformers hands every new token to: writes what it adds to the text, once it is whole letters.
 
-    A token is decoded behind those before it, since many decoders drop a space at the beginning, but not behind all of them: each time
-    those that made the piece `shown` last, and those `waiting` since. So a token costs the same however long the text is.
+    A token is decoded behind those before it, since many decoders drop a space at the beginning, but not behind all of
+    them: each time those that made the piece `shown` last, and those `waiting` since. So a token costs the same however
+    long the text is.
     """
 
     def __init__(self, tokenizer: Any, write: Callable[[str], Any]) -> None:
@@ -140,17 +150,32 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     room = int(min(config.max_new_tokens, longest - len(ids)))
     if room < 1:
-        raise ConfigError(f"the prompt has {len(ids)} tokens, the model takes {longest} with what it generates: shorten the prompt")
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens, the model takes {longest} with what it generates: shorten the prompt"
+        )
     if room < config.max_new_tokens:
-        logger.warning("max_new_tokens = %d: the model takes %d tokens, %d of them are the prompt's", room, longest, len(ids))
+        logger.warning(
+            "max_new_tokens = %d: the model takes %d tokens, %d of them are the prompt's", room, longest, len(ids)
+        )
     if config.seed is not None:
         set_seed(config.seed)
-    drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {"do_sample": False}
+    drawing = (
+        {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+        if config.temperature
+        else {"do_sample": False}
+    )
     stream, started = Stream(tokenizer, write), time.monotonic()
     given = torch.tensor([ids], device=model.device)
     # use_cache: what was saved after training says no, because packed rows are trained without one.
-    model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=room, use_cache=True, streamer=stream,
-                   pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id, **drawing)  # fmt: skip
+    model.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        max_new_tokens=room,
+        use_cache=True,
+        streamer=stream,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        **drawing,
+    )
     seconds = time.monotonic() - started
     logger.info("%d tokens after %d, %.1f tokens/s", stream.tokens, len(ids), stream.tokens / max(seconds, 1e-9))
 
@@ -158,9 +183,16 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig
 def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
     if config.chat:
         if not tokenizer.chat_template:
-            raise ConfigError("--chat: this tokenizer has no chat template; leave --chat out, or name one that has: --tokenizer_path DIR")
+            raise ConfigError(
+                "--chat: this tokenizer has no chat template; leave --chat out, or name one that has: --tokenizer_path "
+                "DIR"
+            )
         said = [{"role": "user", "content": prompt}]
-        return list(tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+        return list(
+            tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=True)[
+                "input_ids"
+            ]
+        )
     if config.add_bos and tokenizer.bos_token_id is None:
         raise ConfigError("--add_bos: this tokenizer names no bos_token; leave --add_bos out")
     ids = [tokenizer.bos_token_id] * config.add_bos + list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -170,7 +202,9 @@ def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
 
 
 def saved_model(path: Path) -> Path:
-    """Where the weights are: `path` itself, or in the output_dir of a run its final model, else its newest checkpoint. Raises."""
+    """Where the weights are: `path` itself, or in the output_dir of a run its final model, else its newest checkpoint.
+    Raises.
+    """
     if not path.is_dir():
         raise ConfigError(f"--model {path}: no such directory; a finished run leaves one as OUTPUT_DIR/final_model")
     directory = path
@@ -178,7 +212,13 @@ def saved_model(path: Path) -> Path:
         inside: Iterable[Path | None] = (path / "final_model", newest_complete(path))
         directory = next((found for found in inside if found and found.is_dir()), path)
     if any(directory.glob("pytorch_model_fsdp_*")):
-        raise ConfigError(f"{directory}: its weights are in parts, as FSDP writes them with SHARDED_STATE_DICT; join them first: accelerate merge-weights")
+        raise ConfigError(
+            f"{directory}: its weights are in parts, as FSDP writes them with SHARDED_STATE_DICT; join them first: "
+            f"accelerate merge-weights"
+        )
     if reason := weights_problem(directory):
-        raise DamagedError(f"--model {directory}: not a saved model in safetensors ({reason}); name a final_model/, a checkpoint, or the output_dir of a run")
+        raise DamagedError(
+            f"--model {directory}: not a saved model in safetensors ({reason}); name a final_model/, a checkpoint, or "
+            f"the output_dir of a run"
+        )
     return directory

@@ -1,11 +1,12 @@
 """history.jsonl: what a run logged, one JSON object a line, written by rank 0 as it happens.
 
-    {"kind": "start", "step": 0, "steps": 2000, "position": 0, "world_size": 2, "sources": {"web": {"rows": 900, "tokens": 1843200}}, "time": "..."}
-    {"kind": "train", "step": 10, "position": 80, "tokens": 163840, "loss": 8.1, "learning_rate": 3e-05, ..., "consumed": {"web": 80}, "time": "..."}
-    {"kind": "eval", "step": 100, "eval_loss": 5.2, "eval_web_bits_per_byte": 1.9, ..., "time": "..."}
+    {"kind": "start", "step": 0, "steps": 2000, "position": 0, "world_size": 2, "sources": {"web": {"rows": 900,
+    "tokens": 1843200}}, "time": "..."} {"kind": "train", "step": 10, "position": 80, "tokens": 163840, "loss": 8.1,
+    "learning_rate": 3e-05, ..., "consumed": {"web": 80}, "time": "..."} {"kind": "eval", "step": 100, "eval_loss": 5.2,
+    "eval_web_bits_per_byte": 1.9, ..., "time": "..."}
 
-Lines are only ever added, but for one moment: a run that goes on from step N first drops what was logged beyond N, by steps
-that nothing came of. So every step stands here once, however often the run was stopped. Each start is a session.
+Lines are only ever added, but for one moment: a run that goes on from step N first drops what was logged beyond N, by
+steps that nothing came of. So every step stands here once, however often the run was stopped. Each start is a session.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m moai.training.launch pretrain|continue [demo|2b|5b|FILE.yaml] [--resume] [train.py flags]
 
-It runs before torch is imported, checks every flag once (so that a wrong one is one line, not one a rank and a launcher's
-traceback), and prints: NUM_GPUS for optimize_env.sh, `launcher` (the words before train.py) and `flags` (the words after it).
-What it decided goes to standard error for the person who started it.
+It runs before torch is imported, checks every flag once (so that a wrong one is one line, not one a rank and a
+launcher's traceback), and prints: NUM_GPUS for optimize_env.sh, `launcher` (the words before train.py) and `flags` (the
+words after it). What it decided goes to standard error for the person who started it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Nodes:
     address: str
     port: int
     accelerate_config: str = ""
-    """An accelerate configuration file: how the model is divided among the ranks. Who they are is said here all the same."""
+    """An accelerate configuration file: how the model is divided among the ranks. Who they are is said here all the
+    same.
+    """
 
     @property
     def world_size(self) -> int:
@@ -77,9 +79,9 @@ class Nodes:
     def launcher(self) -> list[str]:
         """The words before train.py. One rank needs no launcher, and without one a signal reaches it directly.
 
-        `--multi_gpu` is what makes accelerate 1.15 start ranks the way torchrun does, on a machine without GPUs too (with
-        gloo); `--cpu` and `--num_processes 2` alone start one process. Everything a default_config.yaml of the user could
-        change about the ranks is said here.
+        `--multi_gpu` is what makes accelerate 1.15 start ranks the way torchrun does, on a machine without GPUs too
+        (with gloo); `--cpu` and `--num_processes 2` alone start one process. Everything a default_config.yaml of the
+        user could change about the ranks is said here.
         """
         if self.world_size == 1 and not self.accelerate_config:
             return [".venv/bin/python"]
@@ -89,7 +91,13 @@ class Nodes:
             "--num_processes": self.world_size, "--num_machines": self.num_nodes, "--machine_rank": self.node_rank,
             "--main_process_ip": self.address, "--main_process_port": self.port,
         }  # fmt: skip
-        return [".venv/bin/accelerate", "launch", *how, "--same_network", *(str(word) for option in options.items() for word in option)]
+        return [
+            ".venv/bin/accelerate",
+            "launch",
+            *how,
+            "--same_network",
+            *(str(word) for option in options.items() for word in option),
+        ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,7 +113,9 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     """The assignments. Raises ConfigError with the way out; `resolve` ends the process itself on an unknown flag."""
     command, name, given = _command(argv)
     _number(environ, "MAX_STEPS", 1, least=1)
-    variables = [word for variable, flag in _AS_FLAGS.items() if environ.get(variable) for word in (flag, environ[variable])]
+    variables = [
+        word for variable, flag in _AS_FLAGS.items() if environ.get(variable) for word in (flag, environ[variable])
+    ]
     if command == "continue" and "--resume" in given:
         given.remove("--resume")
         run = _resumed(name, variables, given, environ)
@@ -128,7 +138,10 @@ def plan(argv: Sequence[str], environ: Mapping[str, str]) -> str:
         _check_free(run, resolved, places)
     check_places(training, places)
     print("\n".join(_summary(run, resolved, nodes)), file=sys.stderr)
-    return f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join([*_outliving(), *nodes.launcher()])})\nflags=({shlex.join(flags)})"
+    return (
+        f"NUM_GPUS={nodes.num_gpus.value}\nlauncher=({shlex.join([*_outliving(), *nodes.launcher()])})\n"
+        f"flags=({shlex.join(flags)})"
+    )
 
 
 def _outliving() -> list[str]:
@@ -152,7 +165,9 @@ def _command(argv: Sequence[str]) -> tuple[str, str, list[str]]:
 
 
 def _resolve(config: str, flags: Sequence[str], environ: Mapping[str, str]) -> Resolved:
-    return resolve([DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py", others=[SaveConfig])
+    return resolve(
+        [DataConfig, TrainConfig], ["--config", config, *flags], environ, prog="train.py", others=[SaveConfig]
+    )
 
 
 def _first(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
@@ -173,7 +188,9 @@ def _resumed(name: str, variables: Sequence[str], given: Sequence[str], environ:
 
 
 def _continued(name: str, variables: Sequence[str], given: Sequence[str], environ: Mapping[str, str]) -> Run:
-    """Old weights, new optimizer, next data: from NAME_cont.yaml where there is one, otherwise NAME.yaml with --dataset."""
+    """Old weights, new optimizer, next data: from NAME_cont.yaml where there is one, otherwise NAME.yaml with
+    --dataset.
+    """
     base = config_path(name)
     finished = _resolve(base, [], {})[TrainConfig].output_dir
     own = _continuation(base)
@@ -184,12 +201,19 @@ def _continued(name: str, variables: Sequence[str], given: Sequence[str], enviro
     resolved = _resolve(config, [*flags, *given], environ)
     weights = resolved[TrainConfig].pretrained_model
     if "--pretrained_model" not in given and "--pretrained-model" not in given and not Path(weights or "").is_dir():
-        raise ConfigError(f"{weights}: no trained model to go on from; train it first: ./pretrain.sh {name} (or name one: --pretrained_model DIR)")
+        raise ConfigError(
+            f"{weights}: no trained model to go on from; train it first: ./pretrain.sh {name} (or name one: "
+            f"--pretrained_model DIR)"
+        )
     if config == base and resolved.origins["dataset"] != "flag":
-        raise ConfigError(f"continued pretraining needs the next data: ./pretrain_cont.sh {name} --dataset FILES (or write {own})")
+        raise ConfigError(
+            f"continued pretraining needs the next data: ./pretrain_cont.sh {name} --dataset FILES (or write {own})"
+        )
     anew = shlex.join(["./pretrain_cont.sh", name, *variables, *given])
     then = "the same again with --pretrained_model and --dataset, for the data after that"
-    return Run(name=name, config=config, flags=flags, then=then, resume=f"{anew} --resume_from_checkpoint {AUTO}", anew=anew)
+    return Run(
+        name=name, config=config, flags=flags, then=then, resume=f"{anew} --resume_from_checkpoint {AUTO}", anew=anew
+    )
 
 
 def _continuation(base: str) -> str:
@@ -209,8 +233,16 @@ def _next(name: str, output: str) -> str:
 
 def _nothing_to_do(run: Run, training: TrainConfig, done: Summary) -> list[str]:
     """That it is trained, where it is, and what comes next."""
-    longer = f"--max_steps {2 * training.max_steps}" if training.max_steps > 0 else f"--num_epochs {training.num_epochs + 1:g}"
-    lines = [f"moai pretraining: {run.name} is trained already, so nothing was started", *done.lines(), f"Next data     {run.then}"]
+    longer = (
+        f"--max_steps {2 * training.max_steps}"
+        if training.max_steps > 0
+        else f"--num_epochs {training.num_epochs + 1:g}"
+    )
+    lines = [
+        f"moai pretraining: {run.name} is trained already, so nothing was started",
+        *done.lines(),
+        f"Next data     {run.then}",
+    ]
     if not training.sequential:
         lines.append(f"More steps    {run.resume} {longer}")
     return [*lines, f"Once more     {_elsewhere(run, training)}"]
@@ -223,7 +255,9 @@ def _elsewhere(run: Run, training: TrainConfig) -> str:
 
 
 def _check_free(run: Run, resolved: Resolved, places: Sequence[TrainConfig]) -> None:
-    """Raises ConfigError, with the commands that lead on, where output_dir holds a run that is not finished or was another."""
+    """Raises ConfigError, with the commands that lead on, where output_dir holds a run that is not finished or was
+    another.
+    """
     training = resolved[TrainConfig]
     newest = [path for place in reversed(places) for path in numbered(Path(place.output_dir))[:1]]
     if ended(places):
@@ -243,12 +277,22 @@ def _nodes(resolved: Resolved, environ: Mapping[str, str]) -> Nodes:
         raise ConfigError(f"NODE_RANK={node_rank}: with NNODES={num_nodes} it runs from 0 to {num_nodes - 1}")
     address = environ.get("MASTER_ADDR") or "127.0.0.1"
     if num_nodes > 1 and not environ.get("MASTER_ADDR"):
-        raise ConfigError(f"NNODES={num_nodes}: name the node with NODE_RANK=0 that all others can reach, MASTER_ADDR=HOST (and the same MASTER_PORT on all)")
+        raise ConfigError(
+            f"NNODES={num_nodes}: name the node with NODE_RANK=0 that all others can reach, MASTER_ADDR=HOST (and the "
+            f"same MASTER_PORT on all)"
+        )
     port = _number(environ, "MASTER_PORT", 0, least=1) or (_FIRST_PORT if num_nodes > 1 else free_port())
     config = environ.get("ACCELERATE_CONFIG", "")
     if config:
         _check_accelerate(config)
-    return Nodes(num_gpus=_ranks_here(resolved, environ), num_nodes=num_nodes, node_rank=node_rank, address=address, port=port, accelerate_config=config)
+    return Nodes(
+        num_gpus=_ranks_here(resolved, environ),
+        num_nodes=num_nodes,
+        node_rank=node_rank,
+        address=address,
+        port=port,
+        accelerate_config=config,
+    )
 
 
 def _check_accelerate(path: str) -> None:
@@ -259,11 +303,15 @@ def _check_accelerate(path: str) -> None:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"ACCELERATE_CONFIG={path}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}; configs/accelerate/ has some to choose from"
+            f"ACCELERATE_CONFIG={path}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}; "
+            f"configs/accelerate/ has some to choose from"
         ) from error
     kind = fields.get("distributed_type") if isinstance(fields, dict) else None
     if kind not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
-        raise ConfigError(f"ACCELERATE_CONFIG={path}: distributed_type {kind} is none of MULTI_GPU, FSDP, DEEPSPEED; configs/accelerate/ has one of each")
+        raise ConfigError(
+            f"ACCELERATE_CONFIG={path}: distributed_type {kind} is none of MULTI_GPU, FSDP, DEEPSPEED; "
+            f"configs/accelerate/ has one of each"
+        )
     check_launch({f"ACCELERATE_USE_{kind}": "true"}, on_cpu=False, rank=0)
 
 
@@ -307,7 +355,8 @@ def _batch_flags(run: Run, resolved: Resolved, nodes: Nodes, environ: Mapping[st
     fitting = [rows for gigabytes, rows in rows_by_memory.items() if gigabytes <= memory]
     if not fitting:
         raise ConfigError(
-            f"GPU_MEMORY={memory}: known are {', '.join(map(str, rows_by_memory))} (GB); for less set --batch_size and --gradient_accumulation_steps"
+            f"GPU_MEMORY={memory}: known are {', '.join(map(str, rows_by_memory))} (GB); for less set --batch_size and "
+            f"--gradient_accumulation_steps"
         )
     by_hand = resolved.origins["batch_size"] == "flag"
     rows = resolved[TrainConfig].batch_size if by_hand else fitting[-1]
@@ -321,14 +370,20 @@ def _summary(run: Run, resolved: Resolved, nodes: Nodes) -> list[str]:
     data, training = resolved[DataConfig], resolved[TrainConfig]
     rows = training.batch_size * nodes.world_size * training.gradient_accumulation_steps
     ranks = f"{nodes.num_gpus.value} ({nodes.num_gpus.reason})"
-    where = f" on each of {nodes.num_nodes} nodes, this is {nodes.node_rank} of them; {nodes.address}" if nodes.num_nodes > 1 else ""
+    where = (
+        f" on each of {nodes.num_nodes} nodes, this is {nodes.node_rank} of them; {nodes.address}"
+        if nodes.num_nodes > 1
+        else ""
+    )
     accumulation = f"{training.batch_size} x {nodes.world_size} ranks x {training.gradient_accumulation_steps}"
     table = {
         "config": run.config,
         "ranks": f"{ranks}{where}, port {nodes.port}" if nodes.world_size > 1 else ranks,
         "model": training.pretrained_model or training.model_config,
         "data": ", ".join(training.prepared) or f"{', '.join(map(str, data.dataset))} -> {data.cache_dir}",
-        "rows": "as prepared" if training.prepared else f"seq_len {data.seq_len}, packing {data.packing}, tokenizer {data.tokenizer_path}",
+        "rows": "as prepared"
+        if training.prepared
+        else f"seq_len {data.seq_len}, packing {data.packing}, tokenizer {data.tokenizer_path}",
         "step": f"{accumulation} = {rows} rows, {rows * data.seq_len:,} tokens",
         "output": training.output_dir,
         "afterwards": run.then,

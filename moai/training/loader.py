@@ -1,6 +1,6 @@
 """Batches in the order of training, for a loop that is not moai's.
 
-Batches(order, batch_size=4, rank=1, world_size=2)      # rows 4-7, 12-15, ... of the order: the ranks take turns, batch by batch
+Batches(order, batch_size=4, rank=1, world_size=2)      # rows 4-7, 12-15, ...: the ranks take turns
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.position < 0:
-            raise ConfigError(f"batch_size = {self.batch_size}, position = {self.position}: a batch has a row at least, and no position is below 0")
+            raise ConfigError(
+                f"batch_size = {self.batch_size}, position = {self.position}: a batch has a row at least, and no "
+                f"position is below 0"
+            )
         if not 0 <= self.rank < self.world_size:
-            raise ConfigError(f"rank = {self.rank}, world_size = {self.world_size}: ranks count from 0 up to world_size - 1")
+            raise ConfigError(
+                f"rank = {self.rank}, world_size = {self.world_size}: ranks count from 0 up to world_size - 1"
+            )
 
     def __iter__(self) -> Iterator[list[int]]:
         for number in range(len(self)) if self.end is not None else count():
@@ -57,7 +62,14 @@ class Batches:
 
 
 def order_of(
-    prepared: Prepared, *, epochs: float | None, seed: int, shuffle_window: int, mixture: Sequence[str], mixture_by: str, mixture_epochs: Sequence[str]
+    prepared: Prepared,
+    *,
+    epochs: float | None,
+    seed: int,
+    shuffle_window: int,
+    mixture: Sequence[str],
+    mixture_by: str,
+    mixture_epochs: Sequence[str],
 ) -> tuple[Order, int | None]:
     """The order in which `train.py` takes the rows, and where it ends. Raises ConfigError."""
     if epochs is not None and not 0 < epochs < math.inf:

@@ -1,6 +1,7 @@
 """Logging that knows its rank before torch does.
 
-Rank 0 speaks on the console; the others warn there, and tell what they wait for while the data is prepared; every rank writes everything to `<output_dir>/logs/rank<n>.log`.
+Rank 0 speaks on the console; the others warn there, and tell what they wait for while the data is prepared; every rank
+writes everything to `<output_dir>/logs/rank<n>.log`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def start_logging(output_dir: Path, rank: int) -> None:
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
         file = _LogFile(output_dir / "logs" / f"rank{rank}.log", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
+        raise ConfigError(
+            f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written"
+        ) from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[console, file], force=True)
     logging.getLogger("moai").setLevel(logging.INFO)
@@ -57,5 +60,7 @@ def quiet_libraries() -> None:
     untyped.set_verbosity_warning()
     untyped.disable_progress_bar()
     # Of a run that goes on in steps of another size: moai says itself what changed.
-    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "do not match the ones in the `trainer_state.json`" not in record.getMessage())
+    logging.getLogger("transformers.trainer_utils").addFilter(
+        lambda record: "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+    )
     datasets.disable_progress_bars()

@@ -1,6 +1,7 @@
 """transformers' Trainer with our order of rows, our log lines and our record in every checkpoint.
 
-The classes here are the first halves of what `packed_trainer` joins with transformers' own: that library is loaded only then.
+The classes here are the first halves of what `packed_trainer` joins with transformers' own: that library is loaded only
+then.
 """
 
 from __future__ import annotations
@@ -46,10 +47,20 @@ def packed_trainer(**options: Any) -> PackedTrainer:
 
 
 class PackedTrainer(Trainer):
-    """Trains on packed rows in the order of `plan`, counts trained tokens over all ranks, and saves the plan's record in the `keep` newest checkpoints."""
+    """Trains on packed rows in the order of `plan`, counts trained tokens over all ranks, and saves the plan's record
+    in the `keep` newest checkpoints.
+    """
 
     def __init__(
-        self, *, plan: Plan, keep: int, here: Ranks, word: Word, evaluation: Evaluation | None = None, beside: Sequence[Column] = (), **others: Any
+        self,
+        *,
+        plan: Plan,
+        keep: int,
+        here: Ranks,
+        word: Word,
+        evaluation: Evaluation | None = None,
+        beside: Sequence[Column] = (),
+        **others: Any,
     ) -> None:
         self.plan = plan
         self._beside = {column.name for column in beside}
@@ -63,7 +74,9 @@ class PackedTrainer(Trainer):
         self._own_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.remove_callback(PrinterCallback)
         # Before the course, which logs a step that is saved.
-        self.add_callback(type("SaveAndStop", (SaveAndStop, TrainerCallback), {})(word, group.Question(here, self.args.device)))
+        self.add_callback(
+            type("SaveAndStop", (SaveAndStop, TrainerCallback), {})(word, group.Question(here, self.args.device))
+        )
         self.add_callback(type("Course", (Course, TrainerCallback), {})(plan, self.clock, keep, evaluation))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -77,9 +90,11 @@ class PackedTrainer(Trainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Also counts the wait for batches, and the targets of this rank, on the device: nothing waits for that number here.
+        """Also counts the wait for batches, and the targets of this rank, on the device: nothing waits for that number
+        here.
 
-        A step may have no target at all, of one row that is a single token: its loss is the sum of none over one, not over none.
+        A step may have no target at all, of one row that is a single token: its loss is the sum of none over one, not
+        over none.
         """
         import torch
 
@@ -92,10 +107,13 @@ class PackedTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
         """The step on what the model takes: columns that travel beside the tokens are taken off."""
-        return super().training_step(model, {name: value for name, value in inputs.items() if name not in self._beside}, *more, **named)
+        return super().training_step(
+            model, {name: value for name, value in inputs.items() if name not in self._beside}, *more, **named
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens_per_second, tokens_seen, data_wait and memory_gb to each line of training, for whatever --report_to names too.
+        """Adds tokens_per_second, tokens_seen, data_wait and memory_gb to each line of training, for whatever
+        --report_to names too.
 
         Raises MoaiError in every rank when the loss is no number any more: nothing after it could be used.
         """
@@ -103,7 +121,8 @@ class PackedTrainer(Trainer):
             logs |= self.clock.tick(*self._gathered())
             if not math.isfinite(logs["loss"]):
                 raise MoaiError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate or lengthen --warmup_steps, "
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate or lengthen "
+                    f"--warmup_steps, "
                     f"then --resume_from_checkpoint auto goes on from the last checkpoint in {self.args.output_dir}"
                 )
         super().log(logs, start_time)
@@ -112,7 +131,9 @@ class PackedTrainer(Trainer):
         """Our own measures on what was held out, where transformers evaluates. A collective."""
         assert self.evaluation is not None, "the course asks for an evaluation only where there is one"
         with self.clock.paused():
-            figures = log_figures(self.evaluation(self.model_wrapped, self.here, self.args.device, self.accelerator.autocast))
+            figures = log_figures(
+                self.evaluation(self.model_wrapped, self.here, self.args.device, self.accelerator.autocast)
+            )
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
@@ -126,7 +147,9 @@ class PackedTrainer(Trainer):
             self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Raises StorageError in every rank when one cannot write its part, and leaves nothing behind that looks like a checkpoint."""
+        """Raises StorageError in every rank when one cannot write its part, and leaves nothing behind that looks like a
+        checkpoint.
+        """
         place = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         tokens, _ = self._gathered()  # a collective: none may come after the first file, which may fail in one rank
         group.together(partial(self._check_room, place), self.here)  # FSDP's own gathers do come after it
@@ -146,13 +169,22 @@ class PackedTrainer(Trainer):
         """Of a model that FSDP divides, whole weights are written twice; DeepSpeed's ranks each write their own."""
         if self.args.should_save and not self.is_deepspeed_enabled:
             untyped: Any = self
-            moments = [value for state in untyped.optimizer.state.values() for value in state.values() if hasattr(value, "element_size")]
+            moments = [
+                value
+                for state in untyped.optimizer.state.values()
+                for value in state.values()
+                if hasattr(value, "element_size")
+            ]
             weights = list(untyped.model.parameters()) * (2 if self.is_fsdp_enabled else 1)
             with checkpoints.storing(place):
-                checkpoints.check_room(place, sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *moments]))
+                checkpoints.check_room(
+                    place, sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *moments])
+                )
 
     def _write_checkpoint(self, model: Any, trial: Any, tokens: int) -> None:
-        self._saved = replace(self.plan.record, position=self.plan.steps.position(self.state.global_step), tokens_seen=tokens)
+        self._saved = replace(
+            self.plan.record, position=self.plan.steps.position(self.state.global_step), tokens_seen=tokens
+        )
         super()._save_checkpoint(model, trial)
         failpoint("checkpoint.complete")
 
@@ -169,7 +201,10 @@ class PackedTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Of weights that were gathered from shards, tied ones are two tensors, where one is enough."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        super()._save(output_dir, {name: tensor for name, tensor in state_dict.items() if name not in tied} if state_dict else state_dict)
+        super()._save(
+            output_dir,
+            {name: tensor for name, tensor in state_dict.items() if name not in tied} if state_dict else state_dict,
+        )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -183,18 +218,26 @@ class PackedTrainer(Trainer):
             failpoint("checkpoint.state")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Raises ConfigError when it is of another model, or of a run that divided its model and this one does not, or the other way round."""
-        wrote, reads = checkpoints.written_by(Path(resume_from_checkpoint)), checkpoints.FSDP if self.is_fsdp_enabled else checkpoints.PLAIN
+        """Raises ConfigError when it is of another model, or of a run that divided its model and this one does not, or
+        the other way round.
+        """
+        wrote, reads = (
+            checkpoints.written_by(Path(resume_from_checkpoint)),
+            checkpoints.FSDP if self.is_fsdp_enabled else checkpoints.PLAIN,
+        )
         if wrote != reads:
             raise ConfigError(
-                f"{resume_from_checkpoint}: its optimizer was saved by {wrote}, this run is one of {reads}; resume as it was launched, "
-                f"or take its weights with a new optimizer: --pretrained_model {resume_from_checkpoint} and a new --output_dir"
+                f"{resume_from_checkpoint}: its optimizer was saved by {wrote}, this run is one of {reads}; resume as "
+                f"it was launched, "
+                f"or take its weights with a new optimizer: --pretrained_model {resume_from_checkpoint} and a new "
+                f"--output_dir"
             )
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except RuntimeError as error:  # load_state_dict's, when shapes differ
             raise ConfigError(
-                f"{resume_from_checkpoint}: {' '.join(str(error).split())[:200]}; its weights are another model's, resume with the --model_config it was made with"
+                f"{resume_from_checkpoint}: {' '.join(str(error).split())[:200]}; its weights are another model's, "
+                f"resume with the --model_config it was made with"
             ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -204,11 +247,15 @@ class PackedTrainer(Trainer):
         if missing or load_result.unexpected_keys:
             names = ", ".join([*missing, *load_result.unexpected_keys][:4])
             raise DamagedError(
-                f"the checkpoint's weights are not this model's: {len(missing)} missing, {len(load_result.unexpected_keys)} unexpected ({names}); resume with the --model_config it was made with"
+                f"the checkpoint's weights are not this model's: {len(missing)} missing, "
+                f"{len(load_result.unexpected_keys)} unexpected ({names}); resume with the --model_config it "
+                f"was made with"
             )
 
     def _gathered(self) -> tuple[int, float]:
-        """Trained tokens of all ranks since the run began, and the longest wait for batches since the line before, in seconds; a collective."""
+        """Trained tokens of all ranks since the run began, and the longest wait for batches since the line before, in
+        seconds; a collective.
+        """
         import torch
 
         waited = torch.tensor(int(self.clock.waited * 1e6), device=self._own_tokens.device)
@@ -217,7 +264,8 @@ class PackedTrainer(Trainer):
 
 
 def start_reader(worker: int, *, then: Callable[[int], None]) -> None:
-    """In a process that reads rows: it ends with its rank and not before, and quietly, in the middle of handing over a batch too.
+    """In a process that reads rows: it ends with its rank and not before, and quietly, in the middle of handing over a
+    batch too.
 
     multiprocessing's thread for that prints a traceback otherwise, one for every process of every rank.
     """

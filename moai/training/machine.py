@@ -1,4 +1,6 @@
-"""What training runs on: the device, the processes that read rows, the threads, and transformers' arguments for all of it."""
+"""What training runs on: the device, the processes that read rows, the threads, and transformers' arguments for all of
+it.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,17 @@ def choose_device(config: TrainConfig, here: Ranks) -> Setting:
         return Setting(True, "set")
     if found is None:
         if config.use_cpu is False:
-            raise ConfigError("use_cpu = false: torch sees no accelerator here; drop the flag to train on the CPU, or install torch for your GPU")
+            raise ConfigError(
+                "use_cpu = false: torch sees no accelerator here; drop the flag to train on the CPU, or install torch "
+                "for your GPU"
+            )
         use_cpu = Setting(True, "torch sees no accelerator")
     elif found == "mps" and here.world_size > 1:
         use_cpu = Setting(True, "MPS serves one process, this launch has more")
     elif here.local_world_size > torch.accelerator.device_count():
         raise ConfigError(
-            f"{here.local_world_size} ranks on this node, but {torch.accelerator.device_count()} devices: start as many ranks as devices (NUM_GPUS), or set --use_cpu"
+            f"{here.local_world_size} ranks on this node, but {torch.accelerator.device_count()} devices: start as "
+            f"many ranks as devices (NUM_GPUS), or set --use_cpu"
         )
     else:
         use_cpu = Setting(False, f"torch sees {torch.accelerator.device_count()} x {found}")
@@ -47,11 +53,16 @@ def choose_loader_processes(config: TrainConfig, origins: Mapping[str, str], cpu
     if origins.get("dataloader_num_workers", "default") != "default":
         return Setting(wanted, "set")
     share = cpus.value // here.local_world_size
-    return Setting(max(0, min(wanted, share - 1)), f"{cpus.value} CPUs ({cpus.reason}) / {here.local_world_size} ranks, one for the rank itself")
+    return Setting(
+        max(0, min(wanted, share - 1)),
+        f"{cpus.value} CPUs ({cpus.reason}) / {here.local_world_size} ranks, one for the rank itself",
+    )
 
 
 def limit_threads(cpus: Setting, here: Ranks) -> None:
-    """torch takes all cores of the host; this rank's share of what it may use is less in a container or beside other ranks."""
+    """torch takes all cores of the host; this rank's share of what it may use is less in a container or beside other
+    ranks.
+    """
     import torch
 
     share = max(1, cpus.value // here.local_world_size)
@@ -73,25 +84,57 @@ def allow_tf32() -> None:
 
 
 def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: int) -> Any:
-    """transformers' arguments; constructing them joins the process group on accelerators. Raises ConfigError for what they refuse."""
+    """transformers' arguments; constructing them joins the process group on accelerators. Raises ConfigError for what
+    they refuse.
+    """
     from transformers import TrainingArguments
 
-    schedule = "cosine_with_min_lr" if config.lr_scheduler_type == "cosine" and config.min_lr_ratio else config.lr_scheduler_type
+    schedule = (
+        "cosine_with_min_lr"
+        if config.lr_scheduler_type == "cosine" and config.min_lr_ratio
+        else config.lr_scheduler_type
+    )
     try:
         arguments = TrainingArguments(
-            output_dir=config.output_dir, num_train_epochs=config.num_epochs, max_steps=config.max_steps, per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps, lr_scheduler_type=schedule, max_grad_norm=1.0, optim="adamw_torch_fused",
-            bf16=config.bf16, fp16=config.fp16, torch_compile=config.compile, use_cpu=use_cpu, seed=config.seed, ddp_timeout=config.ddp_timeout,
-            ddp_find_unused_parameters=False, activation_checkpointing=config.gradient_checkpointing,
+            output_dir=config.output_dir,
+            num_train_epochs=config.num_epochs,
+            max_steps=config.max_steps,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup_steps=config.warmup_steps,
+            lr_scheduler_type=schedule,
+            max_grad_norm=1.0,
+            optim="adamw_torch_fused",
+            bf16=config.bf16,
+            fp16=config.fp16,
+            torch_compile=config.compile,
+            use_cpu=use_cpu,
+            seed=config.seed,
+            ddp_timeout=config.ddp_timeout,
+            ddp_find_unused_parameters=False,
+            activation_checkpointing=config.gradient_checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-            logging_steps=config.logging_steps, logging_first_step=True, logging_nan_inf_filter=False, log_level="warning", log_level_replica="warning",
-            disable_tqdm=True, report_to=trackers(config.report_to), run_name=config.run_name,
-            save_strategy="steps", save_steps=config.save_steps, save_total_limit=None,  # checkpoints.rotate keeps save_total_limit
-            dataloader_num_workers=loader_processes, dataloader_prefetch_factor=4 if loader_processes else None, dataloader_drop_last=True,
+            logging_steps=config.logging_steps,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            log_level="warning",
+            log_level_replica="warning",
+            disable_tqdm=True,
+            report_to=trackers(config.report_to),
+            run_name=config.run_name,
+            save_strategy="steps",
+            save_steps=config.save_steps,
+            save_total_limit=None,  # checkpoints.rotate keeps save_total_limit
+            dataloader_num_workers=loader_processes,
+            dataloader_prefetch_factor=4 if loader_processes else None,
+            dataloader_drop_last=True,
             ignore_data_skip=True,  # the sampler begins where the run is resumed
-            dataloader_persistent_workers=loader_processes > 0, dataloader_pin_memory=not use_cpu, remove_unused_columns=False,
-        )  # fmt: skip
+            dataloader_persistent_workers=loader_processes > 0,
+            dataloader_pin_memory=not use_cpu,
+            remove_unused_columns=False,
+        )
     except (ValueError, ImportError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if arguments.n_gpu > 1:
@@ -101,16 +144,22 @@ def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: 
 
 
 def schedule_options(config: TrainConfig, steps: int) -> dict[str, Any]:
-    """What transformers must know of the learning rate's schedule beside the warm-up, in a run of so many steps. Raises ConfigError.
+    """What transformers must know of the learning rate's schedule beside the warm-up, in a run of so many steps. Raises
+    ConfigError.
 
-    warmup_stable_decay falls as one minus the square root of the part of the decay that is over: better than a straight line in
-    https://arxiv.org/abs/2405.18392.
+    warmup_stable_decay falls as one minus the square root of the part of the decay that is over: better than a straight
+    line in https://arxiv.org/abs/2405.18392.
     """
     if config.lr_scheduler_type == "cosine" and config.min_lr_ratio:
         return {"min_lr_rate": config.min_lr_ratio}
     if config.lr_scheduler_type != "warmup_stable_decay":
         return {}
-    warmup, decay = (int(given) if given >= 1 else math.ceil(given * steps) for given in (config.warmup_steps, config.decay_steps))
+    warmup, decay = (
+        int(given) if given >= 1 else math.ceil(given * steps) for given in (config.warmup_steps, config.decay_steps)
+    )
     if warmup + decay > steps:
-        raise ConfigError(f"warmup_steps {warmup} and decay_steps {decay} are more than the {steps} steps of this run: lower one of them")
+        raise ConfigError(
+            f"warmup_steps {warmup} and decay_steps {decay} are more than the {steps} steps of this run: lower one of "
+            f"them"
+        )
     return {"num_decay_steps": decay, "decay_type": "1-sqrt", "min_lr_ratio": config.min_lr_ratio}

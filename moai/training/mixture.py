@@ -1,11 +1,12 @@
-"""How positions are shared out among sources: weights, their temperature, stages of a curriculum, and limits to the epochs of each.
+"""How positions are shared out among sources: weights, their temperature, stages of a curriculum, and limits to the
+epochs of each.
 
-    wish = Wish.parse(mixture=("ko=0.6", "en=0.4"), stages=("0.5:ko=0.2,en=0.8",), epochs=("ko=4",), by="tokens", temperature=1.0)
-    mixture = Mixture.of(wish.resolve(sources, planned_rows=1_000_000))
+    wish = Wish.parse(mixture=("ko=0.6", "en=0.4"), stages=("0.5:ko=0.2,en=0.8",), epochs=("ko=4",), by="tokens",
+    temperature=1.0) mixture = Mixture.of(wish.resolve(sources, planned_rows=1_000_000))
 
-Positions come in blocks. Each block of a segment has the same number of rows of each source, in an order of its own, so the
-source of a position and the rows before it take one block to know. A segment ends where the weights change or a source is used up; a
-last, smaller block fills it exactly, so that no row of a source is passed over.
+Positions come in blocks. Each block of a segment has the same number of rows of each source, in an order of its own, so
+the source of a position and the rows before it take one block to know. A segment ends where the weights change or a
+source is used up; a last, smaller block fills it exactly, so that no row of a source is passed over.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _KEPT_BLOCKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What was asked for. `stages` are (share of the run from which they hold, weights); weights are by `by`, not normalised."""
+    """What was asked for. `stages` are (share of the run from which they hold, weights); weights are by `by`, not
+    normalised.
+    """
 
     stages: tuple[tuple[float, Mapping[str, float]], ...]
     epochs: Mapping[str, float]
@@ -38,7 +41,9 @@ class Wish:
     temperature: float
 
     @classmethod
-    def parse(cls, *, mixture: Sequence[str], stages: Sequence[str], epochs: Sequence[str], by: str, temperature: float) -> Wish | None:
+    def parse(
+        cls, *, mixture: Sequence[str], stages: Sequence[str], epochs: Sequence[str], by: str, temperature: float
+    ) -> Wish | None:
         """From the flags; None where none asks for anything. Raises ConfigError."""
         if not (mixture or stages or epochs or temperature != 1.0):
             return None
@@ -48,10 +53,13 @@ class Wish:
             at = _number(share, f"mixture_stages = {text!r}")
             if not colon or not 0 < at < 1:
                 raise ConfigError(
-                    f"mixture_stages = {text!r}: expected SHARE:NAME=WEIGHT,NAME=WEIGHT with a share of the run between 0 and 1, as in 0.8:ko=1,en=3"
+                    f"mixture_stages = {text!r}: expected SHARE:NAME=WEIGHT,NAME=WEIGHT with a share of the run "
+                    f"between 0 and 1, as in 0.8:ko=1,en=3"
                 )
             if at <= parsed[-1][0]:
-                raise ConfigError(f"mixture_stages = {text!r}: begins at or before the stage in front of it; name them in their order")
+                raise ConfigError(
+                    f"mixture_stages = {text!r}: begins at or before the stage in front of it; name them in their order"
+                )
             parsed.append((at, _weights("mixture_stages", rest.split(","))))
         return cls(stages=tuple(parsed), epochs=_weights("mixture_epochs", epochs), by=by, temperature=temperature)
 
@@ -59,25 +67,39 @@ class Wish:
         """For these sources. Raises ConfigError where a name is none of theirs, or nothing has a weight."""
         names = [source.name for source in sources]
         self.check_names(names)
-        stages = tuple((math.floor(at * planned_rows), self._row_weights(weights, sources)) for at, weights in self.stages)
-        limits = tuple(math.floor(self.epochs[source.name] * source.rows) if source.name in self.epochs else None for source in sources)
+        stages = tuple(
+            (math.floor(at * planned_rows), self._row_weights(weights, sources)) for at, weights in self.stages
+        )
+        limits = tuple(
+            math.floor(self.epochs[source.name] * source.rows) if source.name in self.epochs else None
+            for source in sources
+        )
         if not any(weights[number] > 0 and limit != 0 for _, weights in stages for number, limit in enumerate(limits)):
             raise ConfigError(
-                f"mixture_epochs = {' '.join(f'{name}={number:g}' for name, number in self.epochs.items())}: not one row may be taken of a source with a weight; raise a number"
+                f"mixture_epochs = {' '.join(f'{name}={number:g}' for name, number in self.epochs.items())}: not one "
+                f"row may be taken of a source with a weight; raise a number"
             )
         return Shares(names=tuple(names), stages=stages, limits=limits)
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raises ConfigError where a flag names what is none of these sources."""
-        for flag, given in [("mixture_epochs", self.epochs), *(("mixture" if not at else "mixture_stages", weights) for at, weights in self.stages)]:
+        for flag, given in [
+            ("mixture_epochs", self.epochs),
+            *(("mixture" if not at else "mixture_stages", weights) for at, weights in self.stages),
+        ]:
             for name in given:
                 if name not in names:
-                    raise ConfigError(f"{flag} names {name!r}, which is none of the sources: {', '.join(names)} (one for each entry of --dataset)")
+                    raise ConfigError(
+                        f"{flag} names {name!r}, which is none of the sources: {', '.join(names)} (one for each entry "
+                        f"of --dataset)"
+                    )
 
     def _row_weights(self, weights: Mapping[str, float], sources: Sequence[Source]) -> tuple[float, ...]:
         """Shares of rows, which sum to 1. Without weights, the natural ones; a source that is not named gets none."""
         size = {source.name: source.tokens if self.by == "tokens" else source.rows for source in sources}
-        wanted = np.array([weights.get(source.name, 0.0) if weights else size[source.name] for source in sources], np.float64)
+        wanted = np.array(
+            [weights.get(source.name, 0.0) if weights else size[source.name] for source in sources], np.float64
+        )
         wanted = (wanted / wanted.max()) ** (1 / self.temperature)  # the largest is 1, so that no power is out of range
         if self.by == "tokens":
             wanted /= np.array([source.tokens / source.rows for source in sources])
@@ -86,7 +108,9 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """A wish in numbers of this data: what a checkpoint keeps. `stages` are (first position, share of rows of each source)."""
+    """A wish in numbers of this data: what a checkpoint keeps. `stages` are (first position, share of rows of each
+    source).
+    """
 
     names: tuple[str, ...]
     stages: tuple[tuple[int, tuple[float, ...]], ...]
@@ -99,7 +123,11 @@ class Shares:
     def lines(self) -> Iterator[str]:
         """For people, a line a stage."""
         for at, weights in self.stages:
-            yield f"from row {at:,} on " + ", ".join(f"{name} {weight:.2%}" for name, weight in zip(self.names, weights)) + " of the rows"
+            yield (
+                f"from row {at:,} on "
+                + ", ".join(f"{name} {weight:.2%}" for name, weight in zip(self.names, weights))
+                + " of the rows"
+            )
         limited = [f"{name} after {limit:,} rows" for name, limit in zip(self.names, self.limits) if limit is not None]
         if limited:
             yield "used up are " + ", ".join(limited)
@@ -108,14 +136,17 @@ class Shares:
     def from_json(cls, found: Mapping[str, Any]) -> Shares:
         """Raises KeyError, TypeError or ValueError for what `to_json` did not make."""
         return cls(
-            names=tuple(map(str, found["names"])), stages=tuple((int(at), tuple(map(float, shares))) for at, shares in found["stages"]),
+            names=tuple(map(str, found["names"])),
+            stages=tuple((int(at), tuple(map(float, shares))) for at, shares in found["stages"]),
             limits=tuple(None if limit is None else int(limit) for limit in found["limits"]),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Blocks alike: `counts` rows of each source in one. `taken` were taken before the first; `blocks` is None for no end."""
+    """Blocks alike: `counts` rows of each source in one. `taken` were taken before the first; `blocks` is None for no
+    end.
+    """
 
     start: int
     blocks: int | None
@@ -129,7 +160,9 @@ class Segment:
     def after(self) -> tuple[int, tuple[int, ...]]:
         """Position and rows taken at its end."""
         blocks = self.blocks or 0
-        return self.start + blocks * self.block, tuple(taken + blocks * count for taken, count in zip(self.taken, self.counts))
+        return self.start + blocks * self.block, tuple(
+            taken + blocks * count for taken, count in zip(self.taken, self.counts)
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +195,9 @@ class Mixture:
         at = segment.start + block * segment.block
         which, _ = self.place(np.arange(at, position))
         in_block = np.bincount(which, minlength=len(segment.counts))
-        return [int(taken + block * count + extra) for taken, count, extra in zip(segment.taken, segment.counts, in_block)]
+        return [
+            int(taken + block * count + extra) for taken, count, extra in zip(segment.taken, segment.counts, in_block)
+        ]
 
     def _in_segment(self, segment: Segment, positions: Ints) -> tuple[Ints, Ints]:
         which, before = np.empty_like(positions), np.empty_like(positions)
@@ -182,7 +217,9 @@ class Mixture:
             counts = np.array(segment.counts)
             sources = np.searchsorted(np.cumsum(counts), slots, "right")
             ranks = np.empty_like(sources)
-            ranks[np.argsort(sources, kind="stable")] = np.arange(segment.block) - np.repeat(np.cumsum(counts) - counts, counts)
+            ranks[np.argsort(sources, kind="stable")] = np.arange(segment.block) - np.repeat(
+                np.cumsum(counts) - counts, counts
+            )
             return sources, ranks
 
         return lru_cache(_KEPT_BLOCKS)(lay_out)
@@ -211,8 +248,12 @@ def _segments(shares: Shares) -> Iterator[Segment]:
             position, taken = segment.after()
 
 
-def _segment(position: int, taken: tuple[int, ...], weights: np.ndarray, rest: Sequence[int | None], room: int | None) -> Segment:
-    """As many blocks as every source's rest and the room allow; or, where they do not allow one, a block as large as they do."""
+def _segment(
+    position: int, taken: tuple[int, ...], weights: np.ndarray, rest: Sequence[int | None], room: int | None
+) -> Segment:
+    """As many blocks as every source's rest and the room allow; or, where they do not allow one, a block as large as
+    they do.
+    """
     rarest = max(weights[weights > 0].min(), _LEAST_ROWS / _MOST_BLOCK)
     size = max(_LEAST_BLOCK, 1 << math.ceil(math.log2(_LEAST_ROWS / rarest)))
     counts = _apportion(weights, size)
@@ -225,7 +266,9 @@ def _segment(position: int, taken: tuple[int, ...], weights: np.ndarray, rest: S
         return Segment(position, min(fit), counts, taken)
     if room is not None and room < size:
         counts = _apportion(weights, room)
-    return Segment(position, 1, tuple(count if left is None else min(count, left) for count, left in zip(counts, rest)), taken)
+    return Segment(
+        position, 1, tuple(count if left is None else min(count, left) for count, left in zip(counts, rest)), taken
+    )
 
 
 def _apportion(weights: np.ndarray, rows: int) -> tuple[int, ...]:

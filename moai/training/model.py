@@ -1,7 +1,8 @@
-"""The model: a JSON of moai's fields or of transformers', or a saved model; checked against tokenizer and data before anything runs.
+"""The model: a JSON of moai's fields or of transformers', or a saved model; checked against tokenizer and data before
+anything runs.
 
-moai's own fields (vocab_size, hidden_size, ..., use_qk_norm) describe what transformers calls Qwen3: pre-norm RMSNorm, grouped-query
-attention with QK norm, SwiGLU, RoPE, so that every tool that reads Qwen3 reads a moai model.
+moai's own fields (vocab_size, hidden_size, ..., use_qk_norm) describe what transformers calls Qwen3: pre-norm RMSNorm,
+grouped-query attention with QK norm, SwiGLU, RoPE, so that every tool that reads Qwen3 reads a moai model.
 """
 
 from __future__ import annotations
@@ -20,8 +21,21 @@ from moai.training.checkpoints import weights_problem
 logger = logging.getLogger(__name__)
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_SAME = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_dropout",
-         "initializer_range", "use_cache", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
+_SAME = (
+    *_REQUIRED,
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_dropout",
+    "initializer_range",
+    "use_cache",
+    "attention_bias",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
 _MAPPED = ("rope_theta", "rope_scaling", "use_qk_norm", "hidden_act", "mlp_bias")
 _IGNORED = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 _ACTIVATIONS = {"swiglu": "silu", "silu": "silu"}
@@ -31,7 +45,11 @@ def load_config(model_config: str | None, pretrained_model: str | None) -> Any:
     """The transformers configuration of either. Raises ConfigError or DamagedError naming the file and the field."""
     if pretrained_model:
         if model_config:
-            logger.info("--pretrained_model %s brings its own configuration; --model_config %s is not read", pretrained_model, model_config)
+            logger.info(
+                "--pretrained_model %s brings its own configuration; --model_config %s is not read",
+                pretrained_model,
+                model_config,
+            )
         return _saved_config(Path(pretrained_model))
     return _new_config(str(model_config))
 
@@ -42,14 +60,25 @@ def architecture(config: Any) -> Any:
 
     mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in mapping:
-        raise ConfigError(f"model_type {config.model_type!r} has no causal language model in transformers; name one that has, or leave model_type out")
+        raise ConfigError(
+            f"model_type {config.model_type!r} has no causal language model in transformers; name one that has, or "
+            f"leave model_type out"
+        )
     return mapping[type(config)]
 
 
 def build_model(
-    config: Any, *, pretrained_model: str | None, attention: str, special_ids: Mapping[str, int | None], seed: int, ids: int = 0, device: str = "cpu"
+    config: Any,
+    *,
+    pretrained_model: str | None,
+    attention: str,
+    special_ids: Mapping[str, int | None],
+    seed: int,
+    ids: int = 0,
+    device: str = "cpu",
 ) -> Any:
-    """A new model with weights that follow from `seed`, the same on every rank, or a saved one. In 32 bits, without a cache, on `device`.
+    """A new model with weights that follow from `seed`, the same on every rank, or a saved one. In 32 bits, without a
+    cache, on `device`.
 
     special_ids  eos_token_id and so on as the tokenizer has them; they win over the configuration's
     ids          a saved model with fewer gets new rows (training/vocabulary.py)
@@ -66,7 +95,9 @@ def build_model(
         set_seed(seed)
         try:
             with torch.device(device):
-                model = untyped.from_config(config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False)
+                model = untyped.from_config(
+                    config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+                )
         except ValueError as error:
             raise ConfigError(f"--model_config: {_one_line(error)}") from error
     _align_special_ids(model, special_ids)
@@ -74,36 +105,67 @@ def build_model(
     return model
 
 
-def check_early(*, model_config: str | None, pretrained_model: str | None, vocab_size: int | None, seq_len: int) -> None:
+def check_early(
+    *, model_config: str | None, pretrained_model: str | None, vocab_size: int | None, seq_len: int
+) -> None:
     """What `check_fit` will say, as far as the JSON alone tells it: before the data is prepared, and without torch."""
     if pretrained_model and Path(pretrained_model).is_dir() and not (Path(pretrained_model) / "config.json").exists():
         raise ConfigError(
-            f"--pretrained_model {pretrained_model}: has no config.json, so it is no saved model; a finished run leaves one as OUTPUT_DIR/final_model"
+            f"--pretrained_model {pretrained_model}: has no config.json, so it is no saved model; a finished run "
+            f"leaves one as OUTPUT_DIR/final_model"
         )
-    fields = _read(str(Path(pretrained_model) / "config.json") if pretrained_model and Path(pretrained_model).is_dir() else str(model_config), pretrained_model)
+    fields = _read(
+        str(Path(pretrained_model) / "config.json")
+        if pretrained_model and Path(pretrained_model).is_dir()
+        else str(model_config),
+        pretrained_model,
+    )
     needed = 0 if pretrained_model else vocab_size or 0
-    _check(fields.get("vocab_size"), fields.get("max_position_embeddings"), needed, f"the tokenizer's {vocab_size} ids", seq_len)
+    _check(
+        fields.get("vocab_size"),
+        fields.get("max_position_embeddings"),
+        needed,
+        f"the tokenizer's {vocab_size} ids",
+        seq_len,
+    )
 
 
 def check_fit(config: Any, *, ids: int, seq_len: int, pretrained: bool = False) -> None:
-    """Refuse a model that cannot take the positions of the data, or its ids: a pretrained one grows with them. Raises ConfigError."""
+    """Refuse a model that cannot take the positions of the data, or its ids: a pretrained one grows with them. Raises
+    ConfigError.
+    """
     config = config.get_text_config()
     needed = 0 if pretrained else ids
-    _check(config.vocab_size, getattr(config, "max_position_embeddings", None), needed, f"the {needed} ids of tokenizer and data", seq_len)
+    _check(
+        config.vocab_size,
+        getattr(config, "max_position_embeddings", None),
+        needed,
+        f"the {needed} ids of tokenizer and data",
+        seq_len,
+    )
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """(all, without the embeddings); tied weights count once."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = {id(module.weight): module.weight.numel() for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None}
+    embeddings = {
+        id(module.weight): module.weight.numel()
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+    }
     return total, total - sum(embeddings.values())
 
 
 def _check(vocab_size: Any, longest: Any, needed: int, of: str, seq_len: int) -> None:
     if isinstance(vocab_size, int) and vocab_size < needed:
-        raise ConfigError(f"the model's vocab_size {vocab_size} is below {of}; set vocab_size to {needed} or more in --model_config")
+        raise ConfigError(
+            f"the model's vocab_size {vocab_size} is below {of}; set vocab_size to {needed} or more in --model_config"
+        )
     if isinstance(longest, int) and seq_len > longest:
-        raise ConfigError(f"--seq_len {seq_len} is above the model's max_position_embeddings {longest}: shorten the rows or raise it in --model_config")
+        raise ConfigError(
+            f"--seq_len {seq_len} is above the model's max_position_embeddings {longest}: shorten the rows or raise it "
+            f"in --model_config"
+        )
 
 
 def _read(path: str, pretrained_model: str | None = None) -> dict[str, Any]:
@@ -125,7 +187,10 @@ def _new_config(path: str) -> Any:
 
     kind = fields.get("model_type", "moai")
     if kind not in CONFIG_MAPPING and kind != "moai":
-        raise ConfigError(f"{path}: model_type {kind!r} is unknown; leave it out for moai's own fields, or name one that transformers has")
+        raise ConfigError(
+            f"{path}: model_type {kind!r} is unknown; leave it out for moai's own fields, or name one that "
+            f"transformers has"
+        )
     try:
         return _moai_config(path, fields) if kind == "moai" else CONFIG_MAPPING[kind].from_dict(fields)
     except ConfigError:
@@ -136,7 +201,10 @@ def _new_config(path: str) -> Any:
 
 def _saved_config(directory: Path) -> Any:
     if not directory.is_dir():
-        raise ConfigError(f"--pretrained_model {directory}: no such directory; a finished run leaves one as OUTPUT_DIR/final_model (./pretrain.sh makes it)")
+        raise ConfigError(
+            f"--pretrained_model {directory}: no such directory; a finished run leaves one as OUTPUT_DIR/final_model "
+            f"(./pretrain.sh makes it)"
+        )
     if reason := weights_problem(directory):
         raise DamagedError(f"--pretrained_model {directory}: not a saved model in safetensors ({reason})")
     from transformers import AutoConfig
@@ -165,25 +233,40 @@ def _moai_config(path: str, fields: dict[str, Any]) -> Any:
     _refuse_other_architectures(path, fields)
     heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
     if fields.get("head_dim") is None and hidden % heads:
-        raise ConfigError(f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}; change one or give head_dim")
+        raise ConfigError(
+            f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}; change one or give head_dim"
+        )
     if heads % (fields.get("num_key_value_heads") or heads):
-        raise ConfigError(f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {fields['num_key_value_heads']}")
+        raise ConfigError(
+            f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {fields['num_key_value_heads']}"
+        )
     values = {name: fields[name] for name in _SAME if name in fields}
-    return Qwen3Config(**values | {
-        "head_dim": fields.get("head_dim") or hidden // heads,
-        "num_key_value_heads": fields.get("num_key_value_heads") or heads,
-        "hidden_act": _ACTIVATIONS[fields.get("hidden_act", "swiglu")],
-        "rope_parameters": _rope(fields),
-    })  # fmt: skip
+    return Qwen3Config(
+        **values
+        | {
+            "head_dim": fields.get("head_dim") or hidden // heads,
+            "num_key_value_heads": fields.get("num_key_value_heads") or heads,
+            "hidden_act": _ACTIVATIONS[fields.get("hidden_act", "swiglu")],
+            "rope_parameters": _rope(fields),
+        }
+    )
 
 
 def _refuse_other_architectures(path: str, fields: Mapping[str, Any]) -> None:
     if not fields.get("use_qk_norm", True):
-        raise ConfigError(f"{path}: use_qk_norm false is another architecture; set it true, or give a transformers configuration with model_type llama")
+        raise ConfigError(
+            f"{path}: use_qk_norm false is another architecture; set it true, or give a transformers configuration "
+            f"with model_type llama"
+        )
     if fields.get("mlp_bias", False):
-        raise ConfigError(f"{path}: mlp_bias true is another architecture; set it false, or give a transformers configuration with model_type llama")
+        raise ConfigError(
+            f"{path}: mlp_bias true is another architecture; set it false, or give a transformers configuration with "
+            f"model_type llama"
+        )
     if fields.get("hidden_act", "swiglu") not in _ACTIVATIONS:
-        raise ConfigError(f"{path}: hidden_act {fields['hidden_act']!r}: the MLP is SwiGLU, so swiglu (or its inner name, silu)")
+        raise ConfigError(
+            f"{path}: hidden_act {fields['hidden_act']!r}: the MLP is SwiGLU, so swiglu (or its inner name, silu)"
+        )
 
 
 def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,14 +283,22 @@ def _load_saved(directory: Path, attention: str) -> Any:
     untyped: Any = AutoModelForCausalLM
     try:
         model, loading = untyped.from_pretrained(
-            str(directory), dtype=torch.float32, attn_implementation=attention, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            str(directory),
+            dtype=torch.float32,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise ConfigError(f"--pretrained_model {directory}: {_one_line(error)}") from error
     lost = sorted(loading["missing_keys"]) + sorted(map(str, loading.get("mismatched_keys", ())))
     if lost:
-        raise DamagedError(f"--pretrained_model {directory}: {len(lost)} weights are not there or of another shape, the first: {lost[0]}")
+        raise DamagedError(
+            f"--pretrained_model {directory}: {len(lost)} weights are not there or of another shape, the first: "
+            f"{lost[0]}"
+        )
     return model
 
 
@@ -217,7 +308,9 @@ def _align_special_ids(model: Any, special_ids: Mapping[str, int | None]) -> Non
         if value is None:
             continue
         if getattr(config, name, None) not in (None, value):
-            logger.info("%s = %s: the tokenizer's; the model's configuration says %s", name, value, getattr(config, name))
+            logger.info(
+                "%s = %s: the tokenizer's; the model's configuration says %s", name, value, getattr(config, name)
+            )
         setattr(config, name, value)
         if getattr(model, "generation_config", None) is not None:
             setattr(model.generation_config, name, value)

@@ -1,15 +1,17 @@
-"""Which row is trained on at which position: a pure function of (content, seed, mixture, position), and no list of rows anywhere.
+"""Which row is trained on at which position: a pure function of (content, seed, mixture, position), and no list of rows
+anywhere.
 
     order = Order(sources, seed=42)
     order.rows_at(np.arange(1_000_000, 1_000_256))     # the rows of one step, from rank 0 of 1 or of 64
 
-A position counts rows from the beginning of the run, over all ranks, batches and epochs; how a step cuts them is not known
-here. So a run is resumed by one integer, with any number of ranks and any batch size, and no row comes twice or never.
+A position counts rows from the beginning of the run, over all ranks, batches and epochs; how a step cuts them is not
+known here. So a run is resumed by one integer, with any number of ranks and any batch size, and no row comes twice or
+never.
 
-Within a source every epoch has an order of its own: its shards are permuted and taken in windows, and the rows of a window
-are permuted among themselves (by default one window holds all shards). Permutations are keyed Feistel networks, which
-give any one element without the others. Which source a position belongs to is `Mixture`'s to say; without one, all sources
-are one.
+Within a source every epoch has an order of its own: its shards are permuted and taken in windows, and the rows of a
+window are permuted among themselves (by default one window holds all shards). Permutations are keyed Feistel networks,
+which give any one element without the others. Which source a position belongs to is `Mixture`'s to say; without one,
+all sources are one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ ORDER_VERSION = 1
 CHUNK = 4096
 """Positions looked up at once."""
 _ROUNDS = 4
-"""Of two half rounds each. Four half rounds make a Feistel network a pseudorandom permutation (Luby and Rackoff 1988); eight are for small halves."""
+"""Of two half rounds each. Four half rounds make a Feistel network a pseudorandom permutation (Luby and Rackoff 1988);
+eight are for small halves.
+"""
 _KEPT = 8
 
 Ints = npt.NDArray[np.int64]
@@ -68,7 +72,9 @@ class Cuts(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """The order of a run. `sources` are those of the prepared directory; `window` is a number of shards, 0 for all of them."""
+    """The order of a run. `sources` are those of the prepared directory; `window` is a number of shards, 0 for all of
+    them.
+    """
 
     sources: tuple[Source, ...]
     seed: int
@@ -121,7 +127,10 @@ class Order:
     def _streams(self) -> list[_Stream]:
         """One a source, or one over all shards."""
         if self.mixture is not None:
-            return [_Stream(source.first, source.shard_rows, self.window, f"{self.seed}/{source.name}") for source in self.sources]
+            return [
+                _Stream(source.first, source.shard_rows, self.window, f"{self.seed}/{source.name}")
+                for source in self.sources
+            ]
         shards = tuple(rows for source in self.sources for rows in source.shard_rows)
         return [_Stream(self.sources[0].first, shards, self.window, str(self.seed))]
 
@@ -143,10 +152,12 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Permutation:
-    """A keyed bijection of 0..n-1: Feistel rounds over the rectangle of sides a, b >= sqrt(n), walked again where they leave the n.
+    """A keyed bijection of 0..n-1: Feistel rounds over the rectangle of sides a, b >= sqrt(n), walked again where they
+    leave the n.
 
-    An alternating network with additions instead of exclusive ors, after Black and Rogaway 2002, "Ciphers with Arbitrary
-    Finite Domains": the rectangle is less than sqrt(n) + 1 cells larger than n, so almost nothing is walked twice.
+    An alternating network with additions instead of exclusive ors, after Black and Rogaway 2002, "Ciphers with
+    Arbitrary Finite Domains": the rectangle is less than sqrt(n) + 1 cells larger than n, so almost nothing is walked
+    twice.
     """
 
     n: int
@@ -171,7 +182,10 @@ class Permutation:
     def _constants(self) -> tuple[np.uint64, np.uint64, npt.NDArray[np.uint64]]:
         root = int(np.sqrt(self.n))
         a = next(side for side in (root, root + 1, root + 2) if side and side * side >= self.n)
-        words = b"".join(hashlib.sha256(f"{ORDER_VERSION}/{self.key}/{self.n}/{number}".encode()).digest() for number in range(_ROUNDS * 2 // 4))
+        words = b"".join(
+            hashlib.sha256(f"{ORDER_VERSION}/{self.key}/{self.n}/{number}".encode()).digest()
+            for number in range(_ROUNDS * 2 // 4)
+        )
         return np.uint64(a), np.uint64(-(-self.n // a)), np.frombuffer(words, "<u8").reshape(_ROUNDS, 2)
 
 
@@ -239,12 +253,16 @@ def sources_of(shards: Sequence[dict[str, Any]]) -> tuple[Source, ...]:
     sources: list[Source] = []
     for name, mine in found.items():
         first = sum(source.rows for source in sources)
-        sources.append(Source(name, first, tuple(shard["rows"] for shard in mine), sum(shard["tokens"] for shard in mine)))
+        sources.append(
+            Source(name, first, tuple(shard["rows"] for shard in mine), sum(shard["tokens"] for shard in mine))
+        )
     return tuple(sources)
 
 
 def _mix(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every input bit changes every output bit half of the time."""
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every input bit changes every output bit half of the
+    time.
+    """
     with np.errstate(over="ignore"):
         numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

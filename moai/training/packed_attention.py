@@ -1,11 +1,11 @@
 """Prove on the real model, before the first step, that documents that share a row do not see one another.
 
-Whether they do depends on things far apart: the positions in the batch, the absence of a mask and of a cache, the attention
-implementation, the model's own code. When one of them is wrong training runs on and nobody notices, so it is tried: a packed
-document must give the logits it gives alone.
+Whether they do depends on things far apart: the positions in the batch, the absence of a mask and of a cache, the
+attention implementation, the model's own code. When one of them is wrong training runs on and nobody notices, so it is
+tried: a packed document must give the logits it gives alone.
 
-Measured on random models of 2, 12 and 28 layers (CPU): the difference is below 2e-6 of the largest logit in 32 bits and below
-8e-3 in bfloat16; with a mask of ones, where documents see one another, it is 0.7 to 1.4.
+Measured on random models of 2, 12 and 28 layers (CPU): the difference is below 2e-6 of the largest logit in 32 bits and
+below 8e-3 in bfloat16; with a mask of ones, where documents see one another, it is 0.7 to 1.4.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def packed_forward_selfcheck(model: Any, collator: PackedCollator, *, autocast: 
     started = time.monotonic()
     collator = replace(collator, pad_to=None)  # the rows below are short whatever the width in training
     generator = np.random.default_rng(0)
-    rows = [[list(map(int, generator.integers(0, model.config.get_text_config().vocab_size, length))) for length in lengths] for lengths in _ROWS]
+    rows = [
+        [list(map(int, generator.integers(0, model.config.get_text_config().vocab_size, length))) for length in lengths]
+        for lengths in _ROWS
+    ]
     dtype = autocast or model.dtype
     training, device = model.training, model.device
     model.eval()
@@ -50,7 +53,9 @@ def packed_forward_selfcheck(model: Any, collator: PackedCollator, *, autocast: 
         context = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
         with torch.no_grad(), context:
             packed = _documents(model, collator, rows)
-            alone = [model(input_ids=torch.tensor([piece], device=device)).logits[0].float() for row in rows for piece in row]
+            alone = [
+                model(input_ids=torch.tensor([piece], device=device)).logits[0].float() for row in rows for piece in row
+            ]
     finally:
         model.train(training)
     largest = max(float(logits.abs().max()) for logits in alone)
@@ -58,12 +63,19 @@ def packed_forward_selfcheck(model: Any, collator: PackedCollator, *, autocast: 
     name, tolerance = str(dtype).removeprefix("torch."), TOLERANCE[str(dtype).removeprefix("torch.")]
     if not difference <= tolerance:  # NaN fails too
         raise MoaiError(
-            f"attention leaks across documents: logits of packed documents differ by {difference:.2g} of the largest from those of the same documents alone "
-            f"({name} allows {tolerance:.0e}); {type(model).__name__} with {model.config._attn_implementation} attention cannot train on packed rows: "
+            f"attention leaks across documents: logits of packed documents differ by {difference:.2g} of the largest "
+            f"from those of the same documents alone "
+            f"({name} allows {tolerance:.0e}); {type(model).__name__} with {model.config._attn_implementation} "
+            f"attention cannot train on packed rows: "
             "use --packing none with one document a row, or another model or attention"
         )
-    logger.info("Packed attention checked: logits of packed documents equal those of each alone within %.1e (%s, %s, %.1fs)",
-                difference, model.config._attn_implementation, name, time.monotonic() - started)  # fmt: skip
+    logger.info(
+        "Packed attention checked: logits of packed documents equal those of each alone within %.1e (%s, %s, %.1fs)",
+        difference,
+        model.config._attn_implementation,
+        name,
+        time.monotonic() - started,
+    )
     return difference
 
 
@@ -73,7 +85,9 @@ def _documents(model: Any, collator: PackedCollator, rows: list[list[list[int]]]
 
     batch = collator([Row.of(pieces) for pieces in rows])
     batch.pop("labels")
-    logits = model(**{name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}).logits.float()
+    logits = model(
+        **{name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    ).logits.float()
     width = logits.shape[1]
     found, start = [], 0
     for row in rows:

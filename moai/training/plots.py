@@ -1,4 +1,5 @@
-"""Curves as inline SVG, for a page that loads nothing. Colours are variables of `STYLE`, so that a curve follows light and dark.
+"""Curves as inline SVG, for a page that loads nothing. Colours are variables of `STYLE`, so that a curve follows light
+and dark.
 
 lines("loss", [Curve("training", [(1, 8.1), (10, 7.2)]), Curve("held out", [(10, 7.4)], dots=True)], marks=[5])
 stacked("share of tokens", ["web", "wiki"], [(10, [6.0, 4.0]), (20, [5.0, 5.0])])
@@ -12,11 +13,16 @@ from dataclasses import dataclass
 from html import escape
 
 STYLE = """
-:root { --c0: #3566a8; --c1: #c4622d; --c2: #3d8a55; --c3: #8d5aa5; --c4: #a8882b; --c5: #3d8f96; --c6: #b04a6b; --c7: #7a8089; }
-@media (prefers-color-scheme: dark) { :root { --c0: #7aa9e6; --c1: #e8935f; --c2: #74c18c; --c3: #c095d6; --c4: #d8bb62; --c5: #73c3ca; --c6: #e2839f; --c7: #a3a9b3; } }
-figure { margin: 1.2rem 0 0; } figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; } figcaption b { font-weight: 600; } figcaption span { color: var(--soft); }
-figcaption i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .3em; } svg { width: 100%; height: auto; display: block; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; } svg .mark { stroke: var(--soft); stroke-dasharray: 2 3; }
+:root { --c0: #3566a8; --c1: #c4622d; --c2: #3d8a55; --c3: #8d5aa5;
+  --c4: #a8882b; --c5: #3d8f96; --c6: #b04a6b; --c7: #7a8089; }
+@media (prefers-color-scheme: dark) { :root { --c0: #7aa9e6; --c1: #e8935f; --c2: #74c18c; --c3: #c095d6;
+  --c4: #d8bb62; --c5: #73c3ca; --c6: #e2839f; --c7: #a3a9b3; } }
+figure { margin: 1.2rem 0 0; } figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; }
+figcaption b { font-weight: 600; } figcaption span { color: var(--soft); }
+figcaption i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .3em; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; }
+svg .mark { stroke: var(--soft); stroke-dasharray: 2 3; }
 """
 COLOURS = 8
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 210, 50, 10, 8, 20
@@ -36,8 +42,17 @@ class Curve:
     dots: bool = False
 
 
-def lines(title: str, curves: Sequence[Curve], *, marks: Sequence[float] = (), write: Callable[[float], str] | None = None, least: float | None = None) -> str:
-    """A figure of curves over one x axis, or nothing without a point. `marks` are upright dashed lines; `least` belongs to the y axis in any case."""
+def lines(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    marks: Sequence[float] = (),
+    write: Callable[[float], str] | None = None,
+    least: float | None = None,
+) -> str:
+    """A figure of curves over one x axis, or nothing without a point. `marks` are upright dashed lines; `least` belongs
+    to the y axis in any case.
+    """
     write = write or short
     drawn = [Curve(curve.name, _finite(curve.points), curve.dots) for curve in curves]
     points = [point for curve in drawn for point in curve.points]
@@ -50,7 +65,9 @@ def lines(title: str, curves: Sequence[Curve], *, marks: Sequence[float] = (), w
     return _figure(title, legend, frame.axes(write) + frame.upright(marks) + "".join(shapes))
 
 
-def stacked(title: str, names: Sequence[str], rows: Sequence[tuple[float, Sequence[float]]], *, marks: Sequence[float] = ()) -> str:
+def stacked(
+    title: str, names: Sequence[str], rows: Sequence[tuple[float, Sequence[float]]], *, marks: Sequence[float] = ()
+) -> str:
     """A figure of shares that sum to one at every x, the first name lowest; `rows` are (x, an amount of each name)."""
     kept = _thinned([(x, [value / sum(values) for value in values]) for x, values in rows if sum(values) > 0])
     if not kept:
@@ -90,7 +107,9 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 @dataclass(frozen=True)
 class _Frame:
-    """From values to places in the picture. The x axis begins at 0, as steps do, so that figures above one another compare."""
+    """From values to places in the picture. The x axis begins at 0, as steps do, so that figures above one another
+    compare.
+    """
 
     left: float
     right: float
@@ -128,7 +147,8 @@ class _Frame:
 
     def upright(self, marks: Sequence[float]) -> str:
         return "".join(
-            f"<line class=mark x1='{self.x(mark):.1f}' x2='{self.x(mark):.1f}' y1='{_TOP}' y2='{_HEIGHT - _BOTTOM}'><title>resumed after step {short(mark)}</title></line>"
+            f"<line class=mark x1='{self.x(mark):.1f}' x2='{self.x(mark):.1f}' y1='{_TOP}' "
+            f"y2='{_HEIGHT - _BOTTOM}'><title>resumed after step {short(mark)}</title></line>"
             for mark in marks
             if self.left <= mark <= self.right
         )
@@ -136,15 +156,24 @@ class _Frame:
 
 def _curve(curve: Curve, number: int, frame: _Frame) -> str:
     colour = f"var(--c{number % COLOURS})"
-    line = f"<polyline points='{frame.path(_spikes(curve.points))}' style='fill:none;stroke:{colour};stroke-width:1.5;stroke-linejoin:round'/>"
+    line = (
+        f"<polyline points='{frame.path(_spikes(curve.points))}' "
+        f"style='fill:none;stroke:{colour};stroke-width:1.5;stroke-linejoin:round'/>"
+    )
     single = len(curve.points) == 1  # a line of one point is none
-    dots = (f"<circle cx='{frame.x(x):.1f}' cy='{frame.y(y):.1f}' r='2.5' style='fill:{colour}'/>" for x, y in curve.points if single or curve.dots)
+    dots = (
+        f"<circle cx='{frame.x(x):.1f}' cy='{frame.y(y):.1f}' r='2.5' style='fill:{colour}'/>"
+        for x, y in curve.points
+        if single or curve.dots
+    )
     return line + "".join(dots)
 
 
 def _figure(title: str, legend: Sequence[tuple[str, int, str]], shapes: str) -> str:
     spot = "<i style='background:var(--c{})'></i>" if len(legend) > 1 else ""
-    names = "".join(f"<span>{spot.format(number % COLOURS)}{escape(name)} {value}</span>" for name, number, value in legend)
+    names = "".join(
+        f"<span>{spot.format(number % COLOURS)}{escape(name)} {value}</span>" for name, number, value in legend
+    )
     return (
         f"<figure><figcaption><b>{escape(title)}</b>{names}</figcaption>"
         f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img aria-label='{escape(title)}'>{shapes}</svg></figure>"

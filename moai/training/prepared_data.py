@@ -1,10 +1,11 @@
 """`train.py --prepared DIR [DIR ...]`: training where neither raw data nor cache nor the tokenizer's own directory is.
 
     directories = open_all(config.prepared)                      # checked against their manifests
-    data = settings(directories, data, origins, config)     # what they were prepared with; refused where a flag says otherwise
+    data = settings(directories, data, origins, config)     # what they were prepared with; no flag may differ
     prepared = joined(directories)                               # the rows of all, source by source
 
-The digest of one directory is that of its content, as in the cache: a run that was begun on raw data goes on from the directory.
+The digest of one directory is that of its content, as in the cache: a run that was begun on raw data goes on from the
+directory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from moai.training.steps import wish_of
 logger = logging.getLogger(__name__)
 
 _ALIKE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "tokenizer": lambda content: {name: content["tokenizer"][name] for name in ("tokenizer_sha256", "eos_id", "bos_id")},
+    "tokenizer": lambda content: {
+        name: content["tokenizer"][name] for name in ("tokenizer_sha256", "eos_id", "bos_id")
+    },
     "seq_len": lambda content: content["seq_len"],
     "data_format": lambda content: content["config"].get("data_format", "text"),
     "columns": lambda content: ", ".join(f"{column['name']} {column['type']}" for column in content["columns"]),
@@ -46,7 +49,8 @@ def open_all(paths: Sequence[str]) -> list[Prepared]:
             here, there = of(opened[0].content), of(other.content)
             if here != there:
                 raise ConfigError(
-                    f"--prepared: {opened[0].path} and {other.path} do not go together: {name} {_short(here)} there, {_short(there)} here; prepare them alike"
+                    f"--prepared: {opened[0].path} and {other.path} do not go together: {name} {_short(here)} there, "
+                    f"{_short(there)} here; prepare them alike"
                 )
     twice = [str(path) for path, times in Counter(one.path.resolve() for one in opened).items() if times > 1]
     if twice:
@@ -63,29 +67,45 @@ def _open(path: Path) -> Prepared:
         raise
 
 
-def settings(directories: Sequence[Prepared], data: DataConfig, origins: Mapping[str, str], config: TrainConfig) -> DataConfig:
-    """The data settings that these directories were made with. Raises ConfigError where a flag, file or variable says something else."""
+def settings(
+    directories: Sequence[Prepared], data: DataConfig, origins: Mapping[str, str], config: TrainConfig
+) -> DataConfig:
+    """The data settings that these directories were made with. Raises ConfigError where a flag, file or variable says
+    something else.
+    """
     for prepared in directories:
         _refuse_others(prepared, data, origins)
     content = directories[0].content
     made_as = content["config"].get("data_format", "text")
     if made_as != ("chat" if config.mode == "sft" else "text"):
         raise ConfigError(
-            f"mode = {config.mode}: {directories[0].path} was prepared with data_format {made_as}; --mode {'sft' if made_as == 'chat' else 'pretrain'} learns from it"
+            f"mode = {config.mode}: {directories[0].path} was prepared with data_format {made_as}; --mode "
+            f"{'sft' if made_as == 'chat' else 'pretrain'} learns from it"
         )
     if config.eval_dataset and content["transforms"] and not data.transforms:
         raise ConfigError(
-            f"eval_dataset: {directories[0].path} was prepared with transforms; name them with --transforms, so that evaluation data passes them too"
+            f"eval_dataset: {directories[0].path} was prepared with transforms; name them with --transforms, so that "
+            f"evaluation data passes them too"
         )
     known = {f.name: f for f in fields(DataConfig) if f.metadata["affects_output"]}
-    said = {name: tuple(value) if isinstance(value, list) else value for name, value in content["config"].items() if name in known}
+    said = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in content["config"].items()
+        if name in known
+    }
     place = str(directories[0].path)
-    own = {"dataset": tuple(str(one.path) for one in directories), "tokenizer_path": place, "eos_token": content["tokenizer"]["eos_token"]}
+    own = {
+        "dataset": tuple(str(one.path) for one in directories),
+        "tokenizer_path": place,
+        "eos_token": content["tokenizer"]["eos_token"],
+    }
     return replace(data, **{**said, **own, "dataset_config": None, "eval_ratio": 0.0, "held_out": False})
 
 
 def joined(directories: Sequence[Prepared], *, memory_mode: str = "balanced") -> Prepared:
-    """One set of rows. Sources of the same name in several directories are called DIRECTORY/NAME. Raises ConfigError where those are equal too."""
+    """One set of rows. Sources of the same name in several directories are called DIRECTORY/NAME. Raises ConfigError
+    where those are equal too.
+    """
     if len(directories) == 1:
         return replace(directories[0], memory_mode=memory_mode)
     names = _names(directories)
@@ -99,9 +119,16 @@ def joined(directories: Sequence[Prepared], *, memory_mode: str = "balanced") ->
 def memory_mode(data: DataConfig, here: Ranks, environ: Mapping[str, str]) -> str:
     """How much memory reading may cost, as `prepare` would choose it where the directories lie."""
     chosen = resources.plan(
-        resources.detect(Path(str(data.dataset[0])), environ=environ), num_proc=0, num_proc_origin="what is prepared", local_world_size=here.local_world_size, ranks_wait=True,
-        memory_mode=data.memory_mode, shard_bytes=data.shard_bytes, batch_size=data.dataset_batch_size, environ=environ,
-    )  # fmt: skip
+        resources.detect(Path(str(data.dataset[0])), environ=environ),
+        num_proc=0,
+        num_proc_origin="what is prepared",
+        local_world_size=here.local_world_size,
+        ranks_wait=True,
+        memory_mode=data.memory_mode,
+        shard_bytes=data.shard_bytes,
+        batch_size=data.dataset_batch_size,
+        environ=environ,
+    )
     return str(chosen.memory_mode.value)
 
 
@@ -118,9 +145,18 @@ def log(directories: Sequence[Prepared], *, evaluates: bool) -> None:
     for one in directories:
         content, aside = one.content, one.held_out
         held_out = f", {aside.content['rows']:,} held out" if aside else ""
-        logger.info("Prepared data %s: %s rows of %d, content %s%s", one.path, f"{content['rows']:,}", content["seq_len"], one.content_digest[:16], held_out)
+        logger.info(
+            "Prepared data %s: %s rows of %d, content %s%s",
+            one.path,
+            f"{content['rows']:,}",
+            content["seq_len"],
+            one.content_digest[:16],
+            held_out,
+        )
         if evaluates and content["config"].get("eval_ratio") and not aside:
-            logger.warning("%s has no held-out side, so nothing is evaluated on it; `moai prepare --save_to` keeps both", one.path)
+            logger.warning(
+                "%s has no held-out side, so nothing is evaluated on it; `moai prepare --save_to` keeps both", one.path
+            )
 
 
 def _refuse_others(prepared: Prepared, data: DataConfig, origins: Mapping[str, str]) -> None:
@@ -130,7 +166,13 @@ def _refuse_others(prepared: Prepared, data: DataConfig, origins: Mapping[str, s
         if f.name not in given or f.name not in said:
             continue
         value = getattr(data, f.name)
-        value = [part.identity() for part in value] if f.name == "transforms" else list(value) if isinstance(value, tuple) else value
+        value = (
+            [part.identity() for part in value]
+            if f.name == "transforms"
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+        )
         if value not in (said[f.name], content["tokenizer"]["eos_token"] if f.name == "eos_token" else said[f.name]):
             raise _refusal(f.name, _short(value), origins, prepared, _short(said[f.name]))
     if "dataset" in given:
@@ -141,7 +183,9 @@ def _refuse_others(prepared: Prepared, data: DataConfig, origins: Mapping[str, s
         _check_tokenizer(prepared, data.tokenizer_path, origins)
     if "chat_template" in given and data.chat_template:
         source = Path(data.chat_template).expanduser()
-        if source.is_file() and source.read_text(encoding="utf-8", errors="replace") != content.get("chat", {}).get("template", {}).get("source"):
+        if source.is_file() and source.read_text(encoding="utf-8", errors="replace") != content.get("chat", {}).get(
+            "template", {}
+        ).get("source"):
             raise _refusal("chat_template", data.chat_template, origins, prepared, "another template")
 
 
@@ -152,18 +196,30 @@ def _check_tokenizer(prepared: Prepared, path: str, origins: Mapping[str, str]) 
         return
     found = digest_of(find_tokenizer(path))
     if found != prepared.content["tokenizer_digest"]:
-        raise _refusal("tokenizer_path", f"{path} ({found[:16]})", origins, prepared, f"the tokenizer {prepared.content['tokenizer_digest'][:16]}")
+        raise _refusal(
+            "tokenizer_path",
+            f"{path} ({found[:16]})",
+            origins,
+            prepared,
+            f"the tokenizer {prepared.content['tokenizer_digest'][:16]}",
+        )
 
 
 def _refusal(name: str, value: str, origins: Mapping[str, str], prepared: Prepared, said: str) -> ConfigError:
-    return ConfigError(f"{name} = {value} ({origins[name]}): {prepared.path} was prepared with {said}; leave {name} away, or prepare again with it")
+    return ConfigError(
+        f"{name} = {value} ({origins[name]}): {prepared.path} was prepared with {said}; leave {name} away, or prepare "
+        f"again with it"
+    )
 
 
 def _names(directories: Sequence[Prepared]) -> dict[Path, dict[str, str]]:
     """Of each directory, what its sources are called from here on."""
     times = Counter(source["name"] for one in directories for source in one.content["sources"])
     names = {
-        one.path: {name: name if times[name] == 1 else f"{one.path.name}/{name}" for name in (source["name"] for source in one.content["sources"])}
+        one.path: {
+            name: name if times[name] == 1 else f"{one.path.name}/{name}"
+            for name in (source["name"] for source in one.content["sources"])
+        }
         for one in directories
     }
     name, number = Counter(name for of in names.values() for name in of.values()).most_common(1)[0]
@@ -190,12 +246,21 @@ def _joined(sides: Sequence[Prepared], names: Mapping[Path, Mapping[str, str]]) 
     ]
     first = contents[0][1]
     content = {
-        **first, **total, "shards": files, "files": [], "sources": [{**source, "name": called[source["name"]]} for _, content, called in contents for source in content["sources"]],
-        "vocab_size": max(content["vocab_size"] for _, content, _ in contents), "packing": ", ".join(dict.fromkeys(content["packing"] for _, content, _ in contents)),
+        **first,
+        **total,
+        "shards": files,
+        "files": [],
+        "sources": [
+            {**source, "name": called[source["name"]]}
+            for _, content, called in contents
+            for source in content["sources"]
+        ],
+        "vocab_size": max(content["vocab_size"] for _, content, _ in contents),
+        "packing": ", ".join(dict.fromkeys(content["packing"] for _, content, _ in contents)),
         "records": dict(sum((Counter(content["records"]) for _, content, _ in contents), Counter())),
         "nulls": dict(sum((Counter(content.get("nulls", {})) for _, content, _ in contents), Counter())),
         "fill_rate": round(total["tokens"] / max(1, total["rows"] * first["seq_len"]), 6),
-    }  # fmt: skip
+    }
     return {"content": content, "content_digest": digest_json([side.content_digest for side in sides]), "run": {}}
 
 

@@ -24,7 +24,9 @@ _MEET_SECONDS = 1800
 
 
 def join_on_cpu(here: Ranks, *, timeout_seconds: int, environ: Mapping[str, str]) -> None:
-    """Make the gloo group with `--ddp_timeout`, which transformers passes on for accelerators only; a later stage finds it made."""
+    """Make the gloo group with `--ddp_timeout`, which transformers passes on for accelerators only; a later stage finds
+    it made.
+    """
     if here.world_size == 1:
         return
     from torch.distributed import init_process_group, is_initialized
@@ -37,12 +39,16 @@ def join_on_cpu(here: Ranks, *, timeout_seconds: int, environ: Mapping[str, str]
     store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=_MEET_SECONDS)))
     # The launcher's store outlives ranks that it starts anew, and with it the addresses of those before them.
     attempt = PrefixStore(f"moai/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    # The store keeps its own, long timeout: a group made from an address would give it the short one, and a late rank ends the launch.
-    init_process_group("gloo", store=attempt, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
+    # The store keeps its own, long timeout: a group made from an address would give it the short one, and a late rank
+    # ends the launch.
+    init_process_group(
+        "gloo", store=attempt, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds)
+    )
 
 
 def agree(facts: Mapping[str, Any], here: Ranks) -> None:
-    """The first collective: every rank raises the same MoaiError, listing all values, unless all ranks state the same facts.
+    """The first collective: every rank raises the same MoaiError, listing all values, unless all ranks state the same
+    facts.
 
     Ranks with other data would end as a hang in the middle of training: they run out of rows at different steps.
     """
@@ -54,8 +60,14 @@ def agree(facts: Mapping[str, Any], here: Ranks) -> None:
     all_gather_object(stated, dict(facts))
     differing = [name for name in facts if any(other[name] != facts[name] for other in stated)]
     if differing:
-        lists = "; ".join(f"{name}: " + ", ".join(f"rank {rank} {other[name]}" for rank, other in enumerate(stated)) for name in differing)
-        raise MoaiError(f"the ranks do not hold the same data ({lists}); do all nodes see the same --dataset, --tokenizer_path and --cache_dir?")
+        lists = "; ".join(
+            f"{name}: " + ", ".join(f"rank {rank} {other[name]}" for rank, other in enumerate(stated))
+            for name in differing
+        )
+        raise MoaiError(
+            f"the ranks do not hold the same data ({lists}); do all nodes see the same --dataset, --tokenizer_path and "
+            f"--cache_dir?"
+        )
 
 
 def from_rank_0(decide: Callable[[], T], here: Ranks) -> T:
@@ -78,7 +90,9 @@ def from_rank_0(decide: Callable[[], T], here: Ranks) -> T:
 
 
 def together(act: Callable[[], None], here: Ranks) -> None:
-    """Run `act` in every rank, and wait for all. A MoaiError it raises in one is raised in every rank, the lowest's where there are several."""
+    """Run `act` in every rank, and wait for all. A MoaiError it raises in one is raised in every rank, the lowest's
+    where there are several.
+    """
     error: MoaiError | None = None
     try:
         act()
@@ -113,11 +127,11 @@ def is_broken(error: RuntimeError) -> bool:
 
 
 class Question:
-    """The largest number that a rank says, 0 while all are silent. Asked at every step, so the price is one all-reduced number
-    that nobody waits for.
+    """The largest number that a rank says, 0 while all are silent. Asked at every step, so the price is one all-reduced
+    number that nobody waits for.
 
-    On an accelerator the answer is that to the question before, since this one is only queued there: reading it at once would
-    let the device run dry at the end of each step. On the CPU it is the answer to this one.
+    On an accelerator the answer is that to the question before, since this one is only queued there: reading it at once
+    would let the device run dry at the end of each step. On the CPU it is the answer to this one.
     """
 
     def __init__(self, here: Ranks, device: Any) -> None:
@@ -152,8 +166,8 @@ class Question:
 def leave(here: Ranks) -> None:
     """Close the group. The caller has let go of the model: whatever of it is in reference cycles is collected first.
 
-    A wrapped model that outlived the group would end it from its own destructor, with the interpreter's lock held, and wait
-    for a gloo thread that wants the same lock. Every fourth run of two ranks hung there.
+    A wrapped model that outlived the group would end it from its own destructor, with the interpreter's lock held, and
+    wait for a gloo thread that wants the same lock. Every fourth run of two ranks hung there.
     """
     if here.world_size > 1:
         from torch.distributed import destroy_process_group, is_initialized

@@ -46,7 +46,10 @@ class Summary:
             return None
 
     def save(self) -> None:
-        write_atomic(Path(self.output_dir) / "summary.json", (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            Path(self.output_dir) / "summary.json",
+            (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode(),
+        )
 
     def lines(self) -> list[str]:
         out = Path(self.output_dir)
@@ -55,18 +58,22 @@ class Summary:
             f"Loss          {_loss(self.loss_first)} -> {_loss(self.loss_last)} in {self.steps:,} steps",
             f"Trained       {self.tokens_seen:,} tokens, {self.tokens_per_second:,.0f} tokens/s, {self.seconds:,.0f} s",
             f"Model         {self.parameters:,} parameters ({self.parameters_without_embeddings:,} without embeddings)",
-            f"Data          {self.documents:,} documents, {self.tokens:,} tokens, {self.rows:,} rows of {self.seq_len} (packing {self.packing}, "
+            f"Data          {self.documents:,} documents, {self.tokens:,} tokens, {self.rows:,} rows of {self.seq_len} "
+            f"(packing {self.packing}, "
             f"{self.fill_rate:.1%} filled), {self.quarantined:,} records quarantined",
             f"Prepared data {self.prepared}",
             f"Final model   {self.final_model}",
-            f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {out / 'training.html'}, {run / 'logs'}, checkpoints",
+            f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {out / 'training.html'}, {run / 'logs'}, "
+            f"checkpoints",
         ]
 
 
 def run_of(output_dir: Path) -> Path:
     """The run that a directory is a stage of, which has the settings; else the directory itself."""
     around = output_dir.parent if output_dir.name else output_dir.absolute().parent
-    return around if not (output_dir / "settings.json").is_file() and (around / "settings.json").is_file() else output_dir
+    return (
+        around if not (output_dir / "settings.json").is_file() and (around / "settings.json").is_file() else output_dir
+    )
 
 
 def title_of(output_dir: Path) -> str:
@@ -80,15 +87,22 @@ def save_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
     try:
         write_atomic(output_dir / "settings.json", (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise ConfigError(f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written") from error
+        raise ConfigError(
+            f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written"
+        ) from error
 
 
 def data_figures(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary says of the data, from the manifest's content."""
     return {
-        "documents": content["documents"], "tokens": content["tokens"], "rows": content["rows"], "fill_rate": content["fill_rate"],
-        "quarantined": content.get("records", {}).get("quarantined", 0), "seq_len": content["seq_len"], "packing": content["packing"],
-    }  # fmt: skip
+        "documents": content["documents"],
+        "tokens": content["tokens"],
+        "rows": content["rows"],
+        "fill_rate": content["fill_rate"],
+        "quarantined": content.get("records", {}).get("quarantined", 0),
+        "seq_len": content["seq_len"],
+        "packing": content["packing"],
+    }
 
 
 def losses(log_history: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
@@ -98,22 +112,30 @@ def losses(log_history: Sequence[Mapping[str, Any]]) -> tuple[float | None, floa
 
 
 def model_card(summary: Summary, *, content: Mapping[str, Any], architecture: str) -> str:
-    """README.md of final_model/, from the manifest. Language and licence are the user's to state: nobody else knows them."""
-    sources = "\n".join(f"| {source['name']} | {source['documents']:,} | {source['tokens']:,} |" for source in content.get("sources", ()))
+    """README.md of final_model/, from the manifest. Language and licence are the user's to state: nobody else knows
+    them.
+    """
+    sources = "\n".join(
+        f"| {source['name']} | {source['documents']:,} | {source['tokens']:,} |"
+        for source in content.get("sources", ())
+    )
     table = f"\n| source | documents | tokens |\n|---|---:|---:|\n{sources}\n" if sources else ""
+    weights = f"{summary.parameters:,} parameters, {summary.parameters_without_embeddings:,} without embeddings"
+    packed = f"rows of {summary.seq_len} ({summary.packing}, {summary.fill_rate:.1%} filled)"
+    losses = f"{_loss(summary.loss_first)} at the first step, {_loss(summary.loss_last)} at the end"
     return f"""# {title_of(Path(summary.output_dir))}
 
-A causal language model ({architecture}, {summary.parameters:,} parameters, {summary.parameters_without_embeddings:,} without embeddings), trained with moai.
+A causal language model ({architecture}, {weights}), trained with moai.
 
 ## Training data
 
-{summary.documents:,} documents, {summary.tokens:,} tokens, packed into {summary.rows:,} rows of {summary.seq_len} ({summary.packing}, {summary.fill_rate:.1%} filled).
+{summary.documents:,} documents, {summary.tokens:,} tokens, packed into {summary.rows:,} {packed}.
 Documents that share a row do not see one another. Records set aside as unreadable: {summary.quarantined:,}.
 Digest of the prepared data: `{summary.content_digest}`
 {table}
 ## Training
 
-{summary.steps:,} steps, {summary.tokens_seen:,} tokens; loss {_loss(summary.loss_first)} at the first step, {_loss(summary.loss_last)} at the end.
+{summary.steps:,} steps, {summary.tokens_seen:,} tokens; loss {losses}.
 All settings with their origin: `settings.json` beside this directory.
 
 ## Language, licence, limits

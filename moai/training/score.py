@@ -38,12 +38,16 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         if self.eval_batch_size < 1 or (self.eval_rows is not None and self.eval_rows < 1):
-            raise ConfigError(f"eval_rows = {self.eval_rows}, eval_batch_size = {self.eval_batch_size}: must be at least 1")
+            raise ConfigError(
+                f"eval_rows = {self.eval_rows}, eval_batch_size = {self.eval_batch_size}: must be at least 1"
+            )
 
     def require(self) -> ScoreConfig:
         """Raises ConfigError with the missing flag."""
         if not self.model or not self.data:
-            raise ConfigError("name both: --model DIR (the model) and --data DIR (what `python -m moai prepare` printed)")
+            raise ConfigError(
+                "name both: --model DIR (the model) and --data DIR (what `python -m moai prepare` printed)"
+            )
         return self
 
 
@@ -61,14 +65,28 @@ def score(config: ScoreConfig) -> Iterator[str]:
         raise type(error)(str(error).replace("--pretrained_model", "--model")) from error
     device = torch.accelerator.current_accelerator(check_available=True)
     where = torch.device("cpu") if config.use_cpu or device is None else device
-    autocast: Callable[[], AbstractContextManager[Any]] = partial(torch.autocast, where.type, dtype=torch.bfloat16) if config.bf16 else nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]] = (
+        partial(torch.autocast, where.type, dtype=torch.bfloat16) if config.bf16 else nullcontext
+    )
     held_out = HeldOut.of(prepared, limit=config.eval_rows)
     if not held_out.sources:
         raise ConfigError(f"--data {config.data}: has no rows")
-    scores = evaluate(model.to(where), held_out, collator, TokenBytes(tokenizer), ranks({}), batch_size=config.eval_batch_size, device=where, autocast=autocast)
+    scores = evaluate(
+        model.to(where),
+        held_out,
+        collator,
+        TokenBytes(tokenizer),
+        ranks({}),
+        batch_size=config.eval_batch_size,
+        device=where,
+        autocast=autocast,
+    )
     yield from lines(scores)
     figures = {name: found.figures() for name, found in scores.items()}
-    yield json.dumps({"model": config.model, "data": config.data, "content_digest": prepared.content_digest, "scores": figures}, ensure_ascii=False)
+    yield json.dumps(
+        {"model": config.model, "data": config.data, "content_digest": prepared.content_digest, "scores": figures},
+        ensure_ascii=False,
+    )
 
 
 def _model(directory: Path, prepared: Prepared, tokenizer: Any) -> tuple[Any, PackedCollator]:
@@ -89,9 +107,12 @@ def _model(directory: Path, prepared: Prepared, tokenizer: Any) -> tuple[Any, Pa
 def _check_tokenizer(directory: Path, tokenizer: Any) -> None:
     """The ids of the rows mean the same to the model; what it has beyond them does not matter."""
     theirs = load_file(directory / "tokenizer.json").get_vocab(with_added_tokens=True)
-    other = [token for token, index in tokenizer.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
+    other = [
+        token for token, index in tokenizer.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index
+    ]
     if other:
         raise TokenizerError(
-            f"{directory}: its tokenizer gives other ids to {len(other):,} tokens of the data, as {other[0]!r}; prepare the text with "
+            f"{directory}: its tokenizer gives other ids to {len(other):,} tokens of the data, as {other[0]!r}; "
+            f"prepare the text with "
             f"--tokenizer_path {directory}, and compare the two models by their bits per byte"
         )

@@ -2,8 +2,9 @@
 
     accelerate launch --config_file configs/accelerate/fsdp2.yaml train.py --config configs/2b.yaml
 
-Every rank builds the whole model, proves its attention on it, and keeps its part. Checkpoints hold whole tensors, gathered by rank 0:
-any number of ranks goes on from one, and any tool opens it. This module says in one line what cannot be driven so.
+Every rank builds the whole model, proves its attention on it, and keeps its part. Checkpoints hold whole tensors,
+gathered by rank 0: any number of ranks goes on from one, and any tool opens it. This module says in one line what
+cannot be driven so.
 """
 
 from __future__ import annotations
@@ -22,18 +23,32 @@ def check_launch(environ: Mapping[str, str], *, on_cpu: bool, rank: int) -> None
     """What the launcher asked for, before a library answers with a traceback or with silence. Raises ConfigError."""
     deepspeed = environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     if deepspeed and find_spec("deepspeed") is None:
-        raise ConfigError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed, or launch with configs/accelerate/fsdp2.yaml")
+        raise ConfigError(
+            "the launcher asks for DeepSpeed, which is not installed: pip install deepspeed, or launch with "
+            "configs/accelerate/fsdp2.yaml"
+        )
     if on_cpu and rank == 0 and (deepspeed or environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
-        logger.warning("The launcher asks to divide the model among the ranks; accelerate does so on accelerators only, so here each rank holds all of it")
+        logger.warning(
+            "The launcher asks to divide the model among the ranks; accelerate does so on accelerators only, so here "
+            "each rank holds all of it"
+        )
 
 
 def check(trainer: Any) -> None:
-    """Raises ConfigError for a way of dividing the model that leaves no complete checkpoint, or a model that is not whole when it is checked."""
+    """Raises ConfigError for a way of dividing the model that leaves no complete checkpoint, or a model that is not
+    whole when it is checked.
+    """
     if trainer.is_deepspeed_enabled:
         if trainer.accelerator.state.deepspeed_plugin.zero3_init_flag:
-            raise ConfigError("the accelerate configuration's zero3_init_flag must be false: every rank builds the model and checks its attention")
+            raise ConfigError(
+                "the accelerate configuration's zero3_init_flag must be false: every rank builds the model and checks "
+                "its attention"
+            )
         if trainer.args.process_index == 0:
-            logger.warning("DeepSpeed: moai's own tests do not run it; try a short run and its resume first, or take configs/accelerate/fsdp2.yaml")
+            logger.warning(
+                "DeepSpeed: moai's own tests do not run it; try a short run and its resume first, or take "
+                "configs/accelerate/fsdp2.yaml"
+            )
         return
     if not trainer.is_fsdp_enabled:
         return
@@ -45,7 +60,14 @@ def check(trainer: Any) -> None:
             "FULL_STATE_DICT" not in str(plugin.state_dict_type),
             "FULL_STATE_DICT: a checkpoint of parts is complete for one number of ranks",
         ),
-        ("fsdp_cpu_ram_efficient_loading", plugin.cpu_ram_efficient_loading, "false: every rank builds the model and checks its attention"),
+        (
+            "fsdp_cpu_ram_efficient_loading",
+            plugin.cpu_ram_efficient_loading,
+            "false: every rank builds the model and checks its attention",
+        ),
     ):
         if wrong:
-            raise ConfigError(f"the accelerate configuration's {name} must be {right}; configs/accelerate/fsdp2.yaml is one that works")
+            raise ConfigError(
+                f"the accelerate configuration's {name} must be {right}; configs/accelerate/fsdp2.yaml is one that "
+                f"works"
+            )

@@ -33,7 +33,9 @@ _GUIDES_NAME = "checkpoint"
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained on what; `held_out` is what it is evaluated on, `run` the place of the run that this is a stage of, `settings` what settings.json says."""
+    """What is trained on what; `held_out` is what it is evaluated on, `run` the place of the run that this is a stage
+    of, `settings` what settings.json says.
+    """
 
     config: TrainConfig
     data: DataConfig
@@ -46,16 +48,25 @@ class Stage:
 def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, DataConfig]]:
     """The settings of every stage of a run that begins, with its place. Raises ConfigError."""
     if config.eval_dataset and data.eval_ratio:
-        raise ConfigError(f"eval_dataset and eval_ratio = {data.eval_ratio} are both set: evaluate on other files, or hold documents out; choose one")
+        raise ConfigError(
+            f"eval_dataset and eval_ratio = {data.eval_ratio} are both set: evaluate on other files, or hold documents "
+            f"out; choose one"
+        )
     config = _with_own_weights(config, data)
     if not config.sequential:
         if not config.prepared:
             _check_mixture(config, data)
         return [(config, data)]
     if config.resume_from_checkpoint not in (None, AUTO):
-        raise ConfigError(f"resume_from_checkpoint = {config.resume_from_checkpoint}: with --sequential only auto, which finds the stage and its checkpoint")
+        raise ConfigError(
+            f"resume_from_checkpoint = {config.resume_from_checkpoint}: with --sequential only auto, which finds the "
+            f"stage and its checkpoint"
+        )
     if config.mixture or config.mixture_stages or config.mixture_epochs:
-        raise ConfigError("sequential and mixture are both set: a stage holds one dataset; choose one (mixture_stages changes weights within one run)")
+        raise ConfigError(
+            "sequential and mixture are both set: a stage holds one dataset; choose one (mixture_stages changes "
+            "weights within one run)"
+        )
     return [
         (_stage(config, number), replace(data, dataset=(spec,), dataset_config=None if number else data.dataset_config))
         for number, spec in enumerate(data.dataset)
@@ -63,16 +74,22 @@ def stages_of(config: TrainConfig, data: DataConfig) -> list[tuple[TrainConfig, 
 
 
 def _with_own_weights(config: TrainConfig, data: DataConfig) -> TrainConfig:
-    """With the weights and epochs that entries of --dataset carry themselves. Raises ConfigError where a flag says them too."""
+    """With the weights and epochs that entries of --dataset carry themselves. Raises ConfigError where a flag says them
+    too.
+    """
     weights, epochs = own_mixture(data.dataset)
     for flag, own, said in (("mixture", weights, config.mixture), ("mixture_epochs", epochs, config.mixture_epochs)):
         if own and said:
-            raise ConfigError(f"{flag} = {' '.join(said)} and the entries of dataset say {' '.join(own)}; say it in one place")
+            raise ConfigError(
+                f"{flag} = {' '.join(said)} and the entries of dataset say {' '.join(own)}; say it in one place"
+            )
     return replace(config, mixture=weights or config.mixture, mixture_epochs=epochs or config.mixture_epochs)
 
 
 def _check_mixture(config: TrainConfig, data: DataConfig) -> None:
-    """Raises ConfigError before hours of preparation, not after them. The names of data from elsewhere are not known yet."""
+    """Raises ConfigError before hours of preparation, not after them. The names of data from elsewhere are not known
+    yet.
+    """
     wish, _ = wish_of(config)
     if wish and all(Path(place).expanduser().exists() for place in (data.tokenizer_path, *map(str, data.dataset))):
         from moai.pretraining.assembly import find
@@ -85,11 +102,18 @@ def _stage(config: TrainConfig, number: int) -> TrainConfig:
     staged = replace(config, sequential=False, output_dir=str(run / f"stage_{number}"))
     if number == 0:
         return staged
-    return replace(staged, pretrained_model=str(run / f"stage_{number - 1}" / FINAL), model_config=None, warmup_steps=config.stage_warmup_steps)
+    return replace(
+        staged,
+        pretrained_model=str(run / f"stage_{number - 1}" / FINAL),
+        model_config=None,
+        warmup_steps=config.stage_warmup_steps,
+    )
 
 
 def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarted: bool = False) -> None:
-    """Refuse early, before hours of preparation, a place that holds another run or its model, or none to go on with. Raises ConfigError."""
+    """Refuse early, before hours of preparation, a place that holds another run or its model, or none to go on with.
+    Raises ConfigError.
+    """
     _check_model(config, restarted=restarted)
     if not config.sequential:
         checkpoints.check_place(config.resume_from_checkpoint, Path(config.output_dir), restarted=restarted)
@@ -99,18 +123,25 @@ def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarte
         return
     if begun:
         raise ConfigError(
-            f"--output_dir {config.output_dir}: holds a run already (newest: {Path(begun[-1]).name}); go on with it by --resume_from_checkpoint auto, or name another --output_dir"
+            f"--output_dir {config.output_dir}: holds a run already (newest: {Path(begun[-1]).name}); go on with it by "
+            f"--resume_from_checkpoint auto, or name another --output_dir"
         )
     raise ConfigError(
-        f"--resume_from_checkpoint auto: {config.output_dir} has no stage with a checkpoint; the same command without it starts the run that makes one"
+        f"--resume_from_checkpoint auto: {config.output_dir} has no stage with a checkpoint; the same command without "
+        f"it starts the run that makes one"
     )
 
 
 def _check_model(config: TrainConfig, *, restarted: bool) -> None:
     run = Path(config.output_dir)
     begins = not restarted and config.resume_from_checkpoint != AUTO and not checkpoints.numbered(run)
-    if begins and not (run / FINAL).is_symlink() and checkpoints.weights_problem(run / FINAL) is None:  # a link is a stage's
-        raise ConfigError(f"--output_dir {run}: holds a {FINAL} already, and no checkpoint to go on from; move it away, or name another --output_dir")
+    if (
+        begins and not (run / FINAL).is_symlink() and checkpoints.weights_problem(run / FINAL) is None
+    ):  # a link is a stage's
+        raise ConfigError(
+            f"--output_dir {run}: holds a {FINAL} already, and no checkpoint to go on from; move it away, or name "
+            f"another --output_dir"
+        )
 
 
 def left(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = False) -> Iterator[Stage]:
@@ -128,7 +159,9 @@ def left(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = Fals
 
 
 def _check_done(stage: Stage) -> None:
-    """Raises ConfigError where a finished stage was trained on other data: the stages behind it would go on from what nobody asked for."""
+    """Raises ConfigError where a finished stage was trained on other data: the stages behind it would go on from what
+    nobody asked for.
+    """
     place = Path(stage.config.output_dir)
     try:
         digest = json.loads((place / "summary.json").read_bytes())["content_digest"]
@@ -136,7 +169,8 @@ def _check_done(stage: Stage) -> None:
         return  # nothing to compare with; the model is whole
     if digest != stage.prepared.content_digest:
         refused = ConfigError(
-            f"{place}: was trained on data {digest[:16]}, this run has {stage.prepared.content_digest[:16]} there ({', '.join(map(str, stage.data.dataset))}); "
+            f"{place}: was trained on data {digest[:16]}, this run has {stage.prepared.content_digest[:16]} there "
+            f"({', '.join(map(str, stage.data.dataset))}); "
             "resume with the same --dataset in the same order, or name another --output_dir"
         )
         refused.add_note(group.SHARED)
@@ -144,7 +178,9 @@ def _check_done(stage: Stage) -> None:
 
 
 def link(stage: Stage) -> None:
-    """Give the model of a finished stage its other names: `checkpoint` beside it, and `final_model` of the whole run so far."""
+    """Give the model of a finished stage its other names: `checkpoint` beside it, and `final_model` of the whole run so
+    far.
+    """
     if stage.run is None:
         return
     place = Path(stage.config.output_dir)

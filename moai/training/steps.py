@@ -42,7 +42,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a run, the steps that cut it, what its checkpoints record of both, and the checkpoint it goes on from."""
+    """The order of a run, the steps that cut it, what its checkpoints record of both, and the checkpoint it goes on
+    from.
+    """
 
     order: Order
     steps: Steps
@@ -62,7 +64,10 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
         order={**order.identity(), "asked": asked, "shares": shares.to_json() if shares else None},
     )  # fmt: skip
     steps = _steps(config, order, size)
-    chosen = group.from_rank_0(lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record, restarted=restarted), here)
+    chosen = group.from_rank_0(
+        lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record, restarted=restarted),
+        here,
+    )
     if chosen is not None:
         found, step = Record.load(chosen), checkpoints.global_step(chosen)
         if shares:  # a share of a run is one of the run that began, whatever became of its length
@@ -70,24 +75,40 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
             order = _order(config, sources, shares)
         record = replace(record, order=found.order, tokens_seen=found.tokens_seen)
         steps = _steps(config, order, size, first=step, first_position=found.position)
-        logger.info("Resuming from %s: %s rows are trained on at step %d%s", chosen, f"{found.position:,}", step, _recut(found, record))
+        logger.info(
+            "Resuming from %s: %s rows are trained on at step %d%s",
+            chosen,
+            f"{found.position:,}",
+            step,
+            _recut(found, record),
+        )
     if steps.last == steps.first:
         logger.info("Nothing is left to train: step %d is the last of this run", steps.last)
     names = ", ".join(f"{source.name} {source.rows:,}" for source in sources)
-    logger.info("Steps: %s of %d rows each; %s rows in an epoch (%s)", f"{steps.last:,}", size, f"{order.rows:,}", names)
+    logger.info(
+        "Steps: %s of %d rows each; %s rows in an epoch (%s)", f"{steps.last:,}", size, f"{order.rows:,}", names
+    )
     for line in shares.lines() if shares else ():
         logger.info("Mixture: %s", line)
     if config.warmup_steps >= max(1, steps.last) and here.rank == 0:
-        logger.warning("warmup_steps %d: this run has %d steps, so the learning rate never reaches %g", config.warmup_steps, steps.last, config.learning_rate)
+        logger.warning(
+            "warmup_steps %d: this run has %d steps, so the learning rate never reaches %g",
+            config.warmup_steps,
+            steps.last,
+            config.learning_rate,
+        )
     return Plan(order, steps, record, chosen)
 
 
 def wish_of(config: TrainConfig) -> tuple[Wish | None, dict[str, Any]]:
     """What is asked for, and the flags that ask for it as a checkpoint keeps them. Raises ConfigError."""
     flags: dict[str, Any] = {
-        "mixture": list(config.mixture), "mixture_stages": list(config.mixture_stages), "mixture_epochs": list(config.mixture_epochs),
-        "mixture_by": config.mixture_by, "mixture_temperature": config.mixture_temperature,
-    }  # fmt: skip
+        "mixture": list(config.mixture),
+        "mixture_stages": list(config.mixture_stages),
+        "mixture_epochs": list(config.mixture_epochs),
+        "mixture_by": config.mixture_by,
+        "mixture_temperature": config.mixture_temperature,
+    }
     return Wish.parse(**{name.removeprefix("mixture_"): value for name, value in flags.items()}), flags
 
 
@@ -97,26 +118,43 @@ def _order(config: TrainConfig, sources: tuple[Source, ...], shares: Shares | No
 
 def _planned_rows(config: TrainConfig, sources: tuple[Source, ...], size: int) -> int:
     """The length of a run that begins now: what shares of it are shares of."""
-    return config.max_steps * size if config.max_steps > 0 else math.floor(config.num_epochs * sum(source.rows for source in sources))
+    return (
+        config.max_steps * size
+        if config.max_steps > 0
+        else math.floor(config.num_epochs * sum(source.rows for source in sources))
+    )
 
 
 def _steps(config: TrainConfig, order: Order, size: int, *, first: int = 0, first_position: int = 0) -> Steps:
     """`max_steps` as asked for; or as many steps as are whole in the epochs, or in what is left of them."""
     end = math.inf if order.total is None else order.total
-    wanted = first_position + (config.max_steps - first) * size if config.max_steps > 0 else math.floor(config.num_epochs * order.rows)
+    wanted = (
+        first_position + (config.max_steps - first) * size
+        if config.max_steps > 0
+        else math.floor(config.num_epochs * order.rows)
+    )
     rows = int(min(wanted, end))
     last = first + max(0, rows - first_position) // size
     if not last:
         raise ConfigError(
-            f"the run has {rows} rows, one step takes {size} (batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps} "
-            f"x {size // config.batch_size // config.gradient_accumulation_steps} ranks): lower one of them, shorten --seq_len, or add data"
+            f"the run has {rows} rows, one step takes {size} (batch_size {config.batch_size} x "
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps} "
+            f"x {size // config.batch_size // config.gradient_accumulation_steps} ranks): lower one of them, shorten "
+            f"--seq_len, or add data"
         )
     if config.max_steps > 0 and wanted > end:
-        logger.warning("max_steps %d: step %d is the last, then the sources of the mixture are used up (--mixture_epochs)", config.max_steps, last)
+        logger.warning(
+            "max_steps %d: step %d is the last, then the sources of the mixture are used up (--mixture_epochs)",
+            config.max_steps,
+            last,
+        )
     return Steps(rows_per_step=size, last=last, first=first, first_position=first_position)
 
 
 def _recut(found: Record, record: Record) -> str:
     if (found.world_size, found.rows_per_step) == (record.world_size, record.rows_per_step):
         return ""
-    return f"; {found.world_size} ranks and {found.rows_per_step} rows a step until here, {record.world_size} and {record.rows_per_step} from here on"
+    return (
+        f"; {found.world_size} ranks and {found.rows_per_step} rows a step until here, {record.world_size} and "
+        f"{record.rows_per_step} from here on"
+    )

@@ -1,8 +1,9 @@
-"""SIGTERM, or SIGHUP of a closed terminal, while a model trains: all ranks save at the end of the same step, and end with 143 or 129.
+"""SIGTERM, or SIGHUP of a closed terminal, while a model trains: all ranks save at the end of the same step, and end
+with 143 or 129.
 
-A launcher sends it to every rank, a person perhaps to one, and a rank that saved alone would leave the others waiting in a
-collective; so the ranks ask one another at the end of each step whether one was told (`group.Question`). What is said here
-is heard by a thread, because the main one may be waiting inside a collective where Python handles no signal:
+A launcher sends it to every rank, a person perhaps to one, and a rank that saved alone would leave the others waiting
+in a collective; so the ranks ask one another at the end of each step whether one was told (`group.Question`). What is
+said here is heard by a thread, because the main one may be waiting inside a collective where Python handles no signal:
 
     word = Word()
     packed_trainer(word=word, ...)
@@ -33,12 +34,16 @@ else:
     TrainerCallback = object
 
 PASSED_ON_SECONDS = 2.0
-"""A SIGTERM this soon after the first is the same one: a cluster sends it to every process, and launchers pass on their own."""
+"""A SIGTERM this soon after the first is the same one: a cluster sends it to every process, and launchers pass on their
+own.
+"""
 _LOOK_SECONDS = 0.5
 
 
 class Word:
-    """The signal by which this rank was `told` to stop, and the one on which all `agreed` to after a step; 0 while there is none."""
+    """The signal by which this rank was `told` to stop, and the one on which all `agreed` to after a step; 0 while
+    there is none.
+    """
 
     def __init__(self) -> None:
         self.told = self.agreed = 0
@@ -46,7 +51,9 @@ class Word:
 
     @contextlib.contextmanager
     def heard(self, everyone: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-        """Hear those signals in this block; `everyone` are the `distributed.owner`s of all ranks. Only where signals can be handled."""
+        """Hear those signals in this block; `everyone` are the `distributed.owner`s of all ranks. Only where signals
+        can be handled.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -67,7 +74,9 @@ class Word:
             os.close(ear)
             os.close(mouth)
         if self.told and not self.agreed:
-            os.kill(os.getpid(), self.told)  # after the last step: nothing is left to save, and who handles signals now does what it does
+            os.kill(
+                os.getpid(), self.told
+            )  # after the last step: nothing is left to save, and who handles signals now does what it does
 
     def _listen(self, ear: int, signals: set[signal.Signals], everyone: Sequence[Mapping[str, Any]]) -> None:
         while True:
@@ -80,7 +89,11 @@ class Word:
                 for rank, who in enumerate(everyone):
                     if is_gone(who):
                         name = signal.Signals(self.told).name
-                        _end(f"stopped by {name}, and without a last checkpoint: rank {rank} is gone; the newest complete one is kept", self.told)
+                        _end(
+                            f"stopped by {name}, and without a last checkpoint: rank {rank} is gone; the newest "
+                            f"complete one is kept",
+                            self.told,
+                        )
 
     def _tell(self, number: int) -> None:
         if number > self.told:  # SIGTERM is a new word after SIGHUP, and not the other way round
@@ -90,7 +103,9 @@ class Word:
 
 
 class SaveAndStop(TrainerCallback):
-    """At the end of a step, asks all ranks whether one was told; then all save and stop. After a save there is nothing more to save."""
+    """At the end of a step, asks all ranks whether one was told; then all save and stop. After a save there is nothing
+    more to save.
+    """
 
     def __init__(self, word: Word, question: Question) -> None:
         self.word, self.question = word, question
@@ -110,9 +125,11 @@ class SaveAndStop(TrainerCallback):
 
 
 def obey_own_rank() -> None:
-    """In a process that reads rows: end by SIGTERM of its own rank only, which may need it for the last step before it saves.
+    """In a process that reads rows: end by SIGTERM of its own rank only, which may need it for the last step before it
+    saves.
 
-    A launcher signals the whole process group of a rank, a cluster every process; who sent it is known to sigwaitinfo alone.
+    A launcher signals the whole process group of a rank, a cluster every process; who sent it is known to sigwaitinfo
+    alone.
     """
 
     def wait() -> None:

@@ -1,8 +1,10 @@
-"""How many UTF-8 bytes of text the predicted tokens of a batch stand for: what a loss is divided by to compare tokenizers.
+"""How many UTF-8 bytes of text the predicted tokens of a batch stand for: what a loss is divided by to compare
+tokenizers.
 
-Byte-level BPE (the decoder "ByteLevel") spells a byte with one letter, so that a token has as many bytes as letters: exact. With
-other tokenizers the predicted run is decoded behind the token before it, and that token's own text taken off; where a cut goes
-through a character that is spelt in single bytes, the count is off by less than four. Special tokens have no bytes in either way.
+Byte-level BPE (the decoder "ByteLevel") spells a byte with one letter, so that a token has as many bytes as letters:
+exact. With other tokenizers the predicted run is decoded behind the token before it, and that token's own text taken
+off; where a cut goes through a character that is spelt in single bytes, the count is off by less than four. Special
+tokens have no bytes in either way.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class TokenBytes:
     tokenizer: Any
 
     def __call__(self, input_ids: Ids, predicted: Mask) -> int:
-        """Bytes of the tokens marked in `predicted`; both of shape (rows, width). The first token of a row is never marked."""
+        """Bytes of the tokens marked in `predicted`; both of shape (rows, width). The first token of a row is never
+        marked.
+        """
         if self._lengths is not None:
             return int(self._lengths[input_ids[predicted]].sum())
         return sum(self._decoded(ids, marks) for ids, marks in zip(input_ids, predicted))
@@ -48,7 +52,10 @@ class TokenBytes:
     def _decoded(self, ids: Ids, marks: Mask) -> int:
         edges = np.flatnonzero(np.diff(marks.astype(np.int8), append=np.int8(0)))
         # The edge before a run is the token that it follows; the edge at its end is its last token.
-        return sum(self._bytes(ids[before : last + 1]) - self._bytes(ids[before : before + 1]) for before, last in zip(edges[::2], edges[1::2]))
+        return sum(
+            self._bytes(ids[before : last + 1]) - self._bytes(ids[before : before + 1])
+            for before, last in zip(edges[::2], edges[1::2])
+        )
 
     def _bytes(self, ids: Ids) -> int:
         return len(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).encode())

@@ -2,8 +2,8 @@
 
     [summary] = train(config, [Stage(config, data, prepared)], origins)        # in every rank, after prepare_or_wait
 
-The order matters: no process group before the data is ready; then the ranks agree on the data, rank 0 chooses the checkpoint,
-and the model proves that it keeps documents apart, all before the first step.
+The order matters: no process group before the data is ready; then the ranks agree on the data, rank 0 chooses the
+checkpoint, and the model proves that it keeps documents apart, all before the first step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ from moai.training.evaluate import Evaluation, HeldOut
 from moai.training.final_model import FINAL, put, staging
 from moai.training.logs import quiet_libraries
 from moai.training.loop import PackedTrainer, packed_trainer
-from moai.training.machine import allow_tf32, choose_device, choose_loader_processes, half_precision, limit_threads, schedule_options, training_arguments
+from moai.training.machine import (
+    allow_tf32,
+    choose_device,
+    choose_loader_processes,
+    half_precision,
+    limit_threads,
+    schedule_options,
+    training_arguments,
+)
 from moai.training.packed_attention import packed_forward_selfcheck
 from moai.training.stages import Stage, left, link
 from moai.training.steps import plan_run
@@ -44,11 +52,17 @@ from moai.training.token_bytes import TokenBytes
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, stages: Sequence[Stage], origins: Mapping[str, str], *, environ: Mapping[str, str] = os.environ) -> list[report.Summary]:
-    """Train stage after stage, and leave a model for each. Every rank calls this; all raise the same MoaiError where they must agree."""
+def train(
+    config: TrainConfig, stages: Sequence[Stage], origins: Mapping[str, str], *, environ: Mapping[str, str] = os.environ
+) -> list[report.Summary]:
+    """Train stage after stage, and leave a model for each. Every rank calls this; all raise the same MoaiError where
+    they must agree.
+    """
     import torch
 
-    assert not torch.distributed.is_initialized(), "a process group existed while data was prepared: its timeout would have run"
+    assert not torch.distributed.is_initialized(), (
+        "a process group existed while data was prepared: its timeout would have run"
+    )
     quiet_libraries()
     here = ranks(environ)
     to_train = list(left(config, stages, restarted=checkpoints.is_restart(environ)))
@@ -73,23 +87,32 @@ def _train(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mappi
         return _train_and_save(stage, origins, here, environ)
     except torch.OutOfMemoryError as error:
         raise MoaiError(
-            f"the accelerator's memory is full at batch_size {config.batch_size}: halve --batch_size and double --gradient_accumulation_steps, or set --gradient_checkpointing"
+            f"the accelerator's memory is full at batch_size {config.batch_size}: halve --batch_size and double "
+            f"--gradient_accumulation_steps, or set --gradient_checkpointing"
         ) from error
     except DamagedError as error:  # of a process that reads rows: torch puts its traceback in front
-        raise DamagedError(str(error).rpartition(f"{DamagedError.__module__}.{DamagedError.__name__}: ")[2].strip()) from error
+        raise DamagedError(
+            str(error).rpartition(f"{DamagedError.__module__}.{DamagedError.__name__}: ")[2].strip()
+        ) from error
     except RuntimeError as error:
         if not group.is_broken(error):
             raise
         raise MoaiError(
-            f"a rank ended or hung in the middle of training, or cannot be reached; its own last lines say why ({config.output_dir}/logs), "
-            f"and --resume_from_checkpoint auto goes on from the newest checkpoint ({' '.join(str(error).split())[:200]})"
+            f"a rank ended or hung in the middle of training, or cannot be reached; its own last lines say why "
+            f"({config.output_dir}/logs), "
+            f"and --resume_from_checkpoint auto goes on from the newest checkpoint "
+            f"({' '.join(str(error).split())[:200]})"
         ) from error
 
 
-def _train_and_save(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> report.Summary:
+def _train_and_save(
+    stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
+) -> report.Summary:
     word = Word()
     trainer, resumed_from = _set_up(stage, origins, here, environ, word)
-    if here.rank == 0 and stage.settings:  # not before: those of a run that is refused are not those of the run that lies there
+    if (
+        here.rank == 0 and stage.settings
+    ):  # not before: those of a run that is refused are not those of the run that lies there
         report.save_settings(stage.run or Path(stage.config.output_dir), stage.settings)
     with word.heard(group.everyone(here)):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
@@ -105,17 +128,26 @@ def _train_and_save(stage: Stage, origins: Mapping[str, str], here: Ranks, envir
 def _stopped(trainer: PackedTrainer, by: signal.Signals) -> Interrupted:
     step = trainer.state.global_step
     checkpoint = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
-    stopped = Interrupted(f"stopped by {by.name}, with {checkpoint} saved at step {step}; --resume_from_checkpoint auto goes on from it", by)
+    stopped = Interrupted(
+        f"stopped by {by.name}, with {checkpoint} saved at step {step}; --resume_from_checkpoint auto goes on from it",
+        by,
+    )
     stopped.add_note(group.SHARED)
     return stopped
 
 
-def _set_up(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str], word: Word) -> tuple[PackedTrainer, Path | None]:
+def _set_up(
+    stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str], word: Word
+) -> tuple[PackedTrainer, Path | None]:
     """The trainer, ready for its first step, and the checkpoint to go on from."""
     config, data, prepared = stage.config, stage.data, stage.prepared
-    importlib.import_module("transformers.trainer")  # takes seconds, more on some ranks than on others: so before a collective can time out
+    importlib.import_module(
+        "transformers.trainer"
+    )  # takes seconds, more on some ranks than on others: so before a collective can time out
     tokenizer, digest = load_text_tokenizer(data)
-    if chat := prepared.content.get("chat"):  # the template of the data, which may be another than the tokenizer's own, goes with the model
+    if chat := prepared.content.get(
+        "chat"
+    ):  # the template of the data, which may be another than the tokenizer's own, goes with the model
         tokenizer.chat_template = chat["template"]["source"]
     rows = PackedRows.of(prepared)
     arguments = _join(config, origins, here, environ)
@@ -126,9 +158,18 @@ def _set_up(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapp
     model = _model(config, prepared, tokenizer, arguments)
     collator = _collator(config, prepared, tokenizer, model)
     trainer = packed_trainer(
-        plan=plan, keep=config.save_total_limit, here=here, word=word, model=model, args=arguments, train_dataset=rows, beside=prepared.beside,
-        data_collator=replace(collator, beside=prepared.beside), processing_class=tokenizer, evaluation=_evaluation(config, stage.held_out, collator, tokenizer),
-    )  # fmt: skip
+        plan=plan,
+        keep=config.save_total_limit,
+        here=here,
+        word=word,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        beside=prepared.beside,
+        data_collator=replace(collator, beside=prepared.beside),
+        processing_class=tokenizer,
+        evaluation=_evaluation(config, stage.held_out, collator, tokenizer),
+    )
     sharding.check(trainer)
     flash = model.config._attn_implementation == FLASH
     packed_forward_selfcheck(trainer.model, collator, autocast=half_precision(config) if flash else None)
@@ -155,11 +196,14 @@ def _join(config: TrainConfig, origins: Mapping[str, str], here: Ranks, environ:
 def _agree(stage: Stage, digest: str, here: Ranks) -> None:
     """One set of data for all ranks, made with the tokenizer that will be saved beside the model."""
     held_out = stage.held_out.content_digest if stage.held_out else None
-    group.agree({"content_digest": stage.prepared.content_digest, "held_out": held_out, "tokenizer_digest": digest}, here)
+    group.agree(
+        {"content_digest": stage.prepared.content_digest, "held_out": held_out, "tokenizer_digest": digest}, here
+    )
     made_with = stage.prepared.content["tokenizer_digest"]
     if digest != made_with:
         raise TokenizerError(
-            f"{stage.data.tokenizer_path}: its tokenizer.json is {digest[:16]}, the data was made with {made_with[:16]}; it changed meanwhile, start again"
+            f"{stage.data.tokenizer_path}: its tokenizer.json is {digest[:16]}, the data was made with "
+            f"{made_with[:16]}; it changed meanwhile, start again"
         )
 
 
@@ -171,7 +215,9 @@ def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: A
     models.check_fit(model_config, ids=ids, seq_len=content["seq_len"], pretrained=bool(pretrained))
     wish = "flash" if config.flash_attention else config.attention
     on_gpu = arguments.device.type == "cuda"
-    attention = choose_attention(wish, models.architecture(model_config), on_gpu=on_gpu, half=config.bf16 or config.fp16)
+    attention = choose_attention(
+        wish, models.architecture(model_config), on_gpu=on_gpu, half=config.bf16 or config.fp16
+    )
     if pretrained and arguments.process_index == 0:
         vocabulary.warn_of_moved_ids(Path(pretrained), tokenizer)
     special_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
@@ -185,8 +231,14 @@ def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: A
         device=str(arguments.device),
     )
     total, body = models.count_parameters(model)
-    logger.info("Model: %s, %s parameters (%s without embeddings), %s attention (%s)", type(model).__name__, f"{total:,}", f"{body:,}", attention.value,
-                attention.reason)  # fmt: skip
+    logger.info(
+        "Model: %s, %s parameters (%s without embeddings), %s attention (%s)",
+        type(model).__name__,
+        f"{total:,}",
+        f"{body:,}",
+        attention.value,
+        attention.reason,
+    )
     if wish == "flash" and attention.value != FLASH and arguments.process_index == 0:
         logger.warning("--attention flash: %s; using %s", attention.reason, attention.value)
     return model
@@ -194,22 +246,35 @@ def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: A
 
 def _collator(config: TrainConfig, prepared: Prepared, tokenizer: Any, model: Any) -> PackedCollator:
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return PackedCollator(pad_id=pad_id, pad_to=prepared.content["seq_len"] if config.compile else None, flatten=model.config._attn_implementation == FLASH)
+    return PackedCollator(
+        pad_id=pad_id,
+        pad_to=prepared.content["seq_len"] if config.compile else None,
+        flatten=model.config._attn_implementation == FLASH,
+    )
 
 
-def _evaluation(config: TrainConfig, prepared: Prepared | None, collator: PackedCollator, tokenizer: Any) -> Evaluation | None:
+def _evaluation(
+    config: TrainConfig, prepared: Prepared | None, collator: PackedCollator, tokenizer: Any
+) -> Evaluation | None:
     if prepared is None:
         return None
     held_out = HeldOut.of(prepared, limit=config.eval_rows)
-    logger.info("Held out: %s", ", ".join(f"{name} {len(rows):,} rows" for name, rows in held_out.sources.items()) or "no row, so nothing is evaluated")
+    logger.info(
+        "Held out: %s",
+        ", ".join(f"{name} {len(rows):,} rows" for name, rows in held_out.sources.items())
+        or "no row, so nothing is evaluated",
+    )
     if not held_out.sources:
         return None
     bytes_of = TokenBytes(tokenizer.backend_tokenizer)
-    return Evaluation(held_out=held_out, collator=collator, bytes_of=bytes_of, batch_size=config.batch_size, every=config.eval_steps)
+    return Evaluation(
+        held_out=held_out, collator=collator, bytes_of=bytes_of, batch_size=config.batch_size, every=config.eval_steps
+    )
 
 
 def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
-    """The tokenizer that made the ids, as transformers loads it, and the sha256 of its tokenizer.json. Raises TokenizerError.
+    """The tokenizer that made the ids, as transformers loads it, and the sha256 of its tokenizer.json. Raises
+    TokenizerError.
 
     The class that reads tokenizer.json as it stands, and no other: classes of single models rebuild parts of it.
     """
@@ -217,9 +282,13 @@ def load_text_tokenizer(data: DataConfig) -> tuple[Any, str]:
 
     spec = load_tokenizer(data.tokenizer_path, eos_token=data.eos_token, need_bos=data.add_bos)
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(Path(spec.path).parent), trust_remote_code=False, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            str(Path(spec.path).parent), trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # whatever a damaged configuration makes it raise
-        raise TokenizerError(f"{Path(spec.path).parent}: transformers cannot load this tokenizer ({' '.join(str(error).split())[:200]})") from error
+        raise TokenizerError(
+            f"{Path(spec.path).parent}: transformers cannot load this tokenizer ({' '.join(str(error).split())[:200]})"
+        ) from error
     tokenizer.eos_token = spec.eos_token
     return tokenizer, spec.digest
 
@@ -232,12 +301,24 @@ def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> re
     first, last = report.losses(trainer.state.log_history)
     nothing_left = trainer.plan.steps.first == trainer.plan.steps.last
     summary = (report.Summary.load(output) if nothing_left else None) or report.Summary(
-        prepared=", ".join(map(str, stage.data.dataset)) if stage.config.prepared else str(prepared.path), content_digest=prepared.manifest["content_digest"], **report.data_figures(prepared.content), loss_first=first, loss_last=last,
-        parameters=total, parameters_without_embeddings=body, steps=trainer.state.global_step, tokens_seen=trainer.clock.tokens,
-        tokens_per_second=round(trainer.clock.tokens_per_second, 1), seconds=round(trainer.clock.seconds, 2),
-        resumed_from=str(resumed_from) if resumed_from else None, final_model=str(final), output_dir=str(output),
-    )  # fmt: skip
-    card = report.model_card(summary, content=prepared.content, architecture=type(trainer.model).__name__.removeprefix("FSDP"))
+        prepared=", ".join(map(str, stage.data.dataset)) if stage.config.prepared else str(prepared.path),
+        content_digest=prepared.manifest["content_digest"],
+        **report.data_figures(prepared.content),
+        loss_first=first,
+        loss_last=last,
+        parameters=total,
+        parameters_without_embeddings=body,
+        steps=trainer.state.global_step,
+        tokens_seen=trainer.clock.tokens,
+        tokens_per_second=round(trainer.clock.tokens_per_second, 1),
+        seconds=round(trainer.clock.seconds, 2),
+        resumed_from=str(resumed_from) if resumed_from else None,
+        final_model=str(final),
+        output_dir=str(output),
+    )
+    card = report.model_card(
+        summary, content=prepared.content, architecture=type(trainer.model).__name__.removeprefix("FSDP")
+    )
     with checkpoints.storing(final):
         staged = staging(final, writes=trainer.args.should_save)
         trainer.save_model(str(staged))

@@ -1,11 +1,12 @@
 """A saved model and a tokenizer with more ids than it: new rows for its embeddings.
 
-    grow(model, 50_300, seed=42)          # a model of 50,257 ids gets 43 new rows, in its input embeddings and in an untied head
+    grow(model, 50_300, seed=42)          # a model of 50,257 ids gets 43 new rows, in an untied head too
 
-New rows begin near the mean of the old ones (transformers' mean_resizing: their mean, and a billionth of their covariance), so that
-a new token is first as likely as an average one and takes little from the others: https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
-Rows around zero, as a new model has them, can have larger logits than all that was learned. A model with more rows than the
-tokenizer has ids, as they are padded to a multiple of 64, keeps them.
+New rows begin near the mean of the old ones (transformers' mean_resizing: their mean, and a billionth of their
+covariance), so that a new token is first as likely as an average one and takes little from the others:
+https://nlp.stanford.edu/~johnhew/vocab-expansion.html. Rows around zero, as a new model has them, can have larger
+logits than all that was learned. A model with more rows than the tokenizer has ids, as they are padded to a multiple of
+64, keeps them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def grow(model: Any, ids: int, *, seed: int) -> int:
-    """Add rows until the model has `ids` of them; the number added. The same on every rank: the random numbers follow from `seed`."""
+    """Add rows until the model has `ids` of them; the number added. The same on every rank: the random numbers follow
+    from `seed`.
+    """
     from transformers import set_seed
     from transformers.utils import logging as library
 
@@ -35,13 +38,20 @@ def grow(model: Any, ids: int, *, seed: int) -> int:
         untyped.set_verbosity(verbosity)
     head = model.get_output_embeddings()
     tied = head is None or head.weight is model.get_input_embeddings().weight
-    logger.info("Vocabulary: %s -> %s ids; %d new rows of the embeddings%s begin near the mean of the old ones", f"{old:,}", f"{ids:,}", ids - old,
-                " (the head shares them)" if tied else " and of the head")  # fmt: skip
+    logger.info(
+        "Vocabulary: %s -> %s ids; %d new rows of the embeddings%s begin near the mean of the old ones",
+        f"{old:,}",
+        f"{ids:,}",
+        ids - old,
+        " (the head shares them)" if tied else " and of the head",
+    )
     return int(ids - old)
 
 
 def warn_of_moved_ids(pretrained_model: Path, tokenizer: Any) -> int:
-    """Say when this tokenizer gives tokens of the model's own another id: their embeddings were learned for something else. The number of them."""
+    """Say when this tokenizer gives tokens of the model's own another id: their embeddings were learned for something
+    else. The number of them.
+    """
     path = pretrained_model / "tokenizer.json"
     if not path.is_file():
         return 0
@@ -50,7 +60,13 @@ def warn_of_moved_ids(pretrained_model: Path, tokenizer: Any) -> int:
     own, given = Tokenizer.from_file(str(path)).get_vocab(), tokenizer.get_vocab()
     moved = [token for token, number in own.items() if given.get(token) != number]
     if moved:
-        logger.warning("%s: %s of its %s tokens have another id, or none, in this run's tokenizer (the first: %r), so its embeddings stand for other tokens; "
-                       "a tokenizer to continue with keeps the old ids and adds new ones behind them", pretrained_model, f"{len(moved):,}", f"{len(own):,}",
-                       min(moved, key=own.__getitem__))  # fmt: skip
+        logger.warning(
+            "%s: %s of its %s tokens have another id, or none, in this run's tokenizer (the first: %r), so its "
+            "embeddings stand for other tokens; "
+            "a tokenizer to continue with keeps the old ids and adds new ones behind them",
+            pretrained_model,
+            f"{len(moved):,}",
+            f"{len(own):,}",
+            min(moved, key=own.__getitem__),
+        )
     return len(moved)

@@ -1,14 +1,17 @@
 """Records -> `examples` -> `tokens` of whole examples, and `trained_runs`: 1 for each token that the assistant says.
 
-A conversation is one text, filled in by the chat template and tokenized as a whole: special tokens of the template are recognised, and no BOS or
-EOS is added, since the template writes its own. What is learned is found in that text:
+A conversation is one text, filled in by the chat template and tokenized as a whole: special tokens of the template are
+recognised, and no BOS or EOS is added, since the template writes its own. What is learned is found in that text:
 
     {% generation %}   what the template marks, as `apply_chat_template(return_assistant_tokens_mask=True)` finds it
-    without            of each assistant's turn what follows `messages[:i]` with the words that begin an answer, up to the end of `messages[:i + 1]`,
-                       without white space behind the token that ends the turn; both must be beginnings of the whole text
+    without            of each assistant's turn what follows `messages[:i]` with the words that begin an answer, up to
+                       the end of `messages[:i + 1]`,
+                       without white space behind the token that ends the turn; both must be beginnings of the whole
+                       text
 
-Some templates write an earlier turn otherwise than when it was the last (Qwen3 drops its reasoning). Such a turn gets an example of its own, the
-conversation up to it, which is what a model will see when it is asked. A turn that cannot be found there either is not learned, and counted.
+Some templates write an earlier turn otherwise than when it was the last (Qwen3 drops its reasoning). Such a turn gets
+an example of its own, the conversation up to it, which is what a model will see when it is asked. A turn that cannot be
+found there either is not learned, and counted.
 """
 
 from __future__ import annotations
@@ -55,8 +58,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class ToExamples(Part):
-    """Records -> `examples` of a conversation (as JSON), and beside them what parts look at: `text`, the contents of all turns joined by
-    newlines, without the template; `messages`, each with `role` and `content`; and `columns` of the source.
+    """Records -> `examples` of a conversation (as JSON), and beside them what parts look at: `text`, the contents of
+    all turns joined by newlines, without the template; `messages`, each with `role` and `content`; and `columns` of the
+    source.
 
     train_on  all of the assistant's turns, or the last
     """
@@ -84,16 +88,30 @@ class ToExamples(Part):
             )
             advance(batch.num_rows)
             if found:
-                yield self._batch(places_of(batch, [index for index, _ in found]), [row for _, row in found], is_records)
+                yield self._batch(
+                    places_of(batch, [index for index, _ in found]), [row for _, row in found], is_records
+                )
 
     def _batch(self, records: pa.RecordBatch, rows: Sequence[_Read], is_records: bool) -> pa.RecordBatch:
-        sizes = pc.binary_length(records["record"]).to_numpy() if is_records else np.array([len(row.examples) for row in rows])
-        made = {DOCUMENT: pa.array(add_documents(records, sizes)), EXAMPLES: pa.array([row.examples for row in rows], pa.large_binary())}
+        sizes = (
+            pc.binary_length(records["record"]).to_numpy()
+            if is_records
+            else np.array([len(row.examples) for row in rows])
+        )
+        made = {
+            DOCUMENT: pa.array(add_documents(records, sizes)),
+            EXAMPLES: pa.array([row.examples for row in rows], pa.large_binary()),
+        }
         if "text" in self.shown:
             made["text"] = pa.array(["\n".join(content for _, content in row.turns) for row in rows], pa.large_string())
         if "messages" in self.shown:
-            made["messages"] = pa.array([[{"role": role, "content": content} for role, content in row.turns] for row in rows], MESSAGES)
-        made |= {column.name: pa.array([row.values[at] for row in rows], column.value_type) for at, column in enumerate(self.columns)}
+            made["messages"] = pa.array(
+                [[{"role": role, "content": content} for role, content in row.turns] for row in rows], MESSAGES
+            )
+        made |= {
+            column.name: pa.array([row.values[at] for row in rows], column.value_type)
+            for at, column in enumerate(self.columns)
+        }
         return pa.record_batch(list(made.values()), names=list(made))
 
     def _read(self, row: Mapping[str, Any]) -> _Read:
@@ -104,7 +122,9 @@ class ToExamples(Part):
             raise BadRecord("too large", f"over {self.max_doc_bytes} bytes once the template is filled in")
         count("chat.turns", len(conversation.learned))
         count("chat.turns_unverified", unverified)
-        turns = [(message["role"], message.get("content") or "") for message in conversation.messages] if self.shown else []
+        turns = (
+            [(message["role"], message.get("content") or "") for message in conversation.messages] if self.shown else []
+        )
         return _Read(orjson.dumps([[example.text, example.spans] for example in examples]), turns, values)
 
     @cached_property
@@ -126,8 +146,8 @@ class _Read:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeExamples(Part):
-    """`examples` -> `tokens` of each, and which are learned. Those longer than `seq_len` are left out, or cut where `truncate` is set and a token
-    to learn remains. A conversation is kept if one of its examples is."""
+    """`examples` -> `tokens` of each, and which are learned. Those longer than `seq_len` are left out, or cut where
+    `truncate` is set and a token to learn remains. A conversation is kept if one of its examples is."""
 
     needs: ClassVar[tuple[str, ...]] = (EXAMPLES,)
 
@@ -146,7 +166,9 @@ class EncodeExamples(Part):
             if not kept.all():
                 drop("chat", beside.filter(pa.array(~kept)), [reason for reason, keep in zip(lost, kept) if not keep])
 
-    def _encode(self, examples: Sequence[tuple[int, Any]], beside: pa.RecordBatch, kept: np.ndarray, lost: list[str]) -> Iterator[pa.RecordBatch]:
+    def _encode(
+        self, examples: Sequence[tuple[int, Any]], beside: pa.RecordBatch, kept: np.ndarray, lost: list[str]
+    ) -> Iterator[pa.RecordBatch]:
         ids, offsets, places = self.reference.encode_with_offsets([text for _, (text, _) in examples])
         count("tokens.text", len(ids))
         trained, keep = np.zeros(len(ids), np.uint8), np.zeros(len(ids), bool)
@@ -176,8 +198,11 @@ class EncodeExamples(Part):
         return min(len(trained), self.seq_len) if trained[: self.seq_len].any() else 0
 
 
-def split_examples(template: ChatTemplate, chat: Conversation, enders: tuple[str, ...] = ()) -> tuple[list[Example], int]:
-    """The examples of a conversation, and how many turns are in none of them. What follows the last turn to learn is left out.
+def split_examples(
+    template: ChatTemplate, chat: Conversation, enders: tuple[str, ...] = ()
+) -> tuple[list[Example], int]:
+    """The examples of a conversation, and how many turns are in none of them. What follows the last turn to learn is
+    left out.
 
     enders  tokens that may end a turn; white space behind one is not learned
     Raises BadRecord when the template refuses the conversation.
@@ -203,20 +228,30 @@ def split_examples(template: ChatTemplate, chat: Conversation, enders: tuple[str
 
 
 def check_template(template: ChatTemplate, enders: tuple[str, ...], where: str) -> str | None:
-    """A warning about a template, or None. Raises TokenizerError for one whose answers cannot be told from its questions."""
+    """A warning about a template, or None. Raises TokenizerError for one whose answers cannot be told from its
+    questions.
+    """
     try:
         found, unverified = split_examples(template, Conversation(_PROBE, None, [1]), enders)
     except BadRecord as error:
-        raise TokenizerError(f"{where}: the chat template does not take a question and an answer ({error}); name another with --chat_template FILE") from error
+        raise TokenizerError(
+            f"{where}: the chat template does not take a question and an answer ({error}); name another with "
+            f"--chat_template FILE"
+        ) from error
     if unverified or not found[0].spans:
         raise TokenizerError(
-            f"{where}: the chat template begins an answer otherwise than it asks for one (add_generation_prompt), so what the assistant says cannot be told; "
-            "put {% generation %} and {% endgeneration %} around it in a copy of the template, and name that with --chat_template FILE"
+            f"{where}: the chat template begins an answer otherwise than it asks for one (add_generation_prompt), so "
+            f"what the assistant says cannot be told; "
+            "put {% generation %} and {% endgeneration %} around it in a copy of the template, and name that with "
+            "--chat_template FILE"
         )
     example = found[0]
     learned = "".join(example.text[start:end] for start, end in example.spans)
     if not learned.rstrip().endswith(enders):
-        return f"{where}: the chat template ends an answer with no token that is learned, so the model will not learn to stop; write one there, as {{{{ eos_token }}}}"
+        return (
+            f"{where}: the chat template ends an answer with no token that is learned, so the model will not learn "
+            f"to stop; write one there, as {{{{ eos_token }}}}"
+        )
     return None
 
 
@@ -231,10 +266,14 @@ class _Turns:
     """What was filled in already."""
 
     def text(self, messages: int, *, prompt: bool = False) -> str | None:
-        """The conversation's first messages; None where the template refuses them: many take none that begins with an answer."""
+        """The conversation's first messages; None where the template refuses them: many take none that begins with an
+        answer.
+        """
         if (messages, prompt) not in self.texts:
             try:
-                self.texts[messages, prompt] = self.template.render(self.chat.messages[:messages], self.chat.tools, prompt=prompt)[0]
+                self.texts[messages, prompt] = self.template.render(
+                    self.chat.messages[:messages], self.chat.tools, prompt=prompt
+                )[0]
             except BadRecord:
                 self.texts[messages, prompt] = None
         return self.texts[messages, prompt]
@@ -242,7 +281,13 @@ class _Turns:
     def span(self, turn: int, text: str) -> tuple[int, int] | None:
         """Where a turn stands in a text; None if it cannot be shown to stand there."""
         before, after = self.text(turn, prompt=True), self.text(turn + 1)
-        if before is None or after is None or len(before) >= len(after) or not after.startswith(before) or not text.startswith(after):
+        if (
+            before is None
+            or after is None
+            or len(before) >= len(after)
+            or not after.startswith(before)
+            or not text.startswith(after)
+        ):
             return None
         said = after[len(before) :]
         ended = said.rstrip()
@@ -259,17 +304,22 @@ def _utf8_bytes(text: str) -> int:
 
 def _marked_turns(marks: Marks, chat: Conversation) -> Marks:
     """The marks of the turns to learn. Raises BadRecord where marks and turns cannot be matched."""
-    turns = [index for index, message in enumerate(chat.messages[: chat.learned[-1] + 1]) if message["role"] == ASSISTANT]
+    turns = [
+        index for index, message in enumerate(chat.messages[: chat.learned[-1] + 1]) if message["role"] == ASSISTANT
+    ]
     if turns == chat.learned:
         return marks
     if len(marks) != len(turns):
-        raise BadRecord("turns cannot be told apart", f"the template marks {len(marks)} places as generated, for {len(turns)} turns of the assistant")
+        raise BadRecord(
+            "turns cannot be told apart",
+            f"the template marks {len(marks)} places as generated, for {len(turns)} turns of the assistant",
+        )
     return [mark for turn, mark in zip(turns, marks) if turn in chat.learned]
 
 
 def _mark(trained: Trained, places: npt.NDArray[np.int64], spans: Marks) -> None:
-    """Set the tokens of each span: from the first that reaches into it to the last, all between included. A document's first token has nothing
-    that could predict it."""
+    """Set the tokens of each span: from the first that reaches into it to the last, all between included. A document's
+    first token has nothing that could predict it."""
     for start, end in spans:
         inside = np.flatnonzero((places[:, 1] > start) & (places[:, 0] < end))
         if len(inside) and end > start:

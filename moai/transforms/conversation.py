@@ -1,12 +1,16 @@
-"""Records of any known shape -> one conversation: messages as chat templates take them, tools, and which turns are to be learned.
+"""Records of any known shape -> one conversation: messages as chat templates take them, tools, and which turns are to
+be learned.
 
-    messages        [{"role": "user", "content": "..."}, ...], content as a string or as parts; tool_calls, reasoning_content and all else is kept
+    messages        [{"role": "user", "content": "..."}, ...], content as a string or as parts; tool_calls,
+                    reasoning_content and all else is kept
     conversations   [{"from": "human", "value": "..."}, ...], ShareGPT; its function_call is an assistant's tool call
     instruction, input, output and other pairs of question and answer: one turn each
-    prompt, completion                  strings, or lists of messages; what the assistant says in the prompt is not learned
+    prompt, completion                  strings, or lists of messages; what the assistant says in the prompt is not
+                                        learned
 
-Beside them a `system` text and `tools` (a list, or JSON) where there are such columns. Keys that are null are left out, because Parquet cannot
-tell them from absent ones. A turn with `"weight": 0` or `"train": false` is read and not learned.
+Beside them a `system` text and `tools` (a list, or JSON) where there are such columns. Keys that are null are left out,
+because Parquet cannot tell them from absent ones. A turn with `"weight": 0` or `"train": false` is read and not
+learned.
 """
 
 from __future__ import annotations
@@ -22,10 +26,24 @@ from moai.transforms.template import Message
 
 ASSISTANT = "assistant"
 _ROLES = {
-    "system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": ASSISTANT, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT,
-    "model": ASSISTANT, "function_call": ASSISTANT, "tool_call": ASSISTANT, "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool",
-    "function_response": "tool", "ipython": "tool",
-}  # fmt: skip
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": ASSISTANT,
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "bot": ASSISTANT,
+    "model": ASSISTANT,
+    "function_call": ASSISTANT,
+    "tool_call": ASSISTANT,
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+}
 _CALLS = ("function_call", "tool_call")
 _BESIDE = ("system", "tools")
 _OURS = ("role", "from", "content", "value", "weight", "train")
@@ -42,7 +60,9 @@ class Conversation:
 
 
 def choose_chat_shape(columns: Mapping[str, str], *, source: str, text_column: str | None = None) -> TextShape:
-    """The first shape that the columns (name -> type, like {"messages": "list"}) fit. Raises SourceError listing what was found."""
+    """The first shape that the columns (name -> type, like {"messages": "list"}) fit. Raises SourceError listing what
+    was found.
+    """
     if text_column:
         need_columns((text_column,), columns, source, f"--text_column {text_column}")
         return _turns(f"column {text_column}", text_column, columns)
@@ -50,8 +70,10 @@ def choose_chat_shape(columns: Mapping[str, str], *, source: str, text_column: s
         return shape
     found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
     raise SourceError(
-        f"{source}: no conversations among its columns ({found}); known are messages, conversations, instruction/input/output, instruction/context/response, "
-        "prompt/completion, prompt/response, question/answer, input/output; a list of turns under another name: --text_column NAME"
+        f"{source}: no conversations among its columns ({found}); known are messages, conversations, "
+        f"instruction/input/output, instruction/context/response, "
+        "prompt/completion, prompt/response, question/answer, input/output; a list of turns under another name: "
+        "--text_column NAME"
     )
 
 
@@ -77,17 +99,24 @@ def read_conversation(shape: TextShape, row: Mapping[str, Any], *, train_on: str
 def _list(row: Mapping[str, Any], column: str) -> list[Any]:
     turns = row.get(column)
     if not isinstance(turns, list):
-        raise BadRecord("no turn" if turns is None else "turns are no list", f"{column!r} is {type(turns).__name__}, not a list of turns")
+        raise BadRecord(
+            "no turn" if turns is None else "turns are no list",
+            f"{column!r} is {type(turns).__name__}, not a list of turns",
+        )
     return turns
 
 
 def _pair(shape: TextShape, row: Mapping[str, Any]) -> list[Message]:
-    """Question and answer; the answer is the last of the required columns, the question all other columns in their order."""
+    """Question and answer; the answer is the last of the required columns, the question all other columns in their
+    order.
+    """
     answer = shape.required[-1]
     asked = [(name, row.get(name)) for name in shape.columns if name not in (answer, *_BESIDE)]
     for name, value in [*((n, v) for n, v in asked if n in shape.required), (answer, row.get(answer))]:
         if not isinstance(value, str):
-            raise BadRecord("no content" if value is None else "content is no text", f"{name!r} is {type(value).__name__}")
+            raise BadRecord(
+                "no content" if value is None else "content is no text", f"{name!r} is {type(value).__name__}"
+            )
     question = "\n\n".join(_text(value) for _, value in asked if value)
     return [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[answer]}]
 
@@ -115,7 +144,9 @@ def _message(turn: Any) -> tuple[Message, bool]:
 
 
 def _text(content: Any) -> str:
-    """A content that is a string, or parts that all are texts: an answer about an image cannot be learned without the image."""
+    """A content that is a string, or parts that all are texts: an answer about an image cannot be learned without the
+    image.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -125,9 +156,14 @@ def _text(content: Any) -> str:
 
 def _part(part: Any) -> str:
     text = part.get("text") if isinstance(part, dict) else part
-    if isinstance(text, str) and (not isinstance(part, dict) or part.get("type", "text") in ("text", "input_text", "output_text")):
+    if isinstance(text, str) and (
+        not isinstance(part, dict) or part.get("type", "text") in ("text", "input_text", "output_text")
+    ):
         return text
-    raise BadRecord("content is no text", f"a part of type {str(part.get('type') if isinstance(part, dict) else type(part).__name__)[:40]!r}")
+    raise BadRecord(
+        "content is no text",
+        f"a part of type {str(part.get('type') if isinstance(part, dict) else type(part).__name__)[:40]!r}",
+    )
 
 
 def _called(content: Any) -> list[Any]:
@@ -140,10 +176,15 @@ def _called(content: Any) -> list[Any]:
 
 
 def _calls(calls: Any) -> list[Any]:
-    """Tool calls with their arguments as objects: OpenAI writes them as JSON in a string, and most templates would write that as JSON again."""
+    """Tool calls with their arguments as objects: OpenAI writes them as JSON in a string, and most templates would
+    write that as JSON again.
+    """
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRecord("tool calls are no list", f"found {type(calls).__name__}")
-    return [{**call, "function": _parsed(call["function"])} if isinstance(call.get("function"), dict) else _parsed(call) for call in calls]
+    return [
+        {**call, "function": _parsed(call["function"])} if isinstance(call.get("function"), dict) else _parsed(call)
+        for call in calls
+    ]
 
 
 def _parsed(function: Message) -> Message:
@@ -175,23 +216,36 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _turns(name: str, column: str, columns: Mapping[str, str] | None = None) -> TextShape:
-    return TextShape(name=name, turns=(column, "content"), optional=tuple(n for n in _BESIDE if columns is None or n in columns))
+    return TextShape(
+        name=name, turns=(column, "content"), optional=tuple(n for n in _BESIDE if columns is None or n in columns)
+    )
 
 
 def _asked(name: str, *required: str, optional: tuple[str, ...] = ()) -> TextShape:
     """Optional columns follow the question and come before the answer."""
-    return TextShape(name=name, required=required, optional=(*optional, *_BESIDE), order=(*required[:-1], *optional, required[-1], *_BESIDE))
+    return TextShape(
+        name=name,
+        required=required,
+        optional=(*optional, *_BESIDE),
+        order=(*required[:-1], *optional, required[-1], *_BESIDE),
+    )
 
 
 _KNOWN = (
     _turns("messages", "messages"),
     _turns("conversations", "conversations"),
     _turns("conversation", "conversation"),
-    TextShape(name="prompt completion (messages)", required=("prompt", "completion"), lists=("prompt", "completion"), optional=_BESIDE, order=("prompt", "completion", *_BESIDE)),
+    TextShape(
+        name="prompt completion (messages)",
+        required=("prompt", "completion"),
+        lists=("prompt", "completion"),
+        optional=_BESIDE,
+        order=("prompt", "completion", *_BESIDE),
+    ),
     _asked("instruction (input) output", "instruction", "output", optional=("input",)),
     _asked("instruction (context) response", "instruction", "response", optional=("context", "input")),
     _asked("prompt completion", "prompt", "completion"),
     _asked("prompt response", "prompt", "response"),
     _asked("question answer", "question", "answer"),
     _asked("input output", "input", "output"),
-)  # fmt: skip
+)

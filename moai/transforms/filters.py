@@ -15,7 +15,10 @@ from moai.engine.part import Filter
 from moai.engine.pipeline import drop
 
 # What Python's str.strip() takes for white space.
-_SPACE = " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+_SPACE = (
+    " \t\n"
+    "\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,9 @@ class Length(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Filter):
-    """Documents for evaluation, or all but them. The hash of a text decides, so that equal documents are never on both sides."""
+    """Documents for evaluation, or all but them. The hash of a text decides, so that equal documents are never on both
+    sides.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -78,4 +83,10 @@ class Sample(Filter):
 
     def keep(self, batch: pa.RecordBatch) -> np.ndarray:
         # Another seed than Split's: what is sampled must not decide what is held out.
-        return np.array([xxhash.xxh3_64_intdigest(text, seed=1) < self.share * 2**64 for text in columns.byte_strings(batch["text"])], bool)
+        return np.array(
+            [
+                xxhash.xxh3_64_intdigest(text, seed=1) < self.share * 2**64
+                for text in columns.byte_strings(batch["text"])
+            ],
+            bool,
+        )

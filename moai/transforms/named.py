@@ -4,8 +4,8 @@
       - Length: {min_chars: 200}                       # one that moai ships
       - my_filters:MostlyLetters: {min_share: 0.6}     # a class of yours, in my_filters.py
 
-A class is looked for in the folder of the YAML, then in the working directory, then on `sys.path`; workers and other ranks find it at the same
-place. Nothing is imported that nobody named.
+A class is looked for in the folder of the YAML, then in the working directory, then on `sys.path`; workers and other
+ranks find it at the same place. Nothing is imported that nobody named.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ SHIPPED: dict[str, type[Part]] = {"Length": Length}
 
 
 def parse_parts(written: Any, *, place: str, folder: Path | None = None) -> tuple[Part, ...]:
-    """The parts of a list as YAML has it; a flag's words are such entries. Raises ConfigError, naming entry and place."""
+    """The parts of a list as YAML has it; a flag's words are such entries. Raises ConfigError, naming entry and
+    place.
+    """
     entries = [written] if isinstance(written, str | Mapping) else written
     if not isinstance(entries, Sequence):
         raise ConfigError(f"{place}: expected a list of parts, found {type(entries).__name__}")
@@ -55,9 +57,13 @@ def load_class(name: str, *, place: str, folder: Path | None = None) -> type:
     module = _module(module_name, place, folder)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
-        classes = [n for n, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
+        classes = [
+            n for n, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
+        ]
         said = f"is {type(found).__name__}, not a class" if found is not None else "is not there"
-        raise ConfigError(f"{place}: {class_name!r} {said} in {module.__file__ or module_name}{did_you_mean(class_name, classes)}")
+        raise ConfigError(
+            f"{place}: {class_name!r} {said} in {module.__file__ or module_name}{did_you_mean(class_name, classes)}"
+        )
     return found
 
 
@@ -67,12 +73,17 @@ def _part(entry: Any, place: str, folder: Path | None) -> Part:
     name, fields = name_and_fields(entry, place)
     if ":" not in name:
         if name not in SHIPPED:
-            raise ConfigError(f"{place}: no part is called {name!r}{did_you_mean(name, SHIPPED)} (moai has {', '.join(SHIPPED)}; yours is my_module:MyFilter)")
+            raise ConfigError(
+                f"{place}: no part is called {name!r}{did_you_mean(name, SHIPPED)} (moai has {', '.join(SHIPPED)}; "
+                f"yours is my_module:MyFilter)"
+            )
         cls: type = SHIPPED[name]
     else:
         cls = load_class(name, place=place, folder=folder)
     if not issubclass(cls, Part):
-        raise ConfigError(f"{place}: {name} is no Filter, Map or Signal: derive it from one of them (from moai import Filter)")
+        raise ConfigError(
+            f"{place}: {name} is no Filter, Map or Signal: derive it from one of them (from moai import Filter)"
+        )
     return typing.cast(Part, make(cls, fields, place=f"{place}: {name}", folder=folder))
 
 
@@ -82,7 +93,10 @@ def make(cls: type, fields: Mapping[str, Any], *, place: str, folder: Path | Non
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            raise ConfigError(f"{place} has no field {name!r}; {f'did you mean {near[0]}?' if near else 'it has ' + (', '.join(known) or 'none')}")
+            raise ConfigError(
+                f"{place} has no field {name!r}; "
+                f"{f'did you mean {near[0]}?' if near else 'it has ' + (', '.join(known) or 'none')}"
+            )
     hints = typing.get_type_hints(cls) if fields else {}
     values = {name: _valued(value, hints.get(name), f"{place}, field {name}", folder) for name, value in fields.items()}
     try:
@@ -98,11 +112,18 @@ def name_and_fields(entry: Any, place: str) -> tuple[str, dict[str, Any]]:
     if isinstance(entry, str):
         return entry, {}
     if not isinstance(entry, Mapping) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
-        raise ConfigError(f"{place}: {entry!r} is not a part; write Name, Name: {{field: value}} or my_module:MyFilter: {{field: value}}")
+        raise ConfigError(
+            f"{place}: {entry!r} is not a part; write Name, Name: {{field: value}} or my_module:MyFilter: {{field: "
+            f"value}}"
+        )
     ((name, fields),) = entry.items()
     if fields is not None and not isinstance(fields, Mapping):
         if " {" in name:  # Name {field: value}
-            raise ConfigError(f"{place}: {name.split(' {')[0]!r} and its fields are not told apart; write {name.split(' {')[0]}: {{field: value}}")
+            raise ConfigError(
+                f"{place}: "
+                f"{name.split(' {')[0]!r} and its fields are not told apart; "
+                f"write {name.split(' {')[0]}: {{field: value}}"
+            )
         raise ConfigError(f"{place}: {name}: {fields!r} is not a set of fields; write {name}: {{field: value}}")
     return name, dict(fields or {})
 
@@ -114,7 +135,9 @@ def yaml_value(written: str, place: str) -> Any:
     try:
         return yaml.safe_load(written)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: {written!r} is not readable as YAML ({' '.join(str(error).split())[:160]})") from error
+        raise ConfigError(
+            f"{place}: {written!r} is not readable as YAML ({' '.join(str(error).split())[:160]})"
+        ) from error
 
 
 def _module(name: str, place: str, folder: Path | None) -> Any:
@@ -124,10 +147,15 @@ def _module(name: str, place: str, folder: Path | None) -> Any:
     here = next((path for path in looked if PathFinder.find_spec(top, [path])), None)
     if here:
         ours = PathFinder.find_spec(top, [here])
-        theirs = None if top in sys.modules else PathFinder.find_spec(top, [p for p in sys.path if p not in ("", *looked)])
+        theirs = (
+            None if top in sys.modules else PathFinder.find_spec(top, [p for p in sys.path if p not in ("", *looked)])
+        )
         loaded = getattr(sys.modules.get(top), "__file__", None)
         if other := (theirs.origin if theirs else loaded if loaded and ours and loaded != ours.origin else None):
-            raise ConfigError(f"{place}: {name} is a module of {here} and another of that name is installed ({other}); give yours another name")
+            raise ConfigError(
+                f"{place}: {name} is a module of {here} and another of that name is installed ({other}); give yours "
+                f"another name"
+            )
         if here not in sys.path:
             sys.path.append(here)  # workers start with this list
     try:
@@ -137,11 +165,15 @@ def _module(name: str, place: str, folder: Path | None) -> Any:
             raise ConfigError(f"{place}: {name} imports {error.name!r}, which is not installed") from error
         raise ConfigError(f"{place}: no module {name!r} in {', '.join(looked)} or on sys.path") from error
     except Exception as error:
-        raise ConfigError(f"{place}: {name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(
+            f"{place}: {name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _valued(value: Any, hint: Any, place: str, folder: Path | None) -> Any:
-    """A value of YAML as the field's type wants it: paths, tuples, numbers. A relative path is looked for beside the YAML first."""
+    """A value of YAML as the field's type wants it: paths, tuples, numbers. A relative path is looked for beside the
+    YAML first.
+    """
     wanted = [hint, *typing.get_args(hint)] if hint is not None else []
     if isinstance(value, str) and Path in wanted:
         beside = folder / value if folder else Path(value)

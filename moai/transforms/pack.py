@@ -5,11 +5,12 @@
     bfd_split  the same, but long documents are split first: no token is lost
     none       a document a row; longer ones are truncated (and counted) or split
 
-Columns beside the tokens travel with them: one value a piece (its document's), or one a token. Of conversations that is `trained_runs`
-(list<uint32>): how many tokens of a row are not learned, then how many are, then not, ... A row of nothing but context has one number.
+Columns beside the tokens travel with them: one value a piece (its document's), or one a token. Of conversations that is
+`trained_runs` (list<uint32>): how many tokens of a row are not learned, then how many are, then not, ... A row of
+nothing but context has one number.
 
-Best fit decreasing after Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830). A shard is packed
-by itself, so its rows depend on its documents alone.
+Best fit decreasing after Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830). A shard is
+packed by itself, so its rows depend on its documents alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from moai.engine.schema import Column
 
 ROWS_PER_BATCH = 1024
 _SLICE_TOKENS = 64
-"""Pieces longer than this on average are copied slice by slice, shorter ones through an index: a slice costs as much as 64 ids do there."""
+"""Pieces longer than this on average are copied slice by slice, shorter ones through an index: a slice costs as much as
+64 ids do there.
+"""
 Ints = npt.NDArray[np.int64]
 
 
@@ -64,7 +67,9 @@ class Pack(Part):
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces of documents in the order of the rows they fill: where each begins in the flat array, how long it is, its row."""
+    """Pieces of documents in the order of the rows they fill: where each begins in the flat array, how long it is, its
+    row.
+    """
 
     starts: Ints
     lengths: Ints
@@ -100,13 +105,20 @@ def pack_none(pack: Pack, lengths: Ints) -> Pieces:
     return Pieces(starts, sizes, np.arange(len(sizes)), len(sizes))
 
 
-STRATEGIES: dict[str, Callable[[Pack, Ints], Pieces]] = {"wrapped": pack_wrapped, "bfd": pack_whole, "bfd_split": pack_split, "none": pack_none}
+STRATEGIES: dict[str, Callable[[Pack, Ints], Pieces]] = {
+    "wrapped": pack_wrapped,
+    "bfd": pack_whole,
+    "bfd_split": pack_split,
+    "none": pack_none,
+}
 
 
 def best_fit_decreasing(lengths: Ints, capacity: int) -> Ints:
-    """The bin of each item: longest items first, each into the fullest bin that still takes it. No item is longer than `capacity`.
+    """The bin of each item: longest items first, each into the fullest bin that still takes it. No item is longer than
+    `capacity`.
 
-    `open_spaces` has bit s set when some bin has s left, so the tightest bin is the lowest set bit at or above the length.
+    `open_spaces` has bit s set when some bin has s left, so the tightest bin is the lowest set bit at or above the
+    length.
     """
     order = np.argsort(-lengths, kind="stable")
     full = int(np.count_nonzero(lengths == capacity))  # the first in order, each a bin of its own
@@ -137,7 +149,8 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> Ints:
 
 def _best_fit(capacity: int, starts: Ints, lengths: Ints) -> Pieces:
     bins = best_fit_decreasing(lengths, capacity)
-    # Rows in the order of their first piece, pieces in the order of the documents: the order of the text, not of its lengths.
+    # Rows in the order of their first piece, pieces in the order of the documents: the order of the text, not of its
+    # lengths.
     first = np.empty(bins.max() + 1, np.int64)
     first[bins[::-1]] = np.arange(len(bins))[::-1]  # of several, the last one written stays: the lowest
     opens = np.zeros(len(bins), np.int64)
@@ -157,7 +170,8 @@ def _split(seq_len: int, lengths: Ints) -> tuple[Ints, Ints]:
 
 
 def unpack(pack: Pack, lengths: Ints, ids: npt.NDArray[Any], cut: Ints) -> tuple[npt.NDArray[Any], Ints]:
-    """The documents of a shard's rows, one behind the other as they were read, and their lengths. Pieces are joined; what was dropped is absent.
+    """The documents of a shard's rows, one behind the other as they were read, and their lengths. Pieces are joined;
+    what was dropped is absent.
 
     lengths    of the documents before `pack` cut them
     ids, cut   the tokens of the rows, and the lengths of the pieces they are
@@ -200,7 +214,10 @@ class _Gathered:
                 found[column.name].append(values.values.to_numpy() if column.per == "token" else values)
         if not ids:
             return cls(np.empty(0, dtype), lengths[0], numbers[0], {})
-        joined = {column.name: (np.concatenate if column.per == "token" else pa.concat_arrays)(found[column.name]) for column in beside}
+        joined = {
+            column.name: (np.concatenate if column.per == "token" else pa.concat_arrays)(found[column.name])
+            for column in beside
+        }
         return cls(np.concatenate(ids), np.concatenate(lengths), np.concatenate(numbers), joined)
 
     def note_places(self, pieces: Pieces) -> None:
@@ -212,9 +229,13 @@ class _Gathered:
         first_of_row = np.searchsorted(pieces.row_of, pieces.row_of)
         positions = in_row - in_row[first_of_row]
         order = np.argsort(pieces.starts, kind="stable")
-        number = self.numbers[self.document_of(pieces)[order]]  # ascending; np.unique would load modules for what two differences tell
+        number = self.numbers[
+            self.document_of(pieces)[order]
+        ]  # ascending; np.unique would load modules for what two differences tell
         first = np.flatnonzero(np.diff(number, prepend=-1))
-        documents().note_places(number[first], pieces.row_of[order][first], positions[order][first], np.diff(first, append=len(number)))
+        documents().note_places(
+            number[first], pieces.row_of[order][first], positions[order][first], np.diff(first, append=len(number))
+        )
 
     def document_of(self, pieces: Pieces) -> Ints:
         """The index in `lengths` of each piece's document."""
@@ -249,7 +270,9 @@ def _rows(gathered: _Gathered, pieces: Pieces, beside: Sequence[Column]) -> Iter
 
 
 def run_lengths(trained: np.ndarray, row_ends: Ints) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
-    """Offsets by row and run lengths of 0s, 1s, 0s, ... `row_ends` begins with 0, and every row begins with a 0: its first token is never learned."""
+    """Offsets by row and run lengths of 0s, 1s, 0s, ... `row_ends` begins with 0, and every row begins with a 0: its
+    first token is never learned.
+    """
     assert not trained[row_ends[:-1]].any()
     starts = np.union1d(row_ends[:-1], np.flatnonzero(np.diff(trained)) + 1)
     return np.searchsorted(starts, row_ends).astype(np.int32), np.diff(starts, append=row_ends[-1]).astype(np.uint32)

@@ -1,7 +1,8 @@
-"""How the columns of a source make a text: the shape is chosen once per source, from its first records, and is part of the key.
+"""How the columns of a source make a text: the shape is chosen once per source, from its first records, and is part of
+the key.
 
-Parts are joined by a blank line; no special tokens are added. The instruction of an Alpaca row is looked for before its input and output, which
-alone would also match.
+Parts are joined by a blank line; no special tokens are added. The instruction of an Alpaca row is looked for before its
+input and output, which alone would also match.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class TextShape:
     @property
     def column(self) -> str:
         """The one column that is the text as it stands; empty where a text is more than that."""
-        return self.required[0] if len(self.required) == 1 and not (self.optional or self.turns or self.template) else ""
+        return (
+            self.required[0] if len(self.required) == 1 and not (self.optional or self.turns or self.template) else ""
+        )
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one record. Raises BadRecord."""
@@ -58,15 +61,21 @@ class TextShape:
             return "\n\n".join(_turns(row, *self.turns))
         if self.template:
             values = {name: _string(row, name) for name in self.required}
-            return "".join(text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(self.template))
+            return "".join(
+                text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(self.template)
+            )
         if self.column:
             return _string(row, self.column)
         parts = [_string(row, name) if name in self.required else _optional(row, name) for name in self.columns]
         return "\n\n".join(part for part in parts if part)
 
 
-def choose_shape(columns: Mapping[str, str], *, source: str, text_column: str | None = None, template: str | None = None) -> TextShape:
-    """The first shape that the columns (name -> type, like {"text": "string"}) fit. Raises SourceError listing what was found."""
+def choose_shape(
+    columns: Mapping[str, str], *, source: str, text_column: str | None = None, template: str | None = None
+) -> TextShape:
+    """The first shape that the columns (name -> type, like {"text": "string"}) fit. Raises SourceError listing what was
+    found.
+    """
     if template:
         names = _names_in(template)
         need_columns(names, columns, source, f"--text_template {template!r}")
@@ -77,7 +86,10 @@ def choose_shape(columns: Mapping[str, str], *, source: str, text_column: str | 
     if shape := first_fitting(_KNOWN, columns):
         return shape
     found = ", ".join(columns) or "none"
-    raise SourceError(f"{source}: no known shape among its columns ({found}); set --text_column NAME or --text_template '{{a}}\\n\\n{{b}}'")
+    raise SourceError(
+        f"{source}: no known shape among its columns ({found}); set --text_column NAME or --text_template "
+        f"'{{a}}\\n\\n{{b}}'"
+    )
 
 
 def first_fitting(shapes: Sequence[TextShape], columns: Mapping[str, str]) -> TextShape | None:
@@ -85,7 +97,11 @@ def first_fitting(shapes: Sequence[TextShape], columns: Mapping[str, str]) -> Te
     for shape in shapes:
         if all(_fits(columns, name, shape) for name in (*shape.required, *((shape.turns[0],) if shape.turns else ()))):
             present = tuple(name for name in shape.optional if name in columns)
-            return replace(shape, optional=present, order=tuple(name for name in shape.order if name in shape.required or name in present))
+            return replace(
+                shape,
+                optional=present,
+                order=tuple(name for name in shape.order if name in shape.required or name in present),
+            )
     return None
 
 
@@ -105,8 +121,15 @@ def _optional(row: Mapping[str, Any], name: str) -> str:
 def _turns(row: Mapping[str, Any], column: str, key: str) -> Iterator[str]:
     turns = row.get(column)
     if not isinstance(turns, list):
-        raise BadRecord("no text" if turns is None else "text is no string", f"{column!r} is {type(turns).__name__}, not a list of turns")
-    if turns and not any(key in turn for turn in turns if isinstance(turn, dict)) and not any(isinstance(turn, str) for turn in turns):
+        raise BadRecord(
+            "no text" if turns is None else "text is no string",
+            f"{column!r} is {type(turns).__name__}, not a list of turns",
+        )
+    if (
+        turns
+        and not any(key in turn for turn in turns if isinstance(turn, dict))
+        and not any(isinstance(turn, str) for turn in turns)
+    ):
         raise BadRecord("no text", f"no turn of {column!r} has {key!r}; the first is {str(turns[0])[:80]}")
     for turn in turns:
         value = turn.get(key) if isinstance(turn, dict) else turn
@@ -131,13 +154,18 @@ def _part(part: Any, column: str) -> str:
 def _names_in(template: str) -> tuple[str, ...]:
     """The columns of a template: names in braces and nothing else, so that filling it in cannot fail on a record."""
     try:
-        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template) if name is not None]
+        fields = [
+            (name, spec, conversion)
+            for _, name, spec, conversion in string.Formatter().parse(template)
+            if name is not None
+        ]
     except ValueError as error:
         raise SourceError(f"--text_template {template!r}: {error} (a brace that is text is written twice)") from error
     for name, spec, conversion in fields:
         if not name or spec or conversion:
             raise SourceError(
-                f"--text_template {template!r}: only column names may stand in braces, as in '{{title}}\\n\\n{{body}}' (a brace that is text is written twice)"
+                f"--text_template {template!r}: only column names may stand in braces, as in '{{title}}\\n\\n{{body}}' "
+                f"(a brace that is text is written twice)"
             )
     return tuple(dict.fromkeys(name for name, _, _ in fields))
 
@@ -146,7 +174,11 @@ def need_columns(names: tuple[str, ...], columns: Mapping[str, str], source: str
     """Raises SourceError where a flag names a column that is not there."""
     missing = [name for name in names if name not in columns]
     if missing or not names:
-        lacking = f"{', '.join(map(repr, missing))}, which is not there" if missing else "no column; a column stands in braces, as in '{title}'"
+        lacking = (
+            f"{', '.join(map(repr, missing))}, which is not there"
+            if missing
+            else "no column; a column stands in braces, as in '{title}'"
+        )
         raise SourceError(f"{source}: {flag} names {lacking} (found: {', '.join(columns) or 'none'})")
 
 
@@ -161,11 +193,29 @@ def _pair(name: str, *required: str, optional: tuple[str, ...] = (), order: tupl
 
 _KNOWN = (
     _pair("column text", "text"),
-    _pair("instruction (input) output", "instruction", "output", optional=("input",), order=("instruction", "input", "output")),
-    _pair("instruction (input) response", "instruction", "response", optional=("input", "context"), order=("instruction", "context", "input", "response")),
+    _pair(
+        "instruction (input) output",
+        "instruction",
+        "output",
+        optional=("input",),
+        order=("instruction", "input", "output"),
+    ),
+    _pair(
+        "instruction (input) response",
+        "instruction",
+        "response",
+        optional=("input", "context"),
+        order=("instruction", "context", "input", "response"),
+    ),
     TextShape(name="messages", turns=("messages", "content")),
     TextShape(name="conversations", turns=("conversations", "value")),
-    _pair("input content (reasoning_content)", "input", "content", optional=("reasoning_content",), order=("input", "reasoning_content", "content")),
+    _pair(
+        "input content (reasoning_content)",
+        "input",
+        "content",
+        optional=("reasoning_content",),
+        order=("input", "reasoning_content", "content"),
+    ),
     _pair("input output", "input", "output"),
     _pair("prompt response", "prompt", "response"),
     _pair("question answer", "question", "answer"),

@@ -3,8 +3,8 @@
     template = find_template(Path("tokenizers/x/tokenizer.json"), file=None, eos_token="<|im_end|>", date=None)
     text, marks = template.render([{"role": "user", "content": "hi"}], tools=None, prompt=True)
 
-It is filled in by transformers' own function, the one behind `apply_chat_template`: 25 MB and half a second once, in the process that workers
-are forked from (no torch), then 20 microseconds a conversation.
+It is filled in by transformers' own function, the one behind `apply_chat_template`: 25 MB and half a second once, in
+the process that workers are forked from (no torch), then 20 microseconds a conversation.
 """
 
 from __future__ import annotations
@@ -56,13 +56,20 @@ class ChatTemplate:
         """What of it changes prepared bytes."""
         content = json.dumps([self.source, self.with_tools, sorted(self.tokens.items())])
         dated = {"chat_template_date": self.date} if self.date else {}
-        return {"chat_template_sha256": hashlib.sha256(content.encode()).hexdigest(), "transformers": version("transformers"), **dated}
+        return {
+            "chat_template_sha256": hashlib.sha256(content.encode()).hexdigest(),
+            "transformers": version("transformers"),
+            **dated,
+        }
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None, *, prompt: bool = False) -> tuple[str, Marks]:
-        """The text, and where in it {% generation %} begins and ends, in characters. Raises BadRecord when the template refuses.
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, *, prompt: bool = False
+    ) -> tuple[str, Marks]:
+        """The text, and where in it {% generation %} begins and ends, in characters. Raises BadRecord when the template
+        refuses.
 
         prompt  end with the words that begin an assistant's turn
         """
@@ -74,20 +81,28 @@ class ChatTemplate:
             if _CLOCK in source:
                 self._stop_clock(source)
             texts, marks = fill_in(
-                conversations=[list(messages)], tools=list(tools) if tools else None, chat_template=source, return_assistant_tokens_mask=self.marks_generation,
-                add_generation_prompt=prompt, **self.tokens,
-            )  # fmt: skip
+                conversations=[list(messages)],
+                tools=list(tools) if tools else None,
+                chat_template=source,
+                return_assistant_tokens_mask=self.marks_generation,
+                add_generation_prompt=prompt,
+                **self.tokens,
+            )
         except MemoryError:
             raise
         except Exception as error:  # a template is a program of its own
-            raise BadRecord("template refused", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
+            raise BadRecord(
+                "template refused", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            ) from None
         return texts[0], [(int(start), int(end)) for start, end in marks[0]] if marks else []
 
     def _stop_clock(self, source: str) -> None:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         day = Date.fromisoformat(self.date or "")
-        _compile_jinja_template(source).globals[_CLOCK] = day.strftime  # the compiled template is kept, and rendered next
+        _compile_jinja_template(source).globals[_CLOCK] = (
+            day.strftime
+        )  # the compiled template is kept, and rendered next
 
 
 def find_template(tokenizer_file: Path, *, file: str | None, eos_token: str, date: str | None) -> ChatTemplate:
@@ -98,12 +113,15 @@ def find_template(tokenizer_file: Path, *, file: str | None, eos_token: str, dat
     source, with_tools = _read(Path(file).expanduser(), "--chat_template") if file else _beside(tokenizer_file)
     if not source.strip():
         raise TokenizerError(
-            f"{tokenizer_file.parent}: has no chat template (no chat_template.jinja, none in tokenizer_config.json), so conversations have no text; "
-            "name one with --chat_template FILE (configs/chat_template_demo.jinja is one for <|im_start|> and <|im_end|>), or take the tokenizer of a chat model"
+            f"{tokenizer_file.parent}: has no chat template (no chat_template.jinja, none in tokenizer_config.json), "
+            f"so conversations have no text; "
+            "name one with --chat_template FILE (configs/chat_template_demo.jinja is one for <|im_start|> and "
+            "<|im_end|>), or take the tokenizer of a chat model"
         )
     if (_CLOCK in source or _CLOCK in with_tools) and not date:
         raise TokenizerError(
-            f"the chat template of {file or tokenizer_file.parent} writes today's date ({_CLOCK}), so the same data would become other tokens tomorrow; "
+            f"the chat template of {file or tokenizer_file.parent} writes today's date ({_CLOCK}), so the same data "
+            f"would become other tokens tomorrow; "
             "say which day it is: --template_date 2025-01-31"
         )
     named = {name: token for name in TOKENS if (token := named_token(tokenizer_file, name))}
@@ -115,7 +133,9 @@ def _beside(tokenizer_file: Path) -> tuple[str, str]:
     if own.is_file():
         return _read(own, "the tokenizer's chat template")
     try:
-        found = json.loads(tokenizer_file.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        found = json.loads(tokenizer_file.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get(
+            "chat_template"
+        )
     except (OSError, ValueError, AttributeError):
         return "", ""
     if isinstance(found, list):  # as [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
@@ -128,4 +148,6 @@ def _read(file: Path, what: str) -> tuple[str, str]:
     try:
         return file.read_text(encoding="utf-8"), ""
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{what} {file}: not readable as a template ({error.strerror if isinstance(error, OSError) else error})") from error
+        raise TokenizerError(
+            f"{what} {file}: not readable as a template ({error.strerror if isinstance(error, OSError) else error})"
+        ) from error

@@ -1,4 +1,6 @@
-"""Records and rows of any known shape -> one `text` a document, and what is kept beside it. What gives none is set aside with its reason."""
+"""Records and rows of any known shape -> one `text` a document, and what is kept beside it. What gives none is set
+aside with its reason.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,17 @@ T = TypeVar("T")
 _BOM = b"\xef\xbb\xbf"
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _EXPLAINED_LEVELS = 500
-"""Up to here the standard library says why a record is broken. How deep it gets depends on the caller's stack, and a reason must not."""
+"""Up to here the standard library says why a record is broken. How deep it gets depends on the caller's stack, and a
+reason must not.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToText(Part):
     """Batches of records or columns -> batches of `text`; what gives none is quarantined with its place.
 
-    `plain` records are text themselves (.txt); others are JSON objects. `columns` of the source are kept beside the text.
+    `plain` records are text themselves (.txt); others are JSON objects. `columns` of the source are kept beside the
+    text.
     """
 
     shape: TextShape
@@ -47,8 +52,8 @@ class ToText(Part):
                 yield beside.append_column("text", pa.array(texts, pa.large_string()))
 
     def read(self, batch: pa.RecordBatch) -> tuple[list[str], pa.RecordBatch]:
-        """The texts of one batch, and `document` and the columns beside them: at once where every record is as good as most are, else
-        record by record."""
+        """The texts of one batch, and `document` and the columns beside them: at once where every record is as good as
+        most are, else record by record."""
         is_records = "record" in batch.schema.names
         found = None
         batch = batch if is_records else with_plain(batch, self.columns)
@@ -60,7 +65,11 @@ class ToText(Part):
         else:
             count("read", batch.num_rows)
             texts, values = found
-        sizes = pc.binary_length(batch["record"]).to_numpy() if is_records else np.array([len(text.encode()) for text in texts], np.int64)
+        sizes = (
+            pc.binary_length(batch["record"]).to_numpy()
+            if is_records
+            else np.array([len(text.encode()) for text in texts], np.int64)
+        )
         beside = {DOCUMENT: pa.array(add_documents(batch, sizes))}
         beside |= {column.name: values_of(column, given) for column, given in zip(self.columns, values)}
         return texts, pa.record_batch(list(beside.values()), names=list(beside))
@@ -104,7 +113,11 @@ class ToText(Part):
     def _one_by_one(self, batch: pa.RecordBatch, is_records: bool) -> tuple[list[int], list[str], list[list[Any]]]:
         """The numbers of the good records, their texts, and the values of each column."""
         names = (*self.shape.columns, *(column.name for column in self.columns))
-        found = each_record(batch, self._of_record, self.max_doc_bytes) if is_records else each_row(batch, names, self._of_row)
+        found = (
+            each_record(batch, self._of_record, self.max_doc_bytes)
+            if is_records
+            else each_row(batch, names, self._of_row)
+        )
         rows = list(found)
         advance(batch.num_rows)
         values = [[beside[at] for _, (_, beside) in rows] for at in range(len(self.columns))]
@@ -130,9 +143,15 @@ def column_value(row: Mapping[str, Any], column: Column) -> Any:
         return None
     if column.type == "string":
         return _as_text(value, column.name)
-    fits = isinstance(value, bool) if column.type == "bool" else isinstance(value, int | float) and not isinstance(value, bool)
+    fits = (
+        isinstance(value, bool)
+        if column.type == "bool"
+        else isinstance(value, int | float) and not isinstance(value, bool)
+    )
     if not fits or (column.type == "int64" and not (isinstance(value, int) and -(2**63) <= value < 2**63)):
-        raise BadRecord("column type", f"{column.name!r} is {type(value).__name__} {str(value)[:40]}, others are {column.type}")
+        raise BadRecord(
+            "column type", f"{column.name!r} is {type(value).__name__} {str(value)[:40]}, others are {column.type}"
+        )
     return float(value) if column.type == "float64" else value
 
 
@@ -149,16 +168,21 @@ def _as_text(value: Any, name: str) -> str:
 
 
 def with_plain(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBatch:
-    """The batch of a columnar file, in which columns that travel as text and are times, decimals and the like are text already: of these Arrow's
-    spelling holds. Raises SourceError for nanoseconds inside lists and structs, which Python has no type for."""
+    """The batch of a columnar file, in which columns that travel as text and are times, decimals and the like are text
+    already: of these Arrow's spelling holds. Raises SourceError for nanoseconds inside lists and structs, which Python
+    has no type for.
+    """
     for column in columns:
         kind = batch.schema.field(column.name).type if column.name in batch.schema.names else pa.null()
         if pa.types.is_nested(kind) and "[ns" in str(kind):
             raise SourceError(
-                f"the column {column.name!r} of type {kind} cannot be carried: nanoseconds inside lists and structs are not read; write microseconds"
+                f"the column {column.name!r} of type {kind} cannot be carried: nanoseconds inside lists and structs "
+                f"are not read; write microseconds"
             )
         if column.type == "string" and (pa.types.is_temporal(kind) or pa.types.is_decimal(kind)):
-            batch = batch.set_column(batch.schema.names.index(column.name), column.name, batch[column.name].cast(pa.string()))
+            batch = batch.set_column(
+                batch.schema.names.index(column.name), column.name, batch[column.name].cast(pa.string())
+            )
     return batch
 
 
@@ -175,7 +199,9 @@ def values_of(column: Column, values: Any) -> pa.Array:
 
 
 def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes: int) -> Iterator[tuple[int, T]]:
-    """The index of each good record and what `make` gives for it, of a file of lines or values. Where it raises BadRecord the record is quarantined; blank lines are none."""
+    """The index of each good record and what `make` gives for it, of a file of lines or values. Where it raises
+    BadRecord the record is quarantined; blank lines are none.
+    """
     problems = batch["problem"].to_pylist() if batch["problem"].null_count < batch.num_rows else None
     blank = 0
     for index, record in enumerate(batch["record"].to_pylist()):
@@ -192,11 +218,17 @@ def each_record(batch: pa.RecordBatch, make: Callable[[bytes], T], max_doc_bytes
     count("read", batch.num_rows - blank)
 
 
-def each_row(batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[int, T]]:
-    """The index of each good row and what `make` gives for it, of a columnar file. Where it raises BadRecord, or the file
-    says what is wrong with it, the row is quarantined."""
+def each_row(
+    batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapping[str, Any]], T]
+) -> Iterator[tuple[int, T]]:
+    """The index of each good row and what `make` gives for it, of a columnar file. Where it raises BadRecord, or the
+    file says what is wrong with it, the row is quarantined."""
     count("read", batch.num_rows)
-    problems = batch["problem"].to_pylist() if "problem" in batch.schema.names and batch["problem"].null_count < batch.num_rows else None
+    problems = (
+        batch["problem"].to_pylist()
+        if "problem" in batch.schema.names and batch["problem"].null_count < batch.num_rows
+        else None
+    )
     for index, row in enumerate(_rows(batch.select([name for name in batch.schema.names if name in columns]))):
         problem = problems[index] if problems else None
         try:
@@ -206,7 +238,12 @@ def each_row(batch: pa.RecordBatch, columns: Sequence[str], make: Callable[[Mapp
                 raise row
             yield index, make(row)
         except BadRecord as bad:
-            _set_aside(bad, batch, index, problem["sample"] if problem else b"" if row is bad else str(row).encode("utf-8", "replace"))
+            _set_aside(
+                bad,
+                batch,
+                index,
+                problem["sample"] if problem else b"" if row is bad else str(row).encode("utf-8", "replace"),
+            )
 
 
 def parse_object(record: bytes) -> dict[str, Any]:
@@ -221,7 +258,9 @@ def parse_object(record: bytes) -> dict[str, Any]:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRecord]:
-    """Rows as objects. Columnar files do not check that a text is UTF-8; where one is not, the rows are taken one by one."""
+    """Rows as objects. Columnar files do not check that a text is UTF-8; where one is not, the rows are taken one by
+    one.
+    """
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:

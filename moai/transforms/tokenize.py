@@ -1,7 +1,8 @@
-"""`text`, or records that hold one -> `tokens`: one list of ids a document, with EOS behind it and, if wanted, BOS before it.
+"""`text`, or records that hold one -> `tokens`: one list of ids a document, with EOS behind it and, if wanted, BOS
+before it.
 
-A fast backend works under the reference's eyes: one window of every batch is encoded by both, and a text that the fast one
-refuses goes to the reference alone.
+A fast backend works under the reference's eyes: one window of every batch is encoded by both, and a text that the fast
+one refuses goes to the reference alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from moai.transforms.filters import Length
 
 WINDOW_CHARS = 1024
 WINDOW_EVERY = 1_000_000
-"""The reference encodes so many characters too: of a shard's first batch, and again whenever so many ids have gone by. That is a hundredth of the time."""
+"""The reference encodes so many characters too: of a shard's first batch, and again whenever so many ids have gone by.
+That is a hundredth of the time.
+"""
 
 
 class Texts(Protocol):
@@ -38,7 +41,9 @@ class Tokenize(Part):
     backend: Backend = field(metadata=UNKEYED)
     reference: Reference
     to_text: Texts | None = field(default=None, metadata=UNKEYED)
-    """Where nothing looks at the texts as a column, they are taken from the records right here, and no column is made of them."""
+    """Where nothing looks at the texts as a column, they are taken from the records right here, and no column is made
+    of them.
+    """
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         spec, length = self.reference.spec, Length()
@@ -109,7 +114,9 @@ def add_ends(ids: Ids, offsets: Offsets, bos_id: int | None, eos_id: int) -> tup
 
 
 def _count_in(ids: Ids, special_ids: tuple[int, ...]) -> int:
-    """How many of `ids` are special. Special ids stand side by side or nearly, so a range leaves few to look at one by one."""
+    """How many of `ids` are special. Special ids stand side by side or nearly, so a range leaves few to look at one by
+    one.
+    """
     if not special_ids or not len(ids):
         return 0
     near = ids[(ids >= special_ids[0]) & (ids <= special_ids[-1])]

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # as for train.py: this checkout's moai, installed or not
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent.parent)
+)  # as for train.py: this checkout's moai, installed or not
 
 from moai.reembedding.command import run_script
 

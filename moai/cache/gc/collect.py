@@ -1,15 +1,17 @@
-"""Give space in a cache back: what killed runs left, what newer data replaced, what nothing leads to. Never anything in use.
+"""Give space in a cache back: what killed runs left, what newer data replaced, what nothing leads to. Never anything in
+use.
 
     python -m moai gc --cache_dir DIR --dry_run          what would go
     python -m moai gc --older_than 30                    only what has lain for 30 days
     python -m moai gc --max_bytes 200GB                  then the longest unused, until the cache is that small
 
-A prepared directory is superseded when every plan that led to it can no longer be met, because its files have changed or the
-versions have, and a newer plan of the same flags covers all of its files. One whose raw data is merely gone is kept: nothing
-could make it again. Digests, transforms and verdicts go once they serve nothing that stays (`moai.cache.gc.mark`). In use is what a
-process on this host has mapped, what a record of `moai.cache.leases` says, and, while any preparation is at work in the cache,
-every shard, every directory and every such record. How a preparation that begins meanwhile is kept safe: see
-`moai.cache.gc.sweep`. Ages are file times against the time of a file just written there, so that only one clock is asked.
+A prepared directory is superseded when every plan that led to it can no longer be met, because its files have changed
+or the versions have, and a newer plan of the same flags covers all of its files. One whose raw data is merely gone is
+kept: nothing could make it again. Digests, transforms and verdicts go once they serve nothing that stays
+(`moai.cache.gc.mark`). In use is what a process on this host has mapped, what a record of `moai.cache.leases` says,
+and, while any preparation is at work in the cache, every shard, every directory and every such record. How a
+preparation that begins meanwhile is kept safe: see `moai.cache.gc.sweep`. Ages are file times against the time of a
+file just written there, so that only one clock is asked.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class GcConfig:
 
     cache_dir: str = option("~/.cache/moai", "the cache", env="MOAI_CACHE_DIR")
     older_than: float = option(7.0, "days that something must have lain unused; 0 takes all that nothing leads to")
-    max_bytes: int | None = option(None, "then let the longest unused go, prepared directories too, until the cache takes no more than this")
+    max_bytes: int | None = option(
+        None, "then let the longest unused go, prepared directories too, until the cache takes no more than this"
+    )
     dry_run: bool = option(False, "only say what would go")
 
     def __post_init__(self) -> None:
@@ -107,20 +111,39 @@ class _Collection:
                 yield f"kept      the rest: {self.retirement.stopped}; run again later"
         if self.config.max_bytes is not None and self.space.bytes > self.config.max_bytes:
             yield f"kept      {_size(self.space.bytes)}, more than {_size(self.config.max_bytes)}: all of it is in use"
-        yield f"{_size(before - self.space.bytes)} {'would be freed' if self.config.dry_run else 'freed'}, {_size(self.space.bytes)} left in {self.cache}"
+        yield (
+            f"{_size(before - self.space.bytes)} {'would be freed' if self.config.dry_run else 'freed'}, "
+            f"{_size(self.space.bytes)} left in {self.cache}"
+        )
 
     def _left_behind(self) -> Iterator[str]:
         """What no preparation would ever look for again."""
         yield from self._remove(self._attempts.dead(), "attempts of preparations that were killed")
-        folders = [self.cache / name for name in ("shards", "transforms", "plans", "launches", "uses", "distrusted")] + listed(self.cache / "ranges")
-        temporary = [path for folder in folders for path in listed(folder) if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)]
-        yield from self._remove([path for path in temporary if self.now - _written_at(path) > _TEMPORARY_SECONDS], "files that were never finished")
+        folders = [
+            self.cache / name for name in ("shards", "transforms", "plans", "launches", "uses", "distrusted")
+        ] + listed(self.cache / "ranges")
+        temporary = [
+            path for folder in folders for path in listed(folder) if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)
+        ]
         yield from self._remove(
-            [p for p in self._json("launches") if self._is_old(p) and not lives(read_owner(p), self.now - _written_at(p))],
+            [path for path in temporary if self.now - _written_at(path) > _TEMPORARY_SECONDS],
+            "files that were never finished",
+        )
+        yield from self._remove(
+            [
+                p
+                for p in self._json("launches")
+                if self._is_old(p) and not lives(read_owner(p), self.now - _written_at(p))
+            ],
             "status files of launches that ended",
         )
-        yield from self._remove([p for p in listed(self.cache / "quarantine") if self._is_old(p)], "lists of bad records of failed runs")
-        yield from self._remove([use.path for use in uses(self.cache) if not use.is_live(self.now) and self._is_old(use.path)], "records of uses that ended")
+        yield from self._remove(
+            [p for p in listed(self.cache / "quarantine") if self._is_old(p)], "lists of bad records of failed runs"
+        )
+        yield from self._remove(
+            [use.path for use in uses(self.cache) if not use.is_live(self.now) and self._is_old(use.path)],
+            "records of uses that ended",
+        )
         yield from self._remove_free_locks()
 
     def _unreached(self) -> Iterator[str]:
@@ -128,27 +151,42 @@ class _Collection:
         for path, why in self._replaced():
             if self.now - self._used_at(path) >= self._old_seconds:
                 yield from self._retire_directory(path, why)
-        plans_left = [path for path, record in plans(self.cache) if record["directory"] not in published(self.cache) and self._is_old(path)]
+        plans_left = [
+            path
+            for path, record in plans(self.cache)
+            if record["directory"] not in published(self.cache) and self._is_old(path)
+        ]
         yield from self._remove(plans_left, "plans whose prepared directory is gone")
         needed = self._needed()
         shards = [shard for shard in self._shards() if shard.key not in needed and not shard.linked]
-        yield from self._retire_shards([shard for shard in shards if self.now - shard.written_at >= self._old_seconds], "that no prepared directory links")
+        yield from self._retire_shards(
+            [shard for shard in shards if self.now - shard.written_at >= self._old_seconds],
+            "that no prepared directory links",
+        )
         asides = [path for path in listed(self.cache / "shards") if ".corrupt-" in path.name and self._is_old(path)]
         yield from self._remove(asides, "damaged shards that were set aside")
 
     def _unneeded(self) -> Iterator[str]:
-        """Records that serve no shard and no directory any more, and that are old. Retired like those: a preparation may count on what it saw."""
+        """Records that serve no shard and no directory any more, and that are old. Retired like those: a preparation
+        may count on what it saw.
+        """
         keys = [path.stem for path in records_in(self.cache / "shards") if path not in self.gone]
-        reach = Reach.of(self.cache, shards=keys, directories=self._directories(), plans=[record for _, record in plans(self.cache)])
+        reach = Reach.of(
+            self.cache, shards=keys, directories=self._directories(), plans=[record for _, record in plans(self.cache)]
+        )
         for what, paths in reach.useless(self.cache):
             old = [path for path in paths if path not in self.gone and self._is_old(path)]
             yield from self._retire([(path,) for path in old], what)
 
     def _largest(self) -> Iterator[str]:
-        """The longest unused, until the cache takes `max_bytes`: shards that nothing links, then directories with what only they link."""
+        """The longest unused, until the cache takes `max_bytes`: shards that nothing links, then directories with what
+        only they link.
+        """
         most_bytes = self.config.max_bytes or 0
         needed = self._needed()
-        for shard in sorted((s for s in self._shards() if s.key not in needed and not s.linked), key=lambda s: s.written_at):
+        for shard in sorted(
+            (s for s in self._shards() if s.key not in needed and not s.linked), key=lambda s: s.written_at
+        ):
             if self.space.bytes <= most_bytes:
                 return
             yield from self._retire_shards([shard], "that no prepared directory links")
@@ -156,10 +194,14 @@ class _Collection:
             if self.space.bytes <= most_bytes:
                 return
             keys = _keys(path)
-            yield from self._retire_directory(path, f"unused for {(self.now - self._used_at(path)) / _DAY_SECONDS:.1f} days")
+            yield from self._retire_directory(
+                path, f"unused for {(self.now - self._used_at(path)) / _DAY_SECONDS:.1f} days"
+            )
             if path in self.gone:
                 freed = keys - self._needed()
-                yield from self._retire_shards([s for s in self._shards() if s.key in freed and not s.linked], "that it alone linked")
+                yield from self._retire_shards(
+                    [s for s in self._shards() if s.key in freed and not s.linked], "that it alone linked"
+                )
 
     @property
     def _attempts(self) -> Attempts:
@@ -173,7 +215,9 @@ class _Collection:
         return self.now - _written_at(path) >= self._old_seconds
 
     def _json(self, folder: str) -> list[Path]:
-        return [path for path in listed(self.cache / folder) if path.suffix == ".json" and not path.name.startswith(".")]
+        return [
+            path for path in listed(self.cache / folder) if path.suffix == ".json" and not path.name.startswith(".")
+        ]
 
     def _directories(self) -> list[Path]:
         return [path for path in listed(self.cache / "datasets") if path not in self.gone]
@@ -217,7 +261,9 @@ class _Collection:
     def _is_used(self, directory: str) -> bool:
         """Also one that was set aside may be: its readers noted the name it had."""
         names = {directory, directory.partition(".wrong-")[0]}
-        return any(use.directory in names and use.is_live(self.now) for use in uses(self.cache)) or directory in mapped(self.cache)
+        return any(use.directory in names and use.is_live(self.now) for use in uses(self.cache)) or directory in mapped(
+            self.cache
+        )
 
     def _retire_directory(self, path: Path, why: str) -> Iterator[str]:
         if self._is_used(path.name):
@@ -256,7 +302,9 @@ class _Collection:
         yield f"{len(paths):,} {what}: {_size(size)}"
 
     def _remove_free_locks(self) -> Iterator[str]:
-        """A lock is removed while it is held here. Whoever waits for it makes a new one: filelock looks whether what it locked still has its name."""
+        """A lock is removed while it is held here. Whoever waits for it makes a new one: filelock looks whether what it
+        locked still has its name.
+        """
         with contextlib.ExitStack() as held:
             free = []
             for path in listed(self.cache / "locks"):
@@ -297,7 +345,9 @@ class _Space:
 
 
 def mapped(cache: Path, proc: Path = Path("/proc")) -> set[str]:
-    """Names of the published directories of which a process on this host, as far as it may be asked, has a file mapped."""
+    """Names of the published directories of which a process on this host, as far as it may be asked, has a file
+    mapped.
+    """
     inside = re.compile(re.escape(os.path.realpath(cache / "datasets")) + r"/([^/\n]+)/")
     names: set[str] = set()
     for maps in proc.glob("[0-9]*/maps"):
@@ -306,10 +356,20 @@ def mapped(cache: Path, proc: Path = Path("/proc")) -> set[str]:
     return names
 
 
-def _is_superseded(path: Path, record: Mapping[str, Any], records: Sequence[tuple[Path, Mapping[str, Any]]], cache: Path) -> bool:
+def _is_superseded(
+    path: Path, record: Mapping[str, Any], records: Sequence[tuple[Path, Mapping[str, Any]]], cache: Path
+) -> bool:
     """Whether a newer plan stands in for one that can no longer be met: a file is another now, or the versions are."""
-    newer = [other for other_path, other in records if _written_at(other_path) > _written_at(path) and (cache / "datasets" / other["directory"]).is_dir()]
-    instead = [other for other in newer if other["directory"] != record["directory"] and stands_for(other["fields"], record["fields"])]
+    newer = [
+        other
+        for other_path, other in records
+        if _written_at(other_path) > _written_at(path) and (cache / "datasets" / other["directory"]).is_dir()
+    ]
+    instead = [
+        other
+        for other in newer
+        if other["directory"] != record["directory"] and stands_for(other["fields"], record["fields"])
+    ]
     if any(other["fields"][group] != record["fields"][group] for other in instead for group in ("tokenizer", "format")):
         return True
     return bool(instead) and any(_is_another(Path(name), seen) for name, seen in record["fields"]["files"].items())

@@ -1,11 +1,13 @@
-"""Which small records of a cache still serve something that stays: digests of ranges, transforms, verdicts on tokenizer backends.
+"""Which small records of a cache still serve something that stays: digests of ranges, transforms, verdicts on tokenizer
+backends.
 
     reach = Reach.of(cache, shards=keys, directories=paths, plans=records)          # those that stay
     list(reach.useless(cache))          # (what they are, paths)
 
-None of them says who needs it, so it is asked the other way round. A digest of a range saves reading it where a finished shard was made of
-that content: whatever was done to it, the receipt names it. A transform's record says that finished shards may be found under its key. A
-verdict keeps a backend from a tokenizer that something here was made with.
+None of them says who needs it, so it is asked the other way round. A digest of a range saves reading it where a
+finished shard was made of that content: whatever was done to it, the receipt names it. A transform's record says that
+finished shards may be found under its key. A verdict keeps a backend from a tokenizer that something here was made
+with.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Reach:
     """sha256 of tokenizer.json, or its beginning."""
 
     @classmethod
-    def of(cls, cache: Path, *, shards: Iterable[str], directories: Iterable[Path], plans: Iterable[Mapping[str, Any]]) -> Reach:
+    def of(
+        cls, cache: Path, *, shards: Iterable[str], directories: Iterable[Path], plans: Iterable[Mapping[str, Any]]
+    ) -> Reach:
         receipts = [receipt for key in shards if (receipt := Ledger(cache).receipt(key))]
         tokenizers = {receipt.made_by.get("tokenizer_sha256", "") for receipt in receipts}
         tokenizers |= {str(record["fields"]["tokenizer"].get("tokenizer_sha256", "")) for record in plans}
@@ -60,7 +64,9 @@ class Reach:
         yield "verdicts on tokenizer backends with whose tokenizer nothing here was made", verdicts
 
     def _ranges(self, cache: Path) -> list[Path]:
-        """The ends of a stream's ranges are used only where the digest of each of them is known: each must be of a size that a kept one has."""
+        """The ends of a stream's ranges are used only where the digest of each of them is known: each must be of a size
+        that a kept one has.
+        """
         paths = [path for folder in listed(cache / "ranges") for path in records_in(folder)]
         records = {path: Ledger(cache).known(path.stem) or {} for path in paths}
         kept = {path for path, record in records.items() if record.get("digest") in self.contents}
@@ -89,4 +95,8 @@ def listed(folder: Path) -> list[Path]:
 
 def records_in(folder: Path) -> list[Path]:
     """Finished JSON files, links and everything that may not be read left out."""
-    return [path for path in listed(folder) if path.suffix == ".json" and not path.name.startswith(".") and path.is_file() and not path.is_symlink()]
+    return [
+        path
+        for path in listed(folder)
+        if path.suffix == ".json" and not path.name.startswith(".") and path.is_file() and not path.is_symlink()
+    ]

@@ -3,11 +3,12 @@
     with Retirement.open(cache) as retirement:
         retirement.retire([[receipt, data, bad_records]], reclaimed=lambda: False)
 
-A preparation shows its attempt before it looks at a shard or a published directory, and takes it away after its directory is
-published. So: what goes is moved aside first, where no preparation finds it any more, and only then is looked for attempts, for
-directories published meanwhile, and for whatever else `reclaimed` asks. If there is any, everything is put back; otherwise
-nobody can have seen it, and it is deleted. Receipts go before their data, so that a kill in between leaves data that nobody
-counts, in the place aside too: that is an attempt like others, which the next preparation on this host removes.
+A preparation shows its attempt before it looks at a shard or a published directory, and takes it away after its
+directory is published. So: what goes is moved aside first, where no preparation finds it any more, and only then is
+looked for attempts, for directories published meanwhile, and for whatever else `reclaimed` asks. If there is any,
+everything is put back; otherwise nobody can have seen it, and it is deleted. Receipts go before their data, so that a
+kill in between leaves data that nobody counts, in the place aside too: that is an attempt like others, which the next
+preparation on this host removes.
 """
 
 from __future__ import annotations

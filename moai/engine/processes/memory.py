@@ -1,7 +1,8 @@
-"""Whether memory runs short while a run goes on: control groups of this process (v1 and v2), the host, and the kernel's own word (PSI).
+"""Whether memory runs short while a run goes on: control groups of this process (v1 and v2), the host, and the kernel's
+own word (PSI).
 
-moai.core.resources plans with what is free at the start; neighbours, long documents and a driver that grows come later. A reading
-costs some 0.3 ms and is taken once a second at most, so a run does not feel it.
+moai.core.resources plans with what is free at the start; neighbours, long documents and a driver that grows come later.
+A reading costs some 0.3 ms and is taken once a second at most, so a run does not feel it.
 
     room = Room(workers=8)
     while room.for_one_more(busy): ...         # before each order
@@ -23,7 +24,9 @@ _SHORT_SHARE = 0.10
 _SHORT_BYTES = 4 * resources.GB
 """Memory is short below a tenth of what there is to have, or below this: of a terabyte a tenth is plenty."""
 _WAITING_PERCENT = 20.0
-"""Some process of the group waited for memory in so much of the last 10 s: more is lost by one more worker than it brings."""
+"""Some process of the group waited for memory in so much of the last 10 s: more is lost by one more worker than it
+brings.
+"""
 _CALM = 1.5
 """Short memory is over when there is this much more, so that work does not stop and go at the limit."""
 _READ_SECONDS = 1.0
@@ -33,7 +36,9 @@ _RETIRE_SECONDS = 10.0
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     free_bytes: int
-    """What may still be taken before somebody is killed, where the least is left. Page cache counts: it goes as soon as memory is asked for."""
+    """What may still be taken before somebody is killed, where the least is left. Page cache counts: it goes as soon as
+    memory is asked for.
+    """
     of_bytes: int
     """What there is to have there."""
     limit: str
@@ -46,8 +51,13 @@ class Reading:
         return self.free_bytes < least * calm or self.waiting_percent > _WAITING_PERCENT / calm
 
     def __str__(self) -> str:
-        waiting = f", processes waited for it {self.waiting_percent:.0f} % of the last 10 s" if self.waiting_percent else ""
-        return f"{self.free_bytes / resources.GB:.2f} of {self.of_bytes / resources.GB:.2f} GB left ({self.limit}){waiting}"
+        waiting = (
+            f", processes waited for it {self.waiting_percent:.0f} % of the last 10 s" if self.waiting_percent else ""
+        )
+        return (
+            f"{self.free_bytes / resources.GB:.2f} of {self.of_bytes / resources.GB:.2f} GB left "
+            f"({self.limit}){waiting}"
+        )
 
 
 def read(root: Path = Path("/")) -> Reading:
@@ -56,16 +66,27 @@ def read(root: Path = Path("/")) -> Reading:
     limits, pressures = [(available, total, reason)], []
     for version, directory in resources.cgroups(root, "memory"):
         pressures.append(directory / "memory.pressure")
-        limit = min(resources.bytes_in(directory / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes"))
+        limit = min(
+            resources.bytes_in(directory / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+        )
         if limit < resources.UNLIMITED:
             limits.append((_free(directory, limit), limit, version))
     free, of, limit_of = min(limits, key=lambda one: one[0] / max(1, one[1]))
-    return Reading(free_bytes=free, of_bytes=of, limit=limit_of, waiting_percent=_waiting([*pressures, root / "proc/pressure/memory"]))
+    return Reading(
+        free_bytes=free,
+        of_bytes=of,
+        limit=limit_of,
+        waiting_percent=_waiting([*pressures, root / "proc/pressure/memory"]),
+    )
 
 
 def oom_kills(root: Path = Path("/")) -> int:
     """How many processes of this group, or of the host, the kernel has killed for memory so far."""
-    groups = [directory / name for _, directory in resources.cgroups(root, "memory") for name in ("memory.events", "memory.oom_control")]
+    groups = [
+        directory / name
+        for _, directory in resources.cgroups(root, "memory")
+        for name in ("memory.events", "memory.oom_control")
+    ]
     for file in (*groups, root / "proc/vmstat"):
         if match := re.search(r"^oom_kill ([0-9]+)$", resources.read_text(file), flags=re.MULTILINE):
             return int(match[1])
@@ -99,7 +120,10 @@ class Room:
         elif self._short_since is None:
             self._short_since = now
             if not self._said:
-                logger.warning("Memory is short: %s. Shards in work are finished, and one at a time goes on until there is more", reading)
+                logger.warning(
+                    "Memory is short: %s. Shards in work are finished, and one at a time goes on until there is more",
+                    reading,
+                )
             self._said = True
         elif now - self._short_since >= _RETIRE_SECONDS and self.workers > 1:
             self._short_since = now
@@ -114,7 +138,9 @@ class Room:
 
 def _free(directory: Path, limit: int) -> int:
     used = min(resources.bytes_in(directory / name) for name in ("memory.current", "memory.usage_in_bytes"))
-    stat = dict(line.split() for line in resources.read_text(directory / "memory.stat").splitlines() if len(line.split()) == 2)
+    stat = dict(
+        line.split() for line in resources.read_text(directory / "memory.stat").splitlines() if len(line.split()) == 2
+    )
     cache = sum(int(stat.get(f"total_{name}", stat.get(name, "0"))) for name in ("inactive_file", "active_file"))
     return min(limit, max(0, limit - (used if used < resources.UNLIMITED else 0) + cache))
 

@@ -1,9 +1,9 @@
-"""Loaded in the process that workers are forked from, before the first of them: what each would otherwise load for itself.
-Where workers are spawned, each loads it for itself before its first shard.
+"""Loaded in the process that workers are forked from, before the first of them: what each would otherwise load for
+itself. Where workers are spawned, each loads it for itself before its first shard.
 
-`WARM` holds JSON: {"modules": [...], "calls": [["module:function", {arguments}], ...]}. What these functions keep in their modules
-every worker inherits without loading it, and shares the memory. Nothing that keeps threads may be loaded here: a forked child has
-none of them.
+`WARM` holds JSON: {"modules": [...], "calls": [["module:function", {arguments}], ...]}. What these functions keep in
+their modules every worker inherits without loading it, and shares the memory. Nothing that keeps threads may be loaded
+here: a forked child has none of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def warm(wanted: str) -> None:
     without_pandas()
     numpy_without_threads()
     given = json.loads(wanted)
-    # Beside the imports: a tokenizer is built without the interpreter's lock. Its thread has ended before anything is forked.
+    # Beside the imports: a tokenizer is built without the interpreter's lock. Its thread has ended before anything is
+    # forked.
     calls = [threading.Thread(target=_call, args=call) for call in given["calls"]]
     for call in calls:
         call.start()
@@ -39,7 +40,9 @@ def warm(wanted: str) -> None:
 
 
 def begin(wanted: str, name: str, *arguments: Any) -> None:
-    """The first thing in a worker: load what is not there yet ("" for nothing), then call `name`, which is text because what it imports must come after."""
+    """The first thing in a worker: load what is not there yet ("" for nothing), then call `name`, which is text because
+    what it imports must come after.
+    """
     if wanted:
         warm(wanted)
     module, function = name.split(":")

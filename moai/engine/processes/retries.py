@@ -1,9 +1,10 @@
 """What a worker's death means: its shard again, a document set aside, or the end of the run.
 
-A worker leaves in its beacon which of the source's records it works on, so a death leads to a batch. The shard is worked on again in
-smaller pieces, those records one by one; where memory may have been short, with nothing beside it. A record that kills again when it
-is alone was in both deaths: it is set aside with its place, and the rest of the shard goes through. A second death that leads to no
-record, or too many records, are the machine's doing rather than the data's: then the run ends before data is lost.
+A worker leaves in its beacon which of the source's records it works on, so a death leads to a batch. The shard is
+worked on again in smaller pieces, those records one by one; where memory may have been short, with nothing beside it. A
+record that kills again when it is alone was in both deaths: it is set aside with its place, and the rest of the shard
+goes through. A second death that leads to no record, or too many records, are the machine's doing rather than the
+data's: then the run ends before data is lost.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Try:
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
-    """`how` it ended, as a person would say it, and `signal` or so as it stands in the quarantine: the same on every run."""
+    """`how` it ended, as a person would say it, and `signal` or so as it stands in the quarantine: the same on every
+    run.
+    """
 
     tried: Try
     pid: int
@@ -65,7 +68,9 @@ class Death:
         if self.records == 0:
             return f"while it read on behind {self.record} records"
         return (
-            f"at record {self.record + 1} of the shard" if self.records == 1 else f"at records {self.record + 1} to {self.record + self.records} of the shard"
+            f"at record {self.record + 1} of the shard"
+            if self.records == 1
+            else f"at records {self.record + 1} to {self.record + self.records} of the shard"
         )
 
     def __str__(self) -> str:
@@ -90,7 +95,11 @@ class Deaths:
         if self.at_start > 1:
             raise _end(death, "the second in a row that did not get to work")
         if self.number > MOST_DEATHS:
-            raise _end(death, f"death number {self.number} of this run: something is wrong with this machine rather than with the data")
+            raise _end(
+                death,
+                f"death number {self.number} of this run: something is wrong with this machine rather than with the "
+                f"data",
+            )
         if not death.started:
             logger.warning("%s; another one takes the shard", death)
             return tried
@@ -99,13 +108,19 @@ class Deaths:
         if tried.deaths:
             raise _end(death, "the second death of this shard, and the two lead to no document that is to blame")
         singly = range(death.record, death.record + max(0, death.records))
-        logger.warning("%s; the shard is worked on again, with more care%s", death, " and alone" if death.memory else "")
+        logger.warning(
+            "%s; the shard is worked on again, with more care%s", death, " and alone" if death.memory else ""
+        )
         return replace(tried, care=replace(tried.care, parts=_PARTS, singly=singly), alone=death.memory, deaths=1)
 
     def _leave_out(self, death: Death) -> Try:
         self.left_out += 1
         if self.left_out > MOST_LEFT_OUT:
-            raise _end(death, f"document number {self.left_out} in this run that did so alone: something is wrong with this machine rather than with the data")
+            raise _end(
+                death,
+                f"document number {self.left_out} in this run that did so alone: something is wrong with this machine "
+                f"rather than with the data",
+            )
         logger.warning("%s, alone this time: that record is set aside, the rest of the shard goes on", death)
         care = death.tried.care
         left_out = (*care.left_out, (death.record, HUNG if death.hung else DIED, death.detail))

@@ -1,7 +1,8 @@
 """One run over worker processes: who gets which shard when, and what becomes of a shard whose worker ended.
 
-A pool cannot say which worker died on which document, nor stop one that hangs; `multiprocessing.Pool` even waits for ever
-for a killed one. Here the driver waits on pipes and sentinels together, and one shard at a time is in flight per worker.
+A pool cannot say which worker died on which document, nor stop one that hangs; `multiprocessing.Pool` even waits for
+ever for a killed one. Here the driver waits on pipes and sentinels together, and one shard at a time is in flight per
+worker.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Supervisor:
             while True:
                 while tried := self._next():
                     self._give(tried)
-                yield from finished  # what the caller does with them takes a while: the workers have their next orders by now
+                # What the caller does with them takes a while: the workers have their next orders by now.
+                yield from finished
                 finished.clear()
                 if not self.busy:
                     return
@@ -107,7 +109,9 @@ class Supervisor:
             tried = worker.tried
             self.on_documents(worker.news(self.stall_seconds / 4))
             answer = worker.poll()
-            if answer is None and worker.still_seconds > (self.stall_seconds if worker.has_begun else max(self.stall_seconds, _START_SECONDS)):
+            if answer is None and worker.still_seconds > (
+                self.stall_seconds if worker.has_begun else max(self.stall_seconds, _START_SECONDS)
+            ):
                 answer = worker.end_hung()
             if answer is None:
                 continue
@@ -132,4 +136,8 @@ class Supervisor:
     def _explained(self, death: Death) -> Death:
         """The kernel counts whom it kills for memory."""
         before, self.oom_kills = self.oom_kills, oom_kills(self.root)
-        return replace(death, how=f"{death.how} (by the kernel, for memory)") if death.detail == "SIGKILL" and self.oom_kills > before else death
+        return (
+            replace(death, how=f"{death.how} (by the kernel, for memory)")
+            if death.detail == "SIGKILL" and self.oom_kills > before
+            else death
+        )

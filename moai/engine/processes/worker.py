@@ -40,8 +40,8 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True)
 class Beacon:
-    """Words in shared memory: documents done, first record of the batch in work, records in it (see `run_shard`), whether the worker has
-    begun, and the most bytes of memory it had held when that batch came."""
+    """Words in shared memory: documents done, first record of the batch in work, records in it (see `run_shard`),
+    whether the worker has begun, and the most bytes of memory it had held when that batch came."""
 
     words: Any
     """_WORDS of 64 bits."""
@@ -82,10 +82,14 @@ class Worker:
 
     @classmethod
     def start(cls, context: Any, pipelines: Sequence[Pipeline], threads: int, load: str) -> Worker:
-        """`context` is multiprocessing's; `load` is what `warm` shall load there first, empty where it is forked from a process that has it."""
+        """`context` is multiprocessing's; `load` is what `warm` shall load there first, empty where it is forked from a
+        process that has it.
+        """
         ours, theirs = context.Pipe()
         beacon = Beacon(context.RawArray("q", _WORDS))
-        process = context.Process(target=begin, args=(load, "moai.engine.processes.worker:work", theirs, beacon, threads), daemon=True)
+        process = context.Process(
+            target=begin, args=(load, "moai.engine.processes.worker:work", theirs, beacon, threads), daemon=True
+        )
         with without_interrupts():
             process.start()
         theirs.close()
@@ -114,7 +118,9 @@ class Worker:
         seen, now = tuple(self.beacon.words), time.monotonic()
         more = int(seen[0]) - self._seen[0]
         self.documents += more
-        self.still_seconds = 0.0 if seen != self._seen else self.still_seconds + min(longest_look, now - self._looked_at)
+        self.still_seconds = (
+            0.0 if seen != self._seen else self.still_seconds + min(longest_look, now - self._looked_at)
+        )
         self._seen, self._looked_at = seen, now
         if now - self._measured_at > _PEAK_SECONDS:
             self._measured_at, self.peak_bytes = now, max(self.peak_bytes, _peak_bytes(self.process.pid))
@@ -142,7 +148,9 @@ class Worker:
     def end_hung(self) -> Death:
         """Stop a worker that stands still."""
         self.process.kill()
-        self.process.join(5)  # one that waits for a disk that does not answer ends later, and writes nowhere but in its own staging file
+        self.process.join(
+            5
+        )  # one that waits for a disk that does not answer ends later, and writes nowhere but in its own staging file
         return self._death(f"got nothing done in {self.still_seconds:.0f} s and was stopped", "hung", hung=True)
 
     def stop(self) -> None:
@@ -174,14 +182,24 @@ class Worker:
         assert self.tried is not None
         _, record, records, started, peak = self.beacon.words
         return Death(
-            tried=self.tried, pid=self.process.pid, how=how, detail=detail, hung=hung, memory=memory, peak_bytes=max(peak, self.peak_bytes), started=bool(started),
-            record=record, records=records,
-        )  # fmt: skip
+            tried=self.tried,
+            pid=self.process.pid,
+            how=how,
+            detail=detail,
+            hung=hung,
+            memory=memory,
+            peak_bytes=max(peak, self.peak_bytes),
+            started=bool(started),
+            record=record,
+            records=records,
+        )
 
 
 def work(connection: Connection, beacon: Beacon, threads: int) -> None:
     """The worker's life: the pipelines first, then orders until None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides what becomes of it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the driver decides what becomes of it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_driver()
     _die_first_when_memory_is_short()
@@ -215,11 +233,13 @@ def _attempt(pipeline: Pipeline, shard: Shard, beacon: Beacon, care: Care) -> tu
 
 
 def _end_with_driver() -> None:
-    """A worker must not outlive its driver, however that ends: the parent of a forkserver's child is not the driver, so a
-    parent-death signal would not do; the sentinel is a pipe that only the driver holds open."""
+    """A worker must not outlive its driver, however that ends: the parent of a forkserver's child is not the driver, so
+    a parent-death signal would not do; the sentinel is a pipe that only the driver holds open."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    with contextlib.suppress(OSError, AttributeError):  # Linux: the kernel does it, also in the middle of a call that lets no other thread run
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # Linux: the kernel does it, also in the middle of a call that lets no other thread run
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
@@ -237,8 +257,8 @@ def _die_first_when_memory_is_short() -> None:
 
 
 def _keep_heap() -> None:
-    """Have glibc keep freed blocks of up to 32 MB for the next batch; by default it gives each back to the kernel and fetches it anew,
-    which cost an eighth of a worker's time. Other C libraries have other ways."""
+    """Have glibc keep freed blocks of up to 32 MB for the next batch; by default it gives each back to the kernel and
+    fetches it anew, which cost an eighth of a worker's time. Other C libraries have other ways."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((-3, _HEAP_BYTES), (-1, 4 * _HEAP_BYTES)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

@@ -1,4 +1,6 @@
-"""How fast a version is built: seconds a document, documents an hour, what is left, a verdict, and where the time goes."""
+"""How fast a version is built: seconds a document, documents an hour, what is left, a verdict, and where the time
+goes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _JUDGED_SECONDS = 10.0
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    config = resolve([WatchConfig], argv, environ, prog="check_re_embedding_performance.py", description=__doc__ or "")[WatchConfig]
+    config = resolve([WatchConfig], argv, environ, prog="check_re_embedding_performance.py", description=__doc__ or "")[
+        WatchConfig
+    ]
     for line in lines(look(config)):
         print(line)
     return 0
@@ -29,25 +33,41 @@ def verdict(seconds_per_document: float) -> str:
 def lines(state: State) -> Iterator[str]:
     share = state.done / state.total if state.total else 1.0
     yield f"{bar(share, 50)} {share:.1%}"
-    yield f"processed  {state.done:,} of {state.total:,} documents, {state.total - state.done:,} left; {state.chunks:,} chunks"
+    yield (
+        f"processed  {state.done:,} of {state.total:,} documents, {state.total - state.done:,} left; "
+        f"{state.chunks:,} chunks"
+    )
     if not state.run:
         return
     yield f"started    {state.run['started_at']} (UTC)"
     worked = sum(float(state.run[f"seconds_{stage}"]) for stage in ("load", "encode", "wait"))
-    yield "seconds    " + ", ".join(f"{stage} {float(state.run[f'seconds_{stage}']):.1f}" for stage in STAGES) + f"; {worked:.1f} in the encoder's thread"
+    yield (
+        "seconds    "
+        + ", ".join(f"{stage} {float(state.run[f'seconds_{stage}']):.1f}" for stage in STAGES)
+        + f"; {worked:.1f} in the encoder's thread"
+    )
     if state.pace is None or state.pace.documents <= 0:
         yield "speed      not known yet: nothing was embedded"
         return
     each = 1 / state.pace.documents
-    yield f"speed      {each:.3f} s a document, {3600 * state.pace.documents:,.0f} documents an hour, {state.pace.chunks:,.1f} chunks/s over {clock(state.pace.seconds)} of work: {verdict(each)}"
+    yield (
+        f"speed      {each:.3f} s a document, {3600 * state.pace.documents:,.0f} documents an hour, "
+        f"{state.pace.chunks:,.1f} chunks/s over {clock(state.pace.seconds)} of work: {verdict(each)}"
+    )
     yield f"left       {state.left:,} documents, about {clock(state.eta_seconds)}"
     for remedy in _advice(state):
         yield f"advice     {remedy}"
 
 
 def _advice(state: State) -> Iterator[str]:
-    wait, encode = float(state.run["seconds_wait"]) - float(state.run["seconds_load"]), float(state.run["seconds_encode"])
+    wait, encode = (
+        float(state.run["seconds_wait"]) - float(state.run["seconds_load"]),
+        float(state.run["seconds_encode"]),
+    )
     if encode > _JUDGED_SECONDS and wait > 0.2 * encode:
         yield f"the encoder waited {wait:.0f} s for chunks: a larger --doc-batch-size, or a faster disk"
     if state.pace and state.pace.documents > 0 and verdict(1 / state.pace.documents) == "slow":
-        yield "--precision auto computes in bfloat16 or int8 where that stays close to float32; python scripts/check_pytorch_threads.py shows whether all cores work"
+        yield (
+            "--precision auto computes in bfloat16 or int8 where that stays close to float32; python "
+            "scripts/check_pytorch_threads.py shows whether all cores work"
+        )

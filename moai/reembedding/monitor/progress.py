@@ -10,7 +10,9 @@ from moai.reembedding.monitor.state import State, WatchConfig, bar, clock, is_pa
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    config = resolve([WatchConfig], argv, environ, prog="monitor_re_embedding_progress.py", description=__doc__ or "")[WatchConfig]
+    config = resolve([WatchConfig], argv, environ, prog="monitor_re_embedding_progress.py", description=__doc__ or "")[
+        WatchConfig
+    ]
     for line in lines(look(config)):
         print(line)
     return 0
@@ -19,18 +21,29 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 def lines(state: State) -> Iterator[str]:
     share = state.done / state.total if state.total else 1.0
     yield f"Version {state.version_id} at {state.at.isoformat(timespec='seconds')}"
-    yield f"documents  {state.done:,} of {state.total:,} ({share:.1%}), {state.skipped:,} of them recorded without chunks; {state.chunks:,} chunks"
+    yield (
+        f"documents  {state.done:,} of {state.total:,} ({share:.1%}), {state.skipped:,} of them recorded without "
+        f"chunks; {state.chunks:,} chunks"
+    )
     for name, of in state.by_type.items():
         per_document = f"{of.chunks / of.done:.2f}" if of.done else "-"
-        yield f"{name:25} {of.total:>8,} total {of.done:>8,} done {of.chunks:>9,} chunks {per_document:>7} chunks/doc  {bar(of.done / of.total if of.total else 1.0)}"
+        yield (
+            f"{name:25} {of.total:>8,} total {of.done:>8,} done {of.chunks:>9,} chunks {per_document:>7} chunks/doc  "
+            f"{bar(of.done / of.total if of.total else 1.0)}"
+        )
     yield f"run        {_run(state)}"
 
 
 def _run(state: State) -> str:
     if not state.run:
         return f"none of moai; python -m moai reembed versions says what is in version {state.version_id}"
-    said = f"{state.run['id']} {'paused' if is_paused(state) else 'running' if state.is_running else 'died' if state.run['state'] == 'running' else state.run['state']}"
+    word = state.run["state"]
+    if is_paused(state):
+        word = "paused"
+    elif word == "running" and not state.is_running:
+        word = "died"
+    said = f"{state.run['id']} {word}"
     said += f", started {state.run['started_at']}, heartbeat {state.run['heartbeat_at']}"
     if state.is_running and state.pace:
         said += f", {state.pace.chunks:,.1f} chunks/s, about {clock(state.eta_seconds)} left"
-    return said + (f" ({state.run['message']})" if state.run.get("message") else "")
+    return f"{said} ({state.run['message']})" if state.run.get("message") else said

@@ -1,4 +1,6 @@
-"""What this machine is for re-embedding, and the flags that fit it. Sizes follow what this process may use, not what the host has."""
+"""What this machine is for re-embedding, and the flags that fit it. Sizes follow what this process may use, not what
+the host has.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def recommended(machine: resources.Machine, gpu_bytes: int | None) -> dict[str, 
 
 def lines(machine: resources.Machine, gpu_bytes: int | None) -> Iterator[str]:
     yield f"CPUs       {machine.cpus.value} ({machine.cpus.reason})"
-    yield f"memory     {machine.memory_bytes.value / GIB:.1f} of {machine.total_memory_bytes / GIB:.1f} GiB ({machine.memory_bytes.reason})"
+    yield (
+        f"memory     {machine.memory_bytes.value / GIB:.1f} of {machine.total_memory_bytes / GIB:.1f} GiB "
+        f"({machine.memory_bytes.reason})"
+    )
     yield f"GPUs       {machine.gpus}" + (f", the first with {gpu_bytes / GIB:.1f} GiB" if gpu_bytes else "")
     yield f"disk       {machine.disk_free_bytes / GIB:.1f} GiB free beside the database"
     version = ".".join(map(str, sqlite_version()))

@@ -1,4 +1,6 @@
-"""A line every --interval seconds: documents, what came in, the rate, what is left; at Ctrl-C a summary of the time watched."""
+"""A line every --interval seconds: documents, what came in, the rate, what is left; at Ctrl-C a summary of the time
+watched.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class SpeedConfig:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    resolved = resolve([WatchConfig, SpeedConfig], argv, environ, prog="monitor_re_embedding_speed.py", description=__doc__ or "")
+    resolved = resolve(
+        [WatchConfig, SpeedConfig], argv, environ, prog="monitor_re_embedding_speed.py", description=__doc__ or ""
+    )
     watch, speed = resolved[WatchConfig], resolved[SpeedConfig]
     if not 0 < speed.interval <= _LONGEST:
         raise ConfigError(f"interval = {speed.interval}: above 0, at most {_LONGEST:,} seconds")
@@ -34,7 +38,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 
 
 def follow(
-    look: Callable[[], State], say: Callable[[str], None], *, interval: float, lines: int | None = None, pause: Callable[[float], None] = time.sleep
+    look: Callable[[], State],
+    say: Callable[[str], None],
+    *,
+    interval: float,
+    lines: int | None = None,
+    pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Until so many lines are said, or no run is at work, or Ctrl-C; a summary at the end in every case."""
     first = last = look()
@@ -60,14 +69,21 @@ def summary(first: State, last: State, seconds: float) -> str:
         if documents and seconds
         else "no document was committed meanwhile"
     )
-    return f"watched {clock(seconds)}: +{documents:,} documents, +{chunks:,} chunks, {rate}; {last.done:,} of {last.total:,} done"
+    return (
+        f"watched {clock(seconds)}: +{documents:,} documents, +{chunks:,} chunks, {rate}; {last.done:,} of "
+        f"{last.total:,} done"
+    )
 
 
 def _line(before: State, now: State) -> str:
     rate = ""
     if now.pace and now.pace.documents > 0:
         rate = (
-            f" | {3600 * now.pace.documents:,.0f} docs/h | {1 / now.pace.documents:.3f} s/doc | {now.pace.chunks:,.1f} chunks/s | {clock(now.eta_seconds)} left"
+            f" | {3600 * now.pace.documents:,.0f} docs/h | {1 / now.pace.documents:.3f} s/doc | "
+            f"{now.pace.chunks:,.1f} chunks/s | {clock(now.eta_seconds)} left"
         )
     state = "" if now.is_running else " | no run is at work"
-    return f"{now.at.strftime('%H:%M:%S')}Z {now.done:,}/{now.total:,} | +{now.done - before.done:,}{rate}{' | paused' if is_paused(now) else state}"
+    return (
+        f"{now.at.strftime('%H:%M:%S')}Z {now.done:,}/{now.total:,} | "
+        f"+{now.done - before.done:,}{rate}{' | paused' if is_paused(now) else state}"
+    )

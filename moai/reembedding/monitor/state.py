@@ -80,36 +80,61 @@ def look(config: WatchConfig) -> State:
     with Database.open(Path(config.db)) as database:
         check_tables(database)
         if not database.columns("reembed_runs"):
-            raise ConfigError(f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}")
+            raise ConfigError(
+                f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}"
+            )
         version_id = config.version_id
         if version_id is None:
             version_id = database.value("SELECT version_id FROM reembed_runs ORDER BY id DESC LIMIT 1")
         if version_id is None:
-            raise ConfigError(f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}")
+            raise ConfigError(
+                f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}"
+            )
         versions.get(database, version_id)
         return _state(database, version_id, config.window)
 
 
 def _state(database: Database, version_id: int, window: float) -> State:
     totals = count_documents(database, tuple(KINDS))
-    receipts = {row[0]: row[1:] for row in database.rows(
-        "SELECT source_type, count(*), sum(chunks), sum(reason IS NOT NULL) FROM reembed_receipts WHERE version_id = ? GROUP BY source_type", (version_id,))}  # fmt: skip
+    receipts = {
+        row[0]: row[1:]
+        for row in database.rows(
+            "SELECT source_type, count(*), sum(chunks), sum(reason IS NOT NULL) FROM reembed_receipts WHERE version_id "
+            "= ? GROUP BY source_type",
+            (version_id,),
+        )
+    }
     by_type = {name: OfType(totals[name], *(receipts.get(name, (0, 0, 0))[:2])) for name in KINDS}
     row = database.row("SELECT * FROM reembed_runs WHERE version_id = ? ORDER BY id DESC LIMIT 1", (version_id,))
     run = dict(zip(database.columns("reembed_runs"), row)) if row else {}
     samples = _samples(database, version_id, window)
     return State(
-        version_id, datetime.now(UTC), by_type, sum(row[2] for row in receipts.values()), run, _is_running(database, run), pace(samples, window_seconds=window)
+        version_id,
+        datetime.now(UTC),
+        by_type,
+        sum(row[2] for row in receipts.values()),
+        run,
+        _is_running(database, run),
+        pace(samples, window_seconds=window),
     )
 
 
 def _samples(database: Database, version_id: int, window: float) -> Sequence[Sample]:
-    """Of the version's newest runs, as one row of work: a run's first sample goes on where the one before ended, the time between counts for nothing."""
+    """Of the version's newest runs, as one row of work: a run's first sample goes on where the one before ended, the
+    time between counts for nothing.
+    """
     found: list[Sample] = []
-    runs = database.rows("SELECT id FROM reembed_runs WHERE version_id = ? AND chunks_encoded > 0 ORDER BY id DESC LIMIT 1", (version_id,))
+    runs = database.rows(
+        "SELECT id FROM reembed_runs WHERE version_id = ? AND chunks_encoded > 0 ORDER BY id DESC LIMIT 1",
+        (version_id,),
+    )
     for (run_id,) in runs:
-        found += [Sample(parse(at), documents, chunks) for at, documents, chunks in
-                  database.rows("SELECT at, documents, chunks FROM reembed_samples WHERE run_id = ? ORDER BY at", (run_id,))]  # fmt: skip
+        found += [
+            Sample(parse(at), documents, chunks)
+            for at, documents, chunks in database.rows(
+                "SELECT at, documents, chunks FROM reembed_samples WHERE run_id = ? ORDER BY at", (run_id,)
+            )
+        ]
     return found
 
 

@@ -1,4 +1,6 @@
-"""Which threads torch uses here, what the environment says, and a short measurement: is all of what this process may use faster than half of it?"""
+"""Which threads torch uses here, what the environment says, and a short measurement: is all of what this process may
+use faster than half of it?
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from pathlib import Path
 from moai.core import resources
 from moai.core.config import option, resolve
 
-_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "TOKENIZERS_PARALLELISM",
+    "RAYON_NUM_THREADS",
+)
 _SIZE, _ROUNDS = 768, 3
 
 
@@ -23,7 +31,9 @@ class ThreadsConfig:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    config = resolve([ThreadsConfig], argv, environ, prog="check_pytorch_threads.py", description=__doc__ or "")[ThreadsConfig]
+    config = resolve([ThreadsConfig], argv, environ, prog="check_pytorch_threads.py", description=__doc__ or "")[
+        ThreadsConfig
+    ]
     for line in lines(config, resources.detect(Path.cwd(), environ=environ), environ):
         print(line)
     return 0
@@ -34,7 +44,10 @@ def lines(config: ThreadsConfig, machine: resources.Machine, environ: Mapping[st
 
     cpus = machine.cpus.value
     yield f"CPUs       {cpus} ({machine.cpus.reason}); the host shows {os.cpu_count()}"
-    yield f"torch      {torch.__version__}, {torch.get_num_threads()} threads inside an operation, {torch.get_num_interop_threads()} between operations; {torch.backends.cpu.get_cpu_capability()}"
+    yield (
+        f"torch      {torch.__version__}, {torch.get_num_threads()} threads inside an operation, "
+        f"{torch.get_num_interop_threads()} between operations; {torch.backends.cpu.get_cpu_capability()}"
+    )
     yield (
         "variables  " + ", ".join(f"{name}={environ[name]}" for name in _VARIABLES if name in environ)
         if any(name in environ for name in _VARIABLES)
@@ -43,9 +56,13 @@ def lines(config: ThreadsConfig, machine: resources.Machine, environ: Mapping[st
     yield f"re-embedding uses OMP_NUM_THREADS where it is set, else {cpus}"
     if config.measure:
         speeds = {threads: _gigaflops(threads) for threads in sorted({1, max(1, cpus // 2), cpus})}
-        yield "measured   " + ", ".join(f"{threads} thread{'s' if threads > 1 else ''}: {speed:.0f} GFLOP/s" for threads, speed in speeds.items())
+        yield "measured   " + ", ".join(
+            f"{threads} thread{'s' if threads > 1 else ''}: {speed:.0f} GFLOP/s" for threads, speed in speeds.items()
+        )
         best = max(speeds, key=lambda threads: speeds[threads])
-        yield f"verdict    {best} is fastest" + ("" if best == cpus else f": export OMP_NUM_THREADS={best}, for hyper-threads or neighbours share these CPUs")
+        yield f"verdict    {best} is fastest" + (
+            "" if best == cpus else f": export OMP_NUM_THREADS={best}, for hyper-threads or neighbours share these CPUs"
+        )
 
 
 def _gigaflops(threads: int) -> float:

@@ -1,6 +1,7 @@
 """The kinds of file there are, by their endings.
 
-    register(MyKind)        in Python; or the entry point group `moai.kinds`, where an ending without its dot names the class
+    register(MyKind)        in Python; or the entry point group `moai.kinds`, where an ending without its dot names the
+                            class
 
 Entry points are asked only for an ending that none of these knows, and only the one of that name is imported.
 """
@@ -36,15 +37,22 @@ def register(kind: type[Kind]) -> type[Kind]:
         raise ConfigError(f"{kind!r}: is no kind of file; write a class that inherits from moai.sources.kinds.Kind")
     lacking = [name for name in ("name", "endings") if not hasattr(kind, name)] + sorted(kind.__abstractmethods__)
     if lacking:
-        raise ConfigError(f"{kind.__qualname__}: has no {' and no '.join(lacking)}; a kind of file has name, endings, schema and read")
+        raise ConfigError(
+            f"{kind.__qualname__}: has no {' and no '.join(lacking)}; a kind of file has name, endings, schema and read"
+        )
     written: Any = kind.endings
     if isinstance(written, str):
         raise ConfigError(f"{kind.__qualname__}: endings is a string; write a tuple, endings = ({written!r},)")
     for ending in kind.endings:
         if ending != f".{ending[1:].lower()}" or ending in COMPRESSIONS:
-            raise ConfigError(f"{kind.__qualname__}: the ending {ending!r} must be a dot and lower case, and none of {', '.join(COMPRESSIONS)}")
+            raise ConfigError(
+                f"{kind.__qualname__}: the ending {ending!r} must be a dot and lower case, and none of "
+                f"{', '.join(COMPRESSIONS)}"
+            )
         if ending in _KINDS and _KINDS[ending] is not kind:
-            logger.warning("%s: read by %s from now on, not by %s", ending, kind.__qualname__, _KINDS[ending].__qualname__)
+            logger.warning(
+                "%s: read by %s from now on, not by %s", ending, kind.__qualname__, _KINDS[ending].__qualname__
+            )
         _KINDS[ending] = kind
     return kind
 
@@ -73,9 +81,14 @@ def _by_ending(ending: str) -> type[Kind] | None:
         try:
             kind = register(point.load())
         except Exception as error:
-            raise ConfigError(f"{ending}: the package {package} says it reads such files, but fails ({type(error).__name__}: {error})") from error
+            raise ConfigError(
+                f"{ending}: the package {package} says it reads such files, but fails ({type(error).__name__}: {error})"
+            ) from error
         if ending not in kind.endings:
-            raise ConfigError(f"{ending}: the package {package} names {kind.__qualname__} for such files, which reads {', '.join(kind.endings)}")
+            raise ConfigError(
+                f"{ending}: the package {package} names {kind.__qualname__} for such files, which reads "
+                f"{', '.join(kind.endings)}"
+            )
         logger.info("%s: read by %s of the package %s", ending, kind.__qualname__, package)
     return _KINDS.get(ending)
 

@@ -65,7 +65,9 @@ def _mapped(path: str) -> Any:
 
 
 def _validate(batch: pa.RecordBatch, path: str, index: int) -> None:
-    """Offsets that lead out of their buffers would end the process. Texts that are no UTF-8 pass: they are bad records."""
+    """Offsets that lead out of their buffers would end the process. Texts that are no UTF-8 pass: they are bad
+    records.
+    """
     for column in batch.columns:  # offsets are looked at before texts, so the one complaint cannot hide the other
         try:
             column.validate(full=True)
@@ -100,7 +102,9 @@ def _open_stream(file: Any, path: str) -> Any:
     try:
         return pa.ipc.open_stream(file)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not readable as Arrow ({one_line(error)}); the file is damaged or cut off") from error
+        raise SourceError(
+            f"{path}: not readable as Arrow ({one_line(error)}); the file is damaged or cut off"
+        ) from error
 
 
 def _damaged(path: str, index: int, error: Exception, how: str) -> SourceError:

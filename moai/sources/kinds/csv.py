@@ -1,8 +1,8 @@
 """CSV and TSV: every column is text, unchanged: `NA` and `007` stay, what is empty stays empty.
 
-Records are those of Python's strict `csv` reader. Only its rules say where a record ends: a newline in a quoted field does not, and a
-quote in the midst of a field opens nothing. One scan of the file finds the ends, so ranges can be read apart. What has another
-number of fields than the header, or breaks the rules, is a bad record.
+Records are those of Python's strict `csv` reader. Only its rules say where a record ends: a newline in a quoted field
+does not, and a quote in the midst of a field opens nothing. One scan of the file finds the ends, so ranges can be read
+apart. What has another number of fields than the header, or breaks the rules, is a bad record.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Csv(Stream):
             try:
                 "".encode(self.encoding)
             except LookupError as error:
-                raise ConfigError(f"encoding = {self.encoding}: Python knows no such encoding of texts ({error})") from error
+                raise ConfigError(
+                    f"encoding = {self.encoding}: Python knows no such encoding of texts ({error})"
+                ) from error
 
     def schema(self, file: File) -> Mapping[str, str]:
         return dict.fromkeys(_header(self, file).names, "string")
@@ -85,7 +87,13 @@ class Csv(Stream):
             position += len(data)
 
     def records(
-        self, segment: Segment, blocks: Iterator[bytes], index: int, columns: tuple[str, ...], limits: Limits, meter: Meter
+        self,
+        segment: Segment,
+        blocks: Iterator[bytes],
+        index: int,
+        columns: tuple[str, ...],
+        limits: Limits,
+        meter: Meter,
     ) -> Iterator[pa.RecordBatch]:
         header = _header(self, segment.file)
         rows = _Rows(header.names, columns, self.delimiter, index, limits)
@@ -132,7 +140,9 @@ class _Rows:
     segment: int
     limits: Limits
 
-    def batches(self, data: bytes, ends: npt.NDArray[np.int64], line: int, offset: int, begin: int) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, data: bytes, ends: npt.NDArray[np.int64], line: int, offset: int, begin: int
+    ) -> Iterator[pa.RecordBatch]:
         """The records of `data` that end at `ends` and begin at stream offset `begin` or later."""
         starts = np.concatenate(([0], ends[:-1]))
         lines = line + np.searchsorted(np.flatnonzero(np.frombuffer(data, np.uint8) == 10), starts)
@@ -148,12 +158,22 @@ class _Rows:
                 yield self._batch(rows, *places)
 
     def too_large(self, line: int, offset: int, sample: bytes) -> pa.RecordBatch:
-        return self._batch([self._bad(TOO_LARGE, f"over {self.limits.max_record_bytes} bytes", sample)], np.array([line]), np.array([offset]))
+        return self._batch(
+            [self._bad(TOO_LARGE, f"over {self.limits.max_record_bytes} bytes", sample)],
+            np.array([line]),
+            np.array([offset]),
+        )
 
-    def _parse(self, data: bytes, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[list[str] | dict[str, Any]]:
-        """For each record its fields, what is wrong with it, or nothing for a blank line. At once where all are as good as most are."""
+    def _parse(
+        self, data: bytes, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+    ) -> list[list[str] | dict[str, Any]]:
+        """For each record its fields, what is wrong with it, or nothing for a blank line. At once where all are as good
+        as most are.
+        """
         if csv.field_size_limit() < self.limits.max_record_bytes:
-            csv.field_size_limit(self.limits.max_record_bytes)  # one for all the process; 128 KiB is less than many a text
+            csv.field_size_limit(
+                self.limits.max_record_bytes
+            )  # one for all the process; 128 KiB is less than many a text
         if (ends - starts).max() <= self.limits.max_record_bytes:
             try:
                 rows = self._read(data[starts[0] : ends[-1]])
@@ -166,7 +186,9 @@ class _Rows:
     def _parse_one(self, record: bytes) -> list[str] | dict[str, Any]:
         record = record[:-2] if record.endswith(b"\r\n") else record[:-1] if record.endswith((b"\n", b"\r")) else record
         if len(record) > self.limits.max_record_bytes:
-            return self._bad(TOO_LARGE, f"over {self.limits.max_record_bytes} bytes", record[: self.limits.sample_bytes])
+            return self._bad(
+                TOO_LARGE, f"over {self.limits.max_record_bytes} bytes", record[: self.limits.sample_bytes]
+            )
         try:
             rows = self._read(record)
         except UnicodeDecodeError as bad:
@@ -265,13 +287,24 @@ def _header(kind: Csv, file: File) -> Header:
             if end := _header_end(kind, head):
                 break
             if len(head) > _HEADER_BYTES:
-                raise SourceError(f"{file.path}: no header in its first {_HEADER_BYTES:,} bytes; is a quote not closed, or is it no {kind.name.upper()}?")
+                raise SourceError(
+                    f"{file.path}: no header in its first {_HEADER_BYTES:,} bytes; is a quote not closed, or is it no "
+                    f"{kind.name.upper()}?"
+                )
         else:
             end = len(head)
     try:
-        rows = [row for row in csv.reader(io.StringIO(head[:end].decode("utf-8-sig"), newline=""), delimiter=kind.delimiter, strict=True) if row]
+        rows = [
+            row
+            for row in csv.reader(
+                io.StringIO(head[:end].decode("utf-8-sig"), newline=""), delimiter=kind.delimiter, strict=True
+            )
+            if row
+        ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{file.path}: its header is not readable ({error}); is it UTF-8? (another encoding has to be named)") from error
+        raise SourceError(
+            f"{file.path}: its header is not readable ({error}); is it UTF-8? (another encoding has to be named)"
+        ) from error
     names = rows[0] if rows else []
     for at, name in enumerate(names):
         if not name or name in names[:at]:
@@ -283,7 +316,9 @@ def _header(kind: Csv, file: File) -> Header:
 
 
 def _header_end(kind: Csv, head: bytes) -> int:
-    """Behind the first record that is not blank, 0 where it is not whole. A last byte that a mark may go on from tells nothing yet."""
+    """Behind the first record that is not blank, 0 where it is not whole. A last byte that a mark may go on from tells
+    nothing yet.
+    """
     start = len(_BOM) if head.startswith(_BOM) else 0
     _, ends = next(_scan(iter((head,)), kind.delimiter, at_start=True))
     for end in ends.tolist():
@@ -299,7 +334,11 @@ def _encoding(kind: Csv, file: File) -> str:
     if kind.encoding:
         return "" if codecs.lookup(kind.encoding).name in ("utf-8", "utf-8-sig") else kind.encoding
     with input_errors(file.path):
-        head = next(open_blocks(file.path, file.compression, 1 << 16), b"") if file.compression else next(read_range(file.path, 0, 4, 4), b"")
+        head = (
+            next(open_blocks(file.path, file.compression, 1 << 16), b"")
+            if file.compression
+            else next(read_range(file.path, 0, 4, 4), b"")
+        )
     return "utf-16" if head.startswith(_UTF16) else ""
 
 
@@ -313,4 +352,6 @@ def _in_utf8(blocks: Iterator[bytes], encoding: str, path: str) -> Iterator[byte
             position += len(block)
         decoder.decode(b"", final=True)
     except UnicodeError as error:
-        raise SourceError(f"{path}: not {encoding} about byte {position:,} ({error}); name the encoding that it has") from error
+        raise SourceError(
+            f"{path}: not {encoding} about byte {position:,} ({error}); name the encoding that it has"
+        ) from error

@@ -34,7 +34,13 @@ class Json(Lines):
         return value_cuts(blocks, range_bytes, limits.max_record_bytes, in_array=_framing(file) == "array")
 
     def records(
-        self, segment: Segment, blocks: Iterator[bytes], index: int, columns: tuple[str, ...], limits: Limits, meter: Meter
+        self,
+        segment: Segment,
+        blocks: Iterator[bytes],
+        index: int,
+        columns: tuple[str, ...],
+        limits: Limits,
+        meter: Meter,
     ) -> Iterator[pa.RecordBatch]:
         if self.is_lines(segment.file):
             return split_lines(blocks, index, limits, meter)
@@ -46,7 +52,9 @@ class Json(Lines):
 def _framing(file: File) -> str:
     """array | lines | values"""
     with input_errors(file.path):
-        head = next(open_blocks(file.path, file.compression, _PEEK_BYTES), b"")[:_PEEK_BYTES].removeprefix(_BOM).lstrip()
+        head = (
+            next(open_blocks(file.path, file.compression, _PEEK_BYTES), b"")[:_PEEK_BYTES].removeprefix(_BOM).lstrip()
+        )
     if head.startswith(b"["):
         return "array"
     first_line = head.split(b"\n", 1)[0].strip()

@@ -89,14 +89,18 @@ class Kind(ABC):
 
     @abstractmethod
     def schema(self, file: File) -> Mapping[str, str]:
-        """Column -> "string", "list" or another type's name. Raises NoObjects where this file does not tell but the next one may."""
+        """Column -> "string", "list" or another type's name. Raises NoObjects where this file does not tell but the
+        next one may.
+        """
 
     @abstractmethod
     def read(self, segment: Segment, columns: tuple[str, ...], limits: Limits) -> Iterator[pa.RecordBatch]:
         """The range's rows in order, in batches within the limits, with those of the columns that there are."""
 
     def cuts(self, file: File, range_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """(start, end, about how many bytes) of the ranges that shards are made of: the whole file, unless a kind can do better."""
+        """(start, end, about how many bytes) of the ranges that shards are made of: the whole file, unless a kind can
+        do better.
+        """
         yield 0, file.stamp.size, file.stamp.size
 
     def digest(self, segment: Segment, columns: tuple[str, ...], limits: Limits, meter: Meter) -> None:
@@ -104,8 +108,12 @@ class Kind(ABC):
         for block in read_range(segment.file.path, 0, None, limits.batch_bytes):
             meter.update(block)
 
-    def batches(self, segment: Segment, index: int, columns: tuple[str, ...], limits: Limits, meter: Meter | None = None) -> Iterator[pa.RecordBatch]:
-        """What `read` gives, each row with its place: `index` of the segment and line. With a meter the range is digested, too."""
+    def batches(
+        self, segment: Segment, index: int, columns: tuple[str, ...], limits: Limits, meter: Meter | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """What `read` gives, each row with its place: `index` of the segment and line. With a meter the range is
+        digested, too.
+        """
         if meter:
             self.digest(segment, columns, limits, meter)
         row = 0
@@ -118,13 +126,19 @@ class Kind(ABC):
     def _check(self, batch: Any, file: File, columns: tuple[str, ...]) -> None:
         """Raises PartFailed for what is no batch, or lacks a column that this file has."""
         if not isinstance(batch, pa.RecordBatch):
-            raise PartFailed(f"{file.path}: kind {named(type(self))} gave {type(batch).__name__}, not a pyarrow.RecordBatch")
+            raise PartFailed(
+                f"{file.path}: kind {named(type(self))} gave {type(batch).__name__}, not a pyarrow.RecordBatch"
+            )
         lacking = [name for name in columns if name not in batch.schema.names]
         if lacking and (lost := [name for name in lacking if name in self.schema(file)]):
-            raise PartFailed(f"{file.path}: kind {named(type(self))} gave no column {lost[0]!r}, which its schema names")
+            raise PartFailed(
+                f"{file.path}: kind {named(type(self))} gave no column {lost[0]!r}, which its schema names"
+            )
 
     def is_lines(self, file: File) -> bool:
-        """Whether every line is a record, so that a range can begin at any mark and its reader finds the first line for itself."""
+        """Whether every line is a record, so that a range can begin at any mark and its reader finds the first line for
+        itself.
+        """
         return False
 
 
@@ -134,7 +148,9 @@ class NoObjects(Exception):
 
 @contextlib.contextmanager
 def asking(kind: Kind, path: str) -> Iterator[None]:
-    """What a kind that is not moai's raises becomes one line that names the file, the kind and the place. Raises SourceError, PartFailed."""
+    """What a kind that is not moai's raises becomes one line that names the file, the kind and the place. Raises
+    SourceError, PartFailed.
+    """
     with input_errors(path):
         try:
             yield
@@ -158,7 +174,11 @@ def one_line(error: Exception) -> str:
 def type_names(schema: pa.Schema) -> dict[str, str]:
     names = {}
     for field in schema:
-        text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type)
+        text = (
+            pa.types.is_string(field.type)
+            or pa.types.is_large_string(field.type)
+            or pa.types.is_string_view(field.type)
+        )
         nested = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
         names[field.name] = "string" if text else "list" if nested else str(field.type)
     return names

@@ -30,7 +30,9 @@ class Lines(Stream):
         found: dict[str, str] = {}
         for row in self._objects(file):
             for name, value in row.items():
-                type_name = "string" if isinstance(value, str) else "list" if isinstance(value, list) else type(value).__name__
+                type_name = (
+                    "string" if isinstance(value, str) else "list" if isinstance(value, list) else type(value).__name__
+                )
                 if found.get(name) not in ("string", "list"):
                     found[name] = type_name
         return found
@@ -39,7 +41,13 @@ class Lines(Stream):
         return True
 
     def records(
-        self, segment: Segment, blocks: Iterator[bytes], index: int, columns: tuple[str, ...], limits: Limits, meter: Meter
+        self,
+        segment: Segment,
+        blocks: Iterator[bytes],
+        index: int,
+        columns: tuple[str, ...],
+        limits: Limits,
+        meter: Meter,
     ) -> Iterator[pa.RecordBatch]:
         return split_lines(blocks, index, limits, meter)
 

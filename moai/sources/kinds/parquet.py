@@ -49,7 +49,9 @@ class Parquet(Kind):
             meter.update(canonical_json([group.num_rows, header, levels]), lines=group.num_rows)
             for chunk in chunks:
                 start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-                for block in read_range(segment.file.path, start, start + chunk.total_compressed_size, limits.batch_bytes):
+                for block in read_range(
+                    segment.file.path, start, start + chunk.total_compressed_size, limits.batch_bytes
+                ):
                     meter.update(block)
 
     def read(self, segment: Segment, columns: tuple[str, ...], limits: Limits) -> Iterator[pa.RecordBatch]:
@@ -59,13 +61,19 @@ class Parquet(Kind):
             group = file.metadata.row_group(index)
             rows = limits.rows_of(group.num_rows, group.total_byte_size)
             try:
-                yield from file.iter_batches(batch_size=rows, row_groups=[index], columns=list(columns), use_threads=False)
+                yield from file.iter_batches(
+                    batch_size=rows, row_groups=[index], columns=list(columns), use_threads=False
+                )
             except (pa.ArrowException, OSError) as error:
-                raise SourceError(f"{path}: row group {index} is not readable ({one_line(error)}); the file is damaged") from error
+                raise SourceError(
+                    f"{path}: row group {index} is not readable ({one_line(error)}); the file is damaged"
+                ) from error
 
 
 def _is_of(path_in_schema: str, columns: tuple[str, ...]) -> bool:
-    """Whether a leaf, like `messages.list.element.content`, belongs to one of the columns, whose own names may hold dots."""
+    """Whether a leaf, like `messages.list.element.content`, belongs to one of the columns, whose own names may hold
+    dots.
+    """
     return any(path_in_schema == name or path_in_schema.startswith(f"{name}.") for name in columns)
 
 
@@ -76,4 +84,6 @@ def _open(path: str) -> Any:
         file = storage_of(path).random_access(path, mapped=False)
         return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not readable as Parquet ({one_line(error)}); the file is damaged or cut off") from error
+        raise SourceError(
+            f"{path}: not readable as Parquet ({one_line(error)}); the file is damaged or cut off"
+        ) from error

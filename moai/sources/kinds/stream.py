@@ -18,7 +18,9 @@ from moai.sources.streams import line_cuts, open_blocks, skip
 
 @dataclass(frozen=True)
 class Stream(Kind):
-    """`LocalSource` cuts the stream and lets small files share a shard; a kind says where it may cut and what the records are."""
+    """`LocalSource` cuts the stream and lets small files share a shard; a kind says where it may cut and what the
+    records are.
+    """
 
     columnar: ClassVar[bool] = False
 
@@ -29,7 +31,13 @@ class Stream(Kind):
 
     @abstractmethod
     def records(
-        self, segment: Segment, blocks: Iterator[bytes], index: int, columns: tuple[str, ...], limits: Limits, meter: Meter
+        self,
+        segment: Segment,
+        blocks: Iterator[bytes],
+        index: int,
+        columns: tuple[str, ...],
+        limits: Limits,
+        meter: Meter,
     ) -> Iterator[pa.RecordBatch]:
         """Batches of the range that `blocks` hold, metered on the way. Places count from the beginning of the range."""
 
@@ -57,7 +65,9 @@ class Stream(Kind):
     def read(self, segment: Segment, columns: tuple[str, ...], limits: Limits) -> Iterator[pa.RecordBatch]:
         return self.batches(segment, 0, columns, limits)
 
-    def batches(self, segment: Segment, index: int, columns: tuple[str, ...], limits: Limits, meter: Meter | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, segment: Segment, index: int, columns: tuple[str, ...], limits: Limits, meter: Meter | None = None
+    ) -> Iterator[pa.RecordBatch]:
         if meter is None:
             meter = Meter()
             meter.begin_segment()

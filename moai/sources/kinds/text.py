@@ -34,6 +34,12 @@ class Text(Stream):
         return not self.is_one_record
 
     def records(
-        self, segment: Segment, blocks: Iterator[bytes], index: int, columns: tuple[str, ...], limits: Limits, meter: Meter
+        self,
+        segment: Segment,
+        blocks: Iterator[bytes],
+        index: int,
+        columns: tuple[str, ...],
+        limits: Limits,
+        meter: Meter,
     ) -> Iterator[pa.RecordBatch]:
         return (whole_file if self.is_one_record else split_lines)(blocks, index, limits, meter)
