@@ -1,5 +1,6 @@
-"""Prepare the data, or wait for rank 0 to do it, then train:  torchrun --nproc_per_node 2 train.py --config
-                                                               configs/demo.yaml
+"""Prepare the data, or wait for rank 0 to do it, then train.
+
+    torchrun --nproc_per_node 2 train.py --config configs/demo.yaml
 
 The same as `moai train` (moai/training/command.py). Worker processes import this file again: all work is behind the
 guard.

@@ -1,5 +1,6 @@
-"""Prepare the entity-coref corpus:  python scripts/prepare_entity_coref_v2.py --seq-len 2048 --model
-                                     kakaobank/kf-deberta-base --max-entity-freq 1000
+"""Prepare the entity-coref corpus.
+
+    python scripts/prepare_entity_coref_v2.py --seq-len 2048 --model kakaobank/kf-deberta-base --max-entity-freq 1000
 
 The same as `python -m moai entity-coref`. Worker processes import this file again, so all work is behind the guard at
 its end.
@@ -13,6 +14,6 @@ sys.path.insert(
 )  # as for train.py: this checkout's moai, installed or not
 
 if __name__ == "__main__":
-    from moai.__main__ import main
+    from moai.cli import main
 
     sys.exit(main(["entity-coref", *sys.argv[1:]]))

@@ -27,6 +27,7 @@ FLOORS = (
         *(f"prepared.{name}" for name in ("verify", "inspect", "export")),
         *(f"pretraining.{name}" for name in ("repair", "rebuild", "plan", "status", "explain")),
     ),
+    ("cli",),
     ("__main__",),
 )
 """From the ground up. A module is on the floor of the longest name that it begins with."""

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import re
 import types
 import typing
@@ -113,6 +114,7 @@ def resolve(
     """
     fields, hints = _fields_of(classes)
     parser = build_parser(classes, prog=prog, description=description, epilog=epilog)
+    completed(parser)
     flags = vars(parser.parse_args(list(argv)))
     values: dict[str, Any] = {name: f.default for name, f in fields.items()}
     origins = dict.fromkeys(fields, "default")
@@ -183,7 +185,12 @@ def build_parser(
 ) -> argparse.ArgumentParser:
     """One argument group a class; absent flags leave no attribute, so that a flag is told from a default."""
     parser = _Parser(
-        prog=prog, description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        prog=prog,
+        usage="%(prog)s [flags]",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -195,6 +202,14 @@ def build_parser(
         for f in dataclasses.fields(cls):
             _add_flag(group, f, hints[f.name])
     return parser
+
+
+def completed(parser: argparse.ArgumentParser) -> None:
+    """Where a shell asks for completions (`moai completion`), answer it and end this process."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def parse_size(text: str) -> int:
@@ -229,29 +244,26 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_flag(group: argparse._ArgumentGroup, f: dataclasses.Field[Any], hint: Any) -> None:
     meta = f.metadata
-    spellings = [
-        spelling
-        for name in (f.name, *meta["names"])
-        for spelling in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    ]
+    shown = [f"--{name}" for name in (f.name, *meta["names"])]
+    dashed = [s for s in (f"--{flag[2:].replace('_', '-')}" for flag in shown) if s not in shown]
     note = f" [{meta['env']}]" if meta["env"] else ""
-    shown = "" if f.default in (None, (), "") else f" (default {f.default})"
-    help_text = (meta["help"] + note + shown).replace("%", "%%")
+    default = "" if f.default in (None, (), "") else f" (default {f.default})"
     base = _base(hint)
+    kind: dict[str, Any] = {"metavar": "|".join(meta["choices"]) or {int: "N", float: "X"}.get(base, "TEXT")}
     if base is bool:
-        group.add_argument(*spellings, dest=f.name, nargs="?", const=True, metavar="true|false", help=help_text)
-        group.add_argument(
-            *[s.replace("--", "--no_" if "_" in s or "-" not in s[2:] else "--no-", 1) for s in spellings],
-            dest=f.name,
-            action="store_false",
-            help=argparse.SUPPRESS,
-        )
+        kind = {"nargs": "?", "const": True, "metavar": "true|false"}
     elif _is_tuple(base):
-        group.add_argument(*spellings, dest=f.name, nargs="+", action="extend", metavar="X", help=help_text)
-    else:
-        metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(base, "TEXT")
-        extra: dict[str, Any] = {"nargs": "?", "const": meta["bare"]} if meta["bare"] is not None else {}
-        group.add_argument(*spellings, dest=f.name, metavar=metavar, help=help_text, **extra)
+        kind = {"nargs": "+", "action": "extend", "metavar": "X"}
+    elif meta["bare"] is not None:
+        kind |= {"nargs": "?", "const": meta["bare"]}
+    flag = group.add_argument(*shown, dest=f.name, help=(meta["help"] + note + default).replace("%", "%%"), **kind)
+    if meta["choices"]:
+        flag.completer = lambda **_: meta["choices"]  # type: ignore[attr-defined]
+    if dashed:  # the same words with dashes, which the help need not repeat
+        group.add_argument(*dashed, dest=f.name, help=argparse.SUPPRESS, **kind)
+    if base is bool:
+        no = [s.replace("--", "--no_" if "_" in s or "-" not in s[2:] else "--no-", 1) for s in (*shown, *dashed)]
+        group.add_argument(*no, dest=f.name, action="store_false", help=argparse.SUPPRESS)
 
 
 def _yaml(text: str) -> Any:

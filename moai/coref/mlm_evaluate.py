@@ -1,5 +1,6 @@
-"""Score a masked language model on entity-coref samples:  python scripts/evaluate_entity_coref.py --checkpoint DIR
-                                                           --dataset CORPUS
+"""Score a masked language model on entity-coref samples.
+
+    python scripts/evaluate_entity_coref.py --checkpoint DIR --dataset CORPUS
 
     exact      every token of the name filled in, one mask after another: all or nothing
     nll        -log p of the whole name, in nats

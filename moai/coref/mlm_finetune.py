@@ -1,5 +1,6 @@
-"""Train a masked language model on the entity-coref corpus:  python scripts/run_entity_coref_finetune.py --checkpoint
-                                                              DIR --dataset CORPUS
+"""Train a masked language model on the entity-coref corpus.
+
+    python scripts/run_entity_coref_finetune.py --checkpoint DIR --dataset CORPUS
 
 The transformers Trainer on the corpus's own labels, padded per batch, split by document as the corpus says. No position
 table is resized: DeBERTa-v2's relative positions are buckets, the same ones at any length.

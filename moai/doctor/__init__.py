@@ -69,9 +69,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "verify
         print(f"{prog}: error: {error} (--help lists every flag)", file=sys.stderr)
         return error.exit_code
     asked = dict(environ)
-    os.environ["RAYON_NUM_THREADS"] = (
-        "1"  # the speed of one core is measured, and a pool of the user's size is not started for it
-    )
+    # The speed of one core is measured, and a pool of the user's size is not started for it.
+    os.environ["RAYON_NUM_THREADS"] = "1"
     checks = examine(config, asked)
     if config.json:
         print(json.dumps([check.as_dict() for check in checks], indent=1, ensure_ascii=False))

@@ -96,12 +96,10 @@ class TokenizerConfig:
             raise ConfigError(f"min_frequency = {self.min_frequency}: must be at least 1")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, prog: str = "scripts/train_tokenizer.py") -> int:
     """The command. Returns the exit code."""
     try:
-        config = resolve(
-            [TokenizerConfig], argv, os.environ, prog="scripts/train_tokenizer.py", description=__doc__ or ""
-        )[TokenizerConfig]
+        config = resolve([TokenizerConfig], argv, os.environ, prog=prog, description=__doc__ or "")[TokenizerConfig]
         place = _output_place(config)
         try:
             if config.convert:

@@ -39,12 +39,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> None:
-    from moai.prepared.manifest import Prepared
-
     description = "From raw text to a trained model."
     resolved = resolve(
         [TrainConfig, DataConfig], argv, environ, prog=prog, description=description, others=[SaveConfig]
     )
+    from moai.prepared.manifest import Prepared  # not for --help, which is there at once
+
     config = resolved[TrainConfig].require()
     data = resolved[DataConfig]
     here = ranks(environ)

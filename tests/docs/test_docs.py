@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from moai.__main__ import COMMANDS, OTHER_NAMES
-from moai.__main__ import main as moai_main
 from moai.bench import BenchConfig
 from moai.cache.gc.collect import GcConfig
+from moai.cli import COMMANDS, OTHER_NAMES
+from moai.cli import main as moai_main
 from moai.core import errors
 from moai.core.config import parse_size, resolve
 from moai.coref.mlm_evaluate import EvaluateConfig

@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny_run import write_model_config
 
-from moai.__main__ import main as moai
+from moai.cli import main as moai
 from moai.core.distributed import ranks
 from moai.prepared.manifest import Prepared
 from moai.prepared.rows import PackedRows

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from moai.__main__ import main
+from moai.cli import main
 from moai.core.errors import DamagedError, StorageError
 from moai.prepared.export import to_megatron
 from moai.transforms.pack import unpack

@@ -14,7 +14,7 @@ from tiny_training import train_here
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moai.__main__ import main
+from moai.cli import main
 from moai.core.config import resolve
 from moai.core.errors import ConfigError, DamagedError
 from moai.training.generate import GenerateConfig, Stream, generate, load

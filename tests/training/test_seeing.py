@@ -24,7 +24,7 @@ import pytest
 import tiny_run
 import torch
 
-from moai.__main__ import main as moai
+from moai.cli import main as moai
 from moai.core.config import resolve
 from moai.core.distributed import ranks
 from moai.core.pages import bars
