@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -105,6 +106,33 @@ def reference(state: Input, name: str) -> Reference | None:
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name != MANIFEST}
+
+
+def regular(path: Path) -> bytes | None:
+    """Of a regular file, links not followed."""
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+
+
+def odd(path: Path, kind: str) -> None:
+    """Put something in the place of a file that is none."""
+    path.unlink()
+    match kind:
+        case "FIFO":
+            os.mkfifo(path)
+        case "directory":
+            (path / "inside").mkdir(parents=True)
+        case "dangling link":
+            path.symlink_to("nowhere")
+        case "link loop":
+            path.symlink_to(path.name)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+                made.bind(path.name)
+
+
+ODD = ("FIFO", "directory", "dangling link", "link loop", "device", "socket")
 
 
 @contextlib.contextmanager

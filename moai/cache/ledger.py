@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.failpoints import failpoint
-from moai.core.files import canonical_json, digest_file, digest_json, write_atomic
+from moai.core.files import canonical_json, digest_file, digest_json, make_way, regular_size, write_atomic
+from moai.core.fsops import read_regular
 from moai.engine.pipeline import RECEIPT_VERSION, Raw, Receipt
+
+_MOST_BYTES = 1 << 26
+"""Of a record: the ends of a million ranges take a sixth of it."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,26 @@ class Ledger:
     def receipt(self, shard_key: str) -> Receipt | None:
         """The receipt, if the shard it speaks of is there with the size it says, and its bad records if it has any."""
         value = _read(self.cache / "shards" / f"{shard_key}.json")
-        if value is None or value.get("version") != RECEIPT_VERSION:
+        if value is None or value.get("version") != RECEIPT_VERSION or value["shard_key"] != shard_key:
             return None
         receipt = Receipt.from_json(value)
-        try:
-            if receipt.quarantine_xxh3_128 and digest_file(self.quarantine(shard_key)) != receipt.quarantine_xxh3_128:
-                return None
-            if receipt.documents_xxh3_128 and self.documents(shard_key).stat().st_size != receipt.documents_bytes:
-                return None
-            return receipt if self.shard(shard_key).stat().st_size == receipt.bytes else None
-        except FileNotFoundError:
+        sizes = {self.shard(shard_key): receipt.bytes}
+        if receipt.documents_xxh3_128:
+            sizes[self.documents(shard_key)] = receipt.documents_bytes
+        if any(regular_size(path) != size for path, size in sizes.items()):
             return None
+        bad = self.quarantine(shard_key)
+        if receipt.quarantine_xxh3_128 and (
+            regular_size(bad) is None or digest_file(bad) != receipt.quarantine_xxh3_128
+        ):
+            return None
+        return receipt
 
     def commit(self, receipt: Receipt) -> None:
         """The act that makes a shard exist: its data is already in place under its final name."""
         failpoint("receipt.commit", self.shard(receipt.shard_key))
-        write_atomic(
-            self.cache / "shards" / f"{receipt.shard_key}.json", _sealed(receipt.as_json()), durable=False
-        )  # cut by a crash it is no JSON, and the shard is made again
+        # Cut by a crash it is no JSON, and the shard is made again.
+        _write(self.cache / "shards" / f"{receipt.shard_key}.json", _sealed(receipt.as_json()))
         failpoint("receipt.committed", self.shard(receipt.shard_key))
 
     def forget(self, which: Callable[[Receipt], bool]) -> int:
@@ -75,8 +81,11 @@ class Ledger:
         return forgotten
 
     def known(self, stamp_id: str) -> dict[str, Any] | None:
-        """What was remembered of an unread range or file, whose stamps are as they were then."""
-        return _read(self._range(stamp_id))
+        """What was remembered of an unread range or file, whose stamps are as they were then. What is said of another
+        one, whose record was copied here, is not.
+        """
+        value = _read(self._range(stamp_id))
+        return value if value and value.pop("of", None) == stamp_id else None
 
     def known_raw(self, stamp_id: str) -> Raw | None:
         value = self.known(stamp_id) if stamp_id else None
@@ -87,7 +96,7 @@ class Ledger:
         path = self._range(stamp_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         failpoint("range.remember")
-        write_atomic(path, _sealed(value), durable=False)  # lost in a crash, the range is merely read again
+        _write(path, _sealed({**value, "of": stamp_id}))  # lost in a crash, the range is merely read again
 
     def remember_raw(self, stamp_id: str, raw: Raw) -> None:
         self.remember(stamp_id, asdict(raw))
@@ -99,7 +108,7 @@ class Ledger:
         path = self.cache / "transforms" / f"{transform_key}.json"
         if not path.exists():
             failpoint("transform.note")
-            write_atomic(path, canonical_json(identity), durable=False)
+            _write(path, canonical_json(identity))
 
     def _range(self, stamp_id: str) -> Path:
         return self.cache / "ranges" / stamp_id[:2] / f"{stamp_id}.json"
@@ -113,7 +122,15 @@ def _sealed(value: Mapping[str, Any]) -> bytes:
 def _read(path: Path) -> dict[str, Any] | None:
     """What was sealed; None where it is absent, was cut by a crash or changed since (the work is then done again)."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, _MOST_BYTES))
         return value if value.pop("self_digest") == digest_json(value) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except PermissionError:
+        raise  # another user's: nothing could be put in its place
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A record, whatever stands in its place."""
+    make_way(path)
+    write_atomic(path, data, durable=False)

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -185,19 +186,34 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
 
 
+def regular_size(path: Path) -> int | None:
+    """Bytes of a regular file; None where there is none, or something else."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def make_way(path: Path) -> None:
+    """For a file of a cache that will be renamed to this name. What a rename does not replace is set aside: a
+    directory.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            os.rename(path, path.with_name(f"{path.name}.corrupt-{uuid.uuid4().hex[:8]}"))
+
+
 def publish_file(staged: Path, final: Path) -> None:
     """Give a finished, fsynced file its final name. One that is already there has the same content by its name and
     stays, unless it was damaged since.
     """
     failpoint("file.publish", staged)
+    make_way(final)
     try:
         os.link(staged, final)
     except FileExistsError:
-        try:
-            same = digest_file(final) == digest_file(staged)
-        except FileNotFoundError:  # `gc` took it away between the two
-            return publish_file(staged, final)
-        if not same:
+        if regular_size(final) is None or digest_file(final) != digest_file(staged):
             os.replace(staged, final)
             return
     except OSError as error:

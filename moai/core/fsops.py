@@ -130,7 +130,8 @@ def _read_regular(path: Path, most_bytes: int) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(kind_of(found.st_mode))
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(most_bytes + 1) if found.st_size <= most_bytes else b""
+            # No more than there is: a buffer of `most_bytes` may be more memory than this process gets.
+            data = file.read(found.st_size + 1) if found.st_size <= most_bytes else b""
         if max(found.st_size, len(data)) > most_bytes:
             raise ValueError(f"larger than {most_bytes:,} bytes")
         return data

@@ -6,10 +6,15 @@ What one must be able to do is small: `map(pipelines, orders) -> finished`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +29,15 @@ from moai.engine.pipeline import Order as Order
 from moai.engine.pipeline import Pipeline, run_shard
 from moai.engine.processes.preload import WARM, without_interrupts
 from moai.engine.processes.supervisor import Supervisor
-from moai.engine.processes.worker import Worker
+from moai.engine.processes.worker import Worker, end_with_driver
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+_PAUSE_SECONDS = 0.2
+_LONGEST_TEMPORARY = 60
+"""Bytes: a socket's path has 107 at most on Linux and 103 on macOS, and some 40 of them are multiprocessing's."""
 
 
 class Executor(Protocol):
@@ -96,6 +107,7 @@ class Processes:
         if self.method != "forkserver":
             return  # there is no process yet that could load anything
         multiprocessing.get_context("forkserver").set_forkserver_preload(["moai.engine.processes.preload"])
+        _have_short_temporary_directory()
         os.environ[WARM] = json.dumps({"modules": self.modules, "calls": self.warm})
         try:
             with without_interrupts():
@@ -104,23 +116,43 @@ class Processes:
             del os.environ[WARM]
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """In a process of its own. Raises WorkerDied when that ends without an answer."""
-        self.start()
+        """In a process of its own, and again in another if that ends without an answer. Raises WorkerDied when the
+        last does.
+        """
         context: Any = multiprocessing.get_context(self.method)
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            result, error = ours.recv()
-        except EOFError:
-            process.join()
-            raise WorkerDied(
-                f"a process died in {function.__module__}.{function.__name__}, with exit code {process.exitcode}"
-            ) from None
-        if error:
-            raise error
-        return cast(T, result)
+        for _ in range(_TRIES):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
+            self._begin(process)
+            theirs.close()
+            try:
+                result, error = ours.recv()
+            except EOFError:
+                process.join()
+                died = f"a process died in {function.__module__}.{function.__name__}, with exit code {process.exitcode}"
+                logger.warning("%s", died)
+                continue
+            if error:
+                raise error
+            return cast(T, result)
+        raise WorkerDied(f"{died}, {_TRIES} times; finished shards are kept, run again to go on")
+
+    def _begin(self, process: Any) -> None:
+        """Start a process. The one it is forked from is started again where it has died. Raises WorkerDied."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self.start()
+                with without_interrupts():
+                    process.start()
+                return
+            except (EOFError, ConnectionError, FileNotFoundError) as error:
+                if not left:
+                    raise WorkerDied(
+                        f"the process that workers are forked from ended {_TRIES} times ({type(error).__name__}), "
+                        f"often for too little memory: fewer --num_proc, or --num_proc 0 to work in one process"
+                    ) from error
+                logger.warning("The process that workers are forked from has ended; it is started again")
+                time.sleep(_PAUSE_SECONDS)  # one that is just being killed still counts as alive
 
     def map(
         self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]
@@ -128,7 +160,9 @@ class Processes:
         self.start()
         load = "" if self.method == "forkserver" else json.dumps({"modules": self.modules, "calls": []})
         yield from Supervisor(
-            start=partial(Worker.start, multiprocessing.get_context(self.method), pipelines, self.threads, load),
+            start=partial(
+                Worker.start, multiprocessing.get_context(self.method), self._begin, pipelines, self.threads, load
+            ),
             orders=orders,
             on_documents=on_documents,
             num_proc=self.num_proc,
@@ -168,8 +202,24 @@ def check_main_guard() -> None:
         )
 
 
+def _have_short_temporary_directory() -> None:
+    """What multiprocessing keeps its sockets in: where TMPDIR is long, a socket's path would be longer than systems
+    allow.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY:
+        before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()
+        finally:
+            tempfile.tempdir = before
+
+
 def _answer(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    end_with_driver()
+    answer: tuple[Any, Exception | None]
     try:
-        connection.send((function(*arguments), None))
+        answer = function(*arguments), None
     except Exception as error:
-        connection.send((None, error))
+        answer = None, error
+    with contextlib.suppress(OSError):  # the driver has gone
+        connection.send(answer)

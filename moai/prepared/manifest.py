@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import time
 from collections import Counter
@@ -40,6 +41,8 @@ FORMAT_VERSION = FORMATS[PRETRAINING].version
 MANIFEST = "manifest.json"
 HELD_OUT = "held_out"
 """The directory inside a prepared one with what is held out of it."""
+_KEY = re.compile("[0-9a-f]{32}")
+"""A dataset key, which names a directory of a cache."""
 _POLL_SECONDS = 0.1
 _MOST_BYTES = 1 << 28
 """A manifest takes some 350 bytes a shard: this is hundreds of thousands of them. A file beyond is none, and is not
@@ -194,6 +197,9 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
         if misfit:
             raise DamagedError(f"{file}: no manifest that moai wrote: {misfit}; {again}")
         _check_names(file, side)
+    here, name = Path(os.path.abspath(path)), manifest["run"].get("directory")
+    if here.parent.name == "datasets" and _KEY.fullmatch(here.name) and name not in (None, here.name):
+        raise DamagedError(f"{path}: its manifest is that of {name}, so it was exchanged or copied; {again}")
     if HELD_OUT in manifest and manifest[HELD_OUT]["content_digest"] != digest_json(manifest[HELD_OUT]["content"]):
         raise DamagedError(f"{file}: no manifest that moai wrote: {HELD_OUT} has another digest than it says; {again}")
     return dict(manifest)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.config import identity
-from moai.core.files import canonical_json, digest_json, is_plain_name, write_atomic
+from moai.core.files import canonical_json, digest_json, is_plain_name, make_way, write_atomic
 from moai.core.fsops import read_regular
 from moai.engine.part import Part, class_identity, identity_of
 from moai.engine.schema import Column
@@ -122,9 +122,9 @@ def is_new(cache: Path) -> bool:
 
 def note_plan(cache: Path, key: str, fields: Mapping[str, Any], *, directory: str, trusted: bool) -> None:
     """Lead from the plan to its directory. `trusted` is False while a stamp is so young that it proves nothing."""
-    write_atomic(
-        cache / "plans" / f"{key}.json", canonical_json({"fields": fields, "directory": directory, "trusted": trusted})
-    )
+    path = cache / "plans" / f"{key}.json"
+    make_way(path)
+    write_atomic(path, canonical_json({"fields": fields, "directory": directory, "trusted": trusted}))
 
 
 def explain_miss(cache: Path, key: str, fields: Mapping[str, Any]) -> str:
@@ -238,6 +238,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             all(isinstance(group, dict) for group in groups)
             and isinstance(record["trusted"], bool)
             and is_plain_name(record["directory"])
+            and plan_key(record["fields"]) == path.stem
         )
         return dict(record) if whole else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -72,7 +72,7 @@ def publish(
         xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing
     ]
     final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer)])
-    if final.exists():
+    if os.path.lexists(final):
         if _holds(final, parts):
             logger.info("The same content is already published: %s", final)
             return final
@@ -102,7 +102,7 @@ def publish(
         "entries": entries,
         "transforms": [spelled(part) for part in config.transforms],
     }
-    write_manifest(staged, content, {**run, **where})
+    write_manifest(staged, content, {**run, **where, "directory": final.name})
     publish_directory(staged, final)
     return final
 

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from moai.cache.ledger import Ledger
 from moai.core.errors import BackendRefused, ConfigError
-from moai.core.files import canonical_json, digest_json, write_atomic
+from moai.core.files import canonical_json, digest_json, make_way, write_atomic
+from moai.core.fsops import read_regular
 from moai.engine.run import Done
 from moai.pretraining.options import DataConfig
 from moai.tokenizers.backends import AUTOMATIC, BACKENDS, Backend, Reference, first_difference, is_installed, make
 from moai.tokenizers.differing_strings import probes
 from moai.tokenizers.load import TokenizerSpec
 
+_MOST_BYTES = 1 << 16
 SAMPLE_CHARS = 60_000
 """Characters of the data itself that both backends encode before the first shard."""
 
@@ -106,7 +108,7 @@ def distrusted(cache: Path) -> list[Wrong]:
     records = []
     for path in sorted((cache / "distrusted").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(path.read_bytes())
+            record = json.loads(read_regular(path, _MOST_BYTES))
             made_by = {name: str(record["made_by"][name]) for name in ("tokenizer", "version", "tokenizer_sha256")}
             records.append(Wrong(made_by, str(record["because"])))
     return records
@@ -119,6 +121,7 @@ def distrust(cache: Path, wrong: Wrong) -> int:
     """
     file = cache / "distrusted" / f"{digest_json(wrong.made_by)[:40]}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
+    make_way(file)
     write_atomic(file, canonical_json({"made_by": wrong.made_by, "because": wrong.because}))
     return forget(cache, wrong)
 

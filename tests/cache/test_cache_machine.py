@@ -1,9 +1,9 @@
 """One cache under everything that happens to caches, in any order: what comes out of it is right, or an error of moai
 says why not.
 
-Steps: preparations under three configurations, ended anywhere by an error; bytes changed, files cut and removed;
-garbage; input that changes; gc, verify, repair. What is right is known from an undisturbed preparation of the same
-input in a fresh cache.
+Steps: preparations under three configurations, ended anywhere by an error; bytes changed, files cut, removed, exchanged
+and copied over one another, FIFOs and links in their places; garbage; input that changes; gc, verify, repair. What is
+right is known from an undisturbed preparation of the same input in a fresh cache.
 
 What is promised is modelled exactly. A directory opens if its manifest is the one that was written and its files have
 their sizes; so a byte that was changed in place, in a published file, is found by `verify` and mended by `repair`, but
@@ -26,6 +26,7 @@ import pytest
 from disturbed_cache import (
     CONFIGS,
     INPUT,
+    ODD,
     TOKENIZER,
     VARIANTS,
     Input,
@@ -33,9 +34,11 @@ from disturbed_cache import (
     Reference,
     armed,
     input_bytes,
+    odd,
     places_passed,
     prepare,
     reference,
+    regular,
 )
 from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
@@ -148,6 +151,37 @@ class Cache(RuleBasedStateMachine):
             self._count("file deleted")
             path.unlink()
 
+    @rule(area=st.sampled_from(AREAS), number=st.integers(0, 999), kind=st.sampled_from(ODD))
+    def put_something_odd(self, area: str, number: int, kind: str) -> None:
+        if path := self._file(area, number):
+            self._count("odd file")
+            note(f"{kind} instead")
+            odd(path, kind)
+
+    @rule(area=st.sampled_from(AREAS[:-1]), numbers=st.tuples(st.integers(0, 999), st.integers(0, 999)))
+    def copy_over_another(self, area: str, numbers: tuple[int, int]) -> None:
+        one, other = (self._file(area, number) for number in numbers)
+        if one and other and one != other:
+            self._count("file copied over another")
+            data = one.read_bytes()
+            other.unlink()
+            other.write_bytes(data)
+            self.flipped |= {other} if self._is_published(other) else set()
+
+    @rule(
+        area=st.sampled_from((*AREAS[:-1], "datasets/*")), numbers=st.tuples(st.integers(0, 999), st.integers(0, 999))
+    )
+    def exchange(self, area: str, numbers: tuple[int, int]) -> None:
+        """Files, or whole directories."""
+        one, other = (self._file(area, number, Path.exists) for number in numbers)
+        if one and other and one != other and one.is_dir() == other.is_dir():
+            self._count("exchanged")
+            aside = self.root / "aside"
+            one.rename(aside)
+            other.rename(one)
+            aside.rename(other)
+            self.flipped |= {path for path in (one, other) if self._is_published(path)}
+
     @rule(folders=st.sampled_from(FOLDERS), number=st.integers(0, 999))
     def delete_a_directory(self, folders: str, number: int) -> None:
         found = sorted(path for path in self.cache.glob(folders) if path.is_dir())
@@ -249,7 +283,7 @@ class Cache(RuleBasedStateMachine):
         for directory in published:
             assert directory.name in self.known, f"{directory.name}: no input gives this"
             if directory.name not in self.manifests:
-                self.manifests[directory.name] = (directory / MANIFEST).read_bytes()
+                self.manifests[directory.name] = regular(directory / MANIFEST) or b""
             if not self._opens(directory):
                 with pytest.raises(DamagedError):
                     Prepared.open(directory)
@@ -323,9 +357,11 @@ class Cache(RuleBasedStateMachine):
         if not published:
             return
         directory = published[number % len(published)]
-        before = {name: (directory / name).read_bytes() for name in os.listdir(directory)}
+        before = {name: regular(directory / name) for name in os.listdir(directory)}
         right = self.known[directory.name]
-        readable = before.get(MANIFEST) == self.manifests[directory.name]
+        readable = before.get(MANIFEST) == self.manifests[directory.name] and not any(
+            (directory / name).is_dir() for name in before
+        )
         can = readable and any(
             made and made.name == directory.name for made in (reference(self.state, name) for name in CONFIGS)
         )
@@ -339,8 +375,7 @@ class Cache(RuleBasedStateMachine):
             return
         assert not can or failpoints._armed, f"its input is there: {failed}"
         for name, data in right.files.items():
-            after = (directory / name).read_bytes() if (directory / name).exists() else None
-            assert after in (before.get(name), data)
+            assert regular(directory / name) in (before.get(name), data)
 
     @contextlib.contextmanager
     def _ended(self, command: str, end: End) -> Iterator[None]:
@@ -375,9 +410,9 @@ class Cache(RuleBasedStateMachine):
             path.write_bytes(data)
         self.state = tuple(variant if name == file else old for name, old in zip(INPUT, self.state))
 
-    def _file(self, area: str, number: int) -> Path | None:
+    def _file(self, area: str, number: int, wanted: Callable[[Path], bool] = Path.is_file) -> Path | None:
         """One of the cache's files, by content, so that names which follow from times do not matter."""
-        found = [path for path in self.cache.glob(area) if path.is_file()]
+        found = [path for path in self.cache.glob(area) if wanted(path) and not path.is_symlink()]
         if not found:
             return None
         found.sort(key=lambda path: (path.parent.relative_to(self.cache).parts[:1], path.stat().st_size, path.name))
@@ -395,6 +430,9 @@ class Cache(RuleBasedStateMachine):
             other for directory in self._published() for other in directory.iterdir() if other.samefile(path)
         )
 
+    def _is_published(self, path: Path) -> bool:
+        return path.parent.parent == self.cache / "datasets"
+
     def _published(self) -> list[Path]:
         """Directories with a name that moai may have given."""
         folder = self.cache / "datasets"
@@ -402,22 +440,16 @@ class Cache(RuleBasedStateMachine):
 
     def _opens(self, directory: Path) -> bool:
         """As promised: the manifest as it was written, and every file of its size."""
-        try:
-            sizes = {name: (directory / name).stat().st_size for name in self.known[directory.name].files}
-            manifest = (directory / MANIFEST).read_bytes()
-        except FileNotFoundError:
+        found = {name: regular(directory / name) for name in (*self.known[directory.name].files, MANIFEST)}
+        if None in found.values():
             return False
-        return manifest == self.manifests.get(directory.name, manifest) and sizes == {
-            name: len(data) for name, data in self.known[directory.name].files.items()
-        }
+        manifest = found.pop(MANIFEST)
+        return manifest == self.manifests.get(directory.name, manifest) and all(
+            len(found[name] or b"") == len(data) for name, data in self.known[directory.name].files.items()
+        )
 
     def _differing(self, directory: Path) -> list[str]:
-        right = self.known[directory.name].files
-        return [
-            name
-            for name, data in right.items()
-            if not (directory / name).exists() or (directory / name).read_bytes() != data
-        ]
+        return [name for name, data in self.known[directory.name].files.items() if regular(directory / name) != data]
 
     def _unlisted(self, directory: Path) -> list[str]:
         return sorted(set(os.listdir(directory)) - self.known[directory.name].files.keys() - {MANIFEST})

@@ -1,10 +1,13 @@
 """What a worker's death means: its shard again, a document set aside, or the end of the run.
 
 A worker leaves in its beacon which of the source's records it works on, so a death leads to a batch. The shard is
-worked on again in smaller pieces, those records one by one; where memory may have been short, with nothing beside it. A
-record that kills again when it is alone was in both deaths: it is set aside with its place, and the rest of the shard
-goes through. A second death that leads to no record, or too many records, are the machine's doing rather than the
-data's: then the run ends before data is lost.
+worked on again by a fresh worker in smaller pieces, those records one by one; where memory may have been short, with
+nothing beside it. A record that kills twice when it is alone was in three deaths: it is set aside with its place, and
+the rest of the shard goes through. Deaths that lead to no record, or too many records, are the machine's doing rather
+than the data's: then the run ends before data is lost.
+
+A SIGKILL that the kernel did not count as one for memory came from outside. It says something of the machine and next
+to nothing of the record, so such a death counts half: chance does not hit one record alone four times.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ MOST_LEFT_OUT = 3
 """Records of one run that are set aside for having killed or hung workers; more of them say that it is not they."""
 MOST_DEATHS = 20
 """Of one run. One that dies again and again goes on only if somebody looks at it."""
+_ENOUGH = 4
+"""Two deaths, or four from outside: of a record alone, of a shard without a record, of workers before they work."""
 _PARTS = 8
 
 
@@ -33,7 +38,9 @@ class Try:
     alone: bool = False
     """Nothing else may be in work beside it."""
     deaths: int = 0
-    """Since the beginning, or since a record was set aside."""
+    """Weight of those that led to no record alone, since the beginning or since a record was set aside."""
+    lone: tuple[int, ...] = ()
+    """The records that were alone with a worker that died, each as often as that death weighs."""
 
     @property
     def id(self) -> str:
@@ -53,11 +60,20 @@ class Death:
     hung: bool = False
     memory: bool = False
     """Too little memory may be the cause."""
+    outside: bool = False
+    """Somebody killed it: SIGKILL, and the kernel counts nobody that it killed for memory."""
     peak_bytes: int = 0
     started: bool = True
     """It was ready to work, so that what killed it came with the shard."""
     record: int = 0
     records: int = 0
+
+    is_lost: bool = False
+    """It lives, but nobody would tell how it ends: the process it was forked from is gone."""
+
+    @property
+    def weight(self) -> int:
+        return 1 if self.outside else 2
 
     @property
     def where(self) -> str:
@@ -84,34 +100,48 @@ class Deaths:
 
     number: int = 0
     at_start: int = 0
-    """In a row."""
+    """Weight of those in a row."""
     left_out: int = 0
 
     def next_try(self, death: Death) -> Try:
         """How the shard is worked on again. Raises WorkerDied where that would help nobody."""
         self.number += 1
-        self.at_start = 0 if death.started else self.at_start + 1
+        self.at_start = 0 if death.started else self.at_start + death.weight
         tried = death.tried
-        if self.at_start > 1:
-            raise _end(death, "the second in a row that did not get to work")
+        if self.at_start >= _ENOUGH:
+            raise _end(death, "the last in a row of workers that did not get to work")
+        self._check_number(death)
+        if not death.started:
+            logger.warning("%s; another one takes the shard", death)
+            return tried
+        if death.records == 1 and death.record in tried.care.singly:
+            tried = replace(tried, lone=(*tried.lone, *[death.record] * death.weight))
+            if tried.lone.count(death.record) >= _ENOUGH:
+                return self._leave_out(death)
+        else:
+            tried = replace(tried, deaths=tried.deaths + death.weight)
+            if tried.deaths >= _ENOUGH:
+                raise _end(death, "the last of deaths of this shard that lead to no document that is to blame")
+            singly = range(death.record, death.record + max(0, death.records))
+            tried = replace(tried, care=replace(tried.care, parts=_PARTS, singly=singly))
+        logger.warning(
+            "%s; the shard is worked on again, with more care%s", death, " and alone" if death.memory else ""
+        )
+        return replace(tried, alone=death.memory)
+
+    def lose_all(self, death: Death) -> None:
+        """All workers at once, which counts as one death. Raises WorkerDied like `next_try`."""
+        self.number += 1
+        self._check_number(death)
+        logger.warning("%s; it is started again, and the shards in work begin anew", death.how)
+
+    def _check_number(self, death: Death) -> None:
         if self.number > MOST_DEATHS:
             raise _end(
                 death,
                 f"death number {self.number} of this run: something is wrong with this machine rather than with the "
                 f"data",
             )
-        if not death.started:
-            logger.warning("%s; another one takes the shard", death)
-            return tried
-        if death.records == 1 and death.record in tried.care.singly:
-            return self._leave_out(death)
-        if tried.deaths:
-            raise _end(death, "the second death of this shard, and the two lead to no document that is to blame")
-        singly = range(death.record, death.record + max(0, death.records))
-        logger.warning(
-            "%s; the shard is worked on again, with more care%s", death, " and alone" if death.memory else ""
-        )
-        return replace(tried, care=replace(tried.care, parts=_PARTS, singly=singly), alone=death.memory, deaths=1)
 
     def _leave_out(self, death: Death) -> Try:
         self.left_out += 1
@@ -121,10 +151,10 @@ class Deaths:
                 f"document number {self.left_out} in this run that did so alone: something is wrong with this machine "
                 f"rather than with the data",
             )
-        logger.warning("%s, alone this time: that record is set aside, the rest of the shard goes on", death)
+        logger.warning("%s, alone again: that record is set aside, the rest of the shard goes on", death)
         care = death.tried.care
         left_out = (*care.left_out, (death.record, HUNG if death.hung else DIED, death.detail))
-        return replace(death.tried, care=replace(care, singly=range(0), left_out=left_out), deaths=0)
+        return replace(death.tried, care=replace(care, singly=range(0), left_out=left_out), deaths=0, lone=())
 
 
 def _end(death: Death, why: str) -> WorkerDied:

@@ -93,9 +93,10 @@ class Supervisor:
 
     def _give(self, tried: Try) -> None:
         worker = None
-        while self.idle and (tried.alone or worker is None):
+        again = tried.care.parts > 1  # by a fresh worker: what an old one has been through is no part of the question
+        while self.idle and (again or worker is None):
             left = self.idle.pop()
-            if tried.alone or not left.is_alive():  # what idle workers hold is memory, too
+            if again or not left.is_alive():  # what idle workers hold is memory, too
                 left.stop()
             else:
                 worker = left
@@ -115,6 +116,9 @@ class Supervisor:
                 answer = worker.end_hung()
             if answer is None:
                 continue
+            if isinstance(answer, Death) and answer.is_lost:
+                self._begin_anew(answer)
+                return
             self.busy.remove(worker)
             if isinstance(answer, Death):
                 worker.stop()
@@ -133,11 +137,24 @@ class Supervisor:
         while self.idle and len(self.busy) + len(self.idle) > self.room.workers:
             self.idle.pop().stop()
 
+    def _begin_anew(self, death: Death) -> None:
+        """The process that workers are forked from is gone, and with it the news of them all: other workers take their
+        shards.
+        """
+        self.deaths.lose_all(death)
+        for worker in self.idle + self.busy:
+            if worker.tried:
+                self.on_documents(-worker.documents)
+                self.again.append(worker.tried)
+            worker.stop()
+        self.idle.clear()
+        self.busy.clear()
+
     def _explained(self, death: Death) -> Death:
         """The kernel counts whom it kills for memory."""
         before, self.oom_kills = self.oom_kills, oom_kills(self.root)
-        return (
-            replace(death, how=f"{death.how} (by the kernel, for memory)")
-            if death.detail == "SIGKILL" and self.oom_kills > before
-            else death
-        )
+        if death.detail != "SIGKILL":
+            return death
+        if self.oom_kills > before:
+            return replace(death, how=f"{death.how} (by the kernel, for memory)")
+        return replace(death, how=f"{death.how} (from outside: the kernel counts no kill for memory)", outside=True)

@@ -17,22 +17,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from moai.core.distributed import start_token
 from moai.core.errors import MoaiError
 from moai.core.failpoints import failpoint
 from moai.core.files import storage_errors
 from moai.engine.pipeline import Care, Finished, Pipeline, Shard, run_shard
-from moai.engine.processes.preload import begin, without_interrupts
+from moai.engine.processes.preload import begin
 from moai.engine.processes.retries import Death, Try
 
 _HEAP_BYTES = 32 << 20
 _NO_MEMORY = 71
 """Exit code of a worker that was refused memory: its successor begins with a heap of its own."""
+_NO_NEWS = 255
+"""The exit code of a process whose forkserver ended before it."""
 _WORDS = 5
 _PEAK_SECONDS = 0.5
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
@@ -81,17 +84,18 @@ class Worker:
     _measured_at: float = 0.0
 
     @classmethod
-    def start(cls, context: Any, pipelines: Sequence[Pipeline], threads: int, load: str) -> Worker:
-        """`context` is multiprocessing's; `load` is what `warm` shall load there first, empty where it is forked from a
-        process that has it.
+    def start(
+        cls, context: Any, begun: Callable[[Any], Any], pipelines: Sequence[Pipeline], threads: int, load: str
+    ) -> Worker:
+        """`context` is multiprocessing's, `begun` starts a process of it; `load` is what `warm` shall load there first,
+        empty where it is forked from a process that has it.
         """
         ours, theirs = context.Pipe()
         beacon = Beacon(context.RawArray("q", _WORDS))
         process = context.Process(
             target=begin, args=(load, "moai.engine.processes.worker:work", theirs, beacon, threads), daemon=True
         )
-        with without_interrupts():
-            process.start()
+        begun(process)
         theirs.close()
         failpoint("driver.worker")
         worker = cls(process, ours, beacon)
@@ -161,6 +165,8 @@ class Worker:
             self.process.kill()
             self.process.join(5)
         self.connection.close()
+        with contextlib.suppress(ValueError):  # it waits for a disk that does not answer
+            self.process.close()  # ends the one that is lost, too: it watches for this
 
     def _send(self, message: Any) -> None:
         # A worker that died before it could take the message is found by `poll`, which knows how to say so.
@@ -170,6 +176,8 @@ class Worker:
     def _dead(self) -> Death:
         self.process.join(5)
         code = self.process.exitcode
+        if code == _NO_NEWS and start_token(self.process.pid):
+            return self._death("the process that workers are forked from ended", "lost", is_lost=True)
         if code == _NO_MEMORY:
             return self._death("was refused memory (MemoryError)", "MemoryError", memory=True)
         if code is None or code >= 0:
@@ -178,7 +186,7 @@ class Worker:
         # SIGKILL is how the kernel takes memory back, SIGABRT how C and Rust end when they get none.
         return self._death(f"was killed by {name}", name, memory=-code in (signal.SIGKILL, signal.SIGABRT))
 
-    def _death(self, how: str, detail: str, *, hung: bool = False, memory: bool = False) -> Death:
+    def _death(self, how: str, detail: str, **more: bool) -> Death:
         assert self.tried is not None
         _, record, records, started, peak = self.beacon.words
         return Death(
@@ -186,8 +194,7 @@ class Worker:
             pid=self.process.pid,
             how=how,
             detail=detail,
-            hung=hung,
-            memory=memory,
+            **more,
             peak_bytes=max(peak, self.peak_bytes),
             started=bool(started),
             record=record,
@@ -201,7 +208,7 @@ def work(connection: Connection, beacon: Beacon, threads: int) -> None:
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the driver decides what becomes of it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _end_with_driver()
+    end_with_driver()
     _die_first_when_memory_is_short()
     _keep_heap()
     # Read by Rayon when its pool starts, which is at the first batch.
@@ -232,7 +239,7 @@ def _attempt(pipeline: Pipeline, shard: Shard, beacon: Beacon, care: Care) -> tu
         return ("crash", f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _end_with_driver() -> None:
+def end_with_driver() -> None:
     """A worker must not outlive its driver, however that ends: the parent of a forkserver's child is not the driver, so
     a parent-death signal would not do; the sentinel is a pipe that only the driver holds open."""
     parent = multiprocessing.parent_process()
