@@ -52,8 +52,9 @@ def bench(call: Call) -> int:
 def _summary(prepared: Prepared) -> Iterator[str]:
     content = prepared.content
     records, tokens = content["records"], content["token_counts"]
+    kept = "held out" if content["config"].get("held_out") else "kept"
     yield (
-        f"documents    {records['read']:,} read = {records['kept']:,} kept + {records['filtered']:,} filtered + "
+        f"documents    {records['read']:,} read = {records['kept']:,} {kept} + {records['filtered']:,} filtered + "
         f"{records['quarantined']:,} quarantined"
     )
     ends = tokens["eos"] + tokens.get("bos", 0)

@@ -83,7 +83,7 @@ class Progress:
             "total_bytes": self.total_bytes,
             "documents_per_second": round(per_second, 1),
             "eta_seconds": self.eta_seconds(),
-            "line": self.line(per_second),
+            "line": f"held out: {self.line(per_second)}" if "held out" in self.label else self.line(per_second),
         }
 
     def line(self, documents_per_second: float) -> str:

@@ -85,7 +85,7 @@ class View:
     def lines(self, rows: int) -> Iterator[str]:
         """As text: a learned stretch stands between « and »."""
         for number, documents in enumerate(islice(self.rows(), rows)):
-            yield f"--- row {number}: {_figures(documents)}"
+            yield f"--- {self._held_out}row {number}: {_figures(documents)}"
             for document in documents:
                 yield _as_text(document)
 
@@ -98,7 +98,8 @@ class View:
         )
         learned = content["token_counts"].get("trained")
         head = (
-            f"<h1>{escape(self.prepared.path.name)}</h1><p>{content['documents']:,} documents, {content['tokens']:,} "
+            f"<h1>{escape(self.prepared.path.name)}</h1><p>{content['documents']:,} {self._held_out}documents, "
+            f"{content['tokens']:,} "
             f"tokens"
             f"{f' ({learned:,} learned)' if learned is not None else ''}, {content['rows']:,} rows of "
             f"{content['seq_len']} ({escape(content['packing'])}), "
@@ -113,6 +114,10 @@ class View:
             [head, *(_row(number, documents) for number, documents in enumerate(islice(self.rows(), rows)))],
             style=_STYLE,
         )
+
+    @property
+    def _held_out(self) -> str:
+        return "held-out " if self.prepared.content["config"].get("held_out") else ""
 
     def _documents(self, row: dict[str, Any]) -> Iterator[Document]:
         ids = row["input_ids"].values.to_numpy()

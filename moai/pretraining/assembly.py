@@ -29,6 +29,7 @@ from moai.pretraining.tokenizer_backend import SAMPLE_CHARS, Chosen
 from moai.sources.discover import Input, discover
 from moai.sources.inputs import distinct, keep_apart, open_input, stamps_prove
 from moai.sources.local import LocalSource
+from moai.sources.mistaken import without_mistaken
 from moai.sources.placed import OfSource, Placed
 from moai.tokenizers.backends import BACKENDS, Reference
 from moai.tokenizers.load import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
@@ -224,9 +225,9 @@ def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
     """The inputs, each with its parts. Raises SourceError where no shape of text fits, ConfigError where parts do not
     fit.
     """
-    readings = [
-        _reading(wanted, given, entry, spool_dir, batch_bytes) for given, entry in zip(wanted.inputs, wanted.entries)
-    ]
+    config = wanted.config
+    inputs = without_mistaken(wanted.inputs, 1.0 if config.max_bad_ratio == 1 else config.max_bad_files)
+    readings = [_reading(wanted, given, entry, spool_dir, batch_bytes) for given, entry in zip(inputs, wanted.entries)]
     carried = _carried(wanted.config, readings)
     composed = [_compose(wanted, reading, carried) for reading in readings]
     for stream in composed:

@@ -29,6 +29,7 @@ _REUSE = {
     "shard_bytes": _CUTS,
     "dataset_config": "other data",
     "sources": "other data",
+    "left_out": "another directory of the same shards",
     "tokenizer_files": "another directory of the same shards",
     "text_column": _READS,
     "text_template": _READS,

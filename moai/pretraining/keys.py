@@ -54,12 +54,18 @@ def plan_fields(
 ) -> dict[str, Any]:
     """All that the plan key is made of."""
     own = {given.name: said for given, entry in zip(inputs, entries) if (said := entry.settings())}
+    left_out = {
+        f"{given.name}: {why}": f"{len(names)} files, {digest_json(names)[:8]}"
+        for given in inputs
+        for why, names in given.left_out.items()
+    }
     objects = [identity_of(entry.source) for entry in entries if entry.source]
     fields = {
         "config": {
             **identity(config),
             **({"transforms": [part.identity() for part in config.transforms]} if config.transforms else {}),
             **({"sources": own} if own else {}),
+            **({"left_out": left_out} if left_out else {}),
         },
         "tokenizer": tokenizer_identity(tokenizer, template),
         "format": {"format_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in PARTS])},
@@ -124,7 +130,8 @@ def note_plan(cache: Path, key: str, fields: Mapping[str, Any], *, directory: st
     """Lead from the plan to its directory. `trusted` is False while a stamp is so young that it proves nothing."""
     path = cache / "plans" / f"{key}.json"
     make_way(path)
-    write_atomic(path, canonical_json({"fields": fields, "directory": directory, "trusted": trusted}))
+    known = {"directory": directory, "trusted": trusted, "files_judged": True}
+    write_atomic(path, canonical_json({"fields": fields, **known}))
 
 
 def explain_miss(cache: Path, key: str, fields: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ class DataConfig:
         spell=_from(_DATASET, "spelled_dataset"),
     )
     dataset_config: str | None = option(
-        None, "configuration of the first Hub dataset, where its name carries none", affects_output=True
+        None, "configuration of the first dataset, where its name carries none", affects_output=True
     )
     data_format: str = option(
         "text", "what a record is: a text, or a conversation for --mode sft", affects_output=True, choices=FORMATS
@@ -117,6 +117,7 @@ class DataConfig:
     held_out: bool = option(False, "prepare what --eval_ratio holds out, instead of the rest", affects_output=True)
     max_doc_bytes: int = option(16 * 2**20, "quarantine records larger than this", affects_output=True)
     max_bad_ratio: float = option(0.001, "share of quarantined records (of more than 10) above which the run fails")
+    max_bad_files: float = option(0.0, "share of files of which nothing can be read above which the run fails")
     shard_bytes: int = option(
         16_000_000, "source bytes in a shard, the unit of work and of resume", affects_output=True
     )
@@ -153,8 +154,9 @@ class DataConfig:
             )
         if not 0 < self.sample <= 1:
             raise ConfigError(f"sample = {self.sample}: must lie above 0, and 1 at most")
-        if not 0 <= self.max_bad_ratio <= 1:
-            raise ConfigError(f"max_bad_ratio = {self.max_bad_ratio}: must lie between 0 and 1")
+        for name in ("max_bad_ratio", "max_bad_files"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name} = {share}: must lie between 0 and 1")
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ConfigError(
                 f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}: no document could pass"

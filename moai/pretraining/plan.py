@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from moai.core.files import free_bytes
 from moai.pretraining.assembly import Request, request
 from moai.pretraining.options import DataConfig
 from moai.pretraining.recipe import CALLER, find_prepared, machine_plan, why_missed
+from moai.sources.discover import documents_in, many_small_texts, some
+from moai.sources.mistaken import without_mistaken
 
 _GB = 10**9
 
@@ -34,11 +37,23 @@ def describe(
         )
         return
     yield f"cache        miss: {why_missed(wanted)}"
-    for given in wanted.inputs:
+    without_mistaken(wanted.inputs, 1.0 if config.max_bad_ratio == 1 else config.max_bad_files)
+    if config.eval_ratio:
+        side = f"{config.eval_ratio:.2%} of the documents, by the hash of their text"
+        yield f"held out     {side}: " + ("this plan" if config.held_out else "in a pass of its own (--held_out)")
+    for given, entry in zip(wanted.inputs, wanted.entries):
+        kind = given.kind.having(txt_document=entry.applied_to(config).txt_document)
+        given = replace(given, kind=kind)
         yield (
-            f"input        {given.name}: {len(given.files)} {given.kind.name} files, "
-            f"{sum(f.stamp.size for f in given.files):,} bytes"
+            f"input        {given.name}: {len(given.files)} {kind.name} files, {given.nominal_bytes:,} bytes"
+            + (f", {documents_in(given)}" if kind.plain else "")
         )
+        for why, names in given.left_out.items():
+            yield f"not read     {given.name}: {why}: {len(names)} ({some(names)})"
+        if given.passed_over:
+            yield f"passed over  {given.name}: {len(given.passed_over)} ({some(given.passed_over)})"
+        if warning := many_small_texts(given):
+            yield f"             {warning}"
     shards = _shards(wanted)
     yield f"shards       about {shards:,} of {config.shard_bytes:,} bytes ({files} files)"
     if shards > 20_000:

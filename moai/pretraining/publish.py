@@ -16,11 +16,11 @@ from moai.cache.ledger import Ledger
 from moai.core.config import identity
 from moai.core.errors import DamagedError, SourceError
 from moai.core.failpoints import failpoint
-from moai.core.files import canonical_json, digest_file, link_or_copy, publish_directory
+from moai.core.files import canonical_json, digest_file, digest_json, link_or_copy, publish_directory
 from moai.engine.pipeline import DIED, HUNG, MAX_DETAILS
 from moai.engine.run import total
 from moai.engine.schema import arrow_schema
-from moai.prepared.bad_records import bad_records, grouped
+from moai.prepared.bad_records import bad_records, grouped, listed, unread
 from moai.prepared.manifest import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.prepared.places import Processed, sources_listing
 from moai.pretraining.assembly import Stream
@@ -54,6 +54,7 @@ def publish(
     path.
     """
     # Places of bad records hold names of files, which the shards' keys know nothing of.
+    givens = [part.stream.given for part in parts]
     entries = [entry for part in parts for entry in bad_records(cache, part)]
     bad = b"".join(canonical_json(entry) + b"\n" for entry in entries)
     for entry in entries:
@@ -71,7 +72,8 @@ def publish(
     keys = [done.receipt.shard_key for part in parts for done in part.done] + [
         xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing
     ]
-    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer)])
+    not_read = [digest_json([given.left_out, given.bad]) for given in givens if given.left_out or given.bad]
+    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer), *not_read])
     if os.path.lexists(final):
         if _holds(final, parts):
             logger.info("The same content is already published: %s", final)
@@ -97,8 +99,10 @@ def publish(
         }
         for part in parts
     ]
+    passed_over = {given.name: listed(given.passed_over) for given in givens if given.passed_over}
     where = {
-        "inputs": [whereabouts(part.stream.given) for part in parts],
+        "inputs": [whereabouts(given) for given in givens],
+        **({"passed_over": passed_over} if passed_over else {}),
         "entries": entries,
         "transforms": [spelled(part) for part in config.transforms],
     }
@@ -189,7 +193,7 @@ def _content(
         "filtered": grouped(counts, "filtered."),
         "quarantined": grouped(counts, "quarantined."),
         "token_counts": {"eos": 0, **grouped(counts, "tokens.")},
-        "sources": [_source(part) for part in parts],
+        "sources": [_source(cache, part) for part in parts],
         "shards": shards,
         "files": files,
         **(_chat(template, counts) if template else {}),
@@ -235,14 +239,19 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed[Stream]]) 
     return shards
 
 
-def _source(part: Processed[Stream]) -> dict[str, Any]:
-    counts = total(part.done)
+def _source(cache: Path, part: Processed[Stream]) -> dict[str, Any]:
+    counts, given = total(part.done), part.stream.given
+    nothing_read, without = unread(cache, part)
+    left_out = {**given.left_out, **({"without a record": without} if without else {})}
+    bad = {**given.bad, **({"nothing could be read": list(nothing_read)} if nothing_read else {})}
     return {
+        **({"left_out": {why: listed(names) for why, names in left_out.items()}} if left_out else {}),
+        **({"bad_files": {what: listed(names) for what, names in bad.items()}} if bad else {}),
         "name": part.stream.given.name,
         "not_read": list(part.stream.not_read),
         "kind": part.stream.given.kind.name,
         "text": part.stream.to_text.shape.name,
-        "files": len(part.stream.given.files),
+        "files": len(given.files) + sum(map(len, given.bad.values())),
         "shards": len(part.done),
         "read": counts["read"],
         "documents": counts["kept"],

@@ -39,6 +39,7 @@ from moai.pretraining.dataset import described
 from moai.pretraining.options import DataConfig
 from moai.pretraining.publish import publish
 from moai.pretraining.tokenizer_backend import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
+from moai.sources.discover import documents_in, many_small_texts
 from moai.tokenizers.backends import Reference
 from moai.transforms.chat import check_template
 
@@ -96,7 +97,12 @@ def prepare_all_or_wait(
         made = finish(made) if finish else made
         return {
             "prepared": [
-                {"path": str(one.path), "content_digest": one.content_digest, "memory_mode": one.memory_mode}
+                {
+                    "path": str(one.path),
+                    "content_digest": one.content_digest,
+                    "memory_mode": one.memory_mode,
+                    "held_out": bool(one.content["config"].get("held_out")),
+                }
                 for one in made
             ]
         }
@@ -122,8 +128,8 @@ def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Pre
             f"--cache_dir?"
         )
     logger.info(
-        "[Rank %d] Loaded from disk in %.1fs: %s samples",
-        here.rank,
+        "[%s] Loaded from disk in %.1fs: %s samples",
+        _who(here, held_out=bool(prepared.content["config"].get("held_out"))),
         time.monotonic() - started,
         f"{prepared.content['rows']:,}",
     )
@@ -133,7 +139,7 @@ def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Pre
 def find_prepared(wanted: Request) -> Prepared | None:
     """A hit: this plan was prepared before, its stamps prove that nothing changed, and its directory is whole."""
     record = identity.find_plan(wanted.cache, wanted.key)
-    if record is None or not record["trusted"] or wanted.config.rehash:
+    if record is None or not record["trusted"] or not record.get("files_judged") or wanted.config.rehash:
         return None
     path = wanted.cache / "datasets" / record["directory"]
     found = Prepared.open(path) if path.exists() else None
@@ -174,6 +180,8 @@ def why_missed(wanted: Request) -> str:
             "files had just been written when they were prepared, so they are digested again; finished shards are "
             "reused"
         )
+    if not record.get("files_judged"):
+        return "it was prepared when files were not judged one by one; finished shards are reused"
     path = wanted.cache / "datasets" / record["directory"]
     if path.exists() and (backend := _distrusted(wanted, Prepared.open(path))):
         return f"{backend}, which made it, was wrong since; what it made is made anew"
@@ -190,6 +198,7 @@ def prepare(
     executor: Executor | None = None,
 ) -> Prepared:
     """Prepare in this process and its workers, or by `executor`, or find it prepared."""
+    who = _who(here, held_out=config.held_out)
     files = find(config.require())
     planned = machine_plan(files, origins, here, environ)
     if executor is None and planned.num_proc.value:
@@ -201,8 +210,8 @@ def prepare(
         executor.start()
     wanted = complete(files)
     logger.info(
-        "[Rank %d] ✅ Using Fast Tokenizer (Rust-based): %s, %s ids, EOS %s",
-        here.rank,
+        "[%s] ✅ Using Fast Tokenizer (Rust-based): %s, %s ids, EOS %s",
+        who,
         config.tokenizer_path,
         f"{wanted.tokenizer.vocab_size:,}",
         wanted.tokenizer.eos_token,
@@ -215,18 +224,18 @@ def prepare(
         with locked(wanted.cache, wanted.key, report):
             if found := _hold(wanted):
                 return _hit(found, wanted, planned.memory_mode.value, here)
-            logger.info("[Rank %d] Cache miss for plan %s: %s", here.rank, wanted.key[:12], why_missed(wanted))
+            logger.info("[%s] Cache miss for plan %s: %s", who, wanted.key[:12], why_missed(wanted))
             for line in (
                 *resources.lines(planned),
                 f"  - Writer batch size: writer_batch_size = {config.writer_batch_size}: rows at most",
                 *planned.warnings,
             ):
-                logger.info("[Rank %d] %s", here.rank, line)
+                logger.info("[%s] %s", who, line)
             return _work(wanted, planned, executor, here, report)
 
 
 def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ranks, report: Report) -> Prepared:
-    started = time.monotonic()
+    started, who = time.monotonic(), _who(here, held_out=wanted.config.held_out)
     check_space(wanted)
     executor.start()
     with attempt(wanted.cache, wanted.key) as staging:
@@ -239,9 +248,11 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
                 "%s: %d files, text from %s%s",
                 stream.given.name,
                 len(stream.given.files),
-                stream.to_text.shape.name,
+                stream.to_text.shape.name + (f", {documents_in(stream.given)}" if stream.given.kind.plain else ""),
                 f"; {own}" if own else "",
             )
+            if warning := many_small_texts(stream.given):
+                logger.warning("%s", warning)
             if stream.not_read:
                 logger.info("%s: not read: %s", stream.given.name, ", ".join(stream.not_read))
         for wrong in distrusted(
@@ -254,16 +265,16 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         )
         if backend.wrong:
             _distrust(wanted, backend.wrong, here)
-        logger.info("[Rank %d] %s", here.rank, backend)
+        logger.info("[%s] %s", who, backend)
         for line in _steps(wanted.config, planned.num_proc.value):
-            logger.info("[Rank %d] %s", here.rank, line)
+            logger.info("[%s] %s", who, line)
         try:
             parts, progress = _run(wanted, inputs, backend, executor, staging, here, report)
         except BackendDisagrees as error:
             wrong = Wrong(backend.backend.made_by(), str(error))
             _distrust(wanted, wrong, here)
             parts, progress = _run(wanted, inputs, backend.without(wrong), executor, staging, here, report)
-        logger.info("[Rank %d] Saving final dataset to: %s", here.rank, wanted.cache / "datasets")
+        logger.info("[%s] Saving final dataset to: %s", who, wanted.cache / "datasets")
         saving = time.monotonic()
         made_how = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -280,10 +291,10 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         note_use(wanted.cache, path.name)  # before the attempt goes: `gc` sees the one or the other
         prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=_SETTLE_SECONDS)
     seconds = time.monotonic() - started
-    logger.info("[Rank %d] Dataset saved in %.1fs", here.rank, time.monotonic() - saving)
+    logger.info("[%s] Dataset saved in %.1fs", who, time.monotonic() - saving)
     logger.info(
-        "[Rank %d] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused",
-        here.rank,
+        "[%s] Prepared %s documents in %.1fs (%s examples/s): %d shards, %d reused",
+        who,
         f"{prepared.content['documents']:,}",
         seconds,
         f"{progress.documents / max(seconds, 1e-6):,.0f}",
@@ -293,12 +304,18 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
     return prepared
 
 
+def _who(here: Ranks, *, held_out: bool) -> str:
+    """Before every line: of what is held out that it is."""
+    return f"Rank {here.rank}{', held out' if held_out else ''}"
+
+
 def _distrust(wanted: Request, wrong: Wrong, here: Ranks) -> None:
+    who = _who(here, held_out=wanted.config.held_out)
     made = distrust(wanted.cache, wrong)
     logger.warning(
-        "[Rank %d] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made "
+        "[%s] %s gave other ids than tokenizers (%s). It is not used in this cache again, the %d shards it made "
         "here are made anew",
-        here.rank,
+        who,
         wrong.name,
         wrong.because,
         made,
@@ -315,13 +332,15 @@ def _run(
     report: Report,
 ) -> tuple[list[Processed[Stream]], Progress]:
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
-    progress = Progress(wanted.nominal_bytes, label=f"Rank {here.rank}")
+    who = _who(here, held_out=wanted.config.held_out)
+    progress = Progress(wanted.nominal_bytes, label=who)
     watch = InputWatch(
         streams=inputs,
         progress=progress,
         cache=wanted.cache,
         key=wanted.key,
         max_ratio=wanted.config.max_bad_ratio,
+        max_files=wanted.config.max_bad_files,
         report=report,
     )
     stage: Stage[None, list[Processed[Stream]]] = Stage(
@@ -334,7 +353,7 @@ def _run(
     read, kept = (
         sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept")
     )
-    logger.info("[Rank %d] Conversion completed: %s documents of %s", here.rank, f"{kept:,}", f"{read:,}")
+    logger.info("[%s] Conversion completed: %s documents of %s", who, f"{kept:,}", f"{read:,}")
     return parts, progress
 
 
@@ -393,10 +412,10 @@ def check_space(wanted: Request) -> None:
 
 
 def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Prepared:
-    check_content(found.content, wanted.config.max_bad_ratio)
+    check_content(found.content, wanted.config.max_bad_ratio, wanted.config.max_bad_files)
     logger.info(
-        "[Rank %d] Found prepared (plan %s unchanged, %d shards reused: all): %s",
-        here.rank,
+        "[%s] Found prepared (plan %s unchanged, %d shards reused: all): %s",
+        _who(here, held_out=wanted.config.held_out),
         wanted.key[:12],
         len(found.content["shards"]),
         found.path,

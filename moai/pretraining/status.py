@@ -181,7 +181,7 @@ def _lines(launch: _Launch) -> Iterator[str]:
     result = status.get("result")
     for one in result.get("prepared", ()) if isinstance(result, dict) else ():
         if isinstance(one, dict) and "path" in one:
-            yield f"result       {_plain(one['path'])}"
+            yield f"result       {_plain(one['path'])}{' (held out)' if one.get('held_out') else ''}"
     if isinstance(status.get("error"), dict):
         yield f"cause        {_plain(status['error'].get('type'))}: {_plain(status['error'].get('message'))}"
 

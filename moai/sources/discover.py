@@ -1,7 +1,6 @@
 """From what a person writes after --dataset to files: an existing path, a glob, or a Hugging Face dataset.
 
-    data/a.jsonl   data/   'data/*.parquet'   saved_dataset/[@split]
-    user/name[:config][@split]     folder:config[@split]
+    data/a.jsonl   'data/*.parquet'   folder[:config][@split]   user/name[:config][@split]
 
 An existing path wins over a Hub name. Names are sorted, so that the order never depends on the file system.
 """
@@ -9,21 +8,35 @@ An existing path wins over a Hub name. Names are sorted, so that the order never
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from moai.core.errors import SourceError
 from moai.core.files import input_errors, storage_of
+from moai.sources.folders import (
+    NOT_DATA,
+    Chosen,
+    files_in,
+    has_configs,
+    is_about_data,
+    regular,
+    splits_of,
+    unfinished,
+)
 from moai.sources.hub import HubFiles, HubName, fetch
 from moai.sources.kinds import File, Kind, endings, kind_of
 
 logger = logging.getLogger(__name__)
+
+
+_MANY_TEXTS, _TEXT_BYTES = 20, 200_000
+"""So many text files, of no more bytes on average, look like a document each."""
+_FEW_FILES, _FEW_BYTES, _SHARE = 5, 1 << 20, 100
+"""So few files of another kind, of so few bytes and under a hundredth of the data's, are no part of it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,12 @@ class Input:
     kind: Kind
     files: tuple[File, ...]
     origin: dict[str, str]
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By reason, the files that lie there and are not read though they could be, and splits."""
+    passed_over: tuple[str, ...] = ()
+    """Files that nobody reads."""
+    bad: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By what they are instead, the files that hold no data (`moai.sources.mistaken`)."""
 
     @property
     def nominal_bytes(self) -> int:
@@ -47,113 +66,155 @@ class Input:
 
 
 def discover(spec: str, config: str | None = None) -> list[Input]:
-    """Inputs by kind. Raises SourceError when there is nothing to read, with what was looked for."""
+    """Inputs by kind. Raises SourceError when there is nothing to read, with what was looked for.
+
+    What lies there and is not read is said in the log, and kept with the first of them.
+    """
     if not spec.strip():
         raise SourceError(f"{spec!r}: names no data; is a variable empty?")
     with input_errors(spec):
-        paths, root, origin = _paths(spec, config)
-    found = [_file(path, root) for path in paths]
+        name = _named(spec, config)
+        chosen, root, origin = _chosen(spec, name)
+    found = [_file(path, root) for path in chosen.files]
     if not any(file.stamp.size for _, file in found):
         raise SourceError(
             f"{spec}: {'the file is' if len(found) == 1 else f'all {len(found)} files are'} empty; nothing to prepare"
         )
-    name = short_name(spec)
-    kinds = sorted({kind for kind, _ in found}, key=lambda kind: kind.name)
-    of_kind = [(kind, tuple(file for its, file in found if its == kind and file.stamp.size)) for kind in kinds]
-    return [
-        Input(spec, name if len(kinds) == 1 else f"{name}.{kind.name}", kind, files, origin)
-        for kind, files in of_kind
-        if files
+    if empty := [file.name for _, file in found if not file.stamp.size]:
+        chosen.leave_out("empty", *empty)
+    of_kind: dict[Kind, tuple[File, ...]] = {}
+    for kind in sorted({kind for kind, _ in found}, key=lambda kind: kind.name):
+        if files := tuple(file for its, file in found if its == kind and file.stamp.size):
+            of_kind[kind] = files
+    if os.path.isdir(name.path) and root == Path(name.path):
+        for kind in _beside(spec, of_kind):
+            chosen.leave_out(NOT_DATA, *(file.name for file in of_kind.pop(kind)))
+    _say(spec, name, chosen, root)
+    called = short_name(spec)
+    inputs = [
+        Input(spec, called if len(of_kind) == 1 else f"{called}.{kind.name}", kind, files, origin)
+        for kind, files in of_kind.items()
     ]
+    left_out = {why: tuple(names) for why, names in chosen.left_out.items()}
+    return [replace(inputs[0], left_out=left_out, passed_over=tuple(chosen.passed_over)), *inputs[1:]]
 
 
-def _paths(spec: str, config: str | None) -> tuple[list[Path], Path, dict[str, str]]:
-    path = Path(os.path.expanduser(spec))
-    if path.exists():
-        if path.is_dir():
-            return _in_directory(path, None), path, {}
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SourceError(f"{spec}: not a regular file or a directory")
-        return [path], path.parent, {}
-    name = HubName.parse(spec, config)
-    local = Path(os.path.expanduser(name.path))
-    if local.is_dir() and (local / "dataset_dict.json").exists() and not name.config:
-        return _in_directory(local, name.split), local, {}
-    if any(c in spec for c in "*?["):
-        # A set: a pattern with several ** gives one path several times.
-        found = sorted({Path(p) for p in glob.glob(str(path), recursive=True) if kind_of(p) and Path(p).is_file()})
-        if not found:
-            raise SourceError(f"{spec}: no file matches (readable endings: {endings()})")
-        return found, Path(os.path.commonpath([str(p.parent) for p in found])), {}
-    if not name.could_be_hub() and not local.is_dir():
-        raise SourceError(f"{spec}: no such file or directory (in {Path.cwd()})")
-    fetched: HubFiles = fetch(name, readable=lambda file: kind_of(file) is not None)
+def some(names: Sequence[str], joint: str = ", ") -> str:
+    """A list for people: the first three, and how many more."""
+    return joint.join(names[:3]) + (f"{joint}and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def documents_in(given: Input) -> str:
+    """What a document is in plain text."""
+    return f"a document a {given.kind.settings['txt_document']}"
+
+
+def many_small_texts(given: Input) -> str | None:
+    """What is to be asked where files that are read line by line look like documents."""
+    if not given.kind.plain or given.kind.settings.get("txt_document") != "line" or len(given.files) < _MANY_TEXTS:
+        return None
+    average = given.text_bytes // len(given.files)
+    if average > _TEXT_BYTES:
+        return None
     return (
-        [Path(p) for p in fetched.paths],
-        Path(os.path.commonpath([os.path.dirname(p) for p in fetched.paths])),
-        fetched.origin,
+        f"{given.name}: {len(given.files):,} text files of {average:,} bytes on average are read as a document a line; "
+        f"if each is one document, set --txt_document file"
     )
 
 
-def _in_directory(path: Path, split: str | None) -> list[Path]:
-    if (path / "dataset_dict.json").exists():
-        splits = _listed(path / "dataset_dict.json", lambda value: value["splits"])
-        split = split or ("train" if "train" in splits else None)
-        if split is None or split not in splits:
-            raise SourceError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}@{splits[0]}")
-        path = path / split
-    if (path / "state.json").exists():
-        return [
-            path / name
-            for name in _listed(
-                path / "state.json", lambda value: [entry["filename"] for entry in value["_data_files"]]
-            )
-        ]
-    found: list[Path] = []
-    passed_over: list[Path] = []
-    for folder, folders, names in os.walk(path, onerror=_refuse):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
-        links = [f for f in folders if (Path(folder) / f).is_symlink()]
-        if links:
-            logger.warning(
-                "%s: %d links to directories are not followed, the first %s; name them too if their files belong to "
-                "the data",
-                folder,
-                len(links),
-                links[0],
-            )
-        for name in sorted(names):
-            file = Path(folder) / name
-            if name.startswith("."):
-                continue
-            (found if kind_of(file) and file.is_file() else passed_over).append(file)
-    if not found:
-        raise SourceError(f"{path}: no readable file in this directory (readable endings: {endings()})")
-    if passed_over:
-        logger.info(
-            "%s: %d files passed over (no readable ending), the first %s", path, len(passed_over), passed_over[0].name
-        )
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix().encode("utf-8", "surrogateescape"))
+def _named(spec: str, config: str | None) -> HubName:
+    """Path, configuration and split; of a path that exists the whole is the path."""
+    path = os.path.expanduser(spec)
+    if os.path.exists(path):
+        return HubName(path, config if os.path.isdir(path) else None, None)
+    name = HubName.parse(spec, config)
+    local = os.path.expanduser(name.path)
+    return replace(name, path=local) if os.path.exists(local) else name
 
 
-def _listed(file: Path, names_in: Callable[[Any], list[str]]) -> list[str]:
-    """Names of files or folders beside `file`, from what `datasets` wrote into it. Raises SourceError unless they are
-    plain names of things that exist.
-    """
-    try:
-        names = names_in(json.loads(file.read_bytes()))
-        bad = [name for name in names if os.path.basename(name) != name or name in ("", ".", "..")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def _chosen(spec: str, name: HubName) -> tuple[Chosen, Path, dict[str, str]]:
+    """Files, the folder that their names are relative to, and where a Hub dataset came from."""
+    path = Path(name.path)
+    if path.is_dir() and not name.config and not has_configs(path):
+        return files_in(path, name.split), path, {}
+    if path.exists() and not path.is_dir():
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceError(f"{spec}: not a regular file or a directory")
+        if name.split or name.config:
+            raise SourceError(f"{spec}: {path.name} is a file, which has no splits or configurations")
+        return Chosen([path]), path.parent, {}
+    if any(c in spec for c in "*?[") and not path.is_dir():
+        return _matching(spec)
+    if not name.could_be_hub() and not path.is_dir():
+        raise SourceError(f"{spec}: no such file or directory (in {Path.cwd()})")
+    fetched: HubFiles = fetch(name, readable=lambda file: kind_of(file) is not None)
+    paths = [Path(p) for p in fetched.paths]
+    return Chosen(paths, dict(fetched.left_out)), Path(os.path.commonpath([p.parent for p in paths])), fetched.origin
+
+
+def _matching(spec: str) -> tuple[Chosen, Path, dict[str, str]]:
+    """The files that a pattern names."""
+    pattern = os.path.expanduser(spec)
+    # A set: a pattern with several ** gives one path several times.
+    matches = sorted({Path(p) for p in glob.glob(pattern, recursive=True) if kind_of(p) and regular(Path(p))})
+    chosen = Chosen([path for path in matches if not is_about_data(path.name)])
+    if about := [path.name for path in matches if is_about_data(path.name)]:
+        chosen.leave_out(NOT_DATA, *about)
+    if not chosen.files:
         raise SourceError(
-            f"{file}: not as `datasets` writes it ({type(error).__name__}: {error}); save the dataset again"
-        ) from error
-    if bad or not names:
-        raise SourceError(f"{file}: {f'the name {bad[0]!r} leaves the directory' if bad else 'lists nothing'}")
-    return names
+            f"{spec}: no file matches (readable endings: {endings()})"
+            + (f"; left out: {some(about)}; a file that is named itself is read" if about else "")
+        )
+    root = Path(os.path.commonpath([str(p.parent) for p in chosen.files]))
+    splits = splits_of([path.relative_to(root).as_posix() for path in chosen.files])
+    if len(splits) > 1 or (splits and len(chosen.files) > len(next(iter(splits.values())))):
+        logger.warning(
+            "%s: takes all that match, also what is named as a split: %s",
+            spec,
+            "; ".join(f"{split}: {some(names)}" for split, names in splits.items()),
+        )
+    return chosen, root, {}
 
 
-def _refuse(error: OSError) -> None:
-    raise SourceError(f"{error.filename}: {error.strerror}; without it the data would be another set") from error
+def _beside(spec: str, of_kind: Mapping[Kind, Sequence[File]]) -> list[Kind]:
+    """Kinds of which there is so little beside another kind that it is no data. Of a little more it is said that it is
+    read.
+    """
+    sizes = {kind: sum(file.stamp.size for file in files) for kind, files in of_kind.items()}
+    most = max(sizes.values())
+    few = [kind for kind, size in sizes.items() if len(of_kind[kind]) <= _FEW_FILES and size < min(most, _FEW_BYTES)]
+    strays = [kind for kind in few if sizes[kind] * _SHARE < most]
+    if doubtful := [file.name for kind in few if kind not in strays for file in of_kind[kind]]:
+        logger.warning(
+            "%s: reads also what is of another kind than most of it: %s; name files by a pattern to leave these out",
+            spec,
+            some(doubtful),
+        )
+    return strays
+
+
+def _say(spec: str, name: HubName, chosen: Chosen, root: Path) -> None:
+    """What is not read, once: a warning, unless it was asked for, or is nothing that could be data."""
+    if chosen.left_out:
+        asked = bool(name.split or name.config) and all("split" in why or "config" in why for why in chosen.left_out)
+        logger.log(
+            logging.INFO if asked else logging.WARNING,
+            "%s: not read: %s (a file that is named itself is read, and a split as in %s@test)",
+            spec,
+            "; ".join(f"{why}: {len(names)} ({some(names)})" for why, names in chosen.left_out.items()),
+            name.path,
+        )
+    if lost := unfinished(chosen.passed_over):
+        logger.warning("%s: %d unfinished downloads are not read: %s; fetch them again", spec, len(lost), some(lost))
+    if chosen.passed_over:
+        others = sum(os.path.getsize(root / name) for name in chosen.passed_over if (root / name).is_file())
+        logger.log(
+            logging.WARNING if others > sum(path.stat().st_size for path in chosen.files) else logging.INFO,
+            "%s: %d files passed over (no readable ending), the first %s",
+            spec,
+            len(chosen.passed_over),
+            chosen.passed_over[0],
+        )
 
 
 def _file(path: Path, root: Path) -> tuple[Kind, File]:

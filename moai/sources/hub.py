@@ -8,14 +8,16 @@ configuration, split.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moai.core.errors import SourceError
 from moai.core.without_pandas import with_pandas
+from moai.sources.kinds import kind_of
 
 _HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<commit>[^/]+)/(?P<file>.+)")
 
@@ -37,15 +39,15 @@ class HubName:
 
     def could_be_hub(self) -> bool:
         """`user/name` or a bare name without an ending; not a path."""
-        return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path)) and not re.search(
-            r"\.(jsonl?|ndjson|txt|parquet|arrow|gz|zst)$", self.path
-        )
+        return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path)) and kind_of(self.path) is None
 
 
 @dataclass(frozen=True)
 class HubFiles:
     paths: tuple[str, ...]
     origin: dict[str, str]
+    left_out: Mapping[str, list[str]]
+    """Splits and configurations that were not asked for."""
 
 
 def fetch(name: HubName, *, readable: Callable[[str], bool]) -> HubFiles:
@@ -56,6 +58,12 @@ def fetch(name: HubName, *, readable: Callable[[str], bool]) -> HubFiles:
     try:
         builder = load_dataset_builder(name.path, name.config)
     except Exception as error:
+        if Path(name.path).is_dir():
+            raise SourceError(
+                f"{name.path}: `datasets` does not find its data ({type(error).__name__}: {_one_line(error)}); name a "
+                f"configuration of its README.md, as in {name.path}:NAME, or files by a pattern, as in "
+                f"'{name.path}/**/*'"
+            ) from error
         raise SourceError(
             f"{name.path}: neither a path here nor a dataset that the Hub gives ({type(error).__name__}: "
             f"{_one_line(error)}); "
@@ -74,10 +82,19 @@ def fetch(name: HubName, *, readable: Callable[[str], bool]) -> HubFiles:
         "split": str(split or "train"),
         "commit": str(builder.hash or ""),
     }
+    left_out = {f"split {other}": [_relative(url, name.path) for url in of] for other, of in files.items()}
+    left_out.pop(f"split {split}", None)
+    if others := [config for config in builder.builder_configs if config != builder.config.name]:
+        left_out["configurations"] = others
     urls = [str(url) for url in files.get(split, ())] if split else []
     if urls and all(readable(url) for url in urls):
-        return HubFiles(tuple(_local(url, origin) for url in urls), origin)
-    return _through_load_dataset(name, split or "train", origin)
+        return HubFiles(tuple(_local(url, origin) for url in urls), origin, left_out)
+    return HubFiles(_through_load_dataset(name, split or "train"), origin, left_out)
+
+
+def _relative(url: str, path: str) -> str:
+    match = _HUB_FILE.fullmatch(str(url))
+    return match["file"] if match else os.path.relpath(url, path)
 
 
 def _local(url: str, origin: dict[str, str]) -> str:
@@ -97,7 +114,7 @@ def _local(url: str, origin: dict[str, str]) -> str:
         ) from error
 
 
-def _through_load_dataset(name: HubName, split: str, origin: dict[str, str]) -> HubFiles:
+def _through_load_dataset(name: HubName, split: str) -> tuple[str, ...]:
     from datasets import load_dataset
 
     try:
@@ -106,7 +123,7 @@ def _through_load_dataset(name: HubName, split: str, origin: dict[str, str]) -> 
         raise SourceError(
             f"{name.path}: load_dataset does not give split {split!r} ({type(error).__name__}: {_one_line(error)})"
         ) from error
-    return HubFiles(tuple(entry["filename"] for entry in dataset.cache_files), origin)
+    return tuple(entry["filename"] for entry in dataset.cache_files)
 
 
 def _one_line(error: Exception) -> str:

@@ -79,8 +79,11 @@ class Kind(ABC):
     @property
     def identity(self) -> list[Any]:
         """What decides, besides a file's bytes, which records it gives: part of the key of every shard."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return [*origin_of(type(self)), self.version, *([settings] if settings else [])]
+        return [*origin_of(type(self)), self.version, *([self.settings] if self.settings else [])]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def having(self, **settings: Any) -> Self:
         """With those of the settings that this kind has."""
