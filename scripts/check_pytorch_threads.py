@@ -1,4 +1,4 @@
-"""See moai/reembedding/monitor/threads.py:  python scripts/check_pytorch_threads.py --help"""
+"""See moai/doctor/reembedding.py:  python scripts/check_pytorch_threads.py --help"""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # as for train.py: this checkout's moai, installed or not
 
+from moai.doctor.reembedding import threads
 from moai.reembedding.monitor.entry import run
-from moai.reembedding.monitor.threads import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, "check_pytorch_threads.py"))
+    sys.exit(run(threads, "check_pytorch_threads.py"))

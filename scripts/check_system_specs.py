@@ -1,4 +1,4 @@
-"""See moai/reembedding/monitor/specs.py:  python scripts/check_system_specs.py --help"""
+"""See moai/doctor/reembedding.py:  python scripts/check_system_specs.py --help"""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # as for train.py: this checkout's moai, installed or not
 
+from moai.doctor.reembedding import specs
 from moai.reembedding.monitor.entry import run
-from moai.reembedding.monitor.specs import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, "check_system_specs.py"))
+    sys.exit(run(specs, "check_system_specs.py"))

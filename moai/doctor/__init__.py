@@ -2,8 +2,7 @@
 
     python verify_optimization.py --tokenizer_path DIR [--cache_dir DIR] [--json]
 
-Exit 1 if a check failed, 2 on bad usage, else 0. Advice never exceeds what this process may use. Nothing is left
-behind.
+Exit 1 if a check failed, 2 on bad usage, else 0. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -46,13 +45,12 @@ class DoctorConfig:
 
 def examine(config: DoctorConfig, environ: Mapping[str, str]) -> list[Check]:
     """Every check, in the order it is printed."""
-    cache_dir = Path(config.cache_dir)
-    machine = resources.detect(cache_dir, environ=environ)
+    machine = resources.detect(Path(config.cache_dir), environ=environ)
     return [
         *check_tokenizer(config.tokenizer_path, eos_token=config.eos_token),
         check_cores(machine, environ),
         check_memory(machine, environ),
-        *check_storage(cache_dir),
+        *check_storage(Path(config.cache_dir)),
         *check_environment(machine, environ),
         check_versions(),
     ]
@@ -61,10 +59,9 @@ def examine(config: DoctorConfig, environ: Mapping[str, str]) -> list[Check]:
 def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "verify_optimization.py") -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _leave)  # so that the probe directory is removed
+    description = (__doc__ or "").splitlines()[0]
     try:
-        config = resolve([DoctorConfig], argv, environ, prog=prog, description=(__doc__ or "").splitlines()[0])[
-            DoctorConfig
-        ]
+        config = resolve([DoctorConfig], argv, environ, prog=prog, description=description)[DoctorConfig]
     except ConfigError as error:
         print(f"{prog}: error: {error} (--help lists every flag)", file=sys.stderr)
         return error.exit_code
@@ -73,7 +70,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "verify
     os.environ["RAYON_NUM_THREADS"] = "1"
     checks = examine(config, asked)
     if config.json:
-        print(json.dumps([check.as_dict() for check in checks], indent=1, ensure_ascii=False))
+        print(json.dumps([asdict(check) for check in checks], indent=1, ensure_ascii=False))
     else:
         print("\n".join((*map(str, checks), "", *summarize(checks))))
     return int(any(check.verdict == FAILED for check in checks))

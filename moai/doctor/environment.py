@@ -1,6 +1,4 @@
-"""Cores, memory, environment variables and package versions, judged against this machine and never against a larger
-one.
-"""
+"""Cores, memory, environment variables and package versions, judged against what this process may use."""
 
 from __future__ import annotations
 
@@ -10,69 +8,54 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from moai.core import resources
 from moai.core.config import Setting
 from moai.core.resources import GB, Machine
-from moai.doctor.check import ADVICE, FAILED, OK, Check
+from moai.doctor.check import BOOTSTRAP, Check, failed, judged
 
 SHARD_BYTES = 16_000_000
 ROW_BYTES = 8192
 """A row of 2048 tokens of 4 bytes."""
-
-_BOOTSTRAP = "install the pinned packages: bash scripts/bootstrap.sh"
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _ARROW_IO_DEFAULT = 8
 
 
 def check_cores(machine: Machine, environ: Mapping[str, str]) -> Check:
     cpus, host = machine.cpus.value, os.cpu_count() or 1
-    variables = ("DATASET_NUM_PROC", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")
-    excess = [
-        f"{name}={environ[name]}" for name in variables if environ.get(name, "").isdigit() and int(environ[name]) > cpus
-    ]
-    return Check(
-        name="cores",
-        value=f"{cpus} of {host} CPUs ({machine.cpus.reason})"
-        + (f", exceeded by {', '.join(excess)}" if excess else ""),
-        verdict=ADVICE if excess else OK,
-        remedy=f"at most {cpus}: unset them and source optimize_env.sh" if excess else "",
-        figures={"cpus": cpus, "host_cpus": host, "gpus": machine.gpus},
-    )
+    set_to = {name: environ.get(name, "") for name in ("DATASET_NUM_PROC", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
+    excess = ", ".join(f"{name}={text}" for name, text in set_to.items() if text.isdigit() and int(text) > cpus)
+    value = f"{cpus} ({machine.cpus.reason}) of {host} CPUs" + (f", exceeded by {excess}" if excess else "")
+    remedy = f"at most {cpus}: unset them and source optimize_env.sh" if excess else ""
+    return judged("cores", value, remedy, cpus=cpus, host_cpus=host, gpus=machine.gpus)
 
 
 def check_memory(machine: Machine, environ: Mapping[str, str]) -> Check:
     """Enough for a worker on each CPU, for fewer, or for none."""
-    chosen = _plan(machine, environ)
-    available, total, each = machine.memory_bytes.value, machine.total_memory_bytes, resources.worker_bytes(SHARD_BYTES)
-    workers = chosen.num_proc.value
+    chosen, each = _plan(machine, environ), resources.worker_bytes(SHARD_BYTES)
+    available, total, workers = machine.memory_bytes.value, machine.total_memory_bytes, chosen.num_proc.value
+    mode = chosen.memory_mode.value
     value = (
-        f"{available / GB:.1f} of {total / GB:.1f} GB available ({machine.memory_bytes.reason}), memory mode "
-        f"{chosen.memory_mode.value}, num_proc {workers}"
+        f"{available / GB:.1f} of {total / GB:.1f} GB available ({machine.memory_bytes.reason}), memory mode {mode}, "
+        f"num_proc {workers}"
     )
-    figures = {
-        "available_bytes": available,
-        "total_bytes": total,
-        "memory_mode": chosen.memory_mode.value,
-        "num_proc": workers,
-    }
+    figures = {"available_bytes": available, "total_bytes": total, "memory_mode": mode, "num_proc": workers}
     if available < each:
         remedy = f"one worker needs about {each / GB:.1f} GB: free memory or raise the container's limit"
-        return Check(name="memory", value=value, verdict=FAILED, remedy=remedy, figures=figures)
-    if workers < machine.cpus.value:
-        remedy = (
-            f"memory allows num_proc {workers} on {machine.cpus.value} CPUs, at {each / GB:.1f} GB each: free "
-            f"some or raise the limit"
-        )
-        return Check(name="memory", value=value, verdict=ADVICE, remedy=remedy, figures=figures)
-    return Check(name="memory", value=value, figures=figures)
+        return failed("memory", value, remedy, **figures)
+    remedy = (
+        f"memory allows num_proc {workers} on {machine.cpus.value} CPUs, at {each / GB:.1f} GB each: free some or "
+        f"raise the limit"
+    )
+    return judged("memory", value, remedy if workers < machine.cpus.value else "", **figures)
 
 
 def check_environment(machine: Machine, environ: Mapping[str, str]) -> list[Check]:
     """One check for each variable that optimize_env.sh would set."""
-    fitting = resources.exports(machine, {})
-    fitting = resources.exports(machine, {name: value for name, value in environ.items() if name not in fitting})
+    names = resources.exports(machine, {})
+    fitting = resources.exports(machine, {name: value for name, value in environ.items() if name not in names})
     return [_check_variable(name, environ.get(name, ""), fit, machine, environ) for name, fit in fitting.items()]
 
 
@@ -88,42 +71,25 @@ def check_versions() -> Check:
         found.append(f"{name} {version}")
         if _numbers(version) < _numbers(least):
             wrong.append(f"{name} {version} is older than {least}")
-    return Check(
-        name="versions",
-        value=", ".join(wrong or found),
-        verdict=FAILED if wrong else OK,
-        remedy=_BOOTSTRAP if wrong else "",
-    )
+    return failed("versions", ", ".join(wrong), BOOTSTRAP) if wrong else judged("versions", ", ".join(found))
 
 
 def _check_variable(name: str, text: str, fit: Setting, machine: Machine, environ: Mapping[str, str]) -> Check:
-    figures, export = {"recommended": fit.value}, f"export {name}={fit.value}"
+    found, export = partial(judged, name, recommended=fit.value), f"export {name}={fit.value}"
     if text == "":
         # Everything else has a good value inside moai; this one the launchers set to 1, which shrinks Arrow's pool too.
         unset = name == "OMP_NUM_THREADS" and fit.value > 1
         remedy = "source optimize_env.sh: torchrun and accelerate set it to 1 otherwise" if unset else ""
-        return Check(
-            name=name,
-            value=f"not set, {fit.value} fits",
-            verdict=ADVICE if unset else OK,
-            remedy=remedy,
-            figures=figures,
-        )
+        return found(f"not set, {fit.value} fits", remedy)
     least = 0 if name == "DATASET_NUM_PROC" else 1
     if isinstance(fit.value, int) and not (text.isascii() and text.isdigit() and int(text) >= least):
+        value = f"{text!r} is not a whole number from {least} up"
         # moai itself refuses a DATASET_* value it cannot read; the libraries ignore theirs.
-        verdict = FAILED if name.startswith("DATASET_") else ADVICE
-        return Check(
-            name=name,
-            value=f"{text!r} is not a whole number from {least} up",
-            verdict=verdict,
-            remedy=export,
-            figures=figures,
-        )
+        if name.startswith("DATASET_"):
+            return failed(name, value, export, recommended=fit.value)
+        return found(value, export)
     excess = _wrong_text(name, text) if isinstance(fit.value, str) else _excess(name, int(text), fit, machine, environ)
-    if excess:
-        return Check(name=name, value=f"{text} {excess}", verdict=ADVICE, remedy=export, figures=figures)
-    return Check(name=name, value=text, figures=figures)
+    return found(f"{text} {excess}", export) if excess else found(text)
 
 
 def _wrong_text(name: str, text: str) -> str:
@@ -138,13 +104,9 @@ def _excess(name: str, number: int, fit: Setting, machine: Machine, environ: Map
     cpus, memory = machine.cpus.value, machine.memory_bytes.value
     if name == "DATASET_NUM_PROC":
         need = number * resources.worker_bytes(SHARD_BYTES)
-        return (
-            f"exceeds {cpus} CPUs"
-            if number > cpus
-            else f"may need {need / GB:.1f} of {memory / GB:.1f} GB"
-            if need > memory
-            else ""
-        )
+        if number > cpus:
+            return f"exceeds {cpus} CPUs"
+        return f"may need {need / GB:.1f} of {memory / GB:.1f} GB" if need > memory else ""
     if name == "DATASET_WRITER_BATCH_SIZE":
         waiting = number * ROW_BYTES * _plan(machine, environ).num_proc.value
         return f"lets up to {waiting / GB:.1f} GB of rows wait in memory" if waiting > memory // 2 else ""

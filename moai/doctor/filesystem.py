@@ -1,8 +1,7 @@
-"""What the file system under the cache does: speed, locks across processes, rename and links. Measured there, not
-guessed.
+"""What the file system under the cache does: speed, locks across processes, rename and links, measured there.
 
-A second process of this machine takes part, so this finds a mount without locks, and it finds a lagging view of another
-mount; it cannot see how long another node's view lags.
+A second process of this machine takes part, so a mount without locks is found; how long another node's view lags is
+not.
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from moai.doctor.check import ADVICE, FAILED, OK, Check
+from moai.doctor.check import ADVICE, BOOTSTRAP, FAILED, OK, Check, failed, judged
 
 PROBE_BYTES = 64 * 2**20
 LOW_SPACE_BYTES = 10 * 10**9
@@ -33,13 +34,11 @@ _ELSEWHERE = "name another place with --cache_dir"
 
 
 def check_storage(cache_dir: Path) -> list[Check]:
-    """Space, speed, locks and rename where the cache lies or will lie. Everything happens in a directory that is
-    removed.
-    """
+    """Space, speed, rename and lock where the cache lies or will lie, in a directory that is removed."""
     place = cache_dir.expanduser().absolute()
     existing = next(path for path in (place, *place.parents) if path.exists())
     if not existing.is_dir():
-        return [Check(name="disk space", value=f"{existing} is a file", verdict=FAILED, remedy=_ELSEWHERE)]
+        return [failed("disk space", f"{existing} is a file", _ELSEWHERE)]
     space = check_space(existing)
     if space.verdict == FAILED:
         return [space]
@@ -57,13 +56,7 @@ def check_space(place: Path) -> Check:
     free = shutil.disk_usage(place).free
     verdict = FAILED if free < 2 * PROBE_BYTES else ADVICE if free < LOW_SPACE_BYTES else OK
     remedy = f"prepared data takes 2-4 bytes a token: free space or {_ELSEWHERE}" if verdict != OK else ""
-    return Check(
-        name="disk space",
-        value=f"{free / 1e9:.1f} GB free in {place}",
-        verdict=verdict,
-        remedy=remedy,
-        figures={"free_bytes": free},
-    )
+    return Check("disk space", f"{free / 1e9:.1f} GB free in {place}", verdict, remedy, {"free_bytes": free})
 
 
 def check_speed(scratch: Path) -> Check:
@@ -78,44 +71,36 @@ def check_speed(scratch: Path) -> Check:
         write = PROBE_BYTES / (time.perf_counter() - start) / 1e6
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    read = _read_mb_per_second(file)
+    buffer = bytearray(2**22)
+    start = time.perf_counter()
+    with open(file, "rb", buffering=0) as source:
+        while source.readinto(buffer):
+            pass
+    read = PROBE_BYTES / (time.perf_counter() - start) / 1e6
     file.unlink()
-    slow = write < SLOW_WRITE_MB_PER_SECOND
-    return Check(
-        name="disk speed",
-        value=f"write and sync {write:.0f} MB/s, read {read:.0f} MB/s",
-        verdict=ADVICE if slow else OK,
-        remedy=f"a local SSD writes ten times as fast: {_ELSEWHERE}" if slow else "",
-        figures={"write_mb_per_second": round(write, 1), "read_mb_per_second": round(read, 1)},
-    )
+    remedy = f"a local SSD writes ten times as fast: {_ELSEWHERE}" if write < SLOW_WRITE_MB_PER_SECOND else ""
+    value = f"write and sync {write:.0f} MB/s, read {read:.0f} MB/s"
+    return judged("disk speed", value, remedy, write_mb_per_second=round(write, 1), read_mb_per_second=round(read, 1))
 
 
 def check_lock(scratch: Path, other: SecondProcess) -> Check:
     """A lock held here keeps another process out, and a holder that is killed leaves it free. `other` does not
     survive.
     """
+    fails = partial(failed, "lock")
     try:
         from filelock import FileLock, Timeout
     except ImportError:
-        return Check(
-            name="lock",
-            value="the library `filelock` is not installed",
-            verdict=FAILED,
-            remedy="bash scripts/bootstrap.sh",
-        )
+        return fails("the library `filelock` is not installed", BOOTSTRAP)
     path = scratch / "probe.lock"
     remedy = f"two launches would prepare the same data at once: {_ELSEWHERE}, or prepare once before launching"
     with FileLock(path, timeout=0):
         if other.ask("take", path):
-            return Check(name="lock", value="a second process took a lock that was held", verdict=FAILED, remedy=remedy)
+            return fails("a second process took a lock that was held", remedy)
     if not other.ask("take", path):
-        return Check(
-            name="lock", value="a released lock could not be taken by a second process", verdict=FAILED, remedy=remedy
-        )
+        return fails("a released lock could not be taken by a second process", remedy)
     if _take(str(path), []):
-        return Check(
-            name="lock", value="a lock that a second process held could be taken", verdict=FAILED, remedy=remedy
-        )
+        return fails("a lock that a second process held could be taken", remedy)
     other.kill()
     start = time.perf_counter()
     try:
@@ -123,12 +108,9 @@ def check_lock(scratch: Path, other: SecondProcess) -> Check:
             seconds = time.perf_counter() - start
     except Timeout:
         remedy = f"a killed run would block the next one: {_ELSEWHERE}"
-        return Check(name="lock", value="still held 10 s after its holder was killed", verdict=FAILED, remedy=remedy)
-    return Check(
-        name="lock",
-        value=f"keeps a second process out; free {seconds:.2f} s after its holder was killed",
-        figures={"free_after_seconds": round(seconds, 3)},
-    )
+        return fails("still held 10 s after its holder was killed", remedy)
+    value = f"keeps a second process out; free {seconds:.2f} s after its holder was killed"
+    return judged("lock", value, free_after_seconds=round(seconds, 3))
 
 
 def check_rename(scratch: Path, other: SecondProcess) -> Check:
@@ -138,11 +120,9 @@ def check_rename(scratch: Path, other: SecondProcess) -> Check:
     for name in ("staged", "published"):
         (scratch / name).mkdir()
         (scratch / name / "data").write_bytes(b"x")
-    if _replaces(scratch / "staged", scratch / "published"):
+    if _works(os.rename, scratch / "staged", scratch / "published"):
         remedy = f"two preparations could overwrite each other's result: {_ELSEWHERE}"
-        return Check(
-            name="rename", value="a directory with content was replaced by a rename", verdict=FAILED, remedy=remedy
-        )
+        return failed("rename", "a directory with content was replaced by a rename", remedy)
     late = scratch / "late"
     other.ask("see", late / "data")  # a file system may remember that the name was absent
     os.rename(scratch / "staged", late)
@@ -151,33 +131,22 @@ def check_rename(scratch: Path, other: SecondProcess) -> Check:
         time.sleep(0.02)
     lag = time.perf_counter() - start
     if not seen:
-        return Check(
-            name="rename",
-            value=f"a second process does not see a renamed directory after {lag:.0f} s",
-            verdict=FAILED,
-            remedy=_ELSEWHERE,
-        )
-    figures = {"links": _links(late / "data", scratch / "link"), "seen_after_seconds": round(lag, 3)}
+        return failed("rename", f"a second process does not see a renamed directory after {lag:.0f} s", _ELSEWHERE)
+    links = _works(os.link, late / "data", scratch / "link") and (late / "data").stat().st_nlink == 2
     value = (
         f"keeps published directories, seen by a second process after {lag * 1000:.0f} ms, links "
-        f"{'work' if figures['links'] else 'do not work'}"
+        f"{'work' if links else 'do not work'}"
     )
-    if not figures["links"]:
-        return Check(
-            name="rename",
-            value=value,
-            verdict=ADVICE,
-            remedy=f"published data is copied instead, twice the space: {_ELSEWHERE}",
-            figures=figures,
-        )
-    return Check(name="rename", value=value, figures=figures)
+    remedy = "" if links else f"published data is copied instead, twice the space: {_ELSEWHERE}"
+    return judged("rename", value, remedy, links=links, seen_after_seconds=round(lag, 3))
 
 
+@dataclass
 class SecondProcess:
     """Another process that answers questions about paths: "take" a lock, "see" a path."""
 
-    def __init__(self, process: BaseProcess, connection: Connection) -> None:
-        self._process, self._connection = process, connection
+    _process: BaseProcess
+    _connection: Connection
 
     def ask(self, verb: str, path: Path) -> bool:
         """Raises TimeoutError if no answer comes: a file system that hangs has to end the probe, not to hang it too."""
@@ -245,31 +214,12 @@ def _attempt(name: str, probe: Callable[[], Check]) -> Check:
 
 def _failure(name: str, error: OSError | EOFError) -> Check:
     reason = getattr(error, "strerror", None) or str(error) or "the second process ended"
-    return Check(
-        name=name, value=f"the probe ended with {type(error).__name__}: {reason}", verdict=FAILED, remedy=_ELSEWHERE
-    )
+    return failed(name, f"the probe ended with {type(error).__name__}: {reason}", _ELSEWHERE)
 
 
-def _replaces(source: Path, target: Path) -> bool:
+def _works(call: Callable[[Path, Path], None], source: Path, target: Path) -> bool:
     try:
-        os.rename(source, target)
+        call(source, target)
     except OSError:
         return False
     return True
-
-
-def _links(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except OSError:
-        return False
-    return source.stat().st_nlink == 2
-
-
-def _read_mb_per_second(file: Path) -> float:
-    buffer = bytearray(2**22)
-    start = time.perf_counter()
-    with open(file, "rb", buffering=0) as source:
-        while source.readinto(buffer):
-            pass
-    return PROBE_BYTES / (time.perf_counter() - start) / 1e6

@@ -10,10 +10,10 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moai.core.errors import TokenizerError
-from moai.doctor.check import ADVICE, FAILED, OK, Check
+from moai.doctor.check import BOOTSTRAP, Check, failed, judged
 
 if TYPE_CHECKING:
     from moai.pretraining.tokenizer_backend import Chosen
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 MEASURE_SECONDS = 1.5
 ROUND_TRIP_LINES = 200
 _PROBED = 50
-
 _DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
 _SLOW_MB_PER_SECOND = 0.5
 """Byte-level BPE in the `tokenizers` library does about 3 MB/s a core; six times less is not the tokenizer's doing."""
@@ -30,47 +29,31 @@ _TRAIN = "train a fast one: python scripts/train_tokenizer.py --dataset FILE --o
 _SENTENCES = (
     "The kernel counts what a group of processes may use, and the host shows more than that.",
     "첫 번째 학습 단계까지 걸리는 시간은 데이터를 읽고, 나누고, 묶는 속도에 달려 있습니다.",
-    "한국어 문장은 조사와 어미가 붙어서 같은 낱말도 여러 모양으로 나타난다: 학교가, 학교를, 학교에서도.",
     "def fill_rate(tokens: int, rows: int, seq_len: int) -> float:\n    return tokens / (rows * seq_len)  # 0.0 .. 1.0",
-    "로그 파일 12개를 확인했더니 3번째 파일에서만 오류가 났다. (error code: 0x7f)",
     "Les données sont lues une seule fois; 日本語の文と中文句子也在这里。 Ωμέγα, naïve café, 10⁻³ — €5 🙂",
     '{"name": "moai", "values": [1, 2.5, -3e8], "nested": {"empty": [], "text": "줄\\n바꿈"}}',
 )
 
 
 def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> list[Check]:
-    """Loading, speed and round trip; only the first if that fails."""
-    try:
+    """Loading, backend, speed and round trip; only the first if that fails."""
+    try:  # what these modules import may be absent, which a doctor reports
         from moai.pretraining.options import DataConfig
-        from moai.pretraining.tokenizer_backend import (
-            choose,
-            distrusted,
-        )  # needs packages, and their absence is for a doctor to report
+        from moai.pretraining.tokenizer_backend import choose, distrusted
         from moai.tokenizers.load import load_tokenizer
 
         spec = load_tokenizer(tokenizer_path, eos_token=eos_token)
     except TokenizerError as error:
         value, _, remedy = str(error).rpartition("; ")
-        return [Check(name="tokenizer", value=value or str(error), verdict=FAILED, remedy=remedy if value else _TRAIN)]
+        return [failed("tokenizer", value or str(error), remedy if value else _TRAIN)]
     except ImportError as error:
-        return [
-            Check(
-                name="tokenizer",
-                value=str(error),
-                verdict=FAILED,
-                remedy="install the pinned packages: bash scripts/bootstrap.sh",
-            )
-        ]
+        return [failed("tokenizer", str(error), BOOTSTRAP)]
     documents, origin = sample()
     config = DataConfig(tokenizer_path=tokenizer_path)
     chosen = choose(config, spec, distrusted(Path(config.cache_dir).expanduser()), documents[:_PROBED])
-    loaded = Check(
-        name="tokenizer",
-        value=f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}",
-        figures={"vocab_size": spec.vocab_size},
-    )
+    value = f"fast, {spec.vocab_size:,} tokens, ends documents with {spec.eos_token}"
     return [
-        loaded,
+        judged("tokenizer", value, vocab_size=spec.vocab_size),
         check_backend(chosen),
         check_speed(chosen.backend, documents, origin),
         check_round_trip(chosen.reference, documents),
@@ -79,15 +62,10 @@ def check_tokenizer(tokenizer_path: str, *, eos_token: str | None = None) -> lis
 
 def check_backend(chosen: Chosen) -> Check:
     """What would encode, and why. The reference alone is right, and slow."""
-    name = chosen.backend.made_by()["tokenizer"]
-    fast = name != "tokenizers"
-    return Check(
-        name="tokenizer backend",
-        value=f"{name} {chosen.backend.made_by()['version']}: {chosen.reason}",
-        verdict=OK if fast else ADVICE,
-        remedy="" if fast else "a byte-level BPE tokenizer would be encoded some thirty times as fast",
-        figures={"backend": name},
-    )
+    made_by = chosen.backend.made_by()
+    name = made_by["tokenizer"]
+    remedy = "a byte-level BPE tokenizer would be encoded some thirty times as fast" if name == "tokenizers" else ""
+    return judged("tokenizer backend", f"{name} {made_by['version']}: {chosen.reason}", remedy, backend=name)
 
 
 def sample() -> tuple[list[str], str]:
@@ -96,8 +74,7 @@ def sample() -> tuple[list[str], str]:
         sources = [list(_read_documents(path)) for path in sorted(_DEMO.glob("*.jsonl.zst"))]
     except (ImportError, OSError, ValueError):
         sources = []  # a doctor has to work in a damaged clone too
-    documents = [document for turn in itertools.zip_longest(*sources) for document in turn if document]
-    if documents:
+    if documents := [document for turn in itertools.zip_longest(*sources) for document in turn if document]:
         return documents, "the demo corpus"
     # Numbers keep the repeats from being one cached word after another.
     return [f"{sentence} {n}" for n in range(300) for sentence in _SENTENCES], "built-in sentences"
@@ -116,37 +93,28 @@ def check_speed(backend: Backend, documents: list[str], origin: str) -> Check:
         if seconds >= MEASURE_SECONDS:
             break
     tokens, megabytes = num_tokens / seconds, num_bytes / seconds / 1e6
-    slow = megabytes < _SLOW_MB_PER_SECOND
-    return Check(
-        name="tokenizer speed",
-        value=f"{tokens / 1e6:.2f} M tokens/s, {megabytes:.2f} MB/s on one core ({origin})",
-        verdict=ADVICE if slow else OK,
-        remedy="about 3 MB/s is usual: is the machine busy, or the container's CPU quota used up?" if slow else "",
-        figures={
-            "tokens_per_second": round(tokens),
-            "mb_per_second": round(megabytes, 3),
-            "bytes_per_token": round(num_bytes / max(1, num_tokens), 2),
-        },
+    remedy = "about 3 MB/s is usual: is the machine busy, or the container's CPU quota used up?"
+    return judged(
+        "tokenizer speed",
+        f"{tokens / 1e6:.2f} M tokens/s, {megabytes:.2f} MB/s on one core ({origin})",
+        remedy if megabytes < _SLOW_MB_PER_SECOND else "",
+        tokens_per_second=round(tokens),
+        mb_per_second=round(megabytes, 3),
+        bytes_per_token=round(num_bytes / max(1, num_tokens), 2),
     )
 
 
 def check_round_trip(backend: Reference, documents: list[str]) -> Check:
-    """Lines spread over the sample, encoded and decoded. A difference is advice: some tokenizers fold case or spaces by
-    design.
-    """
+    """Lines spread over the sample. A difference is advice: some tokenizers fold case or spaces by design."""
     lines = [line[:2000] for document in documents for line in document.splitlines() if line.strip()]
     lines = lines[:: max(1, len(lines) // ROUND_TRIP_LINES)][:ROUND_TRIP_LINES]
     changed = [line for line in lines if backend.decode(backend.encode_batch([line])[0].tolist()) != line]
-    example = f", first {changed[0][:40]!r}" if changed else ""
-    return Check(
-        name="round trip",
-        value=f"{len(lines) - len(changed)} of {len(lines)} lines come back unchanged{example}",
-        verdict=ADVICE if changed else OK,
-        remedy="the tokenizer normalizes or drops characters: keep it if that is meant, else take a byte-level one"
-        if changed
-        else "",
-        figures={"lines": len(lines), "changed": len(changed)},
-    )
+    value = f"{len(lines) - len(changed)} of {len(lines)} lines come back unchanged"
+    figures: dict[str, Any] = {"lines": len(lines), "changed": len(changed)}
+    if not changed:
+        return judged("round trip", value, **figures)
+    remedy = "the tokenizer normalizes or drops characters: keep it if that is meant, else take a byte-level one"
+    return judged("round trip", f"{value}, first {changed[0][:40]!r}", remedy, **figures)
 
 
 def _read_documents(path: Path) -> Iterator[str]:

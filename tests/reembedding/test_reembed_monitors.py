@@ -20,9 +20,10 @@ from moai.core.config import Setting
 from moai.core.distributed import owner
 from moai.core.errors import ConfigError, StorageError
 from moai.core.resources import Machine
+from moai.doctor import reembedding as doctor
 from moai.reembedding.build import build
 from moai.reembedding.database import Database
-from moai.reembedding.monitor import performance, progress, specs, speed, threads
+from moai.reembedding.monitor import performance, progress, speed
 from moai.reembedding.monitor.state import State, WatchConfig, is_paused, look
 from moai.reembedding.options import GIB, ReembedConfig, embedding_batch_size
 from moai.reembedding.runs import Sample, pace, parse
@@ -276,18 +277,22 @@ def test_specs_recommend_by_what_this_process_may_use() -> None:
         disk_free_bytes=10 * GIB,
         gpus=0,
     )
-    said = list(specs.lines(small, None))
+    said = list(doctor.specs_lines(small, None))
     assert said[0] == "CPUs       2 (cgroup v2)"
     assert said[-1] == "use        --doc-batch-size 100 --embedding-batch-size 512 --commit-interval 5"
     large = replace(small, memory_bytes=Setting(32 * GIB, "MemAvailable"))
-    assert specs.recommended(large, None) == {"doc-batch-size": 500, "embedding-batch-size": 2048, "commit-interval": 5}
+    assert doctor.recommended(large, None) == {
+        "doc-batch-size": 500,
+        "embedding-batch-size": 2048,
+        "commit-interval": 5,
+    }
 
 
 def test_threads_are_those_this_process_may_use() -> None:
     machine = Machine(
         cpus=Setting(2, "affinity"), memory_bytes=Setting(GIB, ""), total_memory_bytes=GIB, disk_free_bytes=GIB, gpus=0
     )
-    said = "\n".join(threads.lines(threads.ThreadsConfig(measure=False), machine, {"OMP_NUM_THREADS": "1"}))
+    said = "\n".join(doctor.threads_lines(False, machine, {"OMP_NUM_THREADS": "1"}))
     assert "CPUs       2 (affinity)" in said
     assert "OMP_NUM_THREADS=1" in said
 

@@ -3,6 +3,4 @@
 progress      how many documents of each type a version holds
 speed         a line every --interval seconds, a summary at Ctrl-C
 performance   seconds a document, documents an hour, what is left, a verdict
-specs         what this machine is, and the sizes that fit it
-threads       which threads torch would use, and whether more of them are faster
 """
