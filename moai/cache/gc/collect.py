@@ -7,11 +7,10 @@ use.
 
 A prepared directory is superseded when every plan that led to it can no longer be met, because its files have changed
 or the versions have, and a newer plan of the same flags covers all of its files. One whose raw data is merely gone is
-kept: nothing could make it again. Digests, transforms and verdicts go once they serve nothing that stays
-(`moai.cache.gc.mark`). In use is what a process on this host has mapped, what a record of `moai.cache.leases` says,
-and, while any preparation is at work in the cache, every shard, every directory and every such record. How a
-preparation that begins meanwhile is kept safe: see `moai.cache.gc.sweep`. Ages are file times against the time of a
-file just written there, so that only one clock is asked.
+kept: nothing could make it again. In use is what a process on this host has mapped, what a record of
+`moai.cache.leases` says, and, while any preparation is at work in the cache, everything that preparations look for.
+`moai.cache.gc.sweep` keeps a preparation safe that begins meanwhile. Ages are file times against that of a file just
+written there, so only one clock is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import fcntl
 import math
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moai.cache.gc.mark import Reach, listed, records_in
-from moai.cache.gc.sweep import Attempts, Retirement, published
+from moai.cache.gc.mark import listed, records_in, useless
+from moai.cache.gc.sweep import Retirement, attempts, published, remove
 from moai.cache.leases import lives, read_owner, uses
 from moai.core.config import option
 from moai.core.errors import ConfigError, DamagedError
@@ -58,10 +56,9 @@ class GcConfig:
     dry_run: bool = option(False, "only say what would go")
 
     def __post_init__(self) -> None:
-        if self.older_than < 0:
-            raise ConfigError(f"older_than = {self.older_than}: must be 0 days or more")
-        if self.max_bytes is not None and self.max_bytes < 0:
-            raise ConfigError(f"max_bytes = {self.max_bytes}: must be 0 or more")
+        for name in ("older_than", "max_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be 0 or more")
 
 
 def collect(config: GcConfig) -> Iterator[str]:
@@ -72,8 +69,7 @@ def collect(config: GcConfig) -> Iterator[str]:
     with storage_errors(cache), contextlib.ExitStack() as stack:
         space = _Space(cache)
         retirement = None if config.dry_run else stack.enter_context(Retirement.open(cache))
-        now = retirement.now if retirement else time.time()
-        yield from _Collection(cache, config, now, retirement, space).run()
+        yield from _Collection(cache, config, retirement.now if retirement else time.time(), retirement, space).run()
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,6 @@ class _Shard:
     key: str
     paths: tuple[Path, ...]
     written_at: float
-    linked: bool
-    """Another name leads to the data: its removal would free nothing."""
 
 
 @dataclass
@@ -93,148 +87,118 @@ class _Collection:
     config: GcConfig
     now: float
     retirement: Retirement | None
+    """None with --dry_run."""
     space: _Space
     gone: set[Path] = field(default_factory=set)
     """What was retired, or with --dry_run would have been."""
 
     def run(self) -> Iterator[str]:
-        verb = "would go" if self.config.dry_run else "removed"
-        before = self.space.bytes
-        yield from (f"{verb:9} {line}" for line in self._left_behind())
-        if live := self._attempts.live():
+        verb, freed = ("would go", "would be freed") if self.config.dry_run else ("removed", "freed")
+        before, most_bytes = self.space.bytes, self.config.max_bytes
+        yield from (f"{verb:9} {line}" for what, paths in self._left_behind() for line in self._remove(paths, what))
+        own = self.retirement.place if self.retirement else None
+        if live := attempts(self.cache, self.now, own=own)[0]:
             yield f"kept      all shards and prepared directories: {live[0].name} is at work in this cache"
         else:
-            by_size = [self._largest, self._unneeded] if self.config.max_bytes is not None else []
-            for step in (self._unreached, self._unneeded, *by_size):
-                yield from (f"{verb:9} {line}" for line in step())
+            by_size = [self._largest(most_bytes), self._unneeded()] if most_bytes is not None else []
+            for lines in (self._unreached(), self._unneeded(), *by_size):
+                yield from (f"{verb:9} {line}" for line in lines)
             if self.retirement and self.retirement.stopped:
                 yield f"kept      the rest: {self.retirement.stopped}; run again later"
-        if self.config.max_bytes is not None and self.space.bytes > self.config.max_bytes:
-            yield f"kept      {_size(self.space.bytes)}, more than {_size(self.config.max_bytes)}: all of it is in use"
-        yield (
-            f"{_size(before - self.space.bytes)} {'would be freed' if self.config.dry_run else 'freed'}, "
-            f"{_size(self.space.bytes)} left in {self.cache}"
-        )
+        if most_bytes is not None and self.space.bytes > most_bytes:
+            yield f"kept      {_size(self.space.bytes)}, more than {_size(most_bytes)}: all of it is in use"
+        yield f"{_size(before - self.space.bytes)} {freed}, {_size(self.space.bytes)} left in {self.cache}"
 
-    def _left_behind(self) -> Iterator[str]:
-        """What no preparation would ever look for again."""
-        yield from self._remove(self._attempts.dead(), "attempts of preparations that were killed")
-        folders = [
-            self.cache / name for name in ("shards", "transforms", "plans", "launches", "uses", "distrusted")
-        ] + listed(self.cache / "ranges")
-        temporary = [
-            path for folder in folders for path in listed(folder) if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)
-        ]
-        yield from self._remove(
-            [path for path in temporary if self.now - _written_at(path) > _TEMPORARY_SECONDS],
+    def _left_behind(self) -> Iterator[tuple[str, list[Path]]]:
+        """What no preparation would ever look for again; each list is removed before the next is made."""
+        yield "attempts of preparations that were killed", attempts(self.cache, self.now)[1]
+        names = ("shards", "transforms", "plans", "launches", "uses", "distrusted")
+        places = [path for name in names for path in listed(self.cache / name)]
+        places += [path for folder in listed(self.cache / "ranges") for path in listed(folder)]
+        unfinished = [path for path in places if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)]
+        yield (
             "files that were never finished",
+            [path for path in unfinished if self.now - _written_at(path) > _TEMPORARY_SECONDS],
         )
-        yield from self._remove(
-            [
-                p
-                for p in self._json("launches")
-                if self._is_old(p) and not lives(read_owner(p), self.now - _written_at(p))
-            ],
+        launches = [path for path in listed(self.cache / "launches") if re.fullmatch(r"[^.].*\.json", path.name)]
+        yield (
             "status files of launches that ended",
+            [p for p in launches if self._is_old(p) and not lives(read_owner(p), self.now - _written_at(p))],
         )
-        yield from self._remove(
-            [p for p in listed(self.cache / "quarantine") if self._is_old(p)], "lists of bad records of failed runs"
-        )
-        yield from self._remove(
-            [use.path for use in uses(self.cache) if not use.is_live(self.now) and self._is_old(use.path)],
-            "records of uses that ended",
-        )
-        yield from self._remove_free_locks()
+        yield "lists of bad records of failed runs", list(filter(self._is_old, listed(self.cache / "quarantine")))
+        ended = [use.path for use in uses(self.cache) if not use.is_live(self.now) and self._is_old(use.path)]
+        yield "records of uses that ended", ended
+        with contextlib.ExitStack() as held:
+            # Removed while held here. Who waits for one makes a new one: filelock looks whether its file has its name.
+            free = []
+            for path in listed(self.cache / "locks"):
+                with contextlib.suppress(OSError, ValueError):
+                    held.enter_context(_locked(path))
+                    free.append(path)
+            yield "locks that nobody holds", free
 
     def _unreached(self) -> Iterator[str]:
         """Directories and shards that nothing leads to, and that are old."""
         for path, why in self._replaced():
-            if self.now - self._used_at(path) >= self._old_seconds:
+            if self.now - self._used_at(path) >= self.config.older_than * _DAY_SECONDS:
                 yield from self._retire_directory(path, why)
-        plans_left = [
-            path
-            for path, record in plans(self.cache)
-            if record["directory"] not in published(self.cache) and self._is_old(path)
-        ]
-        yield from self._remove(plans_left, "plans whose prepared directory is gone")
-        needed = self._needed()
-        shards = [shard for shard in self._shards() if shard.key not in needed and not shard.linked]
-        yield from self._retire_shards(
-            [shard for shard in shards if self.now - shard.written_at >= self._old_seconds],
-            "that no prepared directory links",
-        )
+        there = published(self.cache)
+        lost = [path for path, plan in plans(self.cache) if plan["directory"] not in there and self._is_old(path)]
+        yield from self._remove(lost, "plans whose prepared directory is gone")
+        old = [shard for shard in self._unlinked() if all(map(self._is_old, shard.paths))]
+        yield from self._retire_shards(old, "that no prepared directory links")
         asides = [path for path in listed(self.cache / "shards") if ".corrupt-" in path.name and self._is_old(path)]
         yield from self._remove(asides, "damaged shards that were set aside")
 
     def _unneeded(self) -> Iterator[str]:
-        """Records that serve no shard and no directory any more, and that are old. Retired like those: a preparation
-        may count on what it saw.
-        """
-        keys = [path.stem for path in records_in(self.cache / "shards") if path not in self.gone]
-        reach = Reach.of(
-            self.cache, shards=keys, directories=self._directories(), plans=[record for _, record in plans(self.cache)]
+        """Old records that serve nothing any more, retired like shards: a preparation may count on what it saw."""
+        found = useless(
+            self.cache,
+            shards=[path.stem for path in records_in(self.cache / "shards") if path not in self.gone],
+            directories=self._directories(),
+            plans=[record for _, record in plans(self.cache)],
         )
-        for what, paths in reach.useless(self.cache):
-            old = [path for path in paths if path not in self.gone and self._is_old(path)]
-            yield from self._retire([(path,) for path in old], what)
+        for what, paths in found:
+            yield from self._retire([(path,) for path in paths if path not in self.gone and self._is_old(path)], what)
 
-    def _largest(self) -> Iterator[str]:
-        """The longest unused, until the cache takes `max_bytes`: shards that nothing links, then directories with what
+    def _largest(self, most_bytes: int) -> Iterator[str]:
+        """The longest unused, until the cache takes `most_bytes`: shards that nothing links, then directories with what
         only they link.
         """
-        most_bytes = self.config.max_bytes or 0
-        needed = self._needed()
-        for shard in sorted(
-            (s for s in self._shards() if s.key not in needed and not s.linked), key=lambda s: s.written_at
-        ):
+        for shard in sorted(self._unlinked(), key=lambda shard: shard.written_at):
             if self.space.bytes <= most_bytes:
                 return
             yield from self._retire_shards([shard], "that no prepared directory links")
         for path in sorted(self._directories(), key=self._used_at):
             if self.space.bytes <= most_bytes:
                 return
-            keys = _keys(path)
-            yield from self._retire_directory(
-                path, f"unused for {(self.now - self._used_at(path)) / _DAY_SECONDS:.1f} days"
-            )
+            keys, days = _keys(path), (self.now - self._used_at(path)) / _DAY_SECONDS
+            yield from self._retire_directory(path, f"unused for {days:.1f} days")
             if path in self.gone:
-                freed = keys - self._needed()
-                yield from self._retire_shards(
-                    [s for s in self._shards() if s.key in freed and not s.linked], "that it alone linked"
-                )
-
-    @property
-    def _attempts(self) -> Attempts:
-        return self.retirement.attempts if self.retirement else Attempts(self.cache, self.now)
-
-    @property
-    def _old_seconds(self) -> float:
-        return self.config.older_than * _DAY_SECONDS
+                freed = [shard for shard in self._unlinked() if shard.key in keys]
+                yield from self._retire_shards(freed, "that it alone linked")
 
     def _is_old(self, path: Path) -> bool:
-        return self.now - _written_at(path) >= self._old_seconds
-
-    def _json(self, folder: str) -> list[Path]:
-        return [
-            path for path in listed(self.cache / folder) if path.suffix == ".json" and not path.name.startswith(".")
-        ]
+        return self.now - _written_at(path) >= self.config.older_than * _DAY_SECONDS
 
     def _directories(self) -> list[Path]:
         return [path for path in listed(self.cache / "datasets") if path not in self.gone]
 
-    def _shards(self) -> Iterator[_Shard]:
+    def _unlinked(self) -> list[_Shard]:
+        """Shards of which no directory that stays was made, and whose data has no other name: removal frees space."""
+        needed = {key for path in self._directories() for key in _keys(path)}
+        endings = ("json", "arrow", "bad.jsonl", "documents")
         by_key: dict[str, dict[str, Path]] = {}
         for path in listed(self.cache / "shards"):
             key, _, ending = path.name.partition(".")
-            if key and ending in ("json", "arrow", "bad.jsonl", "documents") and path not in self.gone:
+            if key and key not in needed and ending in endings and path not in self.gone:
                 by_key.setdefault(key, {})[ending] = path
+        shards = []
         for key, found in sorted(by_key.items()):
-            paths = tuple(found[ending] for ending in ("json", "arrow", "bad.jsonl", "documents") if ending in found)
-            yield _Shard(key, paths, max(map(_written_at, paths)), any(self.space.names(path) > 1 for path in paths))
-
-    def _needed(self) -> set[str]:
-        """Keys of the shards that a directory which stays was made of."""
-        return {key for path in self._directories() for key in _keys(path)}
+            paths = tuple(found[ending] for ending in endings if ending in found)
+            if all(self.space.names(path) == 1 for path in paths):
+                shards.append(_Shard(key, paths, max(map(_written_at, paths))))
+        return shards
 
     def _replaced(self) -> Iterator[tuple[Path, str]]:
         """Directories that were set aside, and those to which only superseded plans lead."""
@@ -261,9 +225,8 @@ class _Collection:
     def _is_used(self, directory: str) -> bool:
         """Also one that was set aside may be: its readers noted the name it had."""
         names = {directory, directory.partition(".wrong-")[0]}
-        return any(use.directory in names and use.is_live(self.now) for use in uses(self.cache)) or directory in mapped(
-            self.cache
-        )
+        noted = any(use.directory in names and use.is_live(self.now) for use in uses(self.cache))
+        return noted or directory in mapped(self.cache)
 
     def _retire_directory(self, path: Path, why: str) -> Iterator[str]:
         if self._is_used(path.name):
@@ -295,23 +258,11 @@ class _Collection:
         if not paths:
             return
         size = self.space.drop([inner for path in paths for inner in (path, *_tree(path))])
-        if self.retirement:
-            for path in paths:
-                failpoint("gc.remove", path)
-                _delete(path)
+        for path in paths if self.retirement else ():
+            failpoint("gc.remove", path)
+            with contextlib.suppress(FileNotFoundError):
+                remove(path)
         yield f"{len(paths):,} {what}: {_size(size)}"
-
-    def _remove_free_locks(self) -> Iterator[str]:
-        """A lock is removed while it is held here. Whoever waits for it makes a new one: filelock looks whether what it
-        locked still has its name.
-        """
-        with contextlib.ExitStack() as held:
-            free = []
-            for path in listed(self.cache / "locks"):
-                with contextlib.suppress(OSError, ValueError):
-                    held.enter_context(_locked(path))
-                    free.append(path)
-            yield from self._remove(free, "locks that nobody holds")
 
 
 class _Space:
@@ -344,13 +295,11 @@ class _Space:
         return freed
 
 
-def mapped(cache: Path, proc: Path = Path("/proc")) -> set[str]:
-    """Names of the published directories of which a process on this host, as far as it may be asked, has a file
-    mapped.
-    """
+def mapped(cache: Path) -> set[str]:
+    """Names of the published directories of which a process on this host, as far as it may be asked, maps a file."""
     inside = re.compile(re.escape(os.path.realpath(cache / "datasets")) + r"/([^/\n]+)/")
     names: set[str] = set()
-    for maps in proc.glob("[0-9]*/maps"):
+    for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
             names.update(inside.findall(maps.read_text(errors="replace")))
     return names
@@ -360,17 +309,15 @@ def _is_superseded(
     path: Path, record: Mapping[str, Any], records: Sequence[tuple[Path, Mapping[str, Any]]], cache: Path
 ) -> bool:
     """Whether a newer plan stands in for one that can no longer be met: a file is another now, or the versions are."""
-    newer = [
-        other
-        for other_path, other in records
-        if _written_at(other_path) > _written_at(path) and (cache / "datasets" / other["directory"]).is_dir()
-    ]
     instead = [
-        other
-        for other in newer
-        if other["directory"] != record["directory"] and stands_for(other["fields"], record["fields"])
+        other["fields"]
+        for other_path, other in records
+        if _written_at(other_path) > _written_at(path)
+        and other["directory"] != record["directory"]
+        and (cache / "datasets" / other["directory"]).is_dir()
+        and stands_for(other["fields"], record["fields"])
     ]
-    if any(other["fields"][group] != record["fields"][group] for other in instead for group in ("tokenizer", "format")):
+    if any(other[group] != record["fields"][group] for other in instead for group in ("tokenizer", "format")):
         return True
     return bool(instead) and any(_is_another(Path(name), seen) for name, seen in record["fields"]["files"].items())
 
@@ -407,11 +354,6 @@ def _tree(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
         for folder, folders, files in os.walk(path):
             yield from (Path(folder) / name for name in [*folders, *files])
-
-
-def _delete(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _written_at(path: Path) -> float:
