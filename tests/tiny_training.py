@@ -52,7 +52,7 @@ def train_here(folder: Path, *flags: str) -> Path:
 
 def losses(output: Path) -> list[float]:
     """Of every logged step, from the newest checkpoint."""
-    newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    newest = max(output.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2]))
     return [
         entry["loss"]
         for entry in json.loads((newest / "trainer_state.json").read_text())["log_history"]

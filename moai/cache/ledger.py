@@ -10,14 +10,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moai.core.failpoints import failpoint
-from moai.core.files import canonical_json, digest_file, digest_json, make_way, regular_size, write_atomic
+from moai.core.files import canonical_json, digest_file, make_way, regular_size, sealed, unsealed, write_atomic
 from moai.core.fsops import read_regular
 from moai.engine.pipeline import RECEIPT_VERSION, Raw, Receipt
 
@@ -67,7 +66,7 @@ class Ledger:
         """The act that makes a shard exist: its data is already in place under its final name."""
         failpoint("receipt.commit", self.shard(receipt.shard_key))
         # Cut by a crash it is no JSON, and the shard is made again.
-        _write(self.cache / "shards" / f"{receipt.shard_key}.json", _sealed(receipt.as_json()))
+        _write(self.cache / "shards" / f"{receipt.shard_key}.json", sealed(receipt.as_json()))
         failpoint("receipt.committed", self.shard(receipt.shard_key))
 
     def forget(self, which: Callable[[Receipt], bool]) -> int:
@@ -96,7 +95,7 @@ class Ledger:
         path = self._range(stamp_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         failpoint("range.remember")
-        _write(path, _sealed({**value, "of": stamp_id}))  # lost in a crash, the range is merely read again
+        _write(path, sealed({**value, "of": stamp_id}))  # lost in a crash, the range is merely read again
 
     def remember_raw(self, stamp_id: str, raw: Raw) -> None:
         self.remember(stamp_id, asdict(raw))
@@ -114,16 +113,10 @@ class Ledger:
         return self.cache / "ranges" / stamp_id[:2] / f"{stamp_id}.json"
 
 
-def _sealed(value: Mapping[str, Any]) -> bytes:
-    """A small JSON object with its own digest: what it says is believed, so no bit of it may change unseen."""
-    return canonical_json({**value, "self_digest": digest_json(value)})
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     """What was sealed; None where it is absent, was cut by a crash or changed since (the work is then done again)."""
     try:
-        value = json.loads(read_regular(path, _MOST_BYTES))
-        return value if value.pop("self_digest") == digest_json(value) else None
+        return unsealed(read_regular(path, _MOST_BYTES))
     except PermissionError:
         raise  # another user's: nothing could be put in its place
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -21,7 +21,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -133,6 +133,21 @@ def canonical_json(value: Any) -> bytes:
 def digest_json(value: Any) -> str:
     """sha256 of the canonical JSON, in hex: the identity of a value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """A JSON object with its own digest: what it says is believed, so no bit of it may change unseen."""
+    return canonical_json({**value, "self_digest": digest_json(value)})
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What was sealed. Raises ValueError, LookupError, TypeError, AttributeError or RecursionError where it was not, or
+    has changed since.
+    """
+    value: dict[str, Any] = json.loads(data)
+    if value.pop("self_digest") != digest_json(value):
+        raise ValueError("its own digest is another")
+    return value
 
 
 def digest_file(path: Path) -> str:

@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,20 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     none, or has more than `most_bytes`.
     """
     return _patiently(path, lambda: _read_regular(path, most_bytes))
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, *, follow_links: bool = False) -> Iterator[BufferedReader]:
+    """A regular file. No FIFO or device is waited for. Raises OSError; ValueError where it is none."""
+    with contextlib.suppress(OSError):
+        if not follow_links and stat.S_ISLNK(os.lstat(path).st_mode):
+            raise ValueError(kind_of(stat.S_IFLNK))
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    with open(os.open(path, flags), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(kind_of(mode))
+        yield file
 
 
 def look_at(path: Path) -> os.stat_result:
@@ -121,19 +136,8 @@ def _patiently(path: Path, look: Callable[[], T]) -> T:
 
 
 def _read_regular(path: Path, most_bytes: int) -> bytes:
-    with contextlib.suppress(OSError):
-        if stat.S_ISLNK(os.lstat(path).st_mode):
-            raise ValueError(kind_of(stat.S_IFLNK))
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(kind_of(found.st_mode))
-        with open(descriptor, "rb", closefd=False) as file:
-            # No more than there is: a buffer of `most_bytes` may be more memory than this process gets.
-            data = file.read(found.st_size + 1) if found.st_size <= most_bytes else b""
-        if max(found.st_size, len(data)) > most_bytes:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
             raise ValueError(f"larger than {most_bytes:,} bytes")
-        return data
-    finally:
-        os.close(descriptor)
+        return file.read(size)  # a buffer of `most_bytes` may be more memory than this process gets

@@ -1,9 +1,9 @@
 """Checkpoints: which one is whole, which one a run may go on from, and what the run must know of it.
 
-A crash while a checkpoint is written leaves a directory that looks like one. `problem` says what it lacks; `choose`
-takes the newest whole one and renames newer broken ones to `checkpoint-N.incomplete`, so that nobody takes them for one
-again. A launcher that starts the ranks anew (`is_restart`) repeats the command of the start, and means: go on from the
-newest.
+A crash while a checkpoint is written leaves a directory that looks like one, a disk may lose a block of one that was
+whole. `problem` says what is wrong with it; `choose` takes the newest whole one and renames newer broken ones to
+`checkpoint-N.incomplete`, so that nobody takes them for one again. A launcher that starts the ranks anew (`is_restart`)
+repeats the command of the start, and means: go on from the newest.
 
     choose("auto", Path("outputs/demo"), expected)         # rank 0, before training -> outputs/demo/checkpoint-80
 """
@@ -19,18 +19,20 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moai.core.errors import ConfigError, StorageError
+from moai.core.errors import ConfigError, DamagedError, MoaiError, StorageError
 from moai.core.failpoints import failpoint
-from moai.core.files import free_bytes, write_atomic
+from moai.core.files import free_bytes
+from moai.core.fsops import open_regular, read_regular
+from moai.training import history
 from moai.training.arguments import AUTO
+from moai.training.process_group import is_broken
+from moai.training.record import MOST_BYTES, RECORD, Record
 
 logger = logging.getLogger(__name__)
 
-RECORD = "moai_data.json"
 SENTINEL = "checkpoint-is-incomplete.txt"
 """transformers puts this file into a checkpoint it writes on SIGTERM, and removes it when done."""
 
@@ -39,40 +41,10 @@ _OF_FSDP = ("optimizer.bin", "pytorch_model_fsdp.bin")
 """What accelerate writes of an FSDP run instead of optimizer.pt: the optimizer's state and, beside model.safetensors,
 the weights once more.
 """
-_TYPES = {"content_digest": str, "order": dict}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What a checkpoint was trained on, saved in it as moai_data.json: the data, its order, and how far in it.
-
-    order        what decides the order beside the data: its version, seed and window, and the mixture as `asked` for
-                 and as resolved to `shares`
-    position     rows of that order that were trained on, over all ranks and since the run began
-    tokens_seen  trained tokens, likewise
-    """
-
-    content_digest: str
-    rows: int
-    order: dict[str, Any]
-    world_size: int
-    rows_per_step: int
-    position: int = 0
-    tokens_seen: int = 0
-
-    def save(self, checkpoint: Path) -> None:
-        write_atomic(checkpoint / RECORD, json.dumps(asdict(self), indent=1).encode())
-
-    @classmethod
-    def load(cls, checkpoint: Path) -> Record:
-        """Raises OSError, ValueError, KeyError or TypeError when it is absent or not a record."""
-        found = json.loads((checkpoint / RECORD).read_bytes())
-        values = {field.name: found[field.name] for field in fields(cls)}
-        if any(
-            isinstance(value, bool) or not isinstance(value, _TYPES.get(name, int)) for name, value in values.items()
-        ):
-            raise ValueError("not a record of moai")
-        return cls(**values)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a file that holds something else makes reading it raise."""
 
 
 def numbered(output_dir: Path) -> list[Path]:
@@ -91,34 +63,39 @@ def step_of(checkpoint: Path) -> int:
 
 def global_step(checkpoint: Path) -> int:
     """The step it was saved at, whatever it is named."""
-    return int(json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"])
+    return int(_state(checkpoint)["global_step"])
 
 
 def newest_complete(output_dir: Path) -> Path | None:
     return next((path for path in numbered(output_dir) if problem(path) is None), None)
 
 
-def problem(checkpoint: Path) -> str | None:
-    """What keeps this checkpoint from being one, or None. Weights are checked by their header and size, not read."""
-    if (checkpoint / SENTINEL).exists():
+def problem(checkpoint: Path, *, read: bool = False) -> str | None:
+    """What keeps this checkpoint from being one, or None: every file by its kind and size, and if they are to be `read`
+    by every byte. Where no digests were taken, ends of archives and headers of weights are all there is to look at.
+    """
+    if os.path.lexists(checkpoint / SENTINEL):
         return f"{SENTINEL} says that it was being written"
+    name = RECORD
     try:
-        step = global_step(checkpoint)
         record = Record.load(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return _why(error, f"trainer_state.json or {RECORD}")
-    if re.fullmatch(r"checkpoint-[0-9]+", checkpoint.name) and step != step_of(checkpoint):
-        return f"trainer_state.json is of step {step}"
-    random_states = (
-        ["rng_state.pth"] if record.world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(record.world_size)]
-    )
-    for name in (*_optimizer(checkpoint, record.world_size), "scheduler.pt", *random_states):
-        try:
-            # torch writes a zip archive, whose directory is at the end: a cut file has none. Nothing is unpickled.
-            zipfile.ZipFile(checkpoint / name).close()
-        except (OSError, zipfile.BadZipFile) as error:
-            return _why(error, name)
-    return weights_problem(checkpoint)
+        if damage := record.damage(checkpoint, read=read):
+            return damage
+        name = "trainer_state.json"
+        step = global_step(checkpoint)
+        if re.fullmatch(r"checkpoint-[0-9]+", checkpoint.name) and step != step_of(checkpoint):
+            return f"{name} is of step {step}"
+        if not record.files:
+            name = "latest"
+            for name in (*_optimizer(checkpoint, record.world_size), "scheduler.pt", *_random_states(record)):
+                # torch writes a zip archive, whose directory is at the end: a cut file has none. Nothing is unpickled.
+                with open_regular(checkpoint / name) as file:
+                    zipfile.ZipFile(file).close()
+    except (*_UNREADABLE, zipfile.BadZipFile) as error:
+        return _why(error, name)
+    if not record.files and (cut := weights_problem(checkpoint)):
+        return cut
+    return _against_history(checkpoint, step, record) if read else None
 
 
 def written_by(checkpoint: Path) -> str:
@@ -133,30 +110,57 @@ def _optimizer(checkpoint: Path, world_size: int) -> list[str]:
     kind = written_by(checkpoint)
     if kind != DEEPSPEED:
         return ["optimizer.pt"] if kind == PLAIN else [*_OF_FSDP]
-    folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    folder = checkpoint / read_regular(checkpoint / "latest", 1 << 10).decode().strip()
     parts = [
         f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(world_size)
     ]  # in bfloat16 with a bf16_ in front
     return [f"{folder.name}/{next((found.name for found in folder.glob(f'*{part}')), part)}" for part in parts]
 
 
+def _random_states(record: Record) -> list[str]:
+    return (
+        ["rng_state.pth"] if record.world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(record.world_size)]
+    )
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """trainer_state.json, of the shape that transformers and history.jsonl take. Raises one of _UNREADABLE."""
+    state: dict[str, Any] = json.loads(read_regular(checkpoint / "trainer_state.json", MOST_BYTES))
+    if not all(isinstance(line, dict) for line in list(state["log_history"])) or state["global_step"] < 0:
+        raise ValueError("not the state of a trainer")
+    return state
+
+
+def _against_history(checkpoint: Path, step: int, record: Record) -> str | None:
+    """That the run logged another position at this step: rows would be trained on twice, or never."""
+    try:
+        entries = history.read(checkpoint.parent / history.NAME)
+    except (OSError, ValueError):
+        return None  # it is no part of a checkpoint, and a run may lack it
+    for name, here in (("position", record.position), ("tokens", record.tokens_seen)):
+        logged = [line[name] for line in entries if line["kind"] == "train" and line["step"] == step and name in line]
+        if logged and here not in logged:
+            return f"{RECORD} says {name} {here:,}, {history.NAME} at step {step} {logged[-1]}"
+    return None
+
+
 def weights_problem(directory: Path) -> str | None:
-    """What keeps `directory` from holding a saved model (config.json and safetensors, whole or in shards), or None."""
+    """What keeps `directory` from holding a saved model (config.json and safetensors, whole or in shards), or None.
+    Weights are looked at by their header and size, not read.
+    """
     index = directory / "model.safetensors.index.json"
     name = "config.json"
     try:
-        if not isinstance(json.loads((directory / name).read_bytes()), dict):
+        if not isinstance(_json(directory / name), dict):
             return f"{name} is not a configuration"
         name = index.name
-        names = (
-            sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            if index.exists()
-            else ["model.safetensors"]
-        )
+        names = ["model.safetensors"]
+        if os.path.lexists(index):
+            names = sorted(set(_json(index)["weight_map"].values()))
         for name in names:
             if cut := _safetensors_problem(directory / name):
                 return cut
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         return _why(error, name)
     return None
 
@@ -167,7 +171,9 @@ def is_restart(environ: Mapping[str, str]) -> bool:
 
 
 def check_place(wish: str | None, output_dir: Path, *, restarted: bool = False) -> None:
-    """Refuse early, before hours of preparation, what `choose` would refuse. Changes nothing. Raises ConfigError."""
+    """Refuse early, before hours of preparation, what `choose` would refuse. Changes nothing, and reads no weights.
+    Raises ConfigError.
+    """
     if restarted:
         return
     there = numbered(output_dir)
@@ -181,10 +187,15 @@ def check_place(wish: str | None, output_dir: Path, *, restarted: bool = False) 
             f"--resume_from_checkpoint auto: {output_dir} has no checkpoint; the same command without "
             f"--resume_from_checkpoint starts the run that makes one"
         )
-    if wish not in (None, AUTO) and (reason := problem(Path(str(wish)))):
+    if wish not in (None, AUTO):
+        _check_named(Path(str(wish)), read=False)
+
+
+def _check_named(checkpoint: Path, *, read: bool) -> None:
+    if reason := problem(checkpoint, read=read):
         raise ConfigError(
-            f"--resume_from_checkpoint {wish}: not a complete checkpoint ({reason}); 'auto' takes the newest complete "
-            f"one of --output_dir"
+            f"--resume_from_checkpoint {checkpoint}: not a complete checkpoint ({reason}); 'auto' takes the newest "
+            f"complete one of --output_dir"
         )
 
 
@@ -199,8 +210,14 @@ def choose(wish: str | None, output_dir: Path, expected: Record, *, restarted: b
         chosen = _newest_after_cleaning(output_dir) or named
         if chosen is None:
             logger.warning("%s: no complete checkpoint is left, so training starts from the beginning", output_dir)
+    if chosen is not None and chosen == named:
+        _check_named(named, read=True)
     if chosen is not None:
         _check_record(chosen, expected)
+        if not Record.load(chosen).files:
+            logger.warning(
+                "%s: no digests were taken when it was saved, so damage inside its files is not seen", chosen
+            )
     if named is not None and chosen == named:
         _set_others_aside(named, output_dir)
     return chosen
@@ -246,6 +263,26 @@ def storing(place: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def loading(checkpoint: str | Path | None, what: str) -> Iterator[None]:
+    """What torch and transformers raise over a file that is not what they take it for, as DamagedError. Only tensors,
+    numbers and plain containers are ever unpickled.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MoaiError) or type(error).__name__ == "OutOfMemoryError" or is_broken(error):
+            raise
+        text = " ".join(str(error).split())
+        why = f"{type(error).__name__}: {text[:200]}"
+        if "weights_only" in text:
+            why = "it holds other objects than tensors and numbers, which are never loaded"
+        raise DamagedError(
+            f"{checkpoint}: its {what} cannot be loaded ({why}); move that directory away, and "
+            f"--resume_from_checkpoint auto takes the next older one"
+        ) from error
+
+
 def _unwritten(error: Exception, place: Path) -> str | None:
     """Why a file could not be written, or None when `error` is of another kind. safetensors and torch have errors of
     their own.
@@ -263,7 +300,7 @@ def _unwritten(error: Exception, place: Path) -> str | None:
 
 def _newest_after_cleaning(output_dir: Path) -> Path | None:
     for path in numbered(output_dir):
-        reason = problem(path)
+        reason = problem(path, read=True)
         if reason is None:
             return path
         logger.warning("%s is incomplete (%s); renamed to %s", path, reason, _rename(path, "incomplete").name)
@@ -289,7 +326,12 @@ def _rename(path: Path, why: str) -> Path:
         for number in range(1, 1000)
         if not (name := path.with_name(f"{path.name}.{why}{'' if number == 1 else f'-{number}'}")).exists()
     )
-    return path.rename(aside)
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: {error.strerror}, so it cannot be renamed to {aside.name}; move it away"
+        ) from error
 
 
 def _check_record(checkpoint: Path, expected: Record) -> None:
@@ -321,9 +363,9 @@ def _safetensors_problem(path: Path) -> str | None:
     """Eight bytes of header length (little-endian), the header in JSON, then the tensors up to the last
     `data_offsets`.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, follow_links=True) as file:
         length = int.from_bytes(file.read(8), "little")
-        size = path.stat().st_size
+        size = os.fstat(file.fileno()).st_size
         if not 2 <= length <= size - 8:
             return f"{path.name} is cut inside its header"
         header: dict[str, Any] = json.loads(file.read(length))
@@ -331,7 +373,14 @@ def _safetensors_problem(path: Path) -> str | None:
     return None if 8 + length + end == size else f"{path.name} has {size} bytes, its header asks for {8 + length + end}"
 
 
+def _json(path: Path) -> Any:
+    """Of a model, whose files may be links into a cache."""
+    with open_regular(path, follow_links=True) as file:
+        return json.loads(file.read())
+
+
 def _why(error: Exception, name: str) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{Path(error.filename).name if error.filename else name} is missing"
-    return f"{name} is damaged ({type(error).__name__}: {error})"
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return f"{name} is damaged ({kind}{error})"

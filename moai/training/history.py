@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.files import write_atomic
+from moai.core.fsops import read_regular
 
 logger = logging.getLogger(__name__)
 
 NAME = "history.jsonl"
+_MOST_BYTES = 1 << 32
 Entry = dict[str, Any]
 
 
@@ -36,7 +38,13 @@ class History:
 
     def begin(self, step: int, before: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> None:
         """A session that goes on after `step`. `before` is the trainer's own log, for a run that has no file here."""
-        entries = read(self.path) if self.path.exists() else [entry for line in before if (entry := _of_trainer(line))]
+        try:
+            entries = read(self.path)
+        except FileNotFoundError:
+            entries = [entry for line in before if (entry := _of_trainer(line))]
+        except (OSError, ValueError) as error:
+            logger.warning("%s: %s; what it held is not in the new one", self.path, error)
+            entries = []
         kept = [entry for entry in entries if entry["step"] <= step] if step else []
         self._write([*kept, self._stamped({"kind": "start", "step": step, **start})])
 
@@ -63,12 +71,12 @@ class History:
 
 
 def read(path: Path) -> list[Entry]:
-    """All whole lines; the last may have been cut by a crash. Raises OSError."""
+    """All whole lines; the last may have been cut by a crash. Raises OSError, ValueError where it is no file."""
     entries = []
-    for line in path.read_bytes().splitlines():
+    for line in read_regular(path, _MOST_BYTES).splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("kind"), str):
             entries.append(entry)

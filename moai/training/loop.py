@@ -27,6 +27,7 @@ from moai.training.callback import Clock, Course
 from moai.training.data import IGNORE
 from moai.training.evaluate import Evaluation, log_figures
 from moai.training.order import Sampler
+from moai.training.record import Files, digests
 from moai.training.steps import Plan
 from moai.training.stop import SaveAndStop, Word, obey_own_rank
 
@@ -154,12 +155,24 @@ class PackedTrainer(Trainer):
         tokens, _ = self._gathered()  # a collective: none may come after the first file, which may fail in one rank
         group.together(partial(self._check_room, place), self.here)  # FSDP's own gathers do come after it
 
-        def save() -> None:
+        def save() -> Files:
             with checkpoints.storing(place):
-                self._write_checkpoint(model, trial, tokens)
+                super(PackedTrainer, self)._save_checkpoint(model, trial)
+                return digests(place, self.here.rank)
 
+        def seal() -> None:
+            if self.args.should_save:
+                failpoint("checkpoint.record")
+                with checkpoints.storing(place):
+                    record.save(place, files)
+
+        record = replace(
+            self.plan.record, position=self.plan.steps.position(self.state.global_step), tokens_seen=tokens
+        )
         try:
-            group.together(save, self.here)
+            files = {name: digest for one in group.together(save, self.here) for name, digest in one.items()}
+            group.together(seal, self.here)
+            failpoint("checkpoint.complete")
         except StorageError:
             if self.args.should_save:
                 shutil.rmtree(place, ignore_errors=True)
@@ -181,22 +194,10 @@ class PackedTrainer(Trainer):
                     place, sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *moments])
                 )
 
-    def _write_checkpoint(self, model: Any, trial: Any, tokens: int) -> None:
-        self._saved = replace(
-            self.plan.record, position=self.plan.steps.position(self.state.global_step), tokens_seen=tokens
-        )
-        super()._save_checkpoint(model, trial)
-        failpoint("checkpoint.complete")
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """In a checkpoint, the record comes with the weights: what is written after it is what makes it complete."""
-        if not (_internal_call and output_dir and self.args.should_save):
-            super().save_model(output_dir, _internal_call)
-            return
-        failpoint("checkpoint.model")
+        if _internal_call and self.args.should_save:
+            failpoint("checkpoint.model")
         super().save_model(output_dir, _internal_call)
-        failpoint("checkpoint.record")
-        self._saved.save(Path(output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Of weights that were gathered from shards, tied ones are two tensors, where one is enough."""
@@ -239,6 +240,14 @@ class PackedTrainer(Trainer):
                 f"{resume_from_checkpoint}: {' '.join(str(error).split())[:200]}; its weights are another model's, "
                 f"resume with the --model_config it was made with"
             ) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint, "optimizer or scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint, "random state"):
+            super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Weights that are missing from a checkpoint are an error, unless they are tied to one that is there."""

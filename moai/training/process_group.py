@@ -89,24 +89,24 @@ def from_rank_0(decide: Callable[[], T], here: Ranks) -> T:
     return decided
 
 
-def together(act: Callable[[], None], here: Ranks) -> None:
-    """Run `act` in every rank, and wait for all. A MoaiError it raises in one is raised in every rank, the lowest's
-    where there are several.
+def together(act: Callable[[], T], here: Ranks) -> list[T]:
+    """Run `act` in every rank, wait for all, and give what each returned. A MoaiError it raises in one is raised in
+    every rank, the lowest's where there are several.
     """
-    error: MoaiError | None = None
+    mine: T | MoaiError
     try:
-        act()
+        mine = act()
     except MoaiError as raised:
-        error = raised
+        mine = raised
+    found: list[Any] = [mine] * here.world_size
     if here.world_size > 1:
         from torch.distributed import all_gather_object
 
-        errors: list[MoaiError | None] = [None] * here.world_size
-        all_gather_object(errors, error)
-        error = next(filter(None, errors), None)
-    if error is not None:
+        all_gather_object(found, mine)
+    if error := next((one for one in found if isinstance(one, MoaiError)), None):
         error.add_note(SHARED)
         raise error
+    return found
 
 
 def everyone(here: Ranks) -> list[dict[str, Any]]:
@@ -119,11 +119,11 @@ def everyone(here: Ranks) -> list[dict[str, Any]]:
     return found
 
 
-def is_broken(error: RuntimeError) -> bool:
+def is_broken(error: Exception) -> bool:
     """Whether a collective failed, because another rank ended or came too late."""
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or "gloo" in str(error)
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 class Question:

@@ -18,9 +18,9 @@ from moai.core.errors import ConfigError
 from moai.training import checkpoints
 from moai.training import process_group as group
 from moai.training.arguments import TrainConfig
-from moai.training.checkpoints import Record
 from moai.training.mixture import Mixture, Shares, Wish
 from moai.training.order import Order, Source, sources_of
+from moai.training.record import Record
 
 logger = logging.getLogger(__name__)
 

@@ -114,15 +114,19 @@ def _train_and_save(
         here.rank == 0 and stage.settings
     ):  # not before: those of a run that is refused are not those of the run that lies there
         report.save_settings(stage.run or Path(stage.config.output_dir), stage.settings)
+    if resumed_from:
+        from transformers import TrainerState
+
+        with checkpoints.loading(resumed_from, "trainer_state.json"):
+            TrainerState.load_from_json(str(resumed_from / "trainer_state.json"))
     with word.heard(group.everyone(here)):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     if word.agreed:
         raise _stopped(trainer, signal.Signals(word.agreed))
-    summaries: list[report.Summary] = []
     # All wait for the rank that writes: the next stage begins with what it wrote.
-    group.together(lambda: summaries.append(_save(trainer, stage, resumed_from)), here)
+    summaries = group.together(lambda: _save(trainer, stage, resumed_from), here)
     trainer.accelerator.free_memory()
-    return summaries[0]
+    return summaries[here.rank]
 
 
 def _stopped(trainer: PackedTrainer, by: signal.Signals) -> Interrupted:

@@ -2,60 +2,26 @@
 
 import json
 import logging
+import random
 import shutil
 from dataclasses import replace
 
 import pytest
-import tiny_run
+from damages import DAMAGES, without_digests
+from tiny_training import train_here
 
-from moai.core.config import resolve
 from moai.core.errors import ConfigError, StorageError
-from moai.pretraining.options import DataConfig
 from moai.training import checkpoints
-from moai.training.arguments import TrainConfig
-from moai.training.checkpoints import Record, check_place, choose, newest_complete, problem
+from moai.training.checkpoints import check_place, choose, newest_complete, problem
+from moai.training.record import Record
+
+SAVING_TWICE = ("--max_steps", "4", "--save_steps", "2")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of 4 steps in this process, with checkpoints 2 and 4."""
-    folder = tmp_path_factory.mktemp("run")
-    tiny_run.write_prepared(folder / "prepared", tiny_run.write_tokenizer(folder / "tokenizer"))
-    tiny_run.write_model_config(folder)
-    run(folder)
-    return folder / "out"
-
-
-def run(folder, *more):
-    from moai.training.stages import Stage
-    from moai.training.trainer import train
-
-    argv = [
-        "--output_dir",
-        str(folder / "out"),
-        "--model_config",
-        str(folder / "model.json"),
-        "--tokenizer_path",
-        str(folder / "tokenizer"),
-        "--batch_size",
-        "2",
-        "--gradient_accumulation_steps",
-        "1",
-        "--max_steps",
-        "4",
-        "--save_steps",
-        "2",
-        "--warmup_steps",
-        "0",
-        *more,
-    ]
-    resolved = resolve([TrainConfig, DataConfig], argv, {}, prog="test")
-    train(
-        resolved[TrainConfig],
-        [Stage(resolved[TrainConfig], resolved[DataConfig], tiny_run.open_prepared(folder / "prepared"))],
-        resolved.origins,
-        environ={},
-    )
+    return train_here(tmp_path_factory.mktemp("run"), *SAVING_TWICE)
 
 
 @pytest.fixture
@@ -63,7 +29,16 @@ def output(finished, tmp_path):
     """A copy to break."""
     for name in ("checkpoint-2", "checkpoint-4"):
         shutil.copytree(finished / name, tmp_path / name)
+    shutil.copy(finished / "history.jsonl", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def old(output):
+    """The same as a moai left it that took no digests."""
+    for name in ("checkpoint-2", "checkpoint-4"):
+        without_digests(output / name)
+    return output
 
 
 def record_of(output, name="checkpoint-4"):
@@ -97,24 +72,32 @@ NEEDED = (
 
 
 @pytest.mark.parametrize("name", NEEDED)
-@pytest.mark.parametrize("damage", ["delete", "empty", "cut its end", "cut in half"])
-def test_each_file_counts(output, name, damage, caplog):
-    path = output / "checkpoint-4" / name
-    data = path.read_bytes()
-    if damage == "delete":
-        path.unlink()
-    else:
-        path.write_bytes(
-            {"empty": b"", "cut its end": data.rstrip()[:-1], "cut in half": data[: len(data) // 2]}[damage]
-        )
-    assert name in (problem(output / "checkpoint-4") or "")
-    assert newest_complete(output) == output / "checkpoint-2"
-    assert choose("auto", output, record_of(output, "checkpoint-2")) == output / "checkpoint-2"
-    assert not (output / "checkpoint-4").exists()
-    assert (output / "checkpoint-4.incomplete").is_dir()
+@pytest.mark.parametrize("kind", ["deleted", "emptied", "cut", "a directory", "a FIFO", "a link to itself"])
+def test_without_digests_each_file_is_there_and_has_its_end(old, name, kind, caplog):
+    DAMAGES[kind](old / "checkpoint-4" / name, random.Random(0))
+    assert name in (problem(old / "checkpoint-4") or "")
+    assert newest_complete(old) == old / "checkpoint-2"
+    assert choose("auto", old, record_of(old, "checkpoint-2")) == old / "checkpoint-2"
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(warnings) == 1
+    assert len(warnings) == 2
     assert "checkpoint-4 is incomplete" in warnings[0]
+    assert "checkpoint-2: no digests were taken" in warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"position": -5}, "moai_data.json is damaged (position is -5)"),
+        ({"position": 6}, "moai_data.json says position 6, history.jsonl at step 4 8"),
+        ({"tokens_seen": 7}, "moai_data.json says tokens 7, history.jsonl at step 4 "),
+        ({"rows_per_step": 0}, "moai_data.json is damaged (rows_per_step is 0)"),
+        ({"rows": True}, "moai_data.json is damaged (not a record of moai)"),
+    ],
+)
+def test_a_place_in_the_data_that_cannot_be_is_no_place_to_go_on_from(output, changes, line):
+    without_digests(output / "checkpoint-4", **changes)
+    assert str(problem(output / "checkpoint-4", read=True)).startswith(line)
+    assert choose("auto", output, record_of(output, "checkpoint-2")) == output / "checkpoint-2"
 
 
 def test_a_sentinel_of_a_save_on_sigterm_counts(output):
@@ -125,8 +108,7 @@ def test_a_sentinel_of_a_save_on_sigterm_counts(output):
 def test_the_random_state_of_every_rank_counts(output):
     checkpoint = output / "checkpoint-4"
     state = (checkpoint / "rng_state.pth").read_bytes()
-    record = json.loads((checkpoint / "moai_data.json").read_text())
-    (checkpoint / "moai_data.json").write_text(json.dumps(record | {"world_size": 3}))
+    without_digests(checkpoint, world_size=3)
     for rank in (0, 1):
         (checkpoint / f"rng_state_{rank}.pth").write_bytes(state)
     assert "rng_state_2.pth is missing" in str(problem(checkpoint))
@@ -134,13 +116,17 @@ def test_the_random_state_of_every_rank_counts(output):
     assert problem(checkpoint) is None
 
 
-def test_a_state_of_another_step_counts(output):
-    shutil.copyfile(output / "checkpoint-2" / "trainer_state.json", output / "checkpoint-4" / "trainer_state.json")
-    assert problem(output / "checkpoint-4") == "trainer_state.json is of step 2"
+def test_a_state_of_another_step_or_shape_counts(old):
+    state = old / "checkpoint-4" / "trainer_state.json"
+    shutil.copyfile(old / "checkpoint-2" / "trainer_state.json", state)
+    assert problem(old / "checkpoint-4") == "trainer_state.json is of step 2"
+    for other in ('{"global_step": 4}', '{"global_step": 4, "log_history": [3]}', "[" * 100_000, "[4]", '"4"', "4"):
+        state.write_text(other)
+        assert str(problem(old / "checkpoint-4")).startswith("trainer_state.json is damaged ("), other
 
 
-def test_weights_in_shards_are_checked_shard_by_shard(output):
-    checkpoint = output / "checkpoint-4"
+def test_weights_in_shards_are_checked_shard_by_shard(old):
+    checkpoint = old / "checkpoint-4"
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     shutil.move(checkpoint / "model.safetensors", checkpoint / first)
     shutil.copyfile(checkpoint / first, checkpoint / second)
@@ -155,6 +141,7 @@ def test_weights_in_shards_are_checked_shard_by_shard(output):
 
 def test_numbers_are_compared_as_numbers_and_other_names_are_left_alone(output):
     shutil.copytree(output / "checkpoint-4", output / "checkpoint-10")
+    without_digests(output / "checkpoint-10")
     state = json.loads((output / "checkpoint-10" / "trainer_state.json").read_text())
     (output / "checkpoint-10" / "trainer_state.json").write_text(json.dumps(state | {"global_step": 10}))
     (output / "checkpoint-99.incomplete").mkdir()
@@ -166,6 +153,7 @@ def test_numbers_are_compared_as_numbers_and_other_names_are_left_alone(output):
         "checkpoint-4",
         "checkpoint-99.incomplete",
         "checkpoint-best",
+        "history.jsonl",
     ]
 
 
@@ -175,7 +163,7 @@ def test_all_broken_starts_from_the_beginning_and_says_so(output, caplog):
         (output / name / "model.safetensors").unlink()
     (output / "checkpoint-4.incomplete").mkdir()  # left by an earlier crash at the same step
     assert choose("auto", output, record) is None
-    assert sorted(path.name for path in output.iterdir()) == [
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == [
         "checkpoint-2.incomplete",
         "checkpoint-4.incomplete",
         "checkpoint-4.incomplete-2",
@@ -192,7 +180,7 @@ def test_auto_without_any_checkpoint_names_the_way(tmp_path):
 
 def test_a_run_that_is_finished_keeps_its_figures(finished):
     before = (finished / "summary.json").read_bytes()
-    run(finished.parent, "--resume_from_checkpoint")
+    train_here(finished.parent, *SAVING_TWICE, "--resume_from_checkpoint")
     assert (finished / "summary.json").read_bytes() == before
 
 
@@ -260,11 +248,11 @@ def test_a_restart_goes_on_from_what_its_run_has_saved(output, finished, caplog)
 
 def test_a_checkpoint_that_was_named_leaves_no_newer_one_that_a_restart_could_take(output, finished, caplog):
     assert choose(str(output / "checkpoint-2"), output, record_of(output)) == output / "checkpoint-2"
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "checkpoint-4.superseded"]
+    assert sorted(path.name for path in output.glob("c*")) == ["checkpoint-2", "checkpoint-4.superseded"]
     assert "checkpoint-4 does not lead to" in caplog.text
     named = finished / "checkpoint-4"
     assert choose(str(named), output, Record.load(named)) == named
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2.superseded", "checkpoint-4.superseded"]
+    assert sorted(path.name for path in output.glob("c*")) == ["checkpoint-2.superseded", "checkpoint-4.superseded"]
     assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from damages import without_digests
 from tiny_training import losses
 
 from moai.core.errors import ConfigError
 from moai.training import launch
 from moai.training.checkpoints import problem, weights_problem
+from moai.training.record import RECORD, Record
 from moai.training.sharding import check_launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,10 +104,10 @@ def test_fsdp2_leaves_whole_checkpoints_and_one_model(sharded):
 
     for step in (3, 6):
         checkpoint = sharded / f"checkpoint-{step}"
-        assert problem(checkpoint) is None
-        assert {"optimizer.bin", "pytorch_model_fsdp.bin", "model.safetensors"} <= {
-            path.name for path in checkpoint.iterdir()
-        }
+        assert problem(checkpoint, read=True) is None
+        files = {path.name for path in checkpoint.iterdir()}
+        assert {"optimizer.bin", "pytorch_model_fsdp.bin", "model.safetensors", "rng_state_1.pth"} <= files
+        assert {*Record.load(checkpoint).files, RECORD} == files, "whichever rank wrote it"
     assert "lm_head.weight" not in load_file(sharded / "final_model/model.safetensors"), "tied weights are one tensor"
     model, loading = AutoModelForCausalLM.from_pretrained(sharded / "final_model", output_loading_info=True)
     assert not loading["missing_keys"]
@@ -224,6 +226,7 @@ def test_what_cannot_be_driven_is_one_line(monkeypatch, caplog):
 def test_a_deepspeed_checkpoint_needs_the_part_of_every_rank(sharded, tmp_path):
     """Its layout as DeepSpeed documents it, made by hand: the package is not here."""
     checkpoint = shutil.copytree(sharded / "checkpoint-3", tmp_path / "checkpoint-3")
+    without_digests(checkpoint)
     (checkpoint / "global_step3").mkdir()
     (checkpoint / "latest").write_text("global_step3")
     for rank, prefix in enumerate(("", "bf16_")):
