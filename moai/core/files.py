@@ -67,6 +67,10 @@ class Stamp:
         """Younger than 2 s: a further write may not change it (git's racy rule), so it proves nothing."""
         return time.time_ns() - max(self.mtime_ns, self.ctime_ns) < _RACY_NS
 
+    def is_unwritten(self, now: Stamp) -> bool:
+        """Nothing was written since: a further link, chmod or a snapshot changes no more than the ctime."""
+        return (self.size, self.mtime_ns, self.inode) == (now.size, now.mtime_ns, now.inode)
+
     def as_list(self) -> list[int]:
         return list(asdict(self).values())
 

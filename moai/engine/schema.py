@@ -64,6 +64,33 @@ class Column:
     identity = as_json
 
 
+class Columns(dict[str, str]):
+    """What an input has: column -> "string", "list", "string or list" or another type's name, of all files together.
+
+    of_files  (path, its own columns) of each file that says of itself what all of its rows have
+    """
+
+    def __init__(self, found: Mapping[str, str] | None = None) -> None:
+        super().__init__(found or {})
+        self.of_files: list[tuple[str, Mapping[str, str]]] = []
+
+    def add(self, found: Mapping[str, str]) -> None:
+        """Those of one more file, or record, with the types that hold the values of all."""
+        for name, kind in found.items():
+            self[name] = _type_of_both(self.get(name, "null"), kind)
+
+
+def _type_of_both(one: str, other: str) -> str:
+    kinds = {*one.split(" or "), *other.split(" or ")} - {"null", "NoneType"}
+    if texts := [kind for kind in ("string", "list") if kind in kinds]:
+        return " or ".join(texts)
+    if len(kinds) < 2:
+        return kinds.pop() if kinds else one
+    if all(kind.startswith(("int", "uint", "float", "double", "halffloat")) for kind in kinds):
+        return "int64" if all(kind.startswith(("int", "uint")) for kind in kinds) else "double"
+    return "mixed"
+
+
 def row_columns(dtype: str, beside: Sequence[Column] = ()) -> tuple[Column, ...]:
     """The columns of packed rows: ids of Arrow's type `dtype`, the lengths of the pieces, and what travels beside
     them.

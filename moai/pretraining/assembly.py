@@ -20,7 +20,7 @@ from moai.core.resources import Plan
 from moai.engine.executor import Executor, make_executor
 from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
 from moai.engine.pipeline import Pipeline, peek
-from moai.engine.schema import TRAINED, Column, arrow_schema, row_columns
+from moai.engine.schema import TRAINED, Column, Columns, arrow_schema, row_columns
 from moai.prepared.manifest import is_prepared
 from moai.pretraining import keys as identity
 from moai.pretraining.dataset import DatasetEntry, entries_of
@@ -75,6 +75,8 @@ _OF_MODELS = (
 """What else a model is given in training, so that nothing beside the rows can be called so."""
 _TYPES = {"bool": ("bool",), "int64": ("int", "uint8", "uint16", "uint32"), "float64": ("float", "double", "halffloat")}
 """Types of values beside a text, by how the names of the sources' types begin; all else travels as text."""
+_UNCARRIED = ("union<", "encrypted", "columns of one name")
+"""In the names of types that have no value of one type."""
 _SAMPLE_TEXT_CHARS = 2000
 
 
@@ -424,6 +426,10 @@ def _carried(config: DataConfig, readings: Sequence[Reading]) -> tuple[Column, .
     carried = []
     for name in dict.fromkeys((*config.carry_columns, *(name for name in looked_at if name not in added))):
         types = [reading.columns[name] for reading in readings if name in reading.columns]
+        for reading in readings:
+            for path, own in reading.columns.of_files if isinstance(reading.columns, Columns) else ():
+                if any(word in own.get(name, "") for word in _UNCARRIED):
+                    raise SourceError(f"{path}: its column {name!r} is {own[name][:60]}, which cannot be carried along")
         if not types and name in config.carry_columns:
             known = ", ".join(dict.fromkeys(column for reading in readings for column in reading.columns)) or "none"
             raise ConfigError(f"carry_columns: {name!r} is a column of no source (found: {known})")

@@ -8,13 +8,14 @@ source, columns = open_input(inputs[0], cache=cache, spool_dir=staging, shard_by
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moai.core.errors import ConfigError
 from moai.core.files import digest_json
+from moai.engine.schema import Columns
 from moai.sources.discover import Input, discover
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
@@ -50,12 +51,12 @@ def plan_inputs(inputs: Iterable[Input]) -> dict[str, Any]:
     }
 
 
-def open_input(given: Input, **reading: Any) -> tuple[LocalSource, Mapping[str, str]]:
+def open_input(given: Input, **reading: Any) -> tuple[LocalSource, Columns]:
     """An input as a source, and the types of its columns; plain text has none. `reading` is fields of LocalSource.
     Raises SourceError.
     """
     source = LocalSource(name=given.name, kind=given.kind, files=given.files, **reading)
-    return source, {} if given.kind.plain else columns_of(given)
+    return source, Columns() if given.kind.plain else columns_of(given)
 
 
 def keep_apart(cache: Path, specs: Iterable[str]) -> None:

@@ -212,7 +212,7 @@ class LocalSource:
     def _check_unchanged(self, file: File) -> None:
         with input_errors(file.path):
             now = storage_of(file.path).stamp(file.path)
-        if now != file.stamp:
+        if not file.stamp.is_unwritten(now):
             raise SourceError(f"{file.path}: changed while it was read; run again when whoever writes it has finished")
 
 

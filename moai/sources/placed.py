@@ -13,7 +13,8 @@ import pyarrow as pa
 from moai.core.errors import MoaiError, PartFailed, SourceError
 from moai.engine.part import failure, identity_of, named
 from moai.engine.pipeline import Meter, Raw, Shard
-from moai.sources.kinds.kind import File, Kind, Segment, type_names
+from moai.sources.kinds.kind import File, Kind, Segment
+from moai.sources.kinds.tables import type_names
 from moai.sources.records import Limits
 
 _PLACE = ("segment", "line", "offset")
@@ -102,5 +103,5 @@ class Placed:
         """Names and types of its columns, from its first batch. Raises SourceError where there is none."""
         for batches in self.looks(1):
             for batch in batches:
-                return type_names(pa.schema([field for field in batch.schema if field.name not in _PLACE]))
+                return type_names(pa.schema([field for field in batch.schema if field.name not in _PLACE]), self.name)
         raise SourceError(f"{self.name}: gives no batch; nothing to prepare")

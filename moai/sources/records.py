@@ -1,7 +1,7 @@
 """Byte streams -> records: lines, elements of a JSON array, concatenated JSON values, whole files.
 
-Nothing is parsed here. A record is its bytes with its place, so that a bad one can be named exactly; what does not even
-make a record (too large to hold) is named in `problem`. Batches have `SCHEMA`; lines and offsets count from the
+Nothing is kept parsed here. A record is its bytes with its place, so that a bad one can be named exactly; what does not
+even make a record (too large to hold) is named in `problem`. Batches have `SCHEMA`; lines and offsets count from the
 beginning of the segment, which makes them a property of the content and not of where it lies.
 """
 
@@ -14,6 +14,7 @@ from io import RawIOBase
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 
 from moai.core import columns
@@ -32,9 +33,15 @@ SCHEMA = pa.schema(
 TOO_LARGE = "too large"
 SAMPLE_BYTES = 200
 _NEWLINE = 10
-_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
+_STRUCTURE = re.compile(_STRING.pattern + rb"|[\[\]{},]", re.DOTALL)
 _STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 _SPACE = re.compile(rb"\s*")
+_SCALAR = re.compile(rb'[^\s"\[\]{},:]++')
+_ANOTHER = re.compile(rb"[}\n]\s*,?\s*\{")
+_BRACKETS = re.compile(rb"[\[\]{}]")
+_OPENS = {b"}": b"{", b"]": b"["}
+_CLOSES = {b"{": b"}", b"[": b"]"}
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,10 @@ def split_lines(blocks: Iterator[bytes], segment: int, limits: Limits, meter: Me
 
 
 def split_values(
-    blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool, opened: bool = False
+    blocks: Iterator[bytes], segment: int, limits: Limits, meter: Meter, *, in_array: bool, **part: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Elements of a JSON array, or values that follow one another, in batches.
-
-    Only quotes and brackets are looked at; a value over the limit is skipped through, never held.
+    """Elements of a JSON array, or values that follow one another, in batches. `part` is of `scan_values`, which also
+    says what raises BrokenValues.
     """
     rows: list[tuple[bytes, str | None, int, int]] = []
     size = 0
@@ -101,7 +107,7 @@ def split_values(
             meter.update(block, lines=block.count(b"\n"))
             yield block
 
-    for span in scan_values(metered(), limits.max_record_bytes, in_array=in_array, opened=opened):
+    for span in scan_values(metered(), limits.max_record_bytes, in_array=in_array, **part):
         rows.append((span.value, TOO_LARGE if span.too_large else None, span.line, span.start))
         size += len(span.value)
         if len(rows) >= limits.batch_rows or size >= limits.batch_bytes:
@@ -109,6 +115,14 @@ def split_values(
             rows, size = [], 0
     if rows:
         yield _batch(rows, segment)
+
+
+class BrokenValues(Exception):
+    """A stream of JSON that cannot be cut further without losing values; `line` is where the broken one begins."""
+
+    def __init__(self, line: int, why: str) -> None:
+        super().__init__(why)
+        self.line = line
 
 
 @dataclass(frozen=True)
@@ -124,15 +138,20 @@ class Span:
     too_large: bool
 
 
-def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, opened: bool = False) -> Iterator[Span]:
-    """Cut a stream of JSON into values at its outermost level. What stands behind the array's end is one last value,
-    and no JSON.
+def scan_values(
+    blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, opened: bool = False, ends: bool = True
+) -> Iterator[Span]:
+    """Cut a stream of JSON into values at its outermost level. Only quotes and brackets are looked at; a value over the
+    limit is skipped through, never held.
 
     opened  the array's bracket lies before the stream, which begins between two elements
-    Every `end` lies in the block that was drawn last.
+    ends    the stream ends where the file does, so that its array must end, too
+    Every `end` lies in the block that was drawn last. A value that is broken within its own brackets is one value.
+    Raises BrokenValues where a bracket or quote of it is missing or too many, so that other values may be lost in it.
     """
     sample_bytes = Limits(max_bytes, 0).sample_bytes
-    depth, in_string, closed = 0, False, False
+    open_brackets: list[bytes] = []
+    in_string, closed = False, False
     opened = opened or not in_array
     data, base = b"", 0  # `data` begins at stream offset `base`
     begin = at = line = (
@@ -154,13 +173,20 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, open
             go_to(_behind_space(data, begin, end))
             if value := data[begin:end].rstrip():
                 too_large = len(value) > max_bytes
+                if _may_hold_others(value, whole=True):
+                    raise broken("what begins here is broken, and other records may be in it")
                 yield Span(value[:sample_bytes] if too_large else value, line, base + begin, base + end, too_large)
         head = None
         go_to(behind)
 
+    def broken(why: str) -> BrokenValues:
+        if not head:
+            go_to(_behind_space(data, begin, len(data)))
+        return BrokenValues(head[1] if head else line, why)
+
     for block in blocks:
         data, base, at, begin = data[begin:] + block, base + begin, at - begin, 0
-        while at < len(data):
+        while at < len(data) and not closed:
             match = (_STRING_REST if in_string else _STRUCTURE).search(data, at)
             if match is None:
                 at = len(data)
@@ -174,26 +200,63 @@ def scan_values(blocks: Iterator[bytes], max_bytes: int, *, in_array: bool, open
                 opened = True
                 go_to(at)
             elif mark in b"[{":
-                depth += 1
+                if not open_brackets:  # what comes before it, as where a comma is missing, is a value of its own
+                    yield from take(match.start(), match.start())
+                open_brackets.append(mark)
             elif mark in b"]}":
-                depth -= 1
-                if depth == 0 and not in_array:
-                    yield from take(at, at)
-                elif depth < 0 and in_array and not closed:
-                    yield from take(match.start(), at)
-                    closed = True
-            elif mark == b"," and depth == 0 and not closed:
+                closed = in_array and not open_brackets and mark == b"]"
+                if not closed and (not open_brackets or open_brackets.pop() != _OPENS[mark]):
+                    raise broken(f"in what begins here a {mark.decode()} closes what it did not open")
+                if closed or not (open_brackets or in_array):
+                    yield from take(match.start() if closed else at, at)
+            elif mark == b"," and not open_brackets:
                 yield from take(match.start(), at)
-        go_to(_behind_space(data, begin, at))
+        go_to(_behind_space(data, begin, len(data) if closed else at))
+        if closed and begin < len(data):
+            raise broken("there is more behind the end of the array")
         if (
             len(data) - begin > max_bytes
             and not head
-            and (depth or in_string or len(data[begin:].rstrip()) > max_bytes)
+            and (open_brackets or in_string or len(data[begin:].rstrip()) > max_bytes)
         ):
+            if _may_hold_others(data[begin:], whole=False):
+                raise broken("what begins here is broken, and other records may be in it")
             head = (data[begin : begin + sample_bytes], line, base + begin)
         if head:
             go_to(at)
+    if in_string or open_brackets or (in_array and ends and not closed):
+        raise broken(
+            "the file ends in the midst of what begins here: it was cut off, or a bracket or quote is not closed"
+        )
     yield from take(len(data), len(data))
+
+
+def _may_hold_others(value: bytes, *, whole: bool) -> bool:
+    """Whether what was cut as one value may be several: it is no JSON, something in it looks like the end of an object
+    before another, and its quotes, brackets, colons and commas do not stand where JSON has them.
+    """
+    if value.count(b"{") < 2 or (whole and parses(value)) or not _ANOTHER.search(value):
+        return False
+    outline = _SCALAR.sub(b"0", _STRING.sub(lambda string: b'""' if string[1] else b"", value))
+    if whole:
+        return not parses(outline)
+    open_brackets: list[bytes] = []
+    for bracket in _BRACKETS.findall(outline):
+        if bracket in _OPENS:
+            open_brackets.pop()
+        else:
+            open_brackets.append(bracket)
+    closing = b"".join(_CLOSES[bracket] for bracket in reversed(open_brackets))
+    return not any(parses(outline + rest + closing) for rest in (b"", b"0", b":0", b'"":0'))
+
+
+def parses(value: bytes) -> bool:
+    """Whether it is one JSON value."""
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def read_lines_in(path: str, start: int, end: int, block_bytes: int) -> Iterator[bytes]:

@@ -6,12 +6,11 @@ handed on as a range of its own (for a compressed file as a spool file, which a 
 
 from __future__ import annotations
 
-import functools
 import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from moai.core.errors import SourceError
 from moai.core.files import read_range
@@ -31,7 +30,7 @@ def open_blocks(path: str, compression: str, block_bytes: int) -> Iterator[bytes
     """The file's content, decompressed. Raises SourceError where a compressed stream is damaged or ends early."""
     if not compression:
         return read_range(path, 0, None, block_bytes)
-    return _regroup({"zst": _zstd, "gz": _gzip}.get(compression, _stdlib)(path, compression), block_bytes)
+    return _regroup(_decompressed(path, compression), block_bytes)
 
 
 def skip(blocks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
@@ -108,7 +107,9 @@ def line_cuts(blocks: Iterator[bytes], range_bytes: int) -> Iterator[int]:
 
 
 def value_cuts(blocks: Iterator[bytes], range_bytes: int, max_bytes: int, *, in_array: bool) -> Iterator[int]:
-    """Offsets behind the first JSON value that ends at or after each mark of `range_bytes`, in the block drawn last."""
+    """Offsets behind the first JSON value that ends at or after each mark of `range_bytes`, in the block drawn last.
+    Raises BrokenValues.
+    """
     mark = range_bytes
     for span in scan_values(blocks, max_bytes, in_array=in_array):
         if span.end >= mark:
@@ -116,71 +117,113 @@ def value_cuts(blocks: Iterator[bytes], range_bytes: int, max_bytes: int, *, in_
             mark = (span.end // range_bytes + 1) * range_bytes
 
 
-def _zstd(path: str, _: str) -> Iterator[bytes]:
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = decompressor.decompressobj()
-    fresh = True  # at a frame's beginning: here a file may end
+def _decompressed(path: str, compression: str) -> Iterator[bytes]:
+    """The members (frames, streams) one after another. Raises SourceError."""
+    name, new, beginnings = _FORMATS[compression]
+    member: _Member | None = None  # None at a member's beginning: here a file may end
+    begin = position = 0  # of the member, and behind the block
+    problem = f"the {name} stream ends early; the file was cut off, fetch or write it again"
+    cause: Exception | None = None
     try:
         for block in read_range(path, 0, None, _READ_BYTES):
-            for start in range(0, len(block), _ZSTD_BYTES):
-                piece = block[start : start + _ZSTD_BYTES]
-                while piece:
-                    fresh = False
-                    yield frame.decompress(piece)
-                    piece = frame.unused_data if frame.eof else b""
-                    if frame.eof:
-                        frame, fresh = decompressor.decompressobj(), True
-    except zstandard.ZstdError as error:
-        raise SourceError(f"{path}: not readable as zstd ({error}); the file is damaged") from error
-    if not fresh:
-        raise SourceError(f"{path}: the zstd stream ends early; the file was cut off, fetch or write it again")
-
-
-def _gzip(path: str, _: str) -> Iterator[bytes]:
-    member = zlib.decompressobj(wbits=31)
-    fresh = True
-    try:
-        for block in read_range(path, 0, None, _READ_BYTES):
+            position += len(block)
             while block:
-                if fresh and not block.strip(b"\0"):
-                    break  # zero padding behind the last member, as gzip itself allows
-                fresh = False
-                yield member.decompress(block, _READ_BYTES)
-                block = member.unused_data if member.eof else member.unconsumed_tail
-                if member.eof:
-                    member, fresh = zlib.decompressobj(wbits=31), True
-    except zlib.error as error:
-        raise SourceError(f"{path}: not readable as gzip ({error}); the file is damaged") from error
-    if not fresh:
-        raise SourceError(f"{path}: the gzip stream ends early; the file was cut off, fetch or write it again")
-
-
-def _stdlib(path: str, compression: str) -> Iterator[bytes]:
-    """xz and bzip2, whose decompressors are used alike."""
-    import bz2
-    import lzma
-
-    new = bz2.BZ2Decompressor if compression == "bz2" else functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)
-    stream = new()
-    fresh = True
-    try:
-        for block in read_range(path, 0, None, _READ_BYTES):
-            while block or not (fresh or stream.needs_input):
-                if fresh and not (block := block.lstrip(b"\0")):
-                    break  # zero padding between or behind streams, as xz allows
-                fresh = False
-                yield stream.decompress(block, _READ_BYTES)
-                block = stream.unused_data
-                if stream.eof:
-                    stream, fresh = new(), True
-    except (lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
+                if member is None:
+                    if compression != "zst" and not (block := block.lstrip(b"\0")):
+                        break  # zero padding between or behind members, as gzip and xz allow
+                    begin, member = position - len(block), new()
+                yield from member.feed(block)
+                block = member.rest
+                if member.is_whole:
+                    member = None
+    except Exception as error:
+        if member is None or not isinstance(error, member.errors) or getattr(error, "errno", None):
             raise  # of the file, not of what it holds
-        raise SourceError(f"{path}: not readable as {compression} ({error}); the file is damaged") from error
-    if not fresh:
-        raise SourceError(f"{path}: the {compression} stream ends early; the file was cut off, fetch or write it again")
+        problem, cause = f"not readable as {name} ({error}); the file is damaged", error
+    if member is None:
+        return
+    head = next(read_range(path, begin, begin + 16, 16))
+    if not any(beginning.startswith(head[: len(beginning)]) for beginning in beginnings):
+        problem = f"not readable as {name}: " + (
+            f"what stands behind its last member, from byte {begin:,}, is none; cut it off, or fetch the file again"
+            if begin
+            else f"it begins with {head!r}; if it is not compressed, take the ending off its name"
+        )
+    raise SourceError(f"{path}: {problem}") from cause
+
+
+class _Member:
+    """One member of a compressed file. `rest` is what `feed` was given too much."""
+
+    errors: tuple[type[Exception], ...]
+    is_whole = False
+    rest = b""
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        raise NotImplementedError
+
+
+class _Zstd(_Member):
+    def __init__(self) -> None:
+        import zstandard
+
+        self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        self.errors = (zstandard.ZstdError,)
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        for end in range(_ZSTD_BYTES, len(block) + _ZSTD_BYTES, _ZSTD_BYTES):
+            yield self._frame.decompress(block[end - _ZSTD_BYTES : end])
+            if self._frame.eof:
+                self.is_whole, self.rest = True, self._frame.unused_data + block[end:]
+                return
+        self.rest = b""
+
+
+class _Gzip(_Member):
+    errors = (zlib.error,)
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=31)
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        while block and not self.is_whole:
+            yield self._member.decompress(block, _READ_BYTES)
+            block, self.is_whole = self._member.unconsumed_tail, self._member.eof
+        self.rest = self._member.unused_data
+
+
+class _Bz2(_Member):
+    """xz too: their decompressors are used alike."""
+
+    def __init__(self) -> None:
+        import bz2
+
+        self.errors = (OSError,)
+        self._stream: Any = bz2.BZ2Decompressor()
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        while (block or not self._stream.needs_input) and not self.is_whole:
+            yield self._stream.decompress(block, _READ_BYTES)
+            block, self.is_whole = b"", self._stream.eof
+        self.rest = self._stream.unused_data
+
+
+class _Xz(_Bz2):
+    def __init__(self) -> None:
+        import lzma
+
+        self.errors = (lzma.LZMAError,)
+        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+
+_SKIPPED = tuple(bytes([kind]) + b"\x2a\x4d\x18" for kind in range(0x50, 0x60))
+_FORMATS: dict[str, tuple[str, type[_Member], tuple[bytes, ...]]] = {
+    "zst": ("zstd", _Zstd, (b"\x28\xb5\x2f\xfd", *_SKIPPED)),
+    "gz": ("gzip", _Gzip, (b"\x1f\x8b",)),
+    "xz": ("xz", _Xz, (b"\xfd7zXZ\0",)),
+    "bz2": ("bz2", _Bz2, (b"BZh",)),
+}
+"""What it is called, what reads a member, and how one begins."""
 
 
 def _regroup(pieces: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:

@@ -65,7 +65,8 @@ class ToExamples(Part):
     train_on  all of the assistant's turns, or the last
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    """1 did not read optional columns that the first records lacked."""
 
     shape: TextShape
     template: ChatTemplate

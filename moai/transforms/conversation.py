@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moai.core.errors import SourceError
-from moai.transforms.shapes import BadRecord, TextShape, first_fitting, need_columns
+from moai.transforms.shapes import BadRecord, TextShape, described, first_fitting, in_each_file, need_columns
 from moai.transforms.template import Message
 
 ASSISTANT = "assistant"
@@ -65,21 +65,23 @@ def choose_chat_shape(columns: Mapping[str, str], *, source: str, text_column: s
     """
     if text_column:
         need_columns((text_column,), columns, source, f"--text_column {text_column}")
-        return _turns(f"column {text_column}", text_column, columns)
-    if shape := first_fitting(_KNOWN, columns):
-        return shape
-    found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
-    raise SourceError(
-        f"{source}: no conversations among its columns ({found}); known are messages, conversations, "
-        f"instruction/input/output, instruction/context/response, "
-        "prompt/completion, prompt/response, question/answer, input/output; a list of turns under another name: "
-        "--text_column NAME"
-    )
+        shape = _turns(f"column {text_column}", text_column)
+    elif (found := first_fitting(_KNOWN, columns)) is None:
+        raise SourceError(
+            f"{source}: no conversations among its columns ({described(columns)}); known are messages, conversations, "
+            f"instruction/input/output, instruction/context/response, "
+            "prompt/completion, prompt/response, question/answer, input/output; a list of turns under another name: "
+            "--text_column NAME"
+        )
+    else:
+        shape = found
+    return in_each_file(shape, columns, optional=("string", "list"))
 
 
 def read_conversation(shape: TextShape, row: Mapping[str, Any], *, train_on: str = "all") -> Conversation:
     """The conversation of one record. Raises BadRecord."""
     prompt: list[Message] = []
+    shape.check(row)
     if shape.turns:
         turns = _list(row, shape.turns[0])
     elif shape.lists:
@@ -215,10 +217,8 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _turns(name: str, column: str, columns: Mapping[str, str] | None = None) -> TextShape:
-    return TextShape(
-        name=name, turns=(column, "content"), optional=tuple(n for n in _BESIDE if columns is None or n in columns)
-    )
+def _turns(name: str, column: str) -> TextShape:
+    return TextShape(name=name, turns=(column, "content"), optional=_BESIDE)
 
 
 def _asked(name: str, *required: str, optional: tuple[str, ...] = ()) -> TextShape:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moai.core.errors import SourceError
+from moai.engine.schema import Columns
 
 _SINGLE = ("text", "content", "document", "context", "body", "article")
 
@@ -34,6 +35,7 @@ class TextShape:
     turns               (column, key) of a list of turns, like ("messages", "content")
     lists               required columns that are lists
     template            overrides both: '{title}\\n\\n{body}'
+    unless              sets of columns of other shapes, which come first: a record that has one is none of this
     """
 
     name: str
@@ -43,6 +45,12 @@ class TextShape:
     turns: tuple[str, str] | None = None
     lists: tuple[str, ...] = ()
     template: str | None = None
+    unless: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns that must be there."""
+        return (*self.required, *((self.turns[0],) if self.turns else ()))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -57,6 +65,7 @@ class TextShape:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one record. Raises BadRecord."""
+        self.check(row)
         if self.turns:
             return "\n\n".join(_turns(row, *self.turns))
         if self.template:
@@ -69,6 +78,12 @@ class TextShape:
         parts = [_string(row, name) if name in self.required else _optional(row, name) for name in self.columns]
         return "\n\n".join(part for part in parts if part)
 
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Raises BadRecord for one that has the columns of another shape, which the first records did not show."""
+        for names in self.unless:
+            if all(isinstance(row.get(name), str | list) for name in names):
+                raise BadRecord("another shape", f"has {' and '.join(names)} too, the first records only {self.name}")
+
 
 def choose_shape(
     columns: Mapping[str, str], *, source: str, text_column: str | None = None, template: str | None = None
@@ -79,30 +94,58 @@ def choose_shape(
     if template:
         names = _names_in(template)
         need_columns(names, columns, source, f"--text_template {template!r}")
-        return TextShape(name=f"template {template!r}", required=names, template=template)
-    if text_column:
+        shape = TextShape(name=f"template {template!r}", required=names, template=template)
+    elif text_column:
         need_columns((text_column,), columns, source, f"--text_column {text_column}")
-        return _pair(f"column {text_column}", text_column)
-    if shape := first_fitting(_KNOWN, columns):
-        return shape
-    found = ", ".join(columns) or "none"
-    raise SourceError(
-        f"{source}: no known shape among its columns ({found}); set --text_column NAME or --text_template "
-        f"'{{a}}\\n\\n{{b}}'"
-    )
+        shape = _pair(f"column {text_column}", text_column)
+    elif (found := first_fitting(_KNOWN, columns)) is None:
+        raise SourceError(
+            f"{source}: no known shape among its columns ({described(columns)}); set --text_column NAME or "
+            f"--text_template '{{a}}\\n\\n{{b}}'"
+        )
+    else:
+        shape = found
+    return in_each_file(shape, columns, optional=("string",))
 
 
 def first_fitting(shapes: Sequence[TextShape], columns: Mapping[str, str]) -> TextShape | None:
-    """The first of `shapes` whose required columns are there, without the optional ones that are not."""
-    for shape in shapes:
-        if all(_fits(columns, name, shape) for name in (*shape.required, *((shape.turns[0],) if shape.turns else ()))):
-            present = tuple(name for name in shape.optional if name in columns)
-            return replace(
-                shape,
-                optional=present,
-                order=tuple(name for name in shape.order if name in shape.required or name in present),
-            )
+    """The first of `shapes` whose required columns are there; where none fits, columns that were null so far fit, too.
+    Optional columns may come later.
+    """
+    for nulls_fit in (False, True):
+        for index, shape in enumerate(shapes):
+            if all(_fits(columns.get(name, ""), name, shape, nulls_fit) for name in shape.needed):
+                earlier = (before.needed for before in shapes[:index])
+                return replace(shape, unless=tuple(names for names in earlier if set(names) != set(shape.needed)))
     return None
+
+
+def in_each_file(shape: TextShape, columns: Mapping[str, str], *, optional: tuple[str, ...]) -> TextShape:
+    """The shape, once each file that says what it holds is known to hold it; `optional` are types of optional columns.
+    Raises SourceError.
+    """
+    of_files = columns.of_files if isinstance(columns, Columns) else []
+    for path, own in of_files:
+        for name in shape.columns:
+            if name not in shape.needed:
+                fits = own.get(name, "null") in ("null", *optional)
+            else:
+                fits = _fits(own.get(name, ""), name, shape, nulls_fit=True)
+            if not fits and name not in own:
+                other, others = next((path, its) for path, its in of_files if name in its)
+                raise SourceError(
+                    f"{path}: has no column {name!r} (found: {described(own)}), which {other} has (found: "
+                    f"{described(others)}); make them alike, or read them as two sources, each with its own columns"
+                )
+            if not fits:
+                wanted = "a list" if _is_list(name, shape) else "text"
+                raise SourceError(f"{path}: its column {name!r} is {own[name]}, not {wanted} (found: {described(own)})")
+    return shape
+
+
+def described(columns: Mapping[str, str]) -> str:
+    """Columns with their types, for people."""
+    return ", ".join(f"{name} ({kind[:60]})" for name, kind in columns.items()) or "none"
 
 
 def _string(row: Mapping[str, Any], name: str) -> str:
@@ -179,12 +222,16 @@ def need_columns(names: tuple[str, ...], columns: Mapping[str, str], source: str
             if missing
             else "no column; a column stands in braces, as in '{title}'"
         )
-        raise SourceError(f"{source}: {flag} names {lacking} (found: {', '.join(columns) or 'none'})")
+        raise SourceError(f"{source}: {flag} names {lacking} (found: {described(columns)})")
 
 
-def _fits(columns: Mapping[str, str], name: str, shape: TextShape) -> bool:
-    is_list = name in shape.lists or bool(shape.turns and shape.turns[0] == name)
-    return columns.get(name) == ("list" if is_list else "string")
+def _fits(kind: str, name: str, shape: TextShape, nulls_fit: bool) -> bool:
+    wanted = "list" if _is_list(name, shape) else "string"
+    return wanted in kind.split(" or ") or (nulls_fit and kind in ("null", "NoneType"))
+
+
+def _is_list(name: str, shape: TextShape) -> bool:
+    return name in shape.lists or bool(shape.turns and shape.turns[0] == name)
 
 
 def _pair(name: str, *required: str, optional: tuple[str, ...] = (), order: tuple[str, ...] = ()) -> TextShape:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import orjson
@@ -39,6 +39,9 @@ class ToText(Part):
     `plain` records are text themselves (.txt); others are JSON objects. `columns` of the source are kept beside the
     text.
     """
+
+    version: ClassVar[int] = 2
+    """1 did not read optional columns that the first records lacked."""
 
     shape: TextShape
     plain: bool = False
@@ -83,27 +86,29 @@ class ToText(Part):
         if self.plain or batch["problem"].null_count < batch.num_rows:
             advance(0)
             return None
-        name = self.shape.column
+        name, others = self.shape.column, {names[0] for names in self.shape.unless}
         try:
             rows = [orjson.loads(record) for record in batch["record"].to_pylist()]
             texts = [row[name] for row in rows]
             values = [[column_value(row, column) for row in rows] for column in self.columns]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, BadRecord):
             return None
-        if not set(map(type, texts)) <= {str}:
+        if not set(map(type, texts)) <= {str} or (others and not all(map(others.isdisjoint, rows))):
             return None
         advance(batch.num_rows)
         return texts, values
 
     def _plain_column(self, batch: pa.RecordBatch) -> tuple[list[str], list[Any]] | None:
         """The column, if it holds strings of valid UTF-8 and no null, none of them too large; None if not."""
+        if self.shape.column not in batch.schema.names:
+            return None
         column = batch[self.shape.column]
         if not _is_string(column.type) or column.null_count:
             return None
         try:
             column.validate(full=True)
             values = [_cast(batch, wanted) for wanted in self.columns]
-        except (pa.ArrowInvalid, BadRecord):
+        except (pa.ArrowException, ValueError, OverflowError, BadRecord):
             return None
         if pc.max(pc.binary_length(column)).as_py() > self.max_doc_bytes:
             return None
@@ -179,7 +184,11 @@ def with_plain(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBat
                 f"the column {column.name!r} of type {kind} cannot be carried: nanoseconds inside lists and structs "
                 f"are not read; write microseconds"
             )
-        if column.type == "string" and (pa.types.is_temporal(kind) or pa.types.is_decimal(kind)):
+        if (
+            column.type == "string"
+            and kind != pa.month_day_nano_interval()
+            and (pa.types.is_temporal(kind) or pa.types.is_decimal(kind))
+        ):
             batch = batch.set_column(
                 batch.schema.names.index(column.name), column.name, batch[column.name].cast(pa.string())
             )
@@ -258,17 +267,19 @@ def parse_object(record: bytes) -> dict[str, Any]:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRecord]:
-    """Rows as objects. Columnar files do not check that a text is UTF-8; where one is not, the rows are taken one by
-    one.
+    """Rows as objects. Columnar files do not check that a text is UTF-8, and hold times that Python has no value for;
+    where one is so, the rows are taken one by one.
     """
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for index in range(batch.num_rows):
             try:
                 yield from batch.slice(index, 1).to_pylist()
             except UnicodeDecodeError as bad:
                 yield BadRecord("invalid UTF-8", f"byte {bad.start}: {bad.reason}")
+            except (ValueError, OverflowError) as bad:
+                yield BadRecord("column type", f"a value that Python cannot hold ({bad})")
 
 
 def _is_string(kind: pa.DataType) -> bool:

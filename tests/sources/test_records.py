@@ -4,6 +4,7 @@ held than allowed.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -21,7 +22,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moai.engine.pipeline import Meter
-from moai.sources.records import SCHEMA, Limits, Span, read_lines_in, scan_values, split_lines, split_values, whole_file
+from moai.sources.records import (
+    SCHEMA,
+    BrokenValues,
+    Limits,
+    Span,
+    read_lines_in,
+    scan_values,
+    split_lines,
+    split_values,
+    whole_file,
+)
 from moai.sources.streams import RangeWriter, line_cuts, open_blocks, skip, value_cuts
 
 MB = 1 << 20
@@ -191,7 +202,7 @@ def test_ranges_between_cuts_hold_every_value_once_and_in_order(
     edges = [0, *cuts, len(data)]
     pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
     spans = [
-        list(scan_values(blocks_of(piece, size), 10_000, in_array=in_array, opened=index > 0))
+        list(scan_values(blocks_of(piece, size), 10_000, in_array=in_array, opened=index > 0, ends=False))
         for index, piece in enumerate(pieces)
     ]
     assert [json.loads(span.value) for part in spans for span in part] == values
@@ -204,19 +215,73 @@ def test_ranges_between_cuts_hold_every_value_once_and_in_order(
     ("data", "values"),
     [
         (b'[{"a":1},,{"b":2},]', [b'{"a":1}', b'{"b":2}']),
-        (b'[{"a":1} {"b":2}]', [b'{"a":1} {"b":2}']),
-        (b'[{"a":1}, {"b":', [b'{"a":1}', b'{"b":']),
-        (b'[{"a":1}] {"b":2}', [b'{"a":1}', b'{"b":2}']),
-        (b'[{"a":1}],[{"b":2}]', [b'{"a":1}', b',[{"b":2}]']),
-        (b'[{"a":"\\"}, {"b":2}]', [b'{"a":"\\"}, {"b":2}]']),
+        (b'[{"a":1} {"b":2}x{"c":3}]', [b'{"a":1}', b'{"b":2}x', b'{"c":3}']),
+        (
+            b'[{"a":{"x":1,}},{"b":tru},{"c":"two\nlines"},{"d":{}}]',
+            [b'{"a":{"x":1,}}', b'{"b":tru}', b'{"c":"two\nlines"}', b'{"d":{}}'],
+        ),
         (b"[]", []),
         (b"[ \n ]\n", []),
     ],
-    ids=["empty elements", "no comma", "cut off", "more behind", "two arrays", "open string", "empty", "blank"],
+    ids=["empty elements", "no comma", "broken within", "empty", "blank"],
 )
 def test_what_is_no_json_array_is_cut_all_the_same_and_left_to_the_parser(data: bytes, values: list[bytes]) -> None:
     for size in (1, 3, 100):
         assert [span.value for span in scan_values(blocks_of(data, size), 1000, in_array=True)] == values
+
+
+GOOD = [json.dumps({"text": f"record {number}"}) for number in range(30)]
+BROKEN = {
+    "a bracket too many": '{"text": "r"}}',
+    "of the wrong kind": '{"text": "r", "v": [1}',
+    "not closed": '{"text": "r", "v": {"w": 1}',
+    "two not closed": '{"text": "r", "v": [1',
+    "a quote not closed": '{"text": "r}',
+    "a quote too many": '{"text": "r""}',
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("limit", [10_000, 100])
+@pytest.mark.parametrize("between", [",\n", ",", "\n", ""])
+@pytest.mark.parametrize("second", [None, *BROKEN])
+def test_a_bracket_or_quote_too_many_or_missing_loses_no_other_value(
+    broken: str, second: str | None, between: str, limit: int
+) -> None:
+    """Alone, with the same damage or with one that closes what the first left open; in values that seem too large."""
+    records = list(GOOD)
+    records[3] = BROKEN[broken]
+    if second:
+        records[20] = {**BROKEN, "not closed": '{"text": "z"}}'}[second]
+    in_array = "," in between
+    data = (f"[{between.join(records)}]" if in_array else between.join(records)).encode()
+    for size in (1, 50, 10_000):
+        found: list[str] = []
+        with contextlib.suppress(BrokenValues):
+            for span in scan_values(blocks_of(data, size), limit, in_array=in_array):
+                found.append(span.value.decode())
+            assert set(GOOD) & set(records) <= set(found)
+        assert found[:3] == GOOD[:3]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b'[{"a":1},\n{"b":', 1),
+        (b'[{"a":1},\n{"b":2}', 1),
+        (b'[{"a":1},\n', 1),
+        (b"[", 0),
+        (b'[{"a":1}]\n{"b":2}', 1),
+        (b'[{"a":1}],\n[{"b":2}]', 0),
+        (b'[{"a":1}]\n\n]', 2),
+    ],
+    ids=["within", "behind", "comma", "at once", "more behind", "two arrays", "one bracket more"],
+)
+def test_an_array_that_is_cut_off_or_followed_by_more_is_no_whole_one(data: bytes, line: int) -> None:
+    for size in (1, 3, 100):
+        with pytest.raises(BrokenValues) as named:
+            list(scan_values(blocks_of(data, size), 1000, in_array=True))
+        assert named.value.line == line
 
 
 @pytest.mark.parametrize("size", [3, 64, 10_000])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
+import lzma
 import os
 import subprocess
 import sys
@@ -25,6 +27,12 @@ from moai.engine.pipeline import Meter
 from moai.prepared.manifest import Prepared
 
 PrepareIt = Callable[..., Prepared]
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "zst": zstandard.ZstdCompressor().compress,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
 
 
 # ---- damaged and changing input
@@ -55,8 +63,24 @@ def test_a_compressed_file_cut_anywhere_is_refused_or_ends_with_a_frame(tmp_path
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
+        ("a.jsonl.zst", PACKERS["zst"](LINES) + b"\0" * 9, "from byte"),
         ("a.jsonl.zst", b"no zstd at all", "not readable as zstd"),
-        ("a.jsonl.gz", b"no gzip at all", "not readable as gzip"),
+        (
+            "a.jsonl.gz",
+            b"no gzip at all",
+            "not readable as gzip: it begins with b'no gzip at all'; if it is not compressed",
+        ),
+        ("a.jsonl.bz2", b"x", "not readable as bz2: it begins with b'x'"),
+        ("a.jsonl.xz", LINES, "not readable as xz: it begins with"),
+        *(
+            (
+                f"a.jsonl.{ending}",
+                pack(LINES) * 2 + behind,
+                f"what stands behind its last member, from byte {2 * len(pack(LINES)):,}, is none",
+            )
+            for ending, pack in PACKERS.items()
+            for behind in (b"\n", b"rubbish" * 1000)
+        ),
         ("a.jsonl.gz", gzip.compress(LINES)[:-4] + b"\0\0\0\1", "not readable as gzip"),
         ("a.json.zst", b"\x28\xb5\x2f\xfd", "ends early"),
         ("a.parquet", b"PAR1 and not much else PAR1", "not readable as Parquet"),
@@ -138,7 +162,7 @@ def test_no_more_rows_of_an_arrow_file_are_taken_at_once_than_fit_the_batch(tmp_
     assert max(rows) <= 10
 
 
-@pytest.mark.parametrize("change", ["append", "replace", "delete", "touch"])
+@pytest.mark.parametrize("change", ["append", "replace", "delete", "touch", "none"])
 @pytest.mark.parametrize("name", ["a.jsonl", "frames.jsonl.zst", "array.json", "groups.parquet", "a.arrow"])
 def test_a_file_that_changes_while_it_is_read_ends_the_run(tmp_path: Path, name: str, change: str) -> None:
     path = tmp_path / name
@@ -155,6 +179,12 @@ def test_a_file_that_changes_while_it_is_read_ends_the_run(tmp_path: Path, name:
         os.replace(tmp_path / "new", path)
     elif change == "touch":
         os.utime(path, ns=(10**18, 10**18))
+    elif change == "none":  # what a backup, a mirror or `chmod -R` does beside
+        os.link(path, tmp_path / "link")
+        path.chmod(0o640)
+        assert os.stat(path).st_ctime_ns != source.files[0].stamp.ctime_ns
+        assert list(batches)
+        return
     else:
         path.unlink()
     with pytest.raises(SourceError, match=r"changed while it was read|No such file") as failed:

@@ -416,7 +416,7 @@ def test_the_same_pages_under_another_type_are_another_content(
     pq.write_table(
         pa.table({"text": pa.array(["words"], pa.string())}), tmp_path / "string.parquet", store_schema=False
     )
-    with pytest.raises(SourceError, match="no document is left"):
+    with pytest.raises(SourceError, match="its column 'text' is binary, not text"):
         prepare(tmp_path / "bytes.parquet", text_column="text")
     assert texts(prepare(tmp_path / "string.parquet", text_column="text")) == ["words"]
 

@@ -209,13 +209,16 @@ def test_a_template_that_could_fail_on_a_record_is_refused_at_once(template: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_column": "absent"}, "--text_column absent names 'absent', which is not there .found: title, n."),
-        ({"template": "{absent} {title}"}, "names 'absent', which is not there .found: title, n."),
+        (
+            {"text_column": "absent"},
+            "--text_column absent names 'absent', which is not there .found: title .string., n .int..",
+        ),
+        ({"template": "{absent} {title}"}, "names 'absent', which is not there .found: title .string., n .int.."),
         (
             {"template": "title"},
-            "--text_template 'title' names no column; a column stands in braces, as in '{title}' .found: title, n.",
+            "--text_template 'title' names no column; a column stands in braces, as in '{title}' .found: title",
         ),
-        ({}, "no known shape among its columns .title, n.; set --text_column NAME or --text_template"),
+        ({}, "no known shape among its columns .title .string., n .int..; set --text_column NAME or --text_template"),
     ],
 )
 def test_an_error_says_which_columns_there_are(options: dict[str, Any], message: str) -> None:

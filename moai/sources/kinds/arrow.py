@@ -11,7 +11,8 @@ import pyarrow as pa
 from moai.core.errors import SourceError
 from moai.core.files import canonical_json, storage_of
 from moai.engine.pipeline import Meter
-from moai.sources.kinds.kind import File, Kind, Segment, one_line, type_names
+from moai.sources.kinds.kind import File, Kind, Segment, one_line
+from moai.sources.kinds.tables import STEP, bounded, plain, type_names
 from moai.sources.records import Limits
 
 _MAGIC = b"ARROW1\0\0"
@@ -24,7 +25,7 @@ class Arrow(Kind):
 
     def schema(self, file: File) -> Mapping[str, str]:
         with _mapped(file.path) as mapped:
-            return type_names(_open_stream(mapped, file.path).schema)
+            return type_names(_open_stream(mapped, file.path).schema, file.path)
 
     def cuts(self, file: File, range_bytes: int) -> Iterator[tuple[int, int, int]]:
         """Record batches together until they reach `range_bytes`."""
@@ -55,9 +56,10 @@ class Arrow(Kind):
             if index >= segment.start:
                 picked = batch.select([name for name in batch.schema.names if name in columns])
                 _validate(picked, segment.file.path, index)
-                rows = limits.rows_of(picked.num_rows, picked.nbytes)
-                for start in range(0, picked.num_rows, rows):
-                    yield picked.slice(start, rows)
+                is_plain = all(plain(kind) == kind for kind in picked.schema.types)
+                rows = limits.rows_of(picked.num_rows, picked.nbytes) if is_plain else min(STEP, limits.batch_rows)
+                slices = (picked.slice(start, rows) for start in range(0, picked.num_rows, rows))
+                yield from slices if is_plain else bounded(slices, limits)
 
 
 def _mapped(path: str) -> Any:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -120,20 +120,21 @@ class Kind(ABC):
         if meter:
             self.digest(segment, columns, limits, meter)
         row = 0
+        known: Mapping[str, str] | None = None
         for batch in self.read(segment, columns, limits):
             if not is_ours(type(self)):
-                self._check(batch, segment.file, columns)
+                known = self.schema(segment.file) if known is None else known
+                self._check(batch, segment.file, [name for name in columns if name in known])
             yield _placed(batch, index, row)
             row += batch.num_rows
 
-    def _check(self, batch: Any, file: File, columns: tuple[str, ...]) -> None:
-        """Raises PartFailed for what is no batch, or lacks a column that this file has."""
+    def _check(self, batch: Any, file: File, columns: Sequence[str]) -> None:
+        """Raises PartFailed for what is no batch, or lacks one of the columns that this file has."""
         if not isinstance(batch, pa.RecordBatch):
             raise PartFailed(
                 f"{file.path}: kind {named(type(self))} gave {type(batch).__name__}, not a pyarrow.RecordBatch"
             )
-        lacking = [name for name in columns if name not in batch.schema.names]
-        if lacking and (lost := [name for name in lacking if name in self.schema(file)]):
+        if lost := [name for name in columns if name not in batch.schema.names]:
             raise PartFailed(
                 f"{file.path}: kind {named(type(self))} gave no column {lost[0]!r}, which its schema names"
             )
@@ -172,19 +173,6 @@ def origin_of(kind: type[Kind]) -> list[str]:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def type_names(schema: pa.Schema) -> dict[str, str]:
-    names = {}
-    for field in schema:
-        text = (
-            pa.types.is_string(field.type)
-            or pa.types.is_large_string(field.type)
-            or pa.types.is_string_view(field.type)
-        )
-        nested = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-        names[field.name] = "string" if text else "list" if nested else str(field.type)
-    return names
 
 
 def _placed(batch: pa.RecordBatch, segment: int, row: int) -> pa.RecordBatch:

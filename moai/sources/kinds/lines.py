@@ -11,12 +11,14 @@ import orjson
 import pyarrow as pa
 
 from moai.engine.pipeline import Meter
+from moai.engine.schema import Columns
 from moai.sources.kinds.kind import File, NoObjects, Segment
 from moai.sources.kinds.stream import Stream
 from moai.sources.records import Limits, split_lines
 
 _OBJECTS = 100
 _RECORDS = 1000
+_TYPES: dict[type, str] = {str: "string", list: "list"}
 _LOOK = Limits(max_record_bytes=16 << 20, batch_rows=1000, batch_bytes=1 << 18)
 
 
@@ -26,15 +28,12 @@ class Lines(Stream):
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
 
     def schema(self, file: File) -> Mapping[str, str]:
-        """Judged by the first 100 objects."""
-        found: dict[str, str] = {}
-        for row in self._objects(file):
-            for name, value in row.items():
-                type_name = (
-                    "string" if isinstance(value, str) else "list" if isinstance(value, list) else type(value).__name__
-                )
-                if found.get(name) not in ("string", "list"):
-                    found[name] = type_name
+        """Judged by the first 100 objects, and by more while some column was always null."""
+        found = Columns()
+        for index, row in enumerate(self._objects(file)):
+            if index >= _OBJECTS and "NoneType" not in found.values():
+                break
+            found.add({name: _TYPES.get(type(value), type(value).__name__) for name, value in row.items()})
         return found
 
     def is_lines(self, file: File) -> bool:
@@ -66,7 +65,5 @@ class Lines(Stream):
                 continue
             yield row
             objects += 1
-            if objects == _OBJECTS:
-                return
         if not objects:
             raise NoObjects(complaint)
