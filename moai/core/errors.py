@@ -21,11 +21,23 @@ moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it ha
 
 from __future__ import annotations
 
+import re
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Without what would steer a terminal, or could not be written: names of files and what data says may hold it."""
+    return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 class MoaiError(Exception):
     """Base of the family. The message names the value, the place and the way out."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(MoaiError, ValueError):

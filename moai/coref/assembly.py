@@ -37,6 +37,7 @@ from moai.engine.schema import with_features
 from moai.sources.discover import Input
 from moai.sources.inputs import find_inputs, open_input, plan_inputs, stamps_prove
 from moai.sources.local import LocalSource
+from moai.sources.mistaken import without_mistaken
 from moai.tokenizers.load import digest_of, find_tokenizer
 from moai.transforms.shapes import TextShape, choose_shape
 from moai.transforms.text import ToText
@@ -113,7 +114,7 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
     """The inputs, each with its parts. Raises SourceError where no shape of text fits."""
     config = wanted.config
     found = []
-    for given in wanted.inputs:
+    for given in without_mistaken(wanted.inputs, config.max_bad_ratio == 1):
         source, columns = open_input(
             given,
             cache=wanted.cache,
@@ -126,7 +127,7 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
         shape = TextShape(name="plain text")
         if not given.kind.plain:
             shape = choose_shape(
-                columns, source=given.spec, text_column=dict(config.inputs)[given.spec], template=template
+                columns, source=given.place, text_column=dict(config.inputs)[given.spec], template=template
             )
         parts = _parts(wanted, given, shape)
         what = {

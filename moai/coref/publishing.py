@@ -39,7 +39,7 @@ from moai.coref.placement import SKIPS
 from moai.coref.samples import SCHEMA
 from moai.coref.selection import Selection, names_of
 from moai.engine.run import Done, total
-from moai.prepared.bad_records import bad_records
+from moai.prepared.bad_records import bad_records, not_read
 from moai.prepared.manifest import write_dataset_files, write_file, write_manifest
 from moai.prepared.places import Processed
 from moai.pretraining.keys import compare, dataset_key
@@ -237,7 +237,7 @@ def _content(wanted: Wanted, staged: Path, corpus: Corpus, bad: bytes) -> dict[s
             **_top(ledger, corpus),
         },
         **measured.as_json(),
-        "sources": [_source(part) for part in corpus.parts],
+        "sources": [{**_source(part), **not_read(wanted.cache, part)} for part in corpus.parts],
     }
     write_dataset_files(staged, [shard["file"] for shard in shards], SCHEMA, key)
     write_file(staged / "tokenizer.json", Path(wanted.tokenizer.spec.path).read_bytes())
@@ -279,7 +279,6 @@ def _source(part: Processed[Stream]) -> dict[str, Any]:
         "name": part.given.name,
         "kind": part.given.kind.name,
         "text": part.stream.shape.name,
-        "files": len(part.given.files),
         "shards": len(part.done),
         "origin": part.given.origin,
         "read": counts["read"],

@@ -83,6 +83,18 @@ def unread(cache: Path, part: Processed[Any]) -> tuple[dict[str, Counter[str]], 
     return {name: bad[name] for name in names if name in bad}, [name for name in names if name not in bad]
 
 
+def not_read(cache: Path, part: Processed[Any]) -> dict[str, Any]:
+    """What a manifest says of files that a source has and that gave nothing."""
+    given, (nothing_read, without) = part.given, unread(cache, part)
+    left_out = {**given.left_out, **({"without a record": without} if without else {})}
+    bad = {**given.bad, **({"nothing could be read": list(nothing_read)} if nothing_read else {})}
+    return {
+        **({"left_out": {why: listed(names) for why, names in left_out.items()}} if left_out else {}),
+        **({"bad_files": {what: listed(names) for what, names in bad.items()}} if bad else {}),
+        "files": len(given.files) + sum(map(len, given.bad.values())),
+    }
+
+
 @dataclass(kw_only=True)
 class InputWatch(Generic[S]):
     """Watches a stage that reads inputs: notes what makes its shards, reports, and ends it where the share of bad
@@ -95,8 +107,8 @@ class InputWatch(Generic[S]):
     key: str
     """Of the plan: names the list of bad records."""
     max_ratio: float
-    max_files: float = 0.0
-    """Share of files that may give no record at all."""
+    max_files: float | None = None
+    """Share of files that may give no record at all, where there is a flag for it; else none may."""
     report: Callable[[dict[str, Any]], None] = lambda _: None
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -154,7 +166,7 @@ class InputWatch(Generic[S]):
         if len(said) == files:
             return  # then no document is left, which is said with all reasons
         if _too_many_files(len(said), files, self.max_ratio, self.max_files):
-            yield _say_files(len(said), files, said)
+            yield _say_files(len(said), files, said, flag=self.max_files is not None)
         elif said:
             logger.warning("Nothing could be read of %d of %d files: %s", len(said), files, some(said))
 
@@ -195,15 +207,13 @@ def _too_many(bad: int, read: int, max_ratio: float) -> bool:
     return bad > _FEW and bad > max_ratio * read
 
 
-def _too_many_files(bad: int, files: int, max_ratio: float, max_files: float) -> bool:
-    return max_ratio < 1 and bad > max_files * files
+def _too_many_files(bad: int, files: int, max_ratio: float, max_files: float | None) -> bool:
+    return max_ratio < 1 and bad > (max_files or 0) * files
 
 
-def _say_files(bad: int, files: int, names: Sequence[str]) -> str:
-    return (
-        f"nothing could be read of {bad:,} of {files:,} files: {some(names)}; mend or remove them, or leave them "
-        f"out by --max_bad_files {above(bad / files)}"
-    )
+def _say_files(bad: int, files: int, names: Sequence[str], *, flag: bool = True) -> str:
+    way_out = f", or leave them out by --max_bad_files {above(bad / files)}" if flag else ""
+    return f"nothing could be read of {bad:,} of {files:,} files: {some(names)}; mend or remove them{way_out}"
 
 
 def _say(bad: int, read: int, reasons: Mapping[str, int], max_ratio: float) -> str:

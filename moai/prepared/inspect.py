@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moai.core.errors import ConfigError, StorageError
+from moai.core.errors import ConfigError, StorageError, printable
 from moai.core.files import storage_errors, write_atomic
 from moai.core.pages import page
 from moai.engine.schema import TRAINED
@@ -87,7 +87,7 @@ class View:
         for number, documents in enumerate(islice(self.rows(), rows)):
             yield f"--- {self._held_out}row {number}: {_figures(documents)}"
             for document in documents:
-                yield _as_text(document)
+                yield printable(_as_text(document))
 
     def html(self, rows: int) -> str:
         content = self.prepared.content

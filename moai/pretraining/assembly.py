@@ -26,7 +26,7 @@ from moai.pretraining import keys as identity
 from moai.pretraining.dataset import DatasetEntry, entries_of
 from moai.pretraining.options import DataConfig
 from moai.pretraining.tokenizer_backend import SAMPLE_CHARS, Chosen
-from moai.sources.discover import Input, discover
+from moai.sources.discover import Input, discover, named_as_splits
 from moai.sources.inputs import distinct, keep_apart, open_input, stamps_prove
 from moai.sources.local import LocalSource
 from moai.sources.mistaken import without_mistaken
@@ -180,6 +180,8 @@ def find(config: DataConfig) -> Found:
         for index, entry in enumerate(entries)
         for given in _inputs_of(entry, config.dataset_config if index == 0 else None)
     ]
+    if warning := named_as_splits([entry.path for entry in entries]):
+        logger.warning("--dataset: %s", warning)
     inputs, own = distinct(given for given, _ in found), tuple(entry for _, entry in found)
     cache = Path(config.cache_dir).expanduser().absolute()
     keep_apart(cache, [entry.path for entry in entries if entry.path])
@@ -227,8 +229,7 @@ def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
     """The inputs, each with its parts. Raises SourceError where no shape of text fits, ConfigError where parts do not
     fit.
     """
-    config = wanted.config
-    inputs = without_mistaken(wanted.inputs, 1.0 if config.max_bad_ratio == 1 else config.max_bad_files)
+    inputs = sound_inputs(wanted)
     readings = [_reading(wanted, given, entry, spool_dir, batch_bytes) for given, entry in zip(inputs, wanted.entries)]
     carried = _carried(wanted.config, readings)
     composed = [_compose(wanted, reading, carried) for reading in readings]
@@ -241,6 +242,13 @@ def streams(wanted: Request, spool_dir: Path, batch_bytes: int) -> list[Stream]:
                 'with the rows (per="piece") belongs to the transforms of all sources'
             )
     return composed
+
+
+def sound_inputs(wanted: Request) -> tuple[Input, ...]:
+    """The inputs without files that are something else than they are called. Raises TooManyBadRecords."""
+    config = wanted.config
+    allowed = 1.0 if config.max_bad_ratio == 1 else config.max_bad_files
+    return without_mistaken(wanted.inputs, allowed, flag="--max_bad_files")
 
 
 def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> Pipeline:
@@ -403,11 +411,11 @@ def _reading(wanted: Request, given: Input, entry: DatasetEntry, spool_dir: Path
             trust_stamps=not config.rehash,
         )
     shape = (
-        choose_chat_shape(columns, source=given.spec, text_column=config.text_column)
+        choose_chat_shape(columns, source=given.place, text_column=config.text_column)
         if wanted.template
         else None
         if given.kind.plain
-        else choose_shape(columns, source=given.spec, text_column=config.text_column, template=config.text_template)
+        else choose_shape(columns, source=given.place, text_column=config.text_column, template=config.text_template)
     )
     return Reading(given, entry, config, source, shape, columns)
 

@@ -11,11 +11,10 @@ import numpy as np
 from moai.core import resources
 from moai.core.distributed import ranks
 from moai.core.files import free_bytes
-from moai.pretraining.assembly import Request, request
+from moai.pretraining.assembly import Request, request, sound_inputs
 from moai.pretraining.options import DataConfig
 from moai.pretraining.recipe import CALLER, find_prepared, machine_plan, why_missed
 from moai.sources.discover import documents_in, many_small_texts, some
-from moai.sources.mistaken import without_mistaken
 
 _GB = 10**9
 
@@ -37,7 +36,7 @@ def describe(
         )
         return
     yield f"cache        miss: {why_missed(wanted)}"
-    without_mistaken(wanted.inputs, 1.0 if config.max_bad_ratio == 1 else config.max_bad_files)
+    sound_inputs(wanted)
     if config.eval_ratio:
         side = f"{config.eval_ratio:.2%} of the documents, by the hash of their text"
         yield f"held out     {side}: " + ("this plan" if config.held_out else "in a pass of its own (--held_out)")

@@ -20,7 +20,7 @@ from moai.core.files import canonical_json, digest_file, digest_json, link_or_co
 from moai.engine.pipeline import DIED, HUNG, MAX_DETAILS
 from moai.engine.run import total
 from moai.engine.schema import arrow_schema
-from moai.prepared.bad_records import bad_records, grouped, listed, unread
+from moai.prepared.bad_records import bad_records, grouped, listed, not_read
 from moai.prepared.manifest import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.prepared.places import Processed, sources_listing
 from moai.pretraining.assembly import Stream
@@ -72,8 +72,8 @@ def publish(
     keys = [done.receipt.shard_key for part in parts for done in part.done] + [
         xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing
     ]
-    not_read = [digest_json([given.left_out, given.bad]) for given in givens if given.left_out or given.bad]
-    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer), *not_read])
+    unused = [digest_json([given.left_out, given.bad]) for given in givens if given.left_out or given.bad]
+    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer), *unused])
     if os.path.lexists(final):
         if _holds(final, parts):
             logger.info("The same content is already published: %s", final)
@@ -241,22 +241,17 @@ def _link_shards(cache: Path, staged: Path, parts: Sequence[Processed[Stream]]) 
 
 def _source(cache: Path, part: Processed[Stream]) -> dict[str, Any]:
     counts, given = total(part.done), part.stream.given
-    nothing_read, without = unread(cache, part)
-    left_out = {**given.left_out, **({"without a record": without} if without else {})}
-    bad = {**given.bad, **({"nothing could be read": list(nothing_read)} if nothing_read else {})}
     return {
-        **({"left_out": {why: listed(names) for why, names in left_out.items()}} if left_out else {}),
-        **({"bad_files": {what: listed(names) for what, names in bad.items()}} if bad else {}),
-        "name": part.stream.given.name,
+        **not_read(cache, part),
+        "name": given.name,
         "not_read": list(part.stream.not_read),
-        "kind": part.stream.given.kind.name,
+        "kind": given.kind.name,
         "text": part.stream.to_text.shape.name,
-        "files": len(given.files) + sum(map(len, given.bad.values())),
         "shards": len(part.done),
         "read": counts["read"],
         "documents": counts["kept"],
         "tokens": counts["tokens.rows"],
-        "origin": part.stream.given.origin,
+        "origin": given.origin,
         "raw_bytes": sum(sum(done.receipt.raw.bytes) for done in part.done),
     }
 

@@ -187,7 +187,9 @@ class Recipe:
         try:
             if unknown := content["config"].keys() - known:
                 raise ConfigError(f"unknown flags {sorted(unknown)}")
-            return DataConfig(**content["config"], transforms=self._named(parse_parts, "transforms"), num_proc=0)
+            return DataConfig(
+                **content["config"], transforms=self._named(parse_parts, "transforms"), num_proc=0, max_bad_files=1.0
+            )
         except (TypeError, ConfigError) as error:
             raise DamagedError(
                 f"{self.directory}: its flags are none that this moai takes ({error}); remove it and prepare again"

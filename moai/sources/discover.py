@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from moai.core.errors import SourceError
+from moai.core.errors import SourceError, printable
 from moai.core.files import input_errors, storage_of
 from moai.sources.folders import (
     NOT_DATA,
@@ -54,6 +54,14 @@ class Input:
     """Files that nobody reads."""
     bad: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By what they are instead, the files that hold no data (`moai.sources.mistaken`)."""
+
+    @property
+    def place(self) -> str:
+        """What was named and, where that is not the file, the first file: for people."""
+        first, more = self.files[0], len(self.files) - 1
+        if not more and Path(first.path) == Path(self.spec).expanduser().absolute():
+            return self.spec
+        return f"{self.spec} ({printable(first.name)}{f' and {more} more' if more else ''})"
 
     @property
     def nominal_bytes(self) -> int:
@@ -101,7 +109,23 @@ def discover(spec: str, config: str | None = None) -> list[Input]:
 
 def some(names: Sequence[str], joint: str = ", ") -> str:
     """A list for people: the first three, and how many more."""
-    return joint.join(names[:3]) + (f"{joint}and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return printable(joint.join(names[:3])) + (f"{joint}and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def named_as_splits(paths: Sequence[str | Path]) -> str | None:
+    """What is to be asked where files that are read together are called like splits, and not all like the same one."""
+    absolute = [
+        path for path in (os.path.abspath(os.path.expanduser(given)) for given in paths) if os.path.exists(path)
+    ]
+    if len(absolute) < 2:
+        return None
+    root = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    names = [os.path.relpath(path, root) for path in absolute]
+    splits = splits_of([name if kind_of(name) else f"{name}/*" for name in names])
+    if not splits or set(splits) == {"train"} or any(len(of) == len(absolute) for of in splits.values()):
+        return None
+    said = "; ".join(f"{split}: {some(of)}" for split, of in splits.items())
+    return f"reads together what is named as splits ({said}); what is to be evaluated on belongs in none of it"
 
 
 def documents_in(given: Input) -> str:
@@ -165,15 +189,9 @@ def _matching(spec: str) -> tuple[Chosen, Path, dict[str, str]]:
             f"{spec}: no file matches (readable endings: {endings()})"
             + (f"; left out: {some(about)}; a file that is named itself is read" if about else "")
         )
-    root = Path(os.path.commonpath([str(p.parent) for p in chosen.files]))
-    splits = splits_of([path.relative_to(root).as_posix() for path in chosen.files])
-    if len(splits) > 1 or (splits and len(chosen.files) > len(next(iter(splits.values())))):
-        logger.warning(
-            "%s: takes all that match, also what is named as a split: %s",
-            spec,
-            "; ".join(f"{split}: {some(names)}" for split, names in splits.items()),
-        )
-    return chosen, root, {}
+    if warning := named_as_splits(chosen.files):
+        logger.warning("%s: %s", spec, warning)
+    return chosen, Path(os.path.commonpath([str(p.parent) for p in chosen.files])), {}
 
 
 def _beside(spec: str, of_kind: Mapping[Kind, Sequence[File]]) -> list[Kind]:
@@ -213,7 +231,7 @@ def _say(spec: str, name: HubName, chosen: Chosen, root: Path) -> None:
             "%s: %d files passed over (no readable ending), the first %s",
             spec,
             len(chosen.passed_over),
-            chosen.passed_over[0],
+            some(chosen.passed_over[:1]),
         )
 
 

@@ -99,26 +99,29 @@ def files_in(folder: Path, split: str | None = None) -> Chosen:
         chosen.files = _saved(folder, folder, split, chosen)
         return chosen
     found, saved = _walk(folder, chosen)
+    by_name = {_name(path, folder): [path] for path in found}
     for path in saved:
-        chosen.files += _saved(path, folder, split, chosen)
-    splits = splits_of([_name(path, folder) for path in found])
-    by_name = {_name(path, folder): path for path in found}
+        if (path / "dataset_dict.json").is_file():
+            chosen.files += _saved(path, folder, split, chosen)
+        else:  # a folder that may be called like a split
+            by_name[f"{_name(path, folder)}/*.arrow"] = _saved(path, folder, None, chosen)
+    splits = splits_of(by_name)
     if splits:
-        taken = _taken(folder, splits, split, left=len(found) - len({name for of in splits.values() for name in of}))
+        taken = _taken(folder, splits, split, left=len(by_name) - len({name for of in splits.values() for name in of}))
         for other, names in splits.items():
             if other != taken and (rest := [name for name in names if name not in splits[taken]]):
                 chosen.leave_out(f"split {other}", *rest)
         named = {name for names in splits.values() for name in names}
         if unnamed := [name for name in by_name if name not in named]:
             chosen.leave_out("no split", *unnamed)
-        chosen.files += [by_name[name] for name in splits[taken]]
-    elif split not in (None, "train") and found and not saved:
+        chosen.files += [path for name in splits[taken] for path in by_name[name]]
+    elif split not in (None, "train") and by_name:
         raise SourceError(
             f"{folder}: has no split {split!r}: no file or folder in it is named like one (train, validation, test); "
-            f"name the files by a pattern, as in '{folder}/**/*{found[0].suffix}'"
+            f"name the files by a pattern, as in '{folder}/**/*{Path(next(iter(by_name))).suffix}'"
         )
     else:
-        chosen.files += found
+        chosen.files += [path for paths in by_name.values() for path in paths]
     if not chosen.files:
         there = "; ".join(f"{why}: {', '.join(names[:3])}" for why, names in chosen.left_out.items())
         raise SourceError(

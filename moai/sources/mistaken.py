@@ -45,9 +45,9 @@ _KEY = re.compile(
 """Of what servers answer in JSON where they have no file."""
 
 
-def without_mistaken(inputs: Sequence[Input], max_share: float) -> tuple[Input, ...]:
+def without_mistaken(inputs: Sequence[Input], max_share: float, *, flag: str = "") -> tuple[Input, ...]:
     """The inputs without such files, which are named in a warning. Raises TooManyBadRecords where they are more than
-    this share of all files.
+    this share of all files, which `flag` can raise.
     """
     kept, said = [], []
     of = sum(len(given.files) for given in inputs)
@@ -64,10 +64,10 @@ def without_mistaken(inputs: Sequence[Input], max_share: float) -> tuple[Input, 
         return tuple(inputs)
     line = f"{len(said)} of {of} files hold no data: {some(said, '; ')}"
     if len(said) > max_share * of:
-        raise TooManyBadRecords(f"{line}; or leave such files out by --max_bad_files {above(len(said) / of)}")
+        raise TooManyBadRecords(line + (f"; or leave such files out by {flag} {above(len(said) / of)}" if flag else ""))
     if lost := [given.spec for given, before in zip(kept, inputs) if before.files and not given.files]:
         raise TooManyBadRecords(f"{lost[0]}: nothing is left of it; {line}")
-    logger.warning("%s; left out, as --max_bad_files allows", line)
+    logger.warning("%s; left out, as was allowed", line)
     return tuple(kept)
 
 

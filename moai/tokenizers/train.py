@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,10 @@ from moai.core.config import option, resolve
 from moai.core.errors import ConfigError, MoaiError, SourceError, StorageError, TooManyBadRecords
 from moai.core.files import write_atomic
 from moai.engine.pipeline import Meter, tallied
-from moai.sources.discover import Input, discover
+from moai.sources.discover import Input, discover, some
+from moai.sources.kinds import Stream
 from moai.sources.local import LocalSource
+from moai.sources.mistaken import without_mistaken
 from moai.sources.schema import columns_of
 from moai.tokenizers.convert import convert
 from moai.transforms.shapes import TextShape, choose_shape
@@ -214,12 +217,24 @@ class Documents:
     num_bytes: int = 0
     bad: int = 0
     first_bad: str = ""
+    files: dict[str, bool] = field(default_factory=dict)
+    """Those with records, and whether any could be read. A file that is one record counts as a record alone."""
     sample: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
-        for index, spec in enumerate(self.config.dataset):
-            for given in discover(spec, self.config.dataset_config if index == 0 else None):
-                yield from map(self._watched, self._of_input(given))
+        config = self.config
+        inputs = [
+            given
+            for index, spec in enumerate(config.dataset)
+            for given in discover(spec, None if index else config.dataset_config)
+        ]
+        for given in without_mistaken(inputs, 0.0):
+            yield from map(self._watched, self._of_input(given))
+        if lost := [path for path, read in self.files.items() if not read]:
+            raise TooManyBadRecords(
+                f"nothing could be read of {len(lost)} of {len(self.files)} files: {some(lost)}; mend or remove them; "
+                f"the first: {self.first_bad}"
+            )
         if self.bad > _FEW_BAD and self.bad > _BAD_RATIO * self.read:
             raise TooManyBadRecords(
                 f"{self.bad:,} of {self.read:,} records are bad, more than {_BAD_RATIO:.1%}; the first: "
@@ -238,7 +253,7 @@ class Documents:
         shape = TextShape(name="plain text")
         if not kind.plain:
             shape = choose_shape(
-                columns_of(given), source=given.spec, text_column=config.text_column, template=config.text_template
+                columns_of(given), source=given.place, text_column=config.text_column, template=config.text_template
             )
         # One shard without end: every file is read once from its beginning, and nothing is cached or spooled.
         source = LocalSource(
@@ -253,6 +268,7 @@ class Documents:
             trust_stamps=False,
         )
         to_text = ToText(shape=shape, plain=kind.plain)
+        is_one_record = isinstance(kind, Stream) and kind.is_one_record
         for shard in source.shards():
             for batch in source.read(shard, Meter()):
                 with tallied() as tally:
@@ -261,6 +277,10 @@ class Documents:
                     texts = [text for text in texts if text.strip()]
                 self.read += len(texts) + tally.counts["quarantined"]
                 self.bad += tally.counts["quarantined"]
+                bad_in = Counter(bad["segment"] for bad in tally.quarantine)
+                for segment, records in Counter(batch["segment"].to_pylist()).items() if not is_one_record else ():
+                    path = shard.segments[segment].file.path
+                    self.files[path] = self.files.get(path, False) or records > bad_in[segment]
                 if tally.quarantine and not self.first_bad:
                     bad = tally.quarantine[0]
                     self.first_bad = (

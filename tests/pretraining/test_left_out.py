@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moai.core.errors import TooManyBadRecords
+from moai.core.errors import SourceError, TooManyBadRecords
 from moai.prepared.manifest import Prepared
 from moai.pretraining.options import DataConfig
 from moai.pretraining.plan import describe
+from moai.pretraining.repair import repair
 
 PrepareIt = Callable[..., Prepared]
 GOOD = "".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(50))
@@ -41,8 +44,10 @@ def source(prepared: Prepared, which: int = 0) -> dict[str, Any]:
     return dict(prepared.content["sources"][which])
 
 
-@pytest.mark.parametrize("what", UNREADABLE)
-@pytest.mark.parametrize("shard_bytes", [16_000_000, 1000])
+@pytest.mark.parametrize(
+    ("what", "shard_bytes"),
+    [("lfs", 1000), ("page", 16_000_000), ("broken", 16_000_000), ("other", 1000), ("late page", 16_000_000)],
+)
 def test_a_file_of_which_nothing_is_read_ends_the_run_unless_its_share_is_allowed(
     tmp_path: Path, prepare: PrepareIt, what: str, shard_bytes: int
 ) -> None:
@@ -87,14 +92,68 @@ def test_files_without_a_record_are_a_warning_by_name(
     tmp_path: Path, prepare: PrepareIt, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = shards(tmp_path / "data", shard_2="", shard_3="\n \n", shard_5="")
+    (folder / "nothing.jsonl.gz").write_bytes(gzip.compress(b""))
     caplog.set_level(logging.WARNING)
     prepared = prepare(folder)
     assert source(prepared)["left_out"] == {
         "empty": {"files": 2, "first": ["shard-2.jsonl", "shard-5.jsonl"]},
-        "without a record": {"files": 1, "first": ["shard-3.jsonl"]},
+        "without a record": {"files": 2, "first": ["nothing.jsonl.gz", "shard-3.jsonl"]},
     }
     assert "empty: 2 (shard-2.jsonl, shard-5.jsonl)" in caplog.text
-    assert "1 files hold no record: shard-3.jsonl" in caplog.text
+    assert "2 files hold no record: nothing.jsonl.gz, shard-3.jsonl" in caplog.text
+
+
+def test_a_directory_without_its_bad_files_is_repaired_to_the_same_bytes(tmp_path: Path, prepare: PrepareIt) -> None:
+    folder = shards(tmp_path / "data", shard_4=LFS, shard_5='{"cut\n')
+    (folder / "texts").mkdir()
+    for name in ("a.txt", "b.txt", "c.txt", "LICENSE.txt"):
+        (folder / "texts" / name).write_text(LFS if name == "b.txt" else f"words of {name}\n" * 40)
+    prepared = prepare(folder, shard_bytes=1000, max_bad_files=0.3)
+    damaged = prepared.path / prepared.content["shards"][-1]["file"]
+    whole = damaged.read_bytes()
+    damaged.unlink()
+    list(repair(prepared.path))
+    assert damaged.read_bytes() == whole
+
+
+def test_a_cache_of_before_is_judged_again_and_its_shards_are_reused(
+    tmp_path: Path, prepare: PrepareIt, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shards(tmp_path / "data")
+    prepared = prepare(folder)
+    (plan,) = (tmp_path / "cache" / "plans").glob("*.json")
+    record = json.loads(plan.read_bytes())
+    del record["files_judged"]
+    plan.write_text(json.dumps({**record, "trusted": True}))
+    caplog.set_level(logging.INFO)
+    again = prepare(folder)
+    assert (again.path, again.content) == (prepared.path, prepared.content)
+    assert "prepared when files were not judged one by one" in caplog.text
+    assert f"{len(again.content['shards'])} reused" in caplog.text
+
+
+def test_what_fits_no_shape_is_named_with_its_file(tmp_path: Path, prepare: PrepareIt) -> None:
+    folder = shards(tmp_path / "data")
+    for number in range(6):
+        (folder / f"labels-{number}.json").write_text(json.dumps({str(n): "x" for n in range(3)}))
+    with pytest.raises(SourceError, match=r"data \(labels-0\.json and 5 more\): no known shape among its columns"):
+        prepare(folder)
+    with pytest.raises(SourceError, match=r"data/labels-0\.json: no known shape among its columns"):
+        prepare(folder / "labels-0.json")
+
+
+def test_names_of_files_do_not_steer_the_terminal(
+    tmp_path: Path, prepare: PrepareIt, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shards(tmp_path / "data")
+    for name, text in (("b\x1b[2J.jsonl", ""), ("\u202etxt.jsonl", "\n"), ("c\x07.md", ""), ("d\x9b.jsonl", "{\n")):
+        (folder / name).write_text(text)
+    with pytest.raises(TooManyBadRecords) as failed:
+        prepare(folder)
+    said = str(failed.value) + caplog.text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said.replace("\n", ""))
+    assert "d\\x9b.jsonl (1 broken JSON)" in said
+    assert "empty: 1 (b\\x1b[2J.jsonl)" in said
 
 
 def test_a_licence_beside_the_data_and_its_other_splits_are_no_documents(

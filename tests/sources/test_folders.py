@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from moai.core.errors import SourceError
-from moai.sources.discover import Input, discover
+from moai.sources.discover import Input, discover, named_as_splits
 
 README = """---
 license: mit
@@ -120,6 +120,13 @@ def test_datasets_saved_below_a_folder_are_read_as_what_they_are(tmp_path: Path)
     arrow, lines = discover(str(folder))
     files = [f"{Path(file.name).parent}" for file in arrow.files]
     assert files == ["deep/dict/train", "single"]
+    for split in ("train", "test"):  # saved one by one, under the names of splits
+        (one if split == "train" else other).save_to_disk(str(tmp_path / "splits" / split))
+    (given,) = discover(str(tmp_path / "splits"))
+    assert [file.name for file in given.files] == ["train/data-00000-of-00001.arrow"]
+    assert given.left_out == {"split test": ("test/*.arrow",)}
+    (given,) = discover(f"{tmp_path / 'splits'}@test")
+    assert [file.name for file in given.files] == ["test/data-00000-of-00001.arrow"]
     assert read([lines]) == ["deep/more.jsonl", "web.jsonl"]
     assert arrow.left_out == {"split test": ("deep/dict/test",), "not data": ("deep/state.json",)}
 
@@ -190,3 +197,9 @@ def test_a_pattern_takes_all_and_says_which_splits_are_among_it(
     (given,) = discover(f"{folder}/*.jsonl")
     assert read([given]) == ["test.jsonl", "train.jsonl"]
     assert "train: train.jsonl; test: test.jsonl" in caplog.text
+    both = [str(folder / name) for name in ("train.jsonl", "test.jsonl")]  # as a shell writes the pattern
+    assert "(train: train.jsonl; test: test.jsonl)" in str(named_as_splits(both))
+    made(tmp_path, ["a/web.jsonl", "a/train.jsonl", "test/a.jsonl", "test/b.jsonl"])
+    for names in (["a/web.jsonl", "a/train.jsonl"], ["test/a.jsonl", "test/b.jsonl"], ["a/web.jsonl", "user/test"]):
+        assert named_as_splits([str(tmp_path / name) for name in names]) is None
+    assert "(test: test/*)" in str(named_as_splits([tmp_path / "a", tmp_path / "test"]))

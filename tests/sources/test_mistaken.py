@@ -52,7 +52,7 @@ def test_pointers_and_error_pages_are_called_what_they_are(tmp_path: Path, what:
     text, said = MISTAKEN[what]
     given = inputs(tmp_path / "data", {"good.jsonl": GOOD, f"bad.{ending}": text})
     with pytest.raises(TooManyBadRecords) as failed:
-        without_mistaken(given, 0.4)
+        without_mistaken(given, 0.4, flag="--max_bad_files")
     assert f"1 of 2 files hold no data: bad.{ending} is {said}" in str(failed.value)
     assert str(failed.value).endswith("--max_bad_files 0.5")
     with pytest.raises(TooManyBadRecords, match="nothing is left of it"):

@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from moai.core.errors import TooManyBadRecords
 from moai.tokenizers.convert import sentencepiece_as_fast
 from moai.tokenizers.train import SPECIAL_TOKENS, Documents, TokenizerConfig, main, train
 
@@ -46,6 +47,23 @@ def test_shipped_tokenizer_is_what_the_command_makes(tmp_path: Path) -> None:
         == 0
     )
     assert files(tmp_path / "demo") == files(REPO / "tokenizers/demo")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4\n",
+            "1 of 2 files hold no data: b.jsonl is a Git LFS",
+        ),
+        ('{"text": "cut', "nothing could be read of 1 of 2 files: "),
+    ],
+)
+def test_a_file_of_which_nothing_is_read_ends_the_training(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "words"}\n' * 20)
+    (tmp_path / "b.jsonl").write_text(text)
+    with pytest.raises(TooManyBadRecords, match=said):
+        list(Documents(TokenizerConfig(dataset=(str(tmp_path),), output_dir=str(tmp_path / "out"))))
 
 
 def test_same_bytes_on_one_thread(small: Path, tmp_path: Path) -> None:
