@@ -6,7 +6,7 @@ moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it ha
     MoaiError
     ├── ConfigError            a flag, a YAML key, an environment variable
     ├── SourceError            an input that is absent, empty or of a kind nobody reads
-    │   └── TooManyBadRecords  more quarantined records than --max_bad_ratio allows
+    │   └── TooManyBadRecords  more bad records, or files of nothing else, than is allowed
     ├── TokenizerError
     │   ├── SlowTokenizerError
     │   ├── BackendRefused     a fast tokenizer backend that does not take this tokenizer.json

@@ -11,7 +11,7 @@ import glob
 import logging
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -211,16 +211,27 @@ def _beside(spec: str, of_kind: Mapping[Kind, Sequence[File]]) -> list[Kind]:
     return strays
 
 
+def _names(path: str, chosen: Chosen) -> Iterator[str]:
+    """How what is left out would be named, an example of each."""
+    for why, names in chosen.left_out.items():
+        if why == "configurations":
+            yield f"{path}:{names[0]}"
+        elif why.startswith("split "):
+            yield f"{path}@{why.removeprefix('split ')}"
+        elif why in (NOT_DATA, "no split"):
+            yield os.path.join(path, names[0])
+
+
 def _say(spec: str, name: HubName, chosen: Chosen, root: Path) -> None:
     """What is not read, once: a warning, unless it was asked for, or is nothing that could be data."""
     if chosen.left_out:
         asked = bool(name.split or name.config) and all("split" in why or "config" in why for why in chosen.left_out)
         logger.log(
             logging.INFO if asked else logging.WARNING,
-            "%s: not read: %s (a file that is named itself is read, and a split as in %s@test)",
+            "%s: not read: %s%s",
             spec,
             "; ".join(f"{why}: {len(names)} ({some(names)})" for why, names in chosen.left_out.items()),
-            name.path,
+            f" (what is named is read: {some(named)})" if (named := list(_names(name.path, chosen))) else "",
         )
     if lost := unfinished(chosen.passed_over):
         logger.warning("%s: %d unfinished downloads are not read: %s; fetch them again", spec, len(lost), some(lost))

@@ -48,7 +48,9 @@ _WORDS = {
     "validation": "validation|valid|dev|val",
     "test": "test|testing|eval|evaluation",
 }
-_BESIDE = "[-._ 0-9]"
+_ANY = re.compile("|".join(_WORDS.values()))
+_FOLDER = {split: re.compile(rf"(.*[-._ 0-9])?({words})([-._ 0-9].*)?") for split, words in _WORDS.items()}
+_FILE = {split: re.compile(rf"(.*[-._ 0-9])?({words})[-._ 0-9].*") for split, words in _WORDS.items()}
 _CONFIGS = re.compile(rb"\A\xef?\xbb?\xbf?---\r?\n(?:(?!---).*\n)*?configs:", re.MULTILINE)
 
 
@@ -141,11 +143,16 @@ def splits_of(names: Iterable[str]) -> dict[str, list[str]]:
             sharded.setdefault(match["split"], []).append(name)
     if sharded:
         return sharded
-    for in_folders in (True, False):
-        found = {split: [name for name in names if _says(name, words, in_folders)] for split, words in _WORDS.items()}
-        if any(found.values()):
-            return {split: its for split, its in found.items() if its}
-    return {}
+    parts = [(name, name.split("/")) for name in names if _ANY.search(name)]
+    in_folders = {
+        split: [name for name, (*folders, _) in parts if any(map(pattern.fullmatch, folders))]
+        for split, pattern in _FOLDER.items()
+    }
+    in_files = {
+        split: [name for name, (*_, file) in parts if pattern.fullmatch(file)] for split, pattern in _FILE.items()
+    }
+    found = in_folders if any(in_folders.values()) else in_files
+    return {split: its for split, its in found.items() if its}
 
 
 def is_about_data(name: str) -> bool:
@@ -161,13 +168,6 @@ def regular(path: Path) -> bool:
             f"the download again), or remove the link"
         )
     return path.is_file()
-
-
-def _says(name: str, words: str, in_folders: bool) -> bool:
-    *folders, file = name.split("/")
-    if in_folders:
-        return any(re.fullmatch(rf"(.*{_BESIDE})?({words})({_BESIDE}.*)?", folder) for folder in folders)
-    return bool(re.fullmatch(rf"(.*{_BESIDE})?({words}){_BESIDE}.*", file))
 
 
 def _taken(folder: Path, splits: Sequence[str] | dict[str, Any], split: str | None, left: int = 0) -> str:

@@ -17,6 +17,7 @@ from moai.core.errors import ConfigError
 from moai.core.files import digest_json
 from moai.engine.schema import Columns
 from moai.sources.discover import Input, discover
+from moai.sources.hub import HubName
 from moai.sources.local import LocalSource
 from moai.sources.schema import columns_of
 
@@ -63,6 +64,8 @@ def keep_apart(cache: Path, specs: Iterable[str]) -> None:
     """A cache inside the data would be data of the next run. Raises ConfigError."""
     for spec in specs:
         folder = Path(spec).expanduser()
+        if not folder.exists():
+            folder = Path(HubName.parse(spec).path).expanduser()
         if not folder.is_dir() or not cache.resolve().is_relative_to(folder.resolve()):
             continue
         if not any(

@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from moai.core.errors import SourceError, TooManyBadRecords
+from moai.prepared.inspect import View
 from moai.prepared.manifest import Prepared
 from moai.pretraining.options import DataConfig
 from moai.pretraining.plan import describe
+from moai.pretraining.recipe import prepare_or_wait
 from moai.pretraining.repair import repair
+from moai.pretraining.status import StatusConfig, show
 
 PrepareIt = Callable[..., Prepared]
 GOOD = "".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(50))
@@ -217,9 +220,12 @@ def test_what_is_held_out_is_called_that(
     said = [line for line in caplog.messages if "ocuments" in line]
     assert said
     assert all(line.startswith("[Rank 0, held out] ") for line in said)
-    config = DataConfig(
-        dataset=(str(folder),), tokenizer_path=str(tokenizer_dir), cache_dir=str(tmp_path / "other"), eval_ratio=0.1
-    )
+    given = {"dataset": (str(folder),), "tokenizer_path": str(tokenizer_dir), "eval_ratio": 0.1}
+    aside = prepare_or_wait(DataConfig(**given, cache_dir=str(tmp_path / "cache"), held_out=True), environ={})
+    assert next(View.open(aside.path).lines(1)).startswith("--- held-out row 0: ")
+    (result,) = (line for line in show(StatusConfig(cache_dir=str(tmp_path / "cache"))) if line.startswith("result"))
+    assert result == f"result       {aside.path} (held out)"
+    config = DataConfig(**given, cache_dir=str(tmp_path / "other"))
     assert "held out     10.00% of the documents, by the hash of their text: in a pass of its own (--held_out)" in list(
         describe(config)
     )
