@@ -28,7 +28,7 @@ from moai.coref import assembly
 from moai.coref.assembly import Stream, Wanted
 from moai.coref.options import CorefConfig
 from moai.coref.progress import StageProgress
-from moai.coref.publishing import Corpus, existing, funnel, no_samples, publish, refuse_other
+from moai.coref.publishing import Corpus, funnel, is_published, no_samples, publish
 from moai.coref.selection import select
 from moai.engine.executor import Executor, make_executor
 from moai.engine.pipeline import Pipeline
@@ -49,29 +49,40 @@ _KIWI_BYTES = 500_000_000
 def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
     """Prepare the corpus, or find it prepared. Returns the published directory; raises errors of moai.core.errors."""
     with stoppable("finished shards are kept, run again to go on from them"):
-        chosen = machine_plan(config, origins, environ)
-        executor = _executor(config, chosen)
-        if not assembly.places(config)[1].exists():
+        machine, method = machine_plan(config, origins, environ), start_method(config)
+        executor = make_executor(
+            machine.num_proc.value,
+            method=method.value,
+            threads=1,
+            stall_seconds=config.stall_timeout,
+            shards_per_worker=_SHARDS_PER_WORKER,
+            modules=assembly.WORKER_MODULES,
+            warm=assembly.warm(config),
+        )
+        cache, output = assembly.places(config)
+        if not output.exists():
             executor.start()  # Kiwi loads while the tokenizer and the files are looked at here
         wanted = assembly.want(config)
-        if manifest := existing(wanted):
-            refuse_other(wanted, manifest)
-            if manifest["run"]["plan_key"] == wanted.key and manifest["run"]["stamps_prove"] and not config.rehash:
-                logger.info("이미 준비되어 있습니다 (nothing changed since it was prepared): %s", wanted.output)
-                return wanted.output
-        with storage_errors(wanted.cache):
+        if is_published(wanted):
+            logger.info("이미 준비되어 있고 바뀐 것이 없습니다: %s", output)
+            return output
+        with storage_errors(cache):
             for folder in _FOLDERS:
-                (wanted.cache / folder).mkdir(parents=True, exist_ok=True)
-            wanted.output.parent.mkdir(parents=True, exist_ok=True)
-            with locked(wanted.cache, wanted.key, lambda _: None), attempt(wanted.cache, wanted.key) as staging:
-                return _work(wanted, staging, executor, chosen)
+                (cache / folder).mkdir(parents=True, exist_ok=True)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            for line in (*resources.lines(machine), *machine.warnings):
+                logger.info("%s", line)
+            if machine.num_proc.value:
+                logger.info("start_method = %s: %s", method.value, method.reason)
+            with locked(cache, wanted.key, lambda _: None), attempt(cache, wanted.key) as staging:
+                _make(wanted, staging, executor, machine)
+        return output
 
 
 def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> resources.Plan:
     """Workers and bytes. Forked workers share one Kiwi, so memory hardly limits them; of spawned ones each has its
     own.
     """
-    extra = _KIWI_BYTES if start_method(config).value == "spawn" else 0
     return resources.plan(
         resources.detect(assembly.places(config)[0], environ=environ),
         num_proc=config.num_workers,
@@ -82,7 +93,7 @@ def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mappi
         shard_bytes=config.shard_bytes,
         batch_size=1000,
         environ=environ,
-        worker_extra_bytes=extra,
+        worker_extra_bytes=_KIWI_BYTES if start_method(config).value == "spawn" else 0,
     )
 
 
@@ -97,59 +108,52 @@ def start_method(config: CorefConfig) -> Setting:
     return Setting("forkserver", "one Kiwi for all workers")
 
 
-def _work(wanted: Wanted, staging: Path, executor: Executor, chosen: resources.Plan) -> Path:
-    started, workers = time.monotonic(), chosen.num_proc
-    for line in (*resources.lines(chosen), *chosen.warnings):
-        logger.info("%s", line)
-    if workers.value:
-        logger.info("start_method = %s: %s", *vars(start_method(wanted.config)).values())
-    streams = assembly.streams(wanted, staging, chosen.batch_bytes.value)
+def _make(wanted: Wanted, staging: Path, executor: Executor, machine: resources.Plan) -> None:
+    """Both stages, and the corpus of what they made."""
+    started = time.monotonic()
+    streams = assembly.streams(wanted, staging, machine.batch_bytes.value)
     for stream in streams:
         logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.shape.name)
     wanted.tokenizer.reference.load()  # the report needs it; Kiwi is still loading elsewhere
-    logger.info("[1/2] 배치 병렬 품질 필터링 (%s 워커)", workers.value)
-    corpus: Corpus = run_stages(stages(wanted, streams, staging), executor)
-    logger.info("배치 병합 중... (links, no second copy)")
-    reused = [done.reused for done in corpus.done]
-    made_how = {
+    logger.info("[1/2] 배치 병렬 품질 필터링 (%s 워커)", machine.num_proc.value)
+    corpus: Corpus = run_stages(_stages(wanted, streams, staging), executor)
+    logger.info("배치 병합 중... (링크로, 복사하지 않고)")
+    shards = [*corpus.candidates, *corpus.samples]
+    reused, seconds = sum(done.reused for done in shards), time.monotonic() - started
+    run = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 3),
-        "num_workers": workers.value,
-        "shards_made": reused.count(False),
-        "shards_reused": reused.count(True),
+        "seconds": round(seconds, 3),
+        "num_workers": machine.num_proc.value,
+        "shards_made": len(shards) - reused,
+        "shards_reused": reused,
         "stamps_prove": wanted.stamps_prove,
     }
-    path = publish(wanted, staging, corpus, made_how)
+    publish(wanted, staging, corpus, run)
     seconds = time.monotonic() - started
-    logger.info("저장 완료: %s", path)
-    logger.info(
-        "샘플 수: %s | 시간: %.1f초 (%.1f분) | shards: %d made, %d reused",
-        f"{corpus.selection.total:,}",
-        seconds,
-        seconds / 60,
-        reused.count(False),
-        reused.count(True),
-    )
-    return path
+    logger.info("저장 완료: %s", wanted.output)
+    what = f"샘플 수: {corpus.selection.total:,} | 시간: {seconds:.1f}초 ({seconds / 60:.1f}분)"
+    logger.info("%s | 샤드: %d개 새로 만듦, %d개 재사용", what, len(shards) - reused, reused)
 
 
-def stages(
+def _stages(
     wanted: Wanted, streams: Sequence[Stream], staging: Path
 ) -> tuple[Stage[None, Corpus], Stage[Corpus, Corpus]]:
     """Candidates in every document, and which of them are picked over all; then a sample of each of these."""
-    config, ledger = wanted.config, Ledger(wanted.cache)
+    config, cache, inputs = wanted.config, wanted.cache, wanted.inputs
     record = wanted.output.with_name(f"{wanted.output.name}.progress.jsonl")
     record.unlink(missing_ok=True)
-    about = max(1, -(-sum(given.text_bytes for given in wanted.inputs) // config.shard_bytes))
     progress = StageProgress(
-        sum(given.nominal_bytes for given in wanted.inputs), name="candidates", batches=about, record=record
+        sum(given.nominal_bytes for given in inputs),
+        name="candidates",
+        batches=max(1, -(-sum(given.text_bytes for given in inputs) // config.shard_bytes)),
+        record=record,
     )
     reading = InputWatch(
-        streams=streams, progress=progress, cache=wanted.cache, key=wanted.key, max_ratio=config.max_bad_ratio
+        streams=streams, progress=progress, cache=cache, key=wanted.key, max_ratio=config.max_bad_ratio
     )
 
     def pick(_: None, results: Results) -> Corpus:
-        paths = [ledger.shard(done.receipt.shard_key) for part in results for done in part]
+        paths = [Ledger(cache).shard(done.receipt.shard_key) for part in results for done in part]
         selection = select(paths, cap=config.max_entity_freq, policy=config.cap_policy, max_samples=config.max_samples)
         return Corpus(reading.processed(results), selection)
 
@@ -162,33 +166,17 @@ def stages(
 
     def watch_samples(corpus: Corpus, pipelines: Sequence[Pipeline]) -> StageProgress:
         files, number = sum(1 for _ in pipelines[0].source.shards()), corpus.selection.total
-        logger.info(
-            "[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 (배치당 약 %s개)",
-            f"{number:,}",
-            files,
-            f"{config.token_chunk_size:,}",
-        )
+        each = f"(배치당 약 {config.token_chunk_size:,}개)"
+        logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 %s", f"{number:,}", files, each)
         return StageProgress(number, name="samples", batches=files, record=record)
 
     return (
         Stage(
-            pipelines=lambda _: [assembly.candidates(wanted.cache, stream, staging) for stream in streams],
+            pipelines=lambda _: [assembly.candidates(cache, stream, staging) for stream in streams],
             reduce=pick,
             watch=lambda *_: reading,
         ),
         Stage(
             pipelines=samples, reduce=lambda corpus, results: replace(corpus, samples=results[0]), watch=watch_samples
         ),
-    )
-
-
-def _executor(config: CorefConfig, chosen: resources.Plan) -> Executor:
-    return make_executor(
-        chosen.num_proc.value,
-        method=start_method(config).value,
-        threads=1,
-        stall_seconds=config.stall_timeout,
-        shards_per_worker=_SHARDS_PER_WORKER,
-        modules=assembly.WORKER_MODULES,
-        warm=assembly.warm(config),
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from moai.cache.ledger import Ledger
 from moai.cache.shards import ArrowShards
@@ -77,7 +76,10 @@ class Stream:
     source: LocalSource
     shape: TextShape
     parts: tuple[Part, ...]
-    identity: Mapping[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"source": {"kind": self.given.kind.identity}, **_identity(self.parts)}
 
 
 def want(config: CorefConfig) -> Wanted:
@@ -87,17 +89,13 @@ def want(config: CorefConfig) -> Wanted:
     cache, output = places(config)
     columns = dict(config.inputs)
     inputs = find_inputs(tuple(columns), cache)
-    versions = {
-        "entity_coref_version": FORMAT_VERSION,
-        "parts": digest_json([class_identity(part) for part in _PARTS]),
-        **kiwi.identity(),
-    }
+    parts = digest_json([class_identity(part) for part in _PARTS])
     plan = {
         **plan_inputs(inputs),
         "config": identity(config),
         "tokenizer": tokenizer.identity(),
         "columns": columns,
-        "format": versions,
+        "format": {"entity_coref_version": FORMAT_VERSION, "parts": parts, **kiwi.identity()},
     }
     plan = json.loads(canonical_json(plan))  # as it will be read back, to be compared
     return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, plan, digest_json(plan)[:40])
@@ -112,8 +110,8 @@ def places(config: CorefConfig) -> tuple[Path, Path]:
 
 def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
     """The inputs, each with its parts. Raises SourceError where no shape of text fits."""
-    config = wanted.config
-    found = []
+    config, found = wanted.config, []
+    known = dict(config.inputs)
     for given in without_mistaken(wanted.inputs, config.max_bad_ratio == 1):
         source, columns = open_input(
             given,
@@ -124,45 +122,35 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
             trust_stamps=not config.rehash,
         )
         template = config.text_template if given.spec in config.input else None  # the columns of a preset are known
-        shape = TextShape(name="plain text")
-        if not given.kind.plain:
-            shape = choose_shape(
-                columns, source=given.place, text_column=dict(config.inputs)[given.spec], template=template
-            )
-        parts = _parts(wanted, given, shape)
-        what = {
-            "format_version": FORMAT_VERSION,
-            "source": {"kind": given.kind.identity},
-            "parts": [part.identity() for part in parts],
-        }
+        shape = (
+            TextShape(name="plain text")
+            if given.kind.plain
+            else choose_shape(columns, source=given.place, text_column=known[given.spec], template=template)
+        )
+        stream = Stream(given, source, shape, _parts(wanted, given, shape))
         names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
-        source = replace(source, columns=tuple(dict.fromkeys(names)), transform_key=digest_json(what)[:40])
-        found.append(Stream(given, source, shape, parts, what))
+        key = digest_json(stream.identity)[:40]
+        found.append(replace(stream, source=replace(source, columns=tuple(dict.fromkeys(names)), transform_key=key)))
     return found
 
 
 def candidates(cache: Path, stream: Stream, staging: Path) -> Pipeline:
     """The first pipeline: everything that needs Kiwi and the tokenizer, up to candidates that have a place in a row."""
-    return _pipeline(
-        cache, stream.source, stream.parts, stream.identity, coref_candidates.SCHEMA, _CANDIDATE_ROWS, staging
-    )
+    sink = ArrowShards(cache=cache, staging=staging, schema=coref_candidates.SCHEMA, rows_per_batch=_CANDIDATE_ROWS)
+    return _pipeline(stream.source, stream.parts, stream.identity, sink)
 
 
 def samples(wanted: Wanted, done: Sequence[Done], selection: Selection, staging: Path) -> Pipeline:
     """The second pipeline: the picked candidates of the finished shards `done`, about token_chunk_size of them a
     file.
     """
-    config = wanted.config
-    source = PickedSource(
-        name="samples", column="candidates", groups=_groups(wanted.cache, done, selection, config.token_chunk_size)
-    )
-    parts = (
-        Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text"),
-    )
-    what = {"format_version": FORMAT_VERSION, "parts": [part.identity() for part in parts]}
-    return _pipeline(
-        wanted.cache, source, parts, what, with_features(coref_samples.SCHEMA), coref_samples.ROWS_PER_BATCH, staging
-    )
+    config, cache = wanted.config, wanted.cache
+    groups = _groups(Ledger(cache), done, selection, config.token_chunk_size)
+    part = Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text")
+    schema = with_features(coref_samples.SCHEMA)
+    sink = ArrowShards(cache=cache, staging=staging, schema=schema, rows_per_batch=coref_samples.ROWS_PER_BATCH)
+    source = PickedSource(name="samples", column="candidates", groups=groups)
+    return _pipeline(source, (part,), _identity((part,)), sink)
 
 
 def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -202,30 +190,23 @@ def _named_alike(config: CorefConfig, part: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(part) if hasattr(config, field.name)}
 
 
-def _pipeline(
-    cache: Path,
-    source: Source,
-    parts: tuple[Part, ...],
-    what: Mapping[str, Any],
-    schema: pa.Schema,
-    rows_per_batch: int,
-    staging: Path,
-) -> Pipeline:
-    key = digest_json(what)[:40]
-    sink = ArrowShards(cache=cache, staging=staging, schema=schema, rows_per_batch=rows_per_batch)
-    return Pipeline(
-        source=source, transforms=parts, sink=sink, transform_key=key, probe=Ledger(cache).has_transform(key)
-    )
+def _identity(parts: Sequence[Part]) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, "parts": [part.identity() for part in parts]}
 
 
-def _groups(cache: Path, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:
+def _pipeline(source: Source, parts: tuple[Part, ...], identity: Mapping[str, Any], sink: ArrowShards) -> Pipeline:
+    key = digest_json(identity)[:40]
+    probe = Ledger(sink.cache).has_transform(key)
+    return Pipeline(source=source, transforms=parts, sink=sink, transform_key=key, probe=probe)
+
+
+def _groups(ledger: Ledger, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:
     """Runs of candidate shards that hold `size` samples or a little more."""
     groups: list[list[Picks]] = [[]]
-    for done, bits in zip(parts, selection.bits, strict=True):
-        if not bits.any():
-            continue
-        if sum(picks.number for picks in groups[-1]) >= size:
-            groups.append([])
-        path = Ledger(cache).shard(done.receipt.shard_key)
-        groups[-1].append(Picks(str(path), done.receipt.xxh3_128, np.packbits(bits).tobytes(), int(bits.sum())))
+    for receipt, bits in zip((done.receipt for done in parts), selection.bits, strict=True):
+        if bits.any():
+            if sum(picks.number for picks in groups[-1]) >= size:
+                groups.append([])
+            path = str(ledger.shard(receipt.shard_key))
+            groups[-1].append(Picks(path, receipt.xxh3_128, np.packbits(bits).tobytes(), int(bits.sum())))
     return tuple(tuple(group) for group in groups if group)

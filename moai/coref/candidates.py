@@ -8,7 +8,7 @@ candidate is tokenized anew, with the mask written into the text, and is a row o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,40 +27,38 @@ from moai.coref.placement import Placed, Placement, Spans
 from moai.engine.part import Part
 from moai.engine.pipeline import count, quarantine
 
+_RANGES = ("window_begin", "window_end", "antecedent_begin", "antecedent_end", "mask_begin", "mask_end")
 CANDIDATE = pa.struct(
-    [
-        ("entity", pa.string()),
-        ("entity_hash", pa.uint64()),
-        ("rank", pa.uint64()),
-        ("antecedent_pos", pa.int32()),
-        ("coref_pos", pa.int32()),
-        *(
-            (name, pa.int32())
-            for name in ("window_begin", "window_end", "antecedent_begin", "antecedent_end", "mask_begin", "mask_end")
-        ),
-        ("span_exact", pa.bool_()),
-    ]
+    {
+        "entity": pa.string(),
+        "entity_hash": pa.uint64(),
+        "rank": pa.uint64(),
+        **dict.fromkeys(("antecedent_pos", "coref_pos", *_RANGES), pa.int32()),
+        "span_exact": pa.bool_(),
+    }
 )
 SCHEMA = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("text_hash", pa.uint64()),
-        ("source", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("candidates", pa.list_(CANDIDATE)),
-    ]
+    {
+        "doc_id": pa.string(),
+        "text_hash": pa.uint64(),
+        "source": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "candidates": pa.list_(CANDIDATE),
+    }
 )
 
 
 @dataclass(frozen=True)
-class _Document:
-    doc_id: str
-    text: str
-    candidates: tuple[Candidate, ...]
+class _Row:
+    """A document (or one form of it) with its tokens, and the candidates that have a place in them."""
+
+    document: Mapping[str, Any]
+    ids: npt.NDArray[Any]
+    placed: list[Placed]
 
 
-Row = tuple[_Document, npt.NDArray[Any], list[Placed]]
-"""A document (or one form of it), its tokens, and the candidates that have a place in them."""
+_Found = tuple[Mapping[str, Any], Sequence[Candidate]]
+"""A document, and what may be asked for in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,134 +74,104 @@ class Candidates(Part):
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            documents = [document for row in batch.to_pylist() if (document := self._analyse(row)) is not None]
-            rows = [row for row in self._tokenize(documents) if row[2]] if documents else []
-            count("documents", len({id(row[0]) for row in rows}))
-            count("candidates", sum(len(row[2]) for row in rows))
+            found = [(row, candidates) for row in batch.to_pylist() if (candidates := self._analyse(row))]
+            tokenize = self._textual if self.placement.mode == "text" else self._spans
+            rows = [row for row in tokenize(found) if row.placed] if found else []
+            count("documents", len({id(row.document) for row in rows}))
+            count("candidates", sum(len(row.placed) for row in rows))
             if rows:
                 yield self._batch(rows)
 
-    def _analyse(self, row: dict[str, Any]) -> _Document | None:
-        """Kiwi, once. None if a rule drops the document, Kiwi fails on it, or no name in it comes again."""
+    def _analyse(self, row: Mapping[str, Any]) -> list[Candidate]:
+        """Kiwi, once. Nothing if a rule drops the document, Kiwi fails on it, or no name in it comes again."""
         failpoint("coref.document")
         text, kiwi = row["text"], analyser(self.kiwi.model)
         try:
             morphemes = kiwi.tokenize(text)
         except Exception as error:
-            quarantine(
-                f"Kiwi: {type(error).__name__}",
-                detail=str(error),
-                sample=text.encode()[:200],
-                **{name: row[name] for name in PLACE},
-            )
-            return None
+            place = {name: row[name] for name in PLACE}
+            quarantine(f"Kiwi: {type(error).__name__}", detail=str(error), sample=text.encode()[:200], **place)
+            return []
         tags = [morpheme.tag for morpheme in morphemes]
         if rule := self.quality.failed_by(tags):
             count("filtered")
             count(f"filtered.{RULE}.{rule}")
-            return None
+            return []
         count("passed")
         candidates = self.repetition.candidates(text, morphemes, tags)
         count("mentions", len(candidates))
-        return _Document(row["doc_id"], text, tuple(candidates)) if candidates else None
+        return candidates
 
-    def _tokenize(self, documents: Sequence[_Document]) -> Iterator[Row]:
-        if self.placement.mode == "text":
-            yield from self._textual(documents)
-            return
-        encoded = self.tokenizer.reference.encode_with_offsets([document.text for document in documents])
-        for document, (ids, array) in zip(documents, _split(*encoded)):
-            listed, spans = ids.tolist(), Spans.of(array)
-            yield (
-                document,
-                ids,
-                _found(
-                    self.placement.place(candidate, document.text, listed, spans) for candidate in document.candidates
-                ),
-            )
+    def _spans(self, found: Sequence[_Found]) -> Iterator[_Row]:
+        encoded = self._encoded([document["text"] for document, _ in found])
+        for (document, candidates), (ids, array) in zip(found, encoded):
+            listed, spans, text = ids.tolist(), Spans.of(array), document["text"]
+            places = [self.placement.place(candidate, text, listed, spans) for candidate in candidates]
+            yield _Row(document, ids, _placed(places))
 
-    def _textual(self, documents: Sequence[_Document]) -> Iterator[Row]:
+    def _textual(self, found: Sequence[_Found]) -> Iterator[_Row]:
         """The prior form: one mask in place of the whole mention, and the text around it tokenized as it then
         stands.
         """
-        pairs = [(document, candidate) for document in documents for candidate in document.candidates]
-        texts = [
-            part
-            for document, candidate in pairs
-            for part in (document.text[: candidate.mention], document.text[candidate.mention + len(candidate.entity) :])
-        ]
-        encoded = _split(*self.tokenizer.reference.encode_with_offsets(texts))
+        pairs = [(document, candidate) for document, candidates in found for candidate in candidates]
+        halves = [(document["text"][: one.mention], document["text"][one.behind :]) for document, one in pairs]
+        encoded = self._encoded([*itertools.chain(*halves)])
         for (document, candidate), (before, earlier), (behind, later) in zip(pairs, encoded[::2], encoded[1::2]):
             ids = np.concatenate((before, [self.tokenizer.mask_id], behind))
-            resumes = candidate.mention + len(candidate.entity)
-            spans = Spans.of(np.concatenate((earlier, [[candidate.mention, resumes]], later + resumes)))
-            antecedent = spans.covering(candidate.antecedent, candidate.antecedent + len(candidate.entity))
+            mention = [[candidate.mention, candidate.behind]]
+            spans = Spans.of(np.concatenate((earlier, mention, later + candidate.behind)))
             mask = (len(before), len(before) + 1)
-            yield (
-                document,
-                ids,
-                _found(
-                    [self.placement.around(candidate, spans, antecedent, mask, True) if antecedent else "untokenized"]
-                ),
-            )
+            antecedent = spans.covering(candidate.antecedent, candidate.antecedent + len(candidate.entity))
+            place = self.placement.around(candidate, spans, antecedent, mask, True) if antecedent else "untokenized"
+            yield _Row(document, ids, _placed([place]))
 
-    def _batch(self, rows: list[Row]) -> pa.RecordBatch:
+    def _encoded(self, texts: list[str]) -> list[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+        """(ids, the characters of each) of every text."""
+        ids, offsets, spans = self.tokenizer.reference.encode_with_offsets(texts)
+        return [(ids[begin:end], spans[begin:end]) for begin, end in itertools.pairwise(offsets)]
+
+    def _batch(self, rows: Sequence[_Row]) -> pa.RecordBatch:
         offsets = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum([len(ids) for _, ids, _ in rows], out=offsets[1:])
-        hashes = [text_hash(document.text) for document, _, _ in rows]
+        np.cumsum([len(row.ids) for row in rows], out=offsets[1:])
+        hashes = [_hash(row.document["text"]) for row in rows]
+        listed = [[_as_struct(row, digest, one) for one in row.placed] for row, digest in zip(rows, hashes)]
         return pa.record_batch(
             [
-                pa.array([document.doc_id for document, _, _ in rows], pa.string()),
-                pa.array(hashes, pa.uint64()),
+                pa.array([row.document["doc_id"] for row in rows], pa.string()),
+                pa.array(hashes, pa.uint64()),  # what the split goes by: equal texts fall on the same side
                 pa.array([self.source] * len(rows), pa.string()),
-                columns.lists(offsets, np.concatenate([ids for _, ids, _ in rows]).astype(np.int32)),
-                pa.array(
-                    [
-                        [_as_struct(document, digest, one) for one in placed]
-                        for (document, _, placed), digest in zip(rows, hashes)
-                    ],
-                    pa.list_(CANDIDATE),
-                ),
+                columns.lists(offsets, np.concatenate([row.ids for row in rows]).astype(np.int32)),
+                pa.array(listed, pa.list_(CANDIDATE)),
             ],
             schema=SCHEMA,
         )
 
 
-def text_hash(text: str) -> int:
-    """What the split goes by: equal texts fall on the same side, whatever they are called."""
+def entity_hash(entity: str) -> int:
+    """Two names share one with odds of one in a million among five million names."""
+    return _hash(entity)
+
+
+def _hash(text: str) -> int:
     return int(xxhash.xxh3_64_intdigest(text.encode()))
 
 
-def entity_hash(entity: str) -> int:
-    """Two names share one with odds of one in a million among five million names."""
-    return int(xxhash.xxh3_64_intdigest(entity.encode()))
-
-
-def _as_struct(document: _Document, digest: int, placed: Placed) -> dict[str, Any]:
+def _as_struct(row: _Row, digest: int, placed: Placed) -> dict[str, Any]:
     entity, mention = placed.candidate.entity, placed.candidate.mention
-    ranges = {"window": placed.window, "antecedent": placed.antecedent, "mask": placed.mask}
     return {
         "entity": entity,
         "entity_hash": entity_hash(entity),
-        "rank": xxhash.xxh3_64_intdigest(f"{document.doc_id}\0{digest}\0{entity}\0{mention}".encode()),
+        "rank": _hash(f"{row.document['doc_id']}\0{digest}\0{entity}\0{mention}"),
         "antecedent_pos": placed.candidate.antecedent,
         "coref_pos": mention,
         "span_exact": placed.exact,
-        **{f"{name}_{side}": value for name, pair in ranges.items() for side, value in zip(("begin", "end"), pair)},
+        **dict(zip(_RANGES, (*placed.window, *placed.antecedent, *placed.mask))),
     }
 
 
-def _found(results: Any) -> list[Placed]:
-    placed = []
-    for result in results:
-        if isinstance(result, str):
-            count(f"skipped.{result}")
-        else:
-            placed.append(result)
-    return placed
-
-
-def _split(
-    ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64], spans: npt.NDArray[np.int64]
-) -> list[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
-    return [(ids[begin:end], spans[begin:end]) for begin, end in itertools.pairwise(offsets)]
+def _placed(places: Sequence[Placed | str]) -> list[Placed]:
+    """Those that have a place; of the others the reason is counted."""
+    for reason in places:
+        if isinstance(reason, str):
+            count(f"skipped.{reason}")
+    return [place for place in places if not isinstance(place, str)]

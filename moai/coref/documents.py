@@ -15,13 +15,7 @@ from moai.transforms.text import ToText
 
 PLACE = ("segment", "line", "offset")
 SCHEMA = pa.schema(
-    [
-        ("text", pa.large_string()),
-        ("doc_id", pa.string()),
-        ("segment", pa.int32()),
-        ("line", pa.int64()),
-        ("offset", pa.int64()),
-    ]
+    {"text": pa.large_string(), "doc_id": pa.string(), "segment": pa.int32(), "line": pa.int64(), "offset": pa.int64()}
 )
 
 
@@ -40,29 +34,21 @@ class Documents(Part):
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for first in range(0, batch.num_rows, self.batch_rows):
-                rows = [
-                    row
-                    for index in range(first, min(first + self.batch_rows, batch.num_rows))
-                    for row in self._rows(batch.slice(index, 1))
-                ]
-                if rows:
+                few = batch.slice(first, self.batch_rows)
+                if rows := [row for index in range(few.num_rows) for row in self._rows(few.slice(index, 1))]:
                     yield pa.record_batch(
                         [pa.array(values, kind) for values, kind in zip(zip(*rows), SCHEMA.types)], schema=SCHEMA
                     )
 
     def _rows(self, record: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
         for text in self.to_text.strings(record):
-            yield text, self._named(record) or content_id(text), *(record[name][0].as_py() for name in PLACE)
+            name = self._named(record) or xxhash.xxh3_128_hexdigest(text.encode())
+            yield text, name, *(record[column][0].as_py() for column in PLACE)
 
     def _named(self, record: pa.RecordBatch) -> str:
-        if self.to_text.plain:
-            return ""
-        if "record" in record.schema.names:
+        value = None
+        if not self.to_text.plain and "record" in record.schema.names:
             value = orjson.loads(record["record"][0].as_py().removeprefix(b"\xef\xbb\xbf")).get(self.id_column)
-        else:
-            value = record[self.id_column][0].as_py() if self.id_column in record.schema.names else None
+        elif not self.to_text.plain and self.id_column in record.schema.names:
+            value = record[self.id_column][0].as_py()
         return str(value) if isinstance(value, str | int) else ""
-
-
-def content_id(text: str) -> str:
-    return str(xxhash.xxh3_128_hexdigest(text.encode()))

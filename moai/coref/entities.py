@@ -26,6 +26,11 @@ class Candidate:
     def distance(self) -> int:
         return self.mention - self.antecedent
 
+    @property
+    def behind(self) -> int:
+        """Where the mention ends."""
+        return self.mention + len(self.entity)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:

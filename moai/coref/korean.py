@@ -1,9 +1,11 @@
 """Which Korean documents are worth analysing (four cheap rules) and which are worth keeping (what Kiwi says of them).
 
-    1 length      800 <= characters <= 2500            4 special    share of what is neither alphanumeric nor space,
-                                                                    newline, tab <= 0.30
-    2 sentences   `.` + `?` + `!` >= 3                 5 nnp        0.05 <= proper nouns / morphemes <= 0.20
-    3 hangul      share of U+AC00..U+D7A3 >= 0.40      6 pronoun    no pronoun anywhere
+    1 length      800 <= characters <= 2500
+    2 sentences   `.` + `?` + `!` >= 3
+    3 hangul      share of U+AC00..U+D7A3 >= 0.40
+    4 special     share of what is neither alphanumeric nor space, newline, tab <= 0.30
+    5 nnp         0.05 <= proper nouns / morphemes <= 0.20
+    6 pronoun     no pronoun anywhere
 
 A document is dropped at the first rule it fails, and counted there. Rules 1 to 4 look every character up in one table
 (numpy), at about a thousandth of what Kiwi costs; Kiwi then runs once a document, and its morphemes serve rules 5, 6
@@ -103,30 +105,22 @@ class Kiwi:
             raise ConfigError(
                 "kiwipiepy is not installed, and without it Korean cannot be analysed: pip install 'moai[korean]'"
             )
-        return {
-            "kiwipiepy": version("kiwipiepy"),
-            "kiwipiepy_model": version("kiwipiepy_model"),
-            "model_type": self.model,
-        }
-
-
-def analyser(model: str) -> Any:
-    """The process's Kiwi: built once, by `warm` before workers are forked, whose pages they then share (3 to 7 MB
-    private each instead of 500).
-    """
-    return _analyser(model)
+        return {name: version(name) for name in ("kiwipiepy", "kiwipiepy_model")} | {"model_type": self.model}
 
 
 def warm(model: str) -> None:
-    """Load what analysing needs where workers are forked from. Kiwi keeps no thread of its own then (num_workers=0), so
-    a forked child may use it.
+    """Load what analysing needs where workers are forked from. With num_workers=0 Kiwi keeps no thread of its own, so a
+    forked child may use it.
     """
     analyser(model)
     _classes()
 
 
 @functools.lru_cache(maxsize=1)
-def _analyser(model: str) -> Any:
+def analyser(model: str) -> Any:
+    """The process's Kiwi: built once, by `warm` before workers are forked, whose pages they then share (3 to 7 MB
+    private each instead of 500).
+    """
     from kiwipiepy import Kiwi
 
     with warnings.catch_warnings():  # it warns that num_workers=0 has a new meaning, which is the one wanted here

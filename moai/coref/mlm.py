@@ -1,7 +1,8 @@
-"""Masked language modelling on samples that carry their labels: batches, likelihood of a span, and filling several
-masks.
+"""Masked language modelling on samples that carry their labels: the corpus as rows, batches, the likelihood of a span,
+and filling several masks.
 
-    collate = PadBatch(pad_id=0)                     # pads to the longest row of the batch, never to seq_len
+    corpus = Corpus.open("./prepared_datasets/entity_coref_v2_2048")
+    batches = in_batches(corpus.rows("validation"), 16, PadBatch(pad_id=0))     # as long as their longest row
     scores = span_scores(model, batches)             # -log p of the masked name; is each token likeliest
     filled = fill(model, batch)                      # names of several tokens: the surest mask first
 
@@ -10,20 +11,122 @@ torch is imported in the functions, since whoever only wants flags should not pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 
+from moai.core.config import resolve
+from moai.core.errors import ConfigError, DamagedError, MoaiError
+from moai.coref.manifest import read_manifest
+from moai.coref.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
 from moai.coref.samples import IGNORED
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 Sample = Mapping[str, Any]
 """A row of the corpus: at least `input_ids` and `labels`."""
 _MULTIPLE = 8
+
+
+def run(
+    config: type[T], work: Callable[[T], dict[str, Any]], argv: Sequence[str], *, prog: str, description: str | None
+) -> int:
+    """A script: flags in, JSON out; a person's mistake is one line and an exit code, never a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        resolved = resolve([config], argv, os.environ, prog=prog, description=description or "")
+        print(json.dumps(work(resolved[config]), indent=1))
+    except MoaiError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened corpus. `rows("train")` is a `datasets.Dataset` of that split."""
+
+    path: Path
+    content: dict[str, Any]
+    tokenizer: MlmTokenizer
+    dataset: Any
+
+    @classmethod
+    def open(cls, path: str) -> Corpus:
+        """Raises ConfigError where there is no corpus, or none that is whole."""
+        folder = Path(path).expanduser()
+        try:
+            content = read_manifest(folder)["content"]
+        except DamagedError as error:
+            raise ConfigError(f"--dataset {path}: {error}; prepare one: python -m moai entity-coref --help") from error
+        from datasets import load_from_disk
+
+        tokenizer = load_mlm_tokenizer(str(folder), content["config"]["mask_token"])
+        return cls(folder, content, tokenizer, load_from_disk(str(folder)))
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.content["config"]["mode"] != "text")
+
+    def rows(self, split: str, *, most: int | None = None, longest: int | None = None) -> Any:
+        """The samples of a split; of more than `most`, as many spread evenly; none longer than `longest` tokens."""
+        table = self.dataset.data
+        wanted = table.column("split").to_numpy() == split
+        if longest is not None:
+            wanted &= pc.list_value_length(table.column("input_ids")).to_numpy() <= longest
+        found = np.flatnonzero(wanted)
+        if most is not None and len(found) > most:
+            found = found[np.linspace(0, len(found) - 1, most).astype(np.int64)]
+        return self.dataset.select(found)
+
+    def check_fit(self, model: Any, place: str) -> None:
+        """Raises ConfigError unless the model knows every id."""
+        ids, known = self.tokenizer.spec.vocab_size, model.config.vocab_size
+        if known < ids:
+            raise ConfigError(
+                f"{place}: vocab_size {known:,}, but the corpus was made with a tokenizer of {ids:,} ids; use its own "
+                f"model"
+            )
+
+
+def load_model(checkpoint: str) -> Any:
+    """Raises ConfigError where there is no masked language model."""
+    from transformers import AutoModelForMaskedLM
+
+    try:
+        return AutoModelForMaskedLM.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def asked(sample: Sample) -> list[int]:
+    """The places that have a label."""
+    return [place for place, label in enumerate(sample["labels"]) if label != IGNORED]
+
+
+def check_window(sample: Sample) -> None:
+    """The antecedent stands unmasked before the mask, inside the row: without it there is nothing to look up. Raises
+    DamagedError.
+    """
+    places, begin, end = asked(sample), sample["antecedent_begin"], sample["antecedent_end"]
+    if not places or not 0 <= begin < end <= places[0] or places[-1] >= len(sample["input_ids"]):
+        raise DamagedError(
+            f"{sample['doc_id']}: the sample for {sample['target']!r} has its antecedent at {begin}:{end} and its "
+            f"masks at {places[:1]}..{places[-1:]}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +140,15 @@ class PadBatch:
     def __call__(self, rows: Sequence[Sample]) -> dict[str, torch.Tensor]:
         import torch
 
-        length = -(-max(len(row["input_ids"]) for row in rows) // _MULTIPLE) * _MULTIPLE
-        ids, labels = np.full((len(rows), length), self.pad_id), np.full((len(rows), length), IGNORED)
-        attention = np.zeros((len(rows), length), np.int64)
+        shape = len(rows), -(-max(len(row["input_ids"]) for row in rows) // _MULTIPLE) * _MULTIPLE
+        batch = {name: np.full(shape, fill) for name, fill in (("input_ids", self.pad_id), ("labels", IGNORED))}
+        attention = np.zeros(shape, np.int64)
         for place, row in enumerate(rows):
             size = len(row["input_ids"])
-            ids[place, :size], labels[place, :size], attention[place, :size] = row["input_ids"], row["labels"], 1
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(attention),
-            "labels": torch.from_numpy(labels),
-        }
+            attention[place, :size] = 1
+            for name, values in batch.items():
+                values[place, :size] = row[name]
+        return {name: torch.from_numpy(values) for name, values in (*batch.items(), ("attention_mask", attention))}
 
 
 @dataclass(kw_only=True)
@@ -63,7 +164,6 @@ class RandomMasking:
     special_ids: tuple[int, ...]
     vocab_size: int
     seed: int
-    probability: float = 0.15
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
@@ -71,8 +171,8 @@ class RandomMasking:
     def __call__(self, rows: Sequence[Sample]) -> dict[str, torch.Tensor]:
         return self.pad([self._masked(np.array(row["input_ids"])) for row in rows])
 
-    def _masked(self, ids: Any) -> dict[str, Any]:
-        chosen = (self._random.random(len(ids)) < self.probability) & ~np.isin(ids, self.special_ids)
+    def _masked(self, ids: Any) -> Sample:
+        chosen = (self._random.random(len(ids)) < 0.15) & ~np.isin(ids, self.special_ids)
         fate = self._random.random(len(ids))
         others = self._random.integers(0, self.vocab_size, len(ids))
         changed = np.where(chosen & (fate < 0.8), self.mask_id, np.where(chosen & (fate >= 0.9), others, ids))
@@ -94,20 +194,17 @@ class SpanScores:
 
 def span_scores(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> SpanScores:
     """Every masked name with all its tokens masked at once; then decoded by `fill`."""
-    import torch
+    from torch.nn.functional import cross_entropy
 
     spans = tokens = exact = 0
     nll = 0.0
     model.eval()
     for batch in (_to(model, batch) for batch in batches):
         labels = batch["labels"]
-        asked = labels != IGNORED
-        with torch.no_grad():
-            logits = _logits(model, batch)[asked]
-        chosen = torch.log_softmax(logits.float(), -1).gather(1, labels[asked][:, None])
-        nll -= float(chosen.sum())
-        spans, tokens = spans + len(labels), tokens + int(asked.sum())
-        exact += int(((fill(model, batch) == labels) | ~asked).all(1).sum())
+        wanted = labels != IGNORED
+        nll += float(cross_entropy(_logits(model, batch)[wanted].float(), labels[wanted], reduction="sum"))
+        spans, tokens = spans + len(labels), tokens + int(wanted.sum())
+        exact += int(((fill(model, batch) == labels) | ~wanted).all(1).sum())
     return SpanScores(spans, tokens, nll / max(1, spans), nll / max(1, tokens), exact / max(1, spans))
 
 
@@ -115,56 +212,43 @@ def fill(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """`input_ids` with every asked-for position filled: in each round the surest mask of every row takes its likeliest
     token.
     """
-    import torch
-
     batch = _to(model, batch)
     ids, open_ = batch["input_ids"].clone(), batch["labels"] != IGNORED
-    rows = torch.arange(len(ids), device=ids.device)
-    with torch.no_grad():
-        while bool(open_.any()):
-            surest, tokens = torch.softmax(_logits(model, {**batch, "input_ids": ids}).float(), -1).max(-1)
-            place = surest.masked_fill(~open_, -1.0).argmax(1)
-            waiting = open_.any(1)
-            ids[rows[waiting], place[waiting]] = tokens[rows[waiting], place[waiting]]
-            open_[rows[waiting], place[waiting]] = False
+    while bool(open_.any()):
+        surest, tokens = _logits(model, {**batch, "input_ids": ids}).float().softmax(-1).max(-1)
+        rows = open_.any(1).nonzero()[:, 0]
+        places = surest.masked_fill(~open_, -1.0).argmax(1)[rows]
+        ids[rows, places] = tokens[rows, places]
+        open_[rows, places] = False
     return ids
 
 
 def likeliest(model: Any, batch: Mapping[str, torch.Tensor], number: int) -> list[list[int]]:
     """The `number` likeliest tokens of each row's first asked-for position, the likeliest first."""
-    import torch
-
     batch = _to(model, batch)
-    with torch.no_grad():
-        logits = _logits(model, batch)
     first = (batch["labels"] != IGNORED).int().argmax(1)
-    found: list[list[int]] = logits[torch.arange(len(first)), first].topk(number).indices.tolist()
+    found: list[list[int]] = _logits(model, batch)[range(len(first)), first].topk(number).indices.tolist()
     return found
 
 
 def with_one_mask(sample: Sample) -> dict[str, Any]:
     """The sample as a textual mask would stand there: one mask for the whole name, labelled with its first token."""
-    asked = [place for place, label in enumerate(sample["labels"]) if label != IGNORED]
-    keep = [*range(asked[0] + 1), *range(asked[-1] + 1, len(sample["input_ids"]))]
-    return {
-        "input_ids": [sample["input_ids"][place] for place in keep],
-        "labels": [sample["labels"][place] for place in keep],
-    }
+    places = asked(sample)
+    keep = [*range(places[0] + 1), *range(places[-1] + 1, len(sample["input_ids"]))]
+    return {name: [sample[name][place] for place in keep] for name in ("input_ids", "labels")}
 
 
 def in_batches(rows: Iterable[Sample], size: int, collate: PadBatch) -> Iterator[dict[str, torch.Tensor]]:
-    waiting: list[Sample] = []
-    for row in rows:
-        waiting.append(row)
-        if len(waiting) == size:
-            yield collate(waiting)
-            waiting = []
-    if waiting:
-        yield collate(waiting)
+    waiting = iter(rows)
+    while few := list(islice(waiting, size)):
+        yield collate(few)
 
 
 def _logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    import torch
+
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits
 
 

@@ -5,9 +5,8 @@
     exact      every token of the name filled in, one mask after another: all or nothing
     nll        -log p of the whole name, in nats
     real_at_k  the prior program's measure: one mask for the whole name, the 50 likeliest tokens, those that Kiwi calls
-               nouns, the first k; a hit if
-               one equals the name, holds it or is held by it. One syllable may hit: it flatters, and stands here to
-               compare with old figures
+               nouns, the first k; a hit if one equals the name, holds it or is held by it. One syllable may hit: it
+               flatters, and stands here to compare with old figures
     lambada    the last word of --lambada FILE, measured like real_at_1
     score      0.4 real_at_1 + 0.3 real_at_5 + 0.3 lambada, where there is a lambada
 
@@ -29,9 +28,18 @@ from moai.core.config import option
 from moai.core.errors import ConfigError
 from moai.core.files import write_atomic
 from moai.coref.korean import analyser
-from moai.coref.mlm import PadBatch, Sample, in_batches, likeliest, span_scores, with_one_mask
-from moai.coref.mlm_data import Corpus, check_window
-from moai.coref.mlm_entry import run
+from moai.coref.mlm import (
+    Corpus,
+    PadBatch,
+    Sample,
+    check_window,
+    in_batches,
+    likeliest,
+    load_model,
+    run,
+    span_scores,
+    with_one_mask,
+)
 from moai.coref.mlm_tokens import MlmTokenizer
 
 _CANDIDATES = 50
@@ -59,35 +67,26 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """All measures as one object. Raises errors of moai.core.errors."""
-    from transformers import AutoModelForMaskedLM
-
     config = config.require()
     corpus = Corpus.open(config.dataset)
     if not corpus.labelled:
         raise ConfigError(
             f"--dataset {config.dataset}: was made in mode text and has no labels to score; make it in mode span"
         )
-    try:
-        model: Any = AutoModelForMaskedLM.from_pretrained(config.checkpoint)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--checkpoint {config.checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})"
-        ) from error
-    corpus.fits(model.config.vocab_size, config.checkpoint)
-    model.eval()
+    model = load_model(config.checkpoint)
+    corpus.check_fit(model, config.checkpoint)
     samples = list(_samples(corpus, config))
     if not samples:
         raise ConfigError(f"--dataset {config.dataset}: no sample in the split {config.split}")
-    pad = PadBatch(pad_id=corpus.tokenizer.pad_id)
-    results: dict[str, Any] = asdict(span_scores(model, in_batches(samples, config.batch_size, pad)))
-    singles = [({**with_one_mask(sample)}, str(sample["target"])) for sample in samples]
-    results |= {
-        f"real_at_{k}": value
-        for k, value in lenient(model, corpus.tokenizer, singles, config.batch_size, (1, 5)).items()
-    }
+    tokenizer, size = corpus.tokenizer, config.batch_size
+    batches = in_batches(samples, size, PadBatch(pad_id=tokenizer.pad_id))
+    results: dict[str, Any] = asdict(span_scores(model, batches))
+    singles = [(with_one_mask(sample), str(sample["target"])) for sample in samples]
+    real = lenient(model, tokenizer, singles, size, (1, 5))
+    results |= {f"real_at_{k}": value for k, value in real.items()}
     if config.lambada:
-        words = list(_lambada(Path(config.lambada), corpus.tokenizer, int(corpus.content["seq_len"])))
-        results["lambada"] = lenient(model, corpus.tokenizer, words, config.batch_size, (1,))[1]
+        words = list(_lambada(Path(config.lambada), tokenizer, int(corpus.content["seq_len"])))
+        results["lambada"] = lenient(model, tokenizer, words, size, (1,))[1]
         results["score"] = 0.4 * results["real_at_1"] + 0.3 * results["real_at_5"] + 0.3 * results["lambada"]
     if config.output:
         write_atomic(Path(config.output), json.dumps(results, indent=1).encode())
@@ -98,14 +97,10 @@ def lenient(
     model: Any, tokenizer: MlmTokenizer, samples: Sequence[tuple[Sample, str]], batch_size: int, ks: tuple[int, ...]
 ) -> dict[int, float]:
     """Share of (sample with one mask, target) that hit among the first k nouns, for each k."""
-    pad, decode = PadBatch(pad_id=tokenizer.pad_id), tokenizer.reference.decode
-    hits: Counter[int] = Counter()
+    decode, hits = tokenizer.reference.decode, Counter[int]()
     number = min(_CANDIDATES, tokenizer.spec.vocab_size)
-    found = (
-        row
-        for batch in in_batches((sample for sample, _ in samples), batch_size, pad)
-        for row in likeliest(model, batch, number)
-    )
+    batches = in_batches((sample for sample, _ in samples), batch_size, PadBatch(pad_id=tokenizer.pad_id))
+    found = (row for batch in batches for row in likeliest(model, batch, number))
     for (_, target), ids in zip(samples, found, strict=True):
         nouns = [word for token in ids if is_noun(word := decode([token]).removeprefix("##").strip())]
         hits.update(k for k in ks if any(word == target or word in target or target in word for word in nouns[:k]))
@@ -118,14 +113,14 @@ def is_noun(word: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    return run(EvaluateConfig, evaluate, argv, prog="evaluate_entity_coref.py", description=__doc__ or "")
+    return run(EvaluateConfig, evaluate, argv, prog="evaluate_entity_coref.py", description=__doc__)
 
 
 def _samples(corpus: Corpus, config: EvaluateConfig) -> Iterator[Sample]:
-    of: Counter[str] = Counter()
+    seen = Counter[str]()
     for sample in corpus.rows(config.split, most=config.limit):
-        of[sample["doc_id"]] += 1
-        if of[sample["doc_id"]] <= config.per_document:
+        seen[sample["doc_id"]] += 1
+        if seen[sample["doc_id"]] <= config.per_document:
             check_window(sample)
             yield sample
 

@@ -18,9 +18,7 @@ from typing import Any
 from moai.core.config import option
 from moai.core.errors import ConfigError
 from moai.core.files import write_atomic
-from moai.coref.mlm import PadBatch, RandomMasking, in_batches, span_scores
-from moai.coref.mlm_data import Corpus
-from moai.coref.mlm_entry import run
+from moai.coref.mlm import Corpus, PadBatch, RandomMasking, in_batches, load_model, run, span_scores
 from moai.training.final_model import FINAL, put, staging
 
 logger = logging.getLogger(__name__)
@@ -77,8 +75,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             f"--masking random"
         )
     set_seed(config.seed)
-    model = _model(config)
-    corpus.fits(model.config.vocab_size, config.checkpoint or config.model_config)
+    model = _new_model(config.model_config) if config.model_config else load_model(config.checkpoint)
+    corpus.check_fit(model, config.checkpoint or config.model_config)
     train = corpus.rows("train", longest=config.seq_len)
     held_out = corpus.rows("validation", most=config.eval_samples, longest=config.seq_len)
     if not len(train) or not len(held_out):
@@ -86,61 +84,55 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             f"--dataset {config.dataset}: {len(train)} samples to train on and {len(held_out)} to validate with; both "
             f"are needed (--validation-ratio, --seq-len)"
         )
-    pad = PadBatch(pad_id=corpus.tokenizer.pad_id)
-    output = Path(config.output_dir) / config.run_name
+    tokenizer, output = corpus.tokenizer, Path(config.output_dir) / config.run_name
+    pad = PadBatch(pad_id=tokenizer.pad_id)
+    random = RandomMasking(
+        pad=pad,
+        mask_id=tokenizer.mask_id,
+        special_ids=tokenizer.spec.special_ids,
+        vocab_size=tokenizer.spec.vocab_size,
+        seed=config.seed,
+    )
+    collator: Any = pad if config.masking == "entity" else random
     trainer = Trainer(
         callbacks=[_spoken()],
         model=model,
         args=_arguments(config, output),
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=_collator(config, corpus, pad),
+        data_collator=collator,
     )
     trainer.remove_callback(PrinterCallback)  # standard output is for the results
-    logger.info(
-        "%s samples, %s held out, %s parameters", f"{len(train):,}", f"{len(held_out):,}", f"{model.num_parameters():,}"
-    )
+    sizes = (len(train), len(held_out), model.num_parameters())
+    logger.info("%s samples, %s held out, %s parameters", *(f"{size:,}" for size in sizes))
     trainer.train(resume_from_checkpoint=config.resume or None)
     if trainer.args.should_save:
         staged = staging(output / FINAL)
         trainer.save_model(str(staged))
-        write_atomic(staged / "tokenizer.json", Path(corpus.tokenizer.spec.path).read_bytes())
+        write_atomic(staged / "tokenizer.json", Path(tokenizer.spec.path).read_bytes())
         put(staged, output / FINAL)
     history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    results = {
-        "masking": config.masking,
-        "steps": trainer.state.global_step,
-        "eval_loss": trainer.evaluate()["eval_loss"],
-    }
+    loss = trainer.evaluate()["eval_loss"]
+    results: dict[str, Any] = {"masking": config.masking, "steps": trainer.state.global_step, "eval_loss": loss}
     if corpus.labelled:
-        results.update(asdict(span_scores(trainer.model, in_batches(held_out, config.batch_size, pad))))
+        results |= asdict(span_scores(trainer.model, in_batches(held_out, config.batch_size, pad)))
     for name, value in (("eval_history.json", history), ("final_results.json", results)):
         write_atomic(output / name, json.dumps(value, indent=1).encode())
     return results
 
 
 def main(argv: Sequence[str]) -> int:
-    return run(FinetuneConfig, finetune, argv, prog="run_entity_coref_finetune.py", description=__doc__ or "")
+    return run(FinetuneConfig, finetune, argv, prog="run_entity_coref_finetune.py", description=__doc__)
 
 
-def _model(config: FinetuneConfig) -> Any:
-    from transformers import AutoModelForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM
+def _new_model(path: str) -> Any:
+    from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
-    if config.model_config:
-        try:
-            return DebertaV2ForMaskedLM(
-                DebertaV2Config(**json.loads(Path(config.model_config).read_text(encoding="utf-8")))
-            )
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"--model-config {config.model_config}: not readable as a DeBERTa-v2 configuration ({error})"
-            ) from error
     try:
-        return AutoModelForMaskedLM.from_pretrained(config.checkpoint)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--checkpoint {config.checkpoint}: no masked language model there ({' '.join(str(error).split())[:200]})"
-        ) from error
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        return DebertaV2ForMaskedLM(DebertaV2Config(**fields))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--model-config {path}: not readable as a DeBERTa-v2 configuration ({error})") from error
 
 
 def _spoken() -> Any:
@@ -149,25 +141,10 @@ def _spoken() -> Any:
 
     class Spoken(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            figures = ", ".join(
-                f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, float)
-            )
-            logger.info("step %d: %s", state.global_step, figures)
+            figures = [f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, float)]
+            logger.info("step %d: %s", state.global_step, ", ".join(figures))
 
     return Spoken()
-
-
-def _collator(config: FinetuneConfig, corpus: Corpus, pad: PadBatch) -> Any:
-    if config.masking == "entity":
-        return pad
-    tokenizer = corpus.tokenizer
-    return RandomMasking(
-        pad=pad,
-        mask_id=tokenizer.mask_id,
-        special_ids=tokenizer.spec.special_ids,
-        vocab_size=tokenizer.spec.vocab_size,
-        seed=config.seed,
-    )
 
 
 def _arguments(config: FinetuneConfig, output: Path) -> Any:

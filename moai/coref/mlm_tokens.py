@@ -59,21 +59,15 @@ def load_mlm_tokenizer(path: str, mask_token: str | None = None) -> MlmTokenizer
     file = find_tokenizer(path)
     tokenizer = load_file(file)
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    masks = [mask_token] if mask_token else [*_named(file, "mask_token"), *_MASKS]
+    masks = dict.fromkeys([mask_token] if mask_token else [*_named(file, "mask_token"), *_MASKS])
     mask = next((token for token in masks if token in vocabulary), None)
     if mask is None:
-        which = " and ".join(map(repr, dict.fromkeys(masks)))
-        raise TokenizerError(
-            f"{file}: {which} {'are' if len(masks) > 1 else 'is'} not in the vocabulary; set --mask-token TOKEN, one "
-            f"of it"
-        )
+        which = f"{' and '.join(map(repr, masks))} {'are' if len(masks) > 1 else 'is'}"
+        raise TokenizerError(f"{file}: {which} not in the vocabulary; set --mask-token TOKEN, one of it")
     # The mask stands where other recipes have the end of a document: the one token that must be in the vocabulary.
     spec = load_tokenizer(str(file), eos_token=mask)
     unknown = getattr(tokenizer.model, "unk_token", None)
-    bare, whole = (
-        tokenizer.encode("a", add_special_tokens=False).ids,
-        tokenizer.encode("a", add_special_tokens=True).ids,
-    )
+    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     begin = next(at for at in range(len(whole) + 1) if whole[at : at + len(bare)] == bare)
     return MlmTokenizer(
         spec=spec,

@@ -15,8 +15,6 @@ import pyarrow as pa
 
 from moai.engine.pipeline import Meter, Raw, Shard
 
-PICKED = "picked"
-
 
 @dataclass(frozen=True)
 class Picks:
@@ -64,9 +62,10 @@ class PickedSource:
                 for batch in pa.ipc.open_stream(file):
                     sizes = batch[self.column].value_lengths().to_numpy()
                     ends = seen + np.cumsum(sizes)
-                    yield from _with_picks(
-                        batch, [np.flatnonzero(bits[end - size : end]) for end, size in zip(ends, sizes)]
-                    )
+                    picked = [np.flatnonzero(bits[end - size : end]).tolist() for end, size in zip(ends, sizes)]
+                    if any(picked):
+                        whole = batch.append_column("picked", pa.array(picked, pa.list_(pa.int32())))
+                        yield whole.filter(pa.array(map(bool, picked), pa.bool_()))
                     seen = int(ends[-1])
 
     def remember(self, shard: Shard, raw: Raw) -> None:
@@ -76,10 +75,3 @@ class PickedSource:
 def _meet(picks: Picks, meter: Meter) -> None:
     meter.begin_segment()
     meter.update(picks.content.encode() + picks.bits)
-
-
-def _with_picks(batch: pa.RecordBatch, picked: list[Any]) -> Iterator[pa.RecordBatch]:
-    wanted = [len(indices) > 0 for indices in picked]
-    if any(wanted):
-        whole = batch.append_column(PICKED, pa.array([indices.tolist() for indices in picked], pa.list_(pa.int32())))
-        yield whole.filter(pa.array(wanted, pa.bool_()))

@@ -81,7 +81,7 @@ class Placement:
     def place(self, candidate: Candidate, text: str, ids: Sequence[int], spans: Spans) -> Placed | str:
         """The candidate's place, or the reason of SKIPS why it has none."""
         antecedent = spans.covering(candidate.antecedent, candidate.antecedent + len(candidate.entity))
-        mask = spans.covering(candidate.mention, candidate.mention + len(candidate.entity))
+        mask = spans.covering(candidate.mention, candidate.behind)
         if antecedent is None or mask is None:
             return "untokenized"
         if self.unknown_id is not None and any(self.unknown_id in ids[slice(*place)] for place in (antecedent, mask)):

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -31,19 +30,21 @@ workers' processors.
 """
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StageProgress(Progress):
     """One of the two pipelines. `batches` is about how many shards there are: of a compressed file nobody knows before
     it was read.
     """
 
-    name: str = ""
-    batches: int = 0
-    record: Path | None = None
+    name: str
+    batches: int
+    record: Path
     counts: Counter[str] = field(default_factory=Counter)
     last_passed: int = 0
     memory: tuple[int, int] = (0, 0)
-    """(this process, all processes below it), in bytes."""
+    """(this process, all processes below it), in bytes: proportional shares where the kernel tells, so that what
+    workers share counts once.
+    """
     memory_read: float = float("-inf")
 
     def on_shard(self, done: Done) -> None:
@@ -62,43 +63,16 @@ class StageProgress(Progress):
 
     def close(self, results: Results) -> None:
         """The last line of the stage, with its average."""
-        seconds = max(time.monotonic() - self.started, 1e-6)
-        self._measure()
-        logger.info(
-            " → %s개 통과 | 누적: %s개 | 평균 속도: %s docs/s",
-            f"{self.passed:,}",
-            f"{self.passed:,}",
-            f"{self.documents / seconds:,.0f}",
-        )
-        self._write()
+        rate = self.documents / max(time.monotonic() - self.started, 1e-6)
+        self._log(f" → {self.passed:,}개 통과 | 누적: {self.passed:,}개 | 평균 속도: {rate:,.0f} docs/s")
 
-    def _log(self) -> None:
-        self._measure()
-        logger.info("%s", self._line())
-        self._write()
-
-    def _line(self) -> str:
-        parent, workers = self.memory
-        eta = self.eta_seconds()
-        done = self.counts["read"] + self.counts["samples"]  # of finished shards, as the share is
-        of = f" / {max(self.documents, round(done / self.share)):,} ({self.share:.1%})" if self.share else ""
-        left = f" | 남은 시간: {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else ""
-        return (
-            f"배치 {self.shards}/{max(self.batches, self.shards)}: 처리 중: {self.documents:,}{of} | 통과: "
-            f"{self.last_passed:,} | 누적: {self.passed:,}개"
-            f" | 속도: {self.documents_per_second():,.0f} docs/s | 오류: {self.counts['quarantined']:,}{left}"
-            f" | 메모리: {parent / 1e9:.2f} GB + 워커 {workers / 1e9:.2f} GB"
-        )
-
-    def _measure(self) -> None:
-        if time.monotonic() - self.memory_read >= _MEMORY_SECONDS:
-            self.memory, self.memory_read = _memory(), time.monotonic()
-
-    def _write(self) -> None:
-        if self.record is None:
-            return
-        parent, workers = self.memory
-        line: dict[str, Any] = {
+    def _log(self, line: str = "") -> None:
+        now, here = time.monotonic(), psutil.Process()
+        if now - self.memory_read >= _MEMORY_SECONDS:
+            self.memory_read = now
+            self.memory = _memory(here), sum(map(_memory, here.children(recursive=True)))
+        logger.info("%s", line or self._line())
+        found = {
             "time": time.time(),
             "stage": self.name,
             "batch": self.shards,
@@ -110,23 +84,27 @@ class StageProgress(Progress):
             "passed": self.passed,
             "documents_per_second": round(self.documents_per_second(), 1),
             "eta_seconds": self.eta_seconds(),
-            "parent_bytes": parent,
-            "workers_bytes": workers,
+            "parent_bytes": self.memory[0],
+            "workers_bytes": self.memory[1],
             "counts": dict(sorted(self.counts.items())),
         }
         with open(self.record, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(found, ensure_ascii=False) + "\n")
+
+    def _line(self) -> str:
+        parent, workers = self.memory
+        eta = self.eta_seconds()
+        done = self.counts["read"] + self.counts["samples"]  # of finished shards, as the share is
+        of = f" / {max(self.documents, round(done / self.share)):,} ({self.share:.1%})" if self.share else ""
+        left = f" | 남은 시간: {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else ""
+        return (
+            f"배치 {self.shards}/{max(self.batches, self.shards)}: 처리 중: {self.documents:,}{of} | 통과: "
+            f"{self.last_passed:,} | 누적: {self.passed:,}개 | 속도: {self.documents_per_second():,.0f} docs/s | "
+            f"오류: {self.counts['quarantined']:,}{left} | 메모리: {parent / 1e9:.2f} GB + 워커 {workers / 1e9:.2f} GB"
+        )
 
 
-def _memory() -> tuple[int, int]:
-    """(this process, all processes below it), in bytes: proportional shares where the kernel tells, so that what
-    workers share counts once.
-    """
-    here = psutil.Process()
-    return _share(here), sum(map(_share, here.children(recursive=True)))
-
-
-def _share(process: psutil.Process) -> int:
+def _memory(process: psutil.Process) -> int:
     with contextlib.suppress(psutil.Error, OSError):
         with contextlib.suppress(AttributeError):
             return int(process.memory_full_info().pss)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from moai.core import columns
@@ -69,37 +68,28 @@ class Samples(Part):
                 yield _batch(some)
 
     def _samples(self, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        ids = document["input_ids"]
+        prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
         for candidate in document["picked"]:
             begin, end = candidate["window_begin"], candidate["window_end"]
-            shift = len(self.tokenizer.prefix) - begin
-            row = np.concatenate((self.tokenizer.prefix, ids[begin:end], self.tokenizer.suffix)).astype(np.int32)
+            row = np.concatenate((prefix, document["input_ids"][begin:end], suffix)).astype(np.int32)
             labels = np.full(len(row), IGNORED, np.int32)
-            masked = slice(candidate["mask_begin"] + shift, candidate["mask_end"] + shift)
-            antecedent = candidate["antecedent_begin"] + shift, candidate["antecedent_end"] + shift
-            assert (
-                len(self.tokenizer.prefix)
-                <= antecedent[0]
-                < antecedent[1]
-                <= masked.start
-                < masked.stop
-                <= len(row) - len(self.tokenizer.suffix)
+            first, last, mask, behind = (
+                candidate[name] + len(prefix) - begin
+                for name in ("antecedent_begin", "antecedent_end", "mask_begin", "mask_end")
             )
+            assert len(prefix) <= first < last <= mask < behind <= len(row) - len(suffix)
             if self.labelled:
-                labels[masked] = row[masked]
-                row[masked] = self.tokenizer.mask_id
+                labels[mask:behind] = row[mask:behind]
+                row[mask:behind] = self.tokenizer.mask_id
             yield {
+                **{name: candidate[name] for name in ("antecedent_pos", "coref_pos", "span_exact")},
+                **{name: document[name] for name in ("doc_id", "source")},
                 "input_ids": row,
                 "labels": labels,
                 "target": candidate["entity"],
-                "antecedent_pos": candidate["antecedent_pos"],
-                "coref_pos": candidate["coref_pos"],
                 "distance": candidate["coref_pos"] - candidate["antecedent_pos"],
-                "antecedent_begin": antecedent[0],
-                "antecedent_end": antecedent[1],
-                "span_exact": candidate["span_exact"],
-                "doc_id": document["doc_id"],
-                "source": document["source"],
+                "antecedent_begin": first,
+                "antecedent_end": last,
                 "split": split_of(document["text_hash"], self.validation_ratio),
             }
 
@@ -110,13 +100,11 @@ def split_of(text_hash: int, validation_ratio: float) -> str:
 
 
 def _documents(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    ids, offsets = (
-        batch["input_ids"].flatten().to_numpy(),
-        np.concatenate(([0], np.cumsum(batch["input_ids"].value_lengths().to_numpy()))),
-    )
-    for index, row in enumerate(batch.select(["doc_id", "text_hash", "source", "candidates", "picked"]).to_pylist()):
+    lists = batch["input_ids"]
+    documents = batch.select(["doc_id", "text_hash", "source", "candidates", "picked"]).to_pylist()
+    for row, ids in zip(documents, lists):
         picked = [row["candidates"][which] for which in row["picked"]]
-        yield {**row, "picked": picked, "input_ids": ids[offsets[index] : offsets[index + 1]]}
+        yield {**row, "picked": picked, "input_ids": ids.values.to_numpy()}
 
 
 def _batch(samples: list[dict[str, Any]]) -> pa.RecordBatch:
@@ -127,14 +115,7 @@ def _batch(samples: list[dict[str, Any]]) -> pa.RecordBatch:
         for name in ("input_ids", "labels")
     }
     for name, value in (("attention_mask", 1), ("token_type_ids", 0)):
-        bytes_: npt.NDArray[np.int8] = np.full(offsets[-1], value, np.int8)
-        lists[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(bytes_))
-    return pa.record_batch(
-        [
-            lists[field.name]
-            if field.name in lists
-            else pa.array([sample[field.name] for sample in samples], field.type)
-            for field in SCHEMA
-        ],
-        schema=SCHEMA,
-    )
+        lists[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.full(offsets[-1], value, np.int8)))
+    single = (field for field in SCHEMA if field.name not in lists)
+    made = lists | {field.name: pa.array([sample[field.name] for sample in samples], field.type) for field in single}
+    return pa.record_batch([made[name] for name in SCHEMA.names], schema=SCHEMA)

@@ -62,22 +62,17 @@ def select(
 def read_candidates(path: Path) -> tuple[Numbers, Numbers]:
     """(entity hashes, ranks) of one shard, in file order."""
     found = [(_field(candidates, "entity_hash"), _field(candidates, "rank")) for candidates in _candidates(path)]
-    empty = np.empty(0, np.uint64)
-    return np.concatenate([empty, *(entities for entities, _ in found)]), np.concatenate(
-        [empty, *(ranks for _, ranks in found)]
-    )
+    entities, ranks = zip(*found or [(np.empty(0, np.uint64),) * 2])
+    return np.concatenate(entities), np.concatenate(ranks)
 
 
 def names_of(wanted: Iterable[int], shards: Sequence[Path]) -> dict[int, str]:
     """The strings behind a few entity hashes, looked up until all are found."""
     missing, names = set(wanted), dict[int, str]()
-    for path in shards:
-        if not missing:
-            break
-        for candidates in _candidates(path):
-            hashes = _field(candidates, "entity_hash")
-            for index in np.flatnonzero(np.isin(hashes, np.array(sorted(missing), np.uint64))).tolist():
-                names.setdefault(int(hashes[index]), candidates.field("entity")[index].as_py())
+    for candidates in (candidates for path in shards if missing for candidates in _candidates(path)):
+        hashes = _field(candidates, "entity_hash")
+        for index in np.flatnonzero(np.isin(hashes, np.array(sorted(missing), np.uint64))).tolist():
+            names.setdefault(int(hashes[index]), candidates.field("entity")[index].as_py())
         missing -= names.keys()
     return names
 
@@ -106,13 +101,7 @@ class _Pool:
         entities, ranks, ordinals = (np.concatenate(parts) for parts in zip(*self.parts))
         order = np.lexsort((ordinals, ranks, entities))
         entities, ranks, ordinals = entities[order], ranks[order], ordinals[order]
-        begins = (
-            np.flatnonzero(np.concatenate(([True], entities[1:] != entities[:-1])))
-            if len(entities)
-            else np.empty(0, np.int64)
-        )
-        place = np.arange(len(entities)) - np.repeat(begins, np.diff(np.append(begins, len(entities))))
-        under = place < self.cap
+        under = np.arange(len(entities)) - np.searchsorted(entities, entities) < self.cap
         return entities[under], ranks[under], ordinals[under]
 
 

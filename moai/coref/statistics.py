@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,65 +12,43 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-RANGES = {"short": (10, 200), "medium": (200, 800), "long": (800, 2000)}
-"""Distances in characters; the upper end belongs to the last range only."""
+Statistics = Mapping[str, Counter[int]]
+"""`value -> how many samples` of each measure, so that medians over any number of samples are exact."""
+_RANGES = {"short": (10, 200), "medium": (200, 800), "long": (800, math.inf)}
+"""Distances in characters."""
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """`value -> how many samples` of each measure, so that medians over any number of samples are exact."""
-
-    distances: Counter[int]
-    lengths: Counter[int]
-    entity_lengths: Counter[int]
-    masked: Counter[int]
-
-    def as_json(self) -> dict[str, Any]:
-        last = max(RANGES, key=lambda name: RANGES[name][1])
-        near = {
-            name: sum(
-                number
-                for distance, number in self.distances.items()
-                if low <= distance < high or (name == last and distance >= high)
-            )
-            for name, (low, high) in RANGES.items()
-        }
-        return {
-            "entity_length_stats": summary(self.entity_lengths),
-            "distance_stats": summary(self.distances),
-            "distance_distribution": near,
-            "length_stats": summary(self.lengths),
-            "masked_tokens_stats": summary(self.masked),
-        }
-
-
-def measure(shards: Sequence[Path]) -> Statistics:
-    found = Statistics(Counter(), Counter(), Counter(), Counter())
+def measure(shards: Iterable[Path]) -> Statistics:
+    lengths, distances, entities, masked = (Counter[int]() for _ in range(4))
     for batch in (batch for path in shards for batch in batches(path)):
-        found.distances.update(batch["distance"].to_pylist())
-        found.lengths.update(pc.list_value_length(batch["input_ids"]).to_pylist())
-        found.entity_lengths.update(pc.utf8_length(batch["target"]).to_pylist())
+        lengths.update(pc.list_value_length(batch["input_ids"]).to_pylist())
+        distances.update(batch["distance"].to_pylist())
+        entities.update(pc.utf8_length(batch["target"]).to_pylist())
         labels, sizes = batch["labels"].flatten().to_numpy(), batch["labels"].value_lengths().to_numpy()
-        found.masked.update(np.add.reduceat(labels >= 0, np.concatenate(([0], np.cumsum(sizes)[:-1]))).tolist())
-    return found
+        masked.update(np.add.reduceat(labels >= 0, np.cumsum(sizes) - sizes).tolist())
+    return {"length": lengths, "distance": distances, "entity_length": entities, "masked_tokens": masked}
+
+
+def as_json(found: Statistics) -> dict[str, Any]:
+    near = {
+        name: sum(number for distance, number in found["distance"].items() if low <= distance < high)
+        for name, (low, high) in _RANGES.items()
+    }
+    return {f"{name}_stats": summary(counts) for name, counts in found.items()} | {"distance_distribution": near}
 
 
 def some_samples(shards: Sequence[Path], rows: Sequence[int], number: int) -> Iterator[dict[str, Any]]:
     """`number` samples spread evenly over the corpus; `rows` are those of each shard."""
-    total = sum(rows)
+    total, begin = sum(rows), 0
     wanted = sorted({index * total // number for index in range(number)}) if total else []
-    begin = 0
     for path, size in zip(shards, rows):
-        here = [index - begin for index in wanted if begin <= index < begin + size]
+        if any(begin <= index < begin + size for index in wanted):
+            first = begin
+            for batch in batches(path):
+                here = (index - first for index in wanted if first <= index < first + batch.num_rows)
+                yield from (batch.slice(index, 1).to_pylist()[0] for index in here)
+                first += batch.num_rows
         begin += size
-        if not here:
-            continue
-        first = 0
-        for batch in batches(path):
-            yield from (
-                batch.slice(row - first, 1).to_pylist()[0] for row in here if first <= row < first + batch.num_rows
-            )
-            first += batch.num_rows
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -82,7 +60,7 @@ def summary(counts: Counter[int]) -> dict[str, float]:
     """Mean, median, least and most of what was counted."""
     if not counts:
         return {}
-    values, total = sorted(counts), sum(counts.values())
+    values, total = sorted(counts), counts.total()
     ends = np.cumsum([counts[value] for value in values])
     middle = [values[int(np.searchsorted(ends, place, "right"))] for place in ((total - 1) // 2, total // 2)]
     mean = sum(value * number for value, number in counts.items()) / total

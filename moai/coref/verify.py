@@ -33,37 +33,28 @@ def checks(
     prepared: Prepared, shards: Sequence[Mapping[str, Any]], wrong: Sequence[str], *, full: bool
 ) -> Iterator[Check]:
     """Of `shards`, which are whole. Where files are `wrong`, totals say nothing."""
-    content, path, some = prepared.content, prepared.path, bool(wrong)
+    content, path = prepared.content, prepared.path
     seen = _Seen(content["seq_len"], content["tokenizer"]["mask_id"], content["config"]["mode"] != "text")
     try:
         rows, differing = count_rows(path, shards, with_features(SCHEMA), seen.look if full else None)
-        measured = statistics.measure([path / shard["file"] for shard in shards]).as_json() if full and not some else {}
+        paths = [path / shard["file"] for shard in shards] if full and not wrong else []
+        measured = statistics.as_json(statistics.measure(paths)) if paths else {}
     except DamagedError as error:
         yield Check("readable", False, str(error))
         return
-    if not some and rows != content["rows"]:
+    if not wrong and rows != content["rows"]:
         differing.append(f"{rows:,} rows in all, the manifest says {content['rows']:,}")
     yield Check("rows", not differing, "; ".join(differing[:5]) or f"{rows:,} samples")
     if full:
-        unfit = f"{seen.wrong} samples whose masks, labels or places do not fit one another" if seen.wrong else None
-        yield Check(
-            "samples",
-            not seen.wrong,
-            unfit
-            or f"every mask has its label, every antecedent lies in its row, none is over {content['seq_len']} tokens",
-        )
+        fit = f"every mask has its label, every antecedent lies in its row, none is over {content['seq_len']} tokens"
+        unfit = f"{seen.wrong} samples whose masks, labels or places do not fit one another"
+        yield Check("samples", not seen.wrong, unfit if seen.wrong else fit)
         split = {"train": rows - seen.validation, "validation": seen.validation}
-        yield Check(
-            "split", some or split == content["split"], f"{split['train']:,} train + {split['validation']:,} validation"
-        )
+        sides = f"{split['train']:,} train + {split['validation']:,} validation"
+        yield Check("split", bool(wrong) or split == content["split"], sides)
         other = [name for name, value in measured.items() if json.loads(canonical_json(value)) != content[name]]
-        yield Check(
-            "figures",
-            not other,
-            f"{', '.join(other)}: counted anew they are others"
-            if other
-            else "lengths, distances and masks as counted anew",
-        )
+        differ = f"{', '.join(other)}: counted anew they are others"
+        yield Check("figures", not other, differ if other else "lengths, distances and masks as counted anew")
     yield _conservation(content)
     yield metadata(prepared)
     if shards and "tokenizer.json" not in wrong:
@@ -83,22 +74,23 @@ class _Seen:
 
     def look(self, batch: pa.RecordBatch) -> None:
         ids, labels = batch["input_ids"], batch["labels"]
-        if any(column.null_count for column in batch.columns) or ids.values.null_count or labels.values.null_count:
+        if any(column.null_count for column in (*batch.columns, ids.values, labels.values)):
             raise DamagedError("nulls among the samples")
         sizes = ids.value_lengths().to_numpy()
         if any(not np.array_equal(batch[name].value_lengths().to_numpy(), sizes) for name in _PARALLEL):
             raise DamagedError(f"{', '.join(_PARALLEL)} are not as long as input_ids")
-        tokens, asked = ids.flatten().to_numpy(), labels.flatten().to_numpy() != IGNORED
-        ends = np.cumsum(sizes)
-        masks = np.concatenate(([0], np.cumsum(asked)))
-        unmasked = np.concatenate(([0], np.cumsum(asked & (tokens != self.mask_id))))
+        tokens, wanted = ids.flatten().to_numpy(), labels.flatten().to_numpy()
+        asked, ends = wanted != IGNORED, np.cumsum(sizes)
+        masks, unmasked = (
+            np.diff(np.concatenate(([0], np.cumsum(marks)))[np.concatenate(([0], ends))])
+            for marks in (asked, asked & (tokens != self.mask_id))
+        )
         begin, end = batch["antecedent_begin"].to_numpy(), batch["antecedent_end"].to_numpy()
         wrong = (sizes > self.seq_len) | (begin < 0) | (begin >= end) | (end > sizes)
-        wrong |= (masks[ends] - masks[ends - sizes] > 0) != self.labelled
-        wrong |= unmasked[ends] > unmasked[ends - sizes]
+        wrong |= ((masks > 0) != self.labelled) | (unmasked > 0)
         self.wrong += int(wrong.sum())
         self.validation += batch["split"].to_pylist().count("validation")
-        self.highest = max(self.highest, int(tokens.max(initial=-1)), int(labels.flatten().to_numpy().max(initial=-1)))
+        self.highest = max(self.highest, int(tokens.max(initial=-1)), int(wanted.max(initial=-1)))
 
 
 def _conservation(content: Mapping[str, Any]) -> Check:
@@ -113,18 +105,11 @@ def _conservation(content: Mapping[str, Any]) -> Check:
     wrong = [
         f"{name}: {found:,}, the steps before leave {expected:,}" for name, expected, found in sums if expected != found
     ]
-    if (
-        not samples
-        == content["rows"]
-        == sum(content["split"].values())
-        == sum(shard["rows"] for shard in content["shards"])
-    ):
-        wrong.append(f"{samples:,} samples, {content['rows']:,} rows, {sum(content['split'].values()):,} in the split")
-    return Check(
-        "conservation",
-        not wrong,
-        "; ".join(wrong) or f"{content['funnel'][0][1]:,} documents read, every step adds up to {samples:,} samples",
-    )
+    rows, split = content["rows"], sum(content["split"].values())
+    if not samples == rows == split == sum(shard["rows"] for shard in content["shards"]):
+        wrong.append(f"{samples:,} samples, {rows:,} rows, {split:,} in the split")
+    right = f"{content['funnel'][0][1]:,} documents read, every step adds up to {samples:,} samples"
+    return Check("conservation", not wrong, "; ".join(wrong) or right)
 
 
 def _sums(steps: Sequence[Sequence[Any]]) -> Iterator[tuple[str, int, int]]:
@@ -144,16 +129,13 @@ def metadata(prepared: Prepared) -> Check:
     try:
         data = (prepared.path / METADATA).read_bytes()
         found = json.loads(data)
-        spelled = json.dumps(found, indent=1, ensure_ascii=False).encode()
+        same = data == publishing.spelled(found)
     except (OSError, ValueError, RecursionError) as error:
         return Check("metadata", False, f"{METADATA} is not readable ({type(error).__name__})")
-    expected = json.loads(canonical_json(publishing.metadata(prepared.content, prepared.manifest["run"])))
-    same = found == expected and data == spelled
-    return Check(
-        "metadata",
-        same,
-        f"{METADATA} says what the manifest does" if same else f"{METADATA} says something else than the manifest",
-    )
+    said = publishing.metadata(prepared.content, prepared.manifest["run"])
+    same &= found == json.loads(canonical_json(said))
+    what = "what the manifest does" if same else "something else than the manifest"
+    return Check("metadata", same, f"{METADATA} says {what}")
 
 
 def _sample(path: Path, shard: Mapping[str, Any], content: Mapping[str, Any], highest: int) -> Check:
@@ -165,12 +147,8 @@ def _sample(path: Path, shard: Mapping[str, Any], content: Mapping[str, Any], hi
     with pa.memory_map(str(path / shard["file"])) as file:
         first = next(iter(pa.ipc.open_stream(file)), None)
         row = first["input_ids"].slice(0, 1).flatten().to_pylist() if first is not None and first.num_rows else []
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    size, mask = tokenizer.get_vocab_size(with_added_tokens=True), content["tokenizer"]["mask_id"]
     if max([highest, *row], default=-1) >= size:
         return Check("sample", False, f"an id is beyond the vocabulary of {size}")
-    at = (
-        max(0, row.index(content["tokenizer"]["mask_id"]) - _SAMPLE_TOKENS // 2)
-        if content["tokenizer"]["mask_id"] in row
-        else 0
-    )
+    at = max(0, row.index(mask) - _SAMPLE_TOKENS // 2) if mask in row else 0
     return Check("sample", True, repr(tokenizer.decode(row[at : at + _SAMPLE_TOKENS], skip_special_tokens=False)))

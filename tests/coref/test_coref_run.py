@@ -193,7 +193,7 @@ def test_cap_and_max_samples_are_exact_and_change_no_candidate(
         assert Counter(sample["target"] for sample in rows(path)) == Counter(
             {name: min(3, number) for name, number in every.items()}
         )
-        assert "shards: 1 made, 1 reused" in caplog.text  # Kiwi did not run again
+        assert "샤드: 1개 새로 만듦, 1개 재사용" in caplog.text  # Kiwi did not run again
     assert read_manifest(run(corpus, output_dir=str(corpus.parent / "m"), max_samples=7))["content"]["rows"] == 7
 
 
@@ -303,7 +303,7 @@ def test_a_second_run_finds_it_and_another_is_refused_or_set_aside(
     before = contents(path)
     with caplog.at_level("INFO"):
         assert run(corpus) == path
-    assert "nothing changed since" in caplog.text
+    assert "바뀐 것이 없습니다" in caplog.text
     with pytest.raises(ConfigError, match=r"other settings or data \(max_entity_freq 1000 -> 2\).*--replace"):
         run(corpus, max_entity_freq=2)
     assert contents(path) == before

@@ -16,8 +16,17 @@ from coref_corpus import news, rows, wordpiece, write
 from moai import coref as entity_coref
 from moai.core.errors import ConfigError, DamagedError
 from moai.coref import mlm_evaluate
-from moai.coref.mlm import PadBatch, RandomMasking, fill, in_batches, likeliest, span_scores, with_one_mask
-from moai.coref.mlm_data import Corpus, check_window
+from moai.coref.mlm import (
+    Corpus,
+    PadBatch,
+    RandomMasking,
+    check_window,
+    fill,
+    in_batches,
+    likeliest,
+    span_scores,
+    with_one_mask,
+)
 from moai.coref.mlm_evaluate import EvaluateConfig, evaluate, lenient
 from moai.coref.mlm_finetune import FinetuneConfig, finetune
 from moai.coref.options import CorefConfig

@@ -189,7 +189,7 @@ def test_repair_names_what_is_damaged_and_the_command_which_makes_the_same_bytes
     again = run_moai(*words)
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == str(corpus)
-    assert "shards: 1 made" in again.stderr  # the damaged one was the same file in the cache
+    assert "샤드: 1개 새로 만듦" in again.stderr  # the damaged one was the same file in the cache
     assert contents(corpus) == whole
     assert failed(corpus) == {}
 
