@@ -14,7 +14,7 @@ FLOORS = (
     ("core",),
     ("tokenizers",),
     ("engine", "cache"),
-    ("sources", "transforms"),
+    ("sources", "transforms", "quality"),
     ("prepared",),
     ("pretraining", "coref", "reembedding", "tokenizers.train", "tokenizers.convert"),
     (

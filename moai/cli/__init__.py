@@ -27,6 +27,7 @@ GROUPS = {
         "tokenizer": ("train:tokenizer", "train a byte-level BPE tokenizer on your data, or convert a slow-only one"),
         "prepare": ("prepare:prepare", "prepare data without training; the last line is the prepared directory"),
         "plan": ("prepare:plan", "what prepare would do with the same flags: hit or miss and why, disk, memory"),
+        "quality": ("prepare:quality", "judge documents by a profile of rules, and show what each rule drops"),
         "train": ("train:train", "prepare the data, or wait for rank 0 to do it, then train; also under torchrun"),
         "evaluate": ("train:evaluate", "score a saved model on a prepared directory, source by source"),
         "generate": ("train:generate", "let a trained model continue a text, or answer with --chat"),

@@ -34,6 +34,15 @@ def plan(call: Call) -> int:
     return show(describe(resolved[DataConfig], resolved.origins))
 
 
+def quality(call: Call) -> int:
+    from moai.core.stopping import stoppable
+    from moai.pretraining.quality import QualityConfig, judge
+
+    resolved = call.settings(DataConfig, QualityConfig, others=ONE_FILE)
+    with stoppable("what was measured is kept, run again to go on"):
+        return show(judge(resolved[DataConfig], resolved[QualityConfig], resolved.origins))
+
+
 def explain(call: Call) -> int:
     from moai.pretraining.explain import ExplainConfig
     from moai.pretraining.explain import explain as lines

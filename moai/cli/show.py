@@ -8,5 +8,10 @@ from collections.abc import Iterable
 def show(lines: Iterable[object]) -> int:
     """Print each line as it comes; 0, the exit code of a command that did what was asked."""
     for line in lines:
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            break  # a full disk: `end` finds what was not written, and says so
     return 0

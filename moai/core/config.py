@@ -299,26 +299,31 @@ def _complaint(error: Exception) -> str:
     return " ".join(where.split())
 
 
-def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]], others: Sequence[type]) -> dict[str, Any]:
+def read_names(path: Path, *, place: str) -> dict[Any, Any]:
+    """The names and values of a YAML or JSON file. Raises ConfigError, beginning with `place`."""
     import yaml
 
+    is_json = path.suffix == ".json"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        loaded = json.loads(text) if path.endswith(".json") else _yaml(text)
+        text = path.read_text(encoding="utf-8")
+        loaded = json.loads(text) if is_json else _yaml(text)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
+        raise ConfigError(f"{place}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"--config {path}: not readable as {'JSON' if path.endswith('.json') else 'YAML'}: {_complaint(error)}"
-        ) from error
+        raise ConfigError(f"{place}: not readable as {'JSON' if is_json else 'YAML'}: {_complaint(error)}") from error
     if not isinstance(loaded or {}, dict):
-        raise ConfigError(f"--config {path}: expected names and values at the top, found {type(loaded).__name__}")
+        raise ConfigError(f"{place}: expected names and values at the top, found {type(loaded).__name__}")
+    return loaded or {}
+
+
+def _read_file(path: str, fields: Mapping[str, dataclasses.Field[Any]], others: Sequence[type]) -> dict[str, Any]:
+    loaded = read_names(Path(path), place=f"--config {path}")
     spellings = {spelling: name for name, f in fields.items() for spelling in (name, *f.metadata["names"])}
     passed_over = {
         spelling for cls in others for f in dataclasses.fields(cls) for spelling in (f.name, *f.metadata["names"])
     }
     values = {}
-    for key, value in (loaded or {}).items():
+    for key, value in loaded.items():
         name = spellings.get(str(key).replace("-", "_"))
         if name is None and str(key).replace("-", "_") in passed_over:
             continue

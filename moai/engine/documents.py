@@ -47,11 +47,18 @@ def schema(measured: Sequence[Column] = ()) -> pa.Schema:
     return pa.schema([*SCHEMA, *(pa.field(column.name, column.value_type) for column in measured)])
 
 
+def places(segments: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """One number for the place of a record in its shard."""
+    return segments.astype(np.uint64) << np.uint64(48) | offsets.astype(np.uint64)
+
+
 class Documents:
     """The documents of the shard in work. They are numbered from 0 as they are read."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.judged_away: npt.NDArray[np.uint64] | None = None
+        """Places of documents that an earlier stage decided against."""
         self.filtered = 0
         self._places: list[tuple[npt.NDArray[Any], ...]] = []
         self._reasons: dict[str, int] = {}
@@ -65,6 +72,12 @@ class Documents:
         first, self.number = self.number, self.number + len(segments)
         self._places.append((segments.astype(np.uint32), offsets.astype(np.uint64), sizes.astype(np.uint32)))
         return np.arange(first, self.number)
+
+    def places_of(self, numbers: Numbers) -> npt.NDArray[np.uint64]:
+        """Of documents that were added last."""
+        segments, offsets, _ = self._places[-1]
+        at = numbers - (self.number - len(segments))
+        return places(segments[at], offsets[at])
 
     def drop(self, numbers: Numbers, reasons: Sequence[str]) -> None:
         assert len(numbers) == len(reasons)

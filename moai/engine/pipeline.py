@@ -76,6 +76,8 @@ class Meter:
         self._hash = xxhash.xxh3_128()
         self._bytes: list[int] = []
         self._lines: list[int] = []
+        self.named: Callable[[Raw], Raw] = lambda raw: raw
+        """What a source makes of the digest, where it gives only some of the range's documents."""
 
     def begin_segment(self) -> None:
         self._bytes.append(0)
@@ -95,7 +97,7 @@ class Meter:
     def raw(self) -> Raw:
         """The segments' lengths are hashed too: the same bytes cut into other files are other records."""
         content = self._hash.hexdigest()
-        return Raw(digest_json([content, self._bytes])[:32], tuple(self._bytes), tuple(self._lines))
+        return self.named(Raw(digest_json([content, self._bytes])[:32], tuple(self._bytes), tuple(self._lines)))
 
 
 @dataclass(frozen=True)

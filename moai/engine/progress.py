@@ -29,6 +29,7 @@ class Progress:
 
     total_bytes: int
     label: str = "Rank 0"
+    doing: str = "Tokenizing"
     bytes: int = 0
     shards: int = 0
     reused: int = 0
@@ -54,7 +55,10 @@ class Progress:
     def end(self) -> None:
         """The last line, with the rate of the whole run."""
         logger.info(
-            "[%s] Tokenizing: %s", self.label, self.line(self.documents / max(time.monotonic() - self.started, 1e-6))
+            "[%s] %s: %s",
+            self.label,
+            self.doing,
+            self.line(self.documents / max(time.monotonic() - self.started, 1e-6)),
         )
 
     @property
@@ -108,7 +112,7 @@ class Progress:
             self._log()
 
     def _log(self) -> None:
-        logger.info("[%s] Tokenizing: %s", self.label, self.line(self.documents_per_second()))
+        logger.info("[%s] %s: %s", self.label, self.doing, self.line(self.documents_per_second()))
 
 
 def _clock(seconds: float) -> str:

@@ -5,12 +5,13 @@ here but a few to look at.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from moai.cache.ledger import Ledger
 from moai.cache.shards import ArrowShards
@@ -26,6 +27,7 @@ from moai.pretraining import keys as identity
 from moai.pretraining.dataset import DatasetEntry, entries_of
 from moai.pretraining.options import DataConfig
 from moai.pretraining.tokenizer_backend import SAMPLE_CHARS, Chosen
+from moai.quality.verdicts import Judged, JudgedSource
 from moai.sources.discover import Input, discover, named_as_splits
 from moai.sources.inputs import distinct, keep_apart, open_input, stamps_prove
 from moai.sources.local import LocalSource
@@ -133,7 +135,7 @@ class Stream:
     """One input on its way: its source, the parts that its records pass, and what names its shards."""
 
     reading: Reading
-    source: LocalSource | Placed
+    source: LocalSource | Placed | JudgedSource
     to_text: ToText | ToExamples
     inner: tuple[Part, ...]
     """Maps, filters and signals, in the order they run."""
@@ -271,17 +273,19 @@ def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> 
 def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
     """The parts with the tokenizer backend that was chosen. Where nothing but the default Length looks at the texts,
     the tokenizer takes them straight from the records: the same documents, and no column is made of them."""
+    judged = (Judged(),) if isinstance(stream.source, JudgedSource) else ()
     if isinstance(stream.encode, EncodeExamples):
-        return (stream.to_text, *stream.inner, replace(stream.encode, reference=chosen.reference), stream.pack)
+        return (stream.to_text, *judged, *stream.inner, replace(stream.encode, reference=chosen.reference), stream.pack)
     tokenize = replace(stream.encode, backend=chosen.backend, reference=chosen.reference)
     if (
         len(stream.inner) == 1
+        and not judged
         and isinstance(stream.inner[0], Length)
         and stream.inner[0].drops_only_blank
         and isinstance(stream.to_text, ToText)
     ):
         return (replace(tokenize, to_text=stream.to_text), stream.pack)
-    return (stream.to_text, *stream.inner, tokenize, stream.pack)
+    return (stream.to_text, *judged, *stream.inner, tokenize, stream.pack)
 
 
 def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how: Any) -> Executor:
@@ -311,13 +315,18 @@ def sample(streams: Sequence[Stream]) -> list[str]:
     if not streams:
         return []
     texts: list[str] = []
-    looks = [(stream, batches) for stream in streams for batches in stream.source.looks(_SAMPLE_FILES)]
+    looks = [(stream, batches) for stream in streams for batches in _looks(stream)]
     most = max(1, SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(looks))
     for stream, batches in looks[: SAMPLE_CHARS // _SAMPLE_TEXT_CHARS]:
         batch = peek(batches, (stream.to_text,))
         found = batch["text"].to_pylist() if batch else []
         texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: -(-len(found) // most)]] if found else []
     return texts
+
+
+def _looks(stream: Stream) -> Iterator[Iterator[pa.RecordBatch]]:
+    assert not isinstance(stream.source, JudgedSource), "a look is for what is not measured yet"
+    return stream.source.looks(_SAMPLE_FILES)
 
 
 def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> Stream:

@@ -66,6 +66,7 @@ def plan_fields(
             **({"transforms": [part.identity() for part in config.transforms]} if config.transforms else {}),
             **({"sources": own} if own else {}),
             **({"left_out": left_out} if left_out else {}),
+            **({"quality": profile.identity()} if (profile := config.profile()) else {}),
         },
         "tokenizer": tokenizer_identity(tokenizer, template),
         "format": {"format_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in PARTS])},

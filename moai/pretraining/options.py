@@ -17,7 +17,7 @@ def _from(module: str, name: str) -> Callable[..., Any]:
     return lambda *given, **named: getattr(import_module(module), name)(*given, **named)
 
 
-_DATASET, _PARTS = "moai.pretraining.dataset", "moai.transforms.named"
+_DATASET, _PARTS, _RULES = "moai.pretraining.dataset", "moai.transforms.named", "moai.quality.rules"
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
@@ -107,6 +107,18 @@ class DataConfig:
         parse=_from(_PARTS, "parse_parts"),
         spell=_from(_PARTS, "spelled_parts"),
     )
+    quality: Any = option(  # noqa: RUF009
+        None,
+        "judge documents by a profile: gopher, fineweb, repetition, or a YAML file of thresholds",
+        parse=_from(_RULES, "parse_profile"),
+        spell=_from(_RULES, "spelled"),
+    )
+    quality_set: tuple[str, ...] = option(
+        (), "other thresholds than the profile's, as gopher.min_words=40 or gopher.min_stop_words=off"
+    )
+    max_dropped: float | None = option(
+        None, "share of the documents read, of all and of each source, above which judging ends the run"
+    )
     sample: float = option(1.0, "share of the documents that is taken, by the hash of their text", affects_output=True)
     carry_columns: tuple[str, ...] = option(
         (), "columns of the source that travel beside the rows, a value a piece", affects_output=True
@@ -165,6 +177,11 @@ class DataConfig:
             raise ConfigError(
                 "text_column and text_template are both set: the template names its columns itself, drop text_column"
             )
+        if self.max_dropped is not None and not 0 <= self.max_dropped <= 1:
+            raise ConfigError(f"max_dropped = {self.max_dropped}: must lie between 0 and 1")
+        if self.quality is None and (self.quality_set or self.max_dropped is not None):
+            name = "quality_set" if self.quality_set else "max_dropped"
+            raise ConfigError(f"{name} is set and quality is not: name a profile, as --quality gopher")
         if self.transforms:
             _from("moai.engine.part", "ordered")(self.transforms)
         if self.data_format == "chat":
@@ -191,6 +208,11 @@ class DataConfig:
                 date.fromisoformat(self.template_date)
             except ValueError as error:
                 raise ConfigError(f"template_date = {self.template_date!r}: is no day like 2025-01-31") from error
+
+    def profile(self) -> Any:
+        """The thresholds that documents are judged by (moai.quality.rules.Profile), or None. Raises ConfigError."""
+        found = _from(_RULES, "parse_profile")(self.quality)
+        return found.changed(self.quality_set) if found else None
 
     def of_mode(self, mode: str) -> DataConfig:
         """The data of a training: conversations for sft, texts for pretrain. Raises ConfigError where data_format says

@@ -24,6 +24,7 @@ from moai.prepared.bad_records import bad_records, grouped, listed, not_read
 from moai.prepared.manifest import FORMAT_VERSION, read_manifest, write_dataset_files, write_file, write_manifest
 from moai.prepared.places import Processed, sources_listing
 from moai.pretraining.assembly import Stream
+from moai.pretraining.judging import Judgement
 from moai.pretraining.keys import dataset_key, tokenizer_files, tokenizer_identity
 from moai.pretraining.options import DataConfig
 from moai.sources.discover import Input
@@ -49,6 +50,7 @@ def publish(
     parts: Sequence[Processed[Stream]],
     run: Mapping[str, Any],
     template: ChatTemplate | None = None,
+    judgement: Judgement | None = None,
 ) -> Path:
     """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its
     path.
@@ -73,7 +75,8 @@ def publish(
         xxhash.xxh3_128_hexdigest(listing) for listing in (sources, bad) if listing
     ]
     unused = [digest_json([given.left_out, given.bad]) for given in givens if given.left_out or given.bad]
-    final = cache / "datasets" / dataset_key([*keys, *tokenizer_files(tokenizer), *unused])
+    judged = [judgement.digest] if judgement else []
+    final = cache / "datasets" / dataset_key([*keys, *judged, *tokenizer_files(tokenizer), *unused])
     if os.path.lexists(final):
         if _holds(final, parts):
             logger.info("The same content is already published: %s", final)
@@ -85,7 +88,11 @@ def publish(
     staged = attempt / "dataset"
     staged.mkdir()
     failpoint("dataset.begin")
-    content = _content(cache, staged, config, tokenizer, parts, {SOURCES: sources, "quarantine.jsonl": bad}, template)
+    judged_files = judgement.write_into(staged) if judgement else []
+    listings = {SOURCES: sources, "quarantine.jsonl": bad}
+    content = _content(cache, staged, config, tokenizer, parts, listings, template, judged_files)
+    if judgement:
+        content["quality"] = {"profile": judgement.tally.profile.identity(), "sources": judgement.tally.sources}
     if not content["rows"]:
         raise SourceError(
             f"{', '.join(part.stream.given.spec for part in parts)}: no document is left {_losses(content)}; "
@@ -137,6 +144,7 @@ def _content(
     parts: Sequence[Processed[Stream]],
     listings: Mapping[str, bytes],
     template: ChatTemplate | None,
+    judged_files: Sequence[str],
 ) -> dict[str, Any]:
     """Link and write every file of the directory but the manifest; return what the manifest says of them."""
     counts = total(done for part in parts for done in part.done)
@@ -161,7 +169,7 @@ def _content(
     files = [
         {"file": p.name, "bytes": p.stat().st_size, "xxh3_128": digest_file(p)}
         for p in sorted(staged.iterdir())
-        if p.suffix != ".arrow"
+        if p.suffix != ".arrow" or p.name in judged_files
     ]
     rows = counts["rows"]
     return {

@@ -54,6 +54,10 @@ class Recipe:
         """Each of these entries with the file that was made for it, whose hash is still to be compared, or why there is
         none.
         """
+        if self.manifest["content"].get("quality"):
+            again = f"{self.directory}: its documents were judged (--quality); prepare again: whole shards are reused"
+            yield from ((entry, SourceError(again)) for entry in shards)
+            return
         for stream in self._streams if shards else []:
             wanted = {position: entry for position, entry in enumerate(self._shards_of(stream)) if entry in shards}
             done: list[Entry] = []

@@ -33,6 +33,7 @@ from moai.engine.stage import Stage, run_stages
 from moai.prepared.bad_records import InputWatch, check_content
 from moai.prepared.manifest import MANIFEST, Prepared
 from moai.prepared.places import Processed
+from moai.pretraining import judging
 from moai.pretraining import keys as identity
 from moai.pretraining.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
 from moai.pretraining.dataset import described
@@ -49,6 +50,7 @@ CALLER: Mapping[str, str] = MappingProxyType({})
 """Where no option says where it came from, it is the caller's."""
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
 _ALONE = Ranks()
+Packed = tuple[list[Processed[Stream]], judging.Judgement | None]
 Finish = Callable[[list[Prepared]], list[Prepared]]
 _SETTLE_SECONDS = 5.0
 """A directory that another launch renamed first, just now, may show up so much later."""
@@ -219,8 +221,7 @@ def prepare(
     if found := _hold(wanted):
         return _hit(found, wanted, planned.memory_mode.value, here)
     with storage_errors(wanted.cache):
-        for folder in _FOLDERS:
-            (wanted.cache / folder).mkdir(parents=True, exist_ok=True)
+        make_folders(wanted.cache)
         with locked(wanted.cache, wanted.key, report):
             if found := _hold(wanted):
                 return _hit(found, wanted, planned.memory_mode.value, here)
@@ -232,6 +233,12 @@ def prepare(
             ):
                 logger.info("[%s] %s", who, line)
             return _work(wanted, planned, executor, here, report)
+
+
+def make_folders(cache: Path) -> None:
+    """Of a cache, before anything is prepared in it."""
+    for folder in _FOLDERS:
+        (cache / folder).mkdir(parents=True, exist_ok=True)
 
 
 def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ranks, report: Report) -> Prepared:
@@ -269,11 +276,11 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         for line in _steps(wanted.config, planned.num_proc.value):
             logger.info("[%s] %s", who, line)
         try:
-            parts, progress = _run(wanted, inputs, backend, executor, staging, here, report)
+            parts, judgement, progress = _run(wanted, inputs, backend, executor, staging, here, report)
         except BackendDisagrees as error:
             wrong = Wrong(backend.backend.made_by(), str(error))
             _distrust(wanted, wrong, here)
-            parts, progress = _run(wanted, inputs, backend.without(wrong), executor, staging, here, report)
+            parts, judgement, progress = _run(wanted, inputs, backend.without(wrong), executor, staging, here, report)
         logger.info("[%s] Saving final dataset to: %s", who, wanted.cache / "datasets")
         saving = time.monotonic()
         made_how = {
@@ -284,7 +291,9 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
             "shards_made": progress.shards - progress.reused,
             "tokenizer_backends": backends_of([done for part in parts for done in part.done]),
         }
-        path = publish(wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how, wanted.template)
+        path = publish(
+            wanted.cache, staging, wanted.config, wanted.tokenizer, parts, made_how, wanted.template, judgement
+        )
         failpoint("plan.note")
         identity.note_plan(wanted.cache, wanted.key, wanted.fields, directory=path.name, trusted=wanted.stamps_prove)
         failpoint("plan.noted")
@@ -330,7 +339,7 @@ def _run(
     staging: Path,
     here: Ranks,
     report: Report,
-) -> tuple[list[Processed[Stream]], Progress]:
+) -> tuple[list[Processed[Stream]], judging.Judgement | None, Progress]:
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     who = _who(here, held_out=wanted.config.held_out)
     progress = Progress(wanted.nominal_bytes, label=who)
@@ -343,18 +352,23 @@ def _run(
         max_files=wanted.config.max_bad_files,
         report=report,
     )
-    stage: Stage[None, list[Processed[Stream]]] = Stage(
-        pipelines=lambda _: [pipeline(wanted, stream, backend, staging) for stream in inputs],
-        reduce=lambda _, results: watch.processed(results),
+    pack: Stage[judging.Judgement | None, Packed] = Stage(
+        pipelines=lambda judgement: [
+            pipeline(wanted, stream, backend, staging) for stream in judging.judged(inputs, judgement)
+        ],
+        reduce=lambda judgement, results: (watch.processed(results), judgement),
         watch=lambda *_: watch,
     )
-    parts = run_stages([stage], executor)
+    stages: list[Stage[Any, Any]] = [pack]
+    if profile := wanted.config.profile():
+        stages.insert(0, judging.stage(wanted, profile, inputs, staging, label=progress.label, report=report))
+    parts, judgement = run_stages(stages, executor)
     progress.end()
     read, kept = (
         sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept")
     )
     logger.info("[%s] Conversion completed: %s documents of %s", who, f"{kept:,}", f"{read:,}")
-    return parts, progress
+    return parts, judgement, progress
 
 
 def _steps(config: DataConfig, workers: int) -> Iterator[str]:

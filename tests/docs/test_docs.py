@@ -31,6 +31,7 @@ from moai.coref.options import CorefConfig
 from moai.doctor import DoctorConfig
 from moai.pretraining.explain import ExplainConfig
 from moai.pretraining.options import DataConfig, SaveConfig
+from moai.pretraining.quality import QualityConfig
 from moai.pretraining.status import StatusConfig
 from moai.reembedding.command import VersionConfig
 from moai.reembedding.monitor.speed import SpeedConfig
@@ -56,6 +57,7 @@ PAGES = (
     "library.md",
     "other-trainers.md",
     "pretraining.md",
+    "quality.md",
     "re_embedding_troubleshooting.md",
     "reembedding.md",
     "reliability.md",
@@ -136,6 +138,8 @@ def check(command: str) -> None:
             resolve([GenerateConfig], flags, {}, prog="moai")[GenerateConfig].require()
         case ["python", "-m", "moai", "bench", *flags]:
             resolve([DataConfig, BenchConfig], flags, {}, prog="moai")[DataConfig].require()
+        case ["python", "-m", "moai", "quality", *flags]:
+            resolve([DataConfig, QualityConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "-m", "moai", "reembed", ("search" | "rollback"), *flags]:
             resolve([VersionConfig], flags, {}, prog="reembed")
         case ["python", "-m", "moai", "reembed", *flags] | [
@@ -273,6 +277,7 @@ def known_flags() -> set[str]:
             SaveConfig,
             TrainConfig,
             BenchConfig,
+            QualityConfig,
             DoctorConfig,
             TokenizerConfig,
             GcConfig,
@@ -371,7 +376,12 @@ def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
         flag for row in tables(document) if row[0].startswith("`--") for flag in re.findall(r"`--([\w-]+)` \*", row[0])
     }
     affecting = {field for field, f in configuration().items() if f.metadata["affects_output"]}
-    assert starred == affecting | {"tokenizer_path", "transforms"}  # these are in the key by what they hold
+    assert starred == affecting | {
+        "tokenizer_path",
+        "transforms",
+        "quality",
+        "quality_set",
+    }  # these are in the key by what they hold
 
 
 @pytest.mark.parametrize("document", PRETRAINING, ids=name)

@@ -1,0 +1,10 @@
+"""Judging documents: measure each once, decide in seconds, pack what stays.
+
+characters  what a character counts as
+plain       the statistics of a text, as their definitions read
+scan        the same numbers, fast (numba)
+statistics  the Signal that measures them
+rules       profiles of thresholds over them
+verdicts    which documents of a shard go, and the filter that lets the others pass
+report      what every rule costs: quality.json and quality.html
+"""
