@@ -134,7 +134,7 @@ def build_once(
     """
     shared = cache_scope(cache, scope) == "shared" or ranks.nodes == 1
     launch = launch_id(ranks, shared=shared, environ=environ)
-    with stoppable("finished shards are kept, run again to go on from them"):
+    with stoppable("finished shards are kept, run again to go on from them", within_seconds=4):
         if (ranks.rank if shared else ranks.local_rank) == 0:
             return _prepare(prepare, Status.open(cache, launch), ranks)
         return _wait(cache, launch, ranks, stall_timeout)

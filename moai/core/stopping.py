@@ -19,11 +19,6 @@ from typing import NoReturn
 
 from moai.core.errors import Interrupted, StorageError
 
-_TIDY_SECONDS = 20.0
-"""How long tidying up may take. Then the process ends all the same: Stop may have been lost on its way, in a destructor
-or while a library was imported.
-"""
-
 
 class Stop(KeyboardInterrupt):
     """What a signal raises on the spot. No Exception: code that tries something out would take that for its answer and
@@ -42,9 +37,12 @@ def by_others() -> set[signal.Signals]:
 
 
 @contextlib.contextmanager
-def stoppable(what_remains: str) -> Iterator[None]:
+def stoppable(what_remains: str, *, within_seconds: float | None = None) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP as Interrupted, so that there is time to tidy up and to tell others. Only where
     signals can be handled.
+
+    Python hears of a signal once the library call that it is in returns; `within_seconds` ends a process that has not
+    by then, untidied: for work that survives a kill.
 
     After the first, one of another kind is the same wish, since a launcher passes on what its group has had from the
     terminal; the same one again is an impatient person, and ends the process at once. Not SIGHUP, which a shell passes
@@ -54,34 +52,51 @@ def stoppable(what_remains: str) -> Iterator[None]:
         yield
         return
     seen: list[signal.Signals] = []
-    told, over = threading.Event(), threading.Event()
-
-    def force() -> None:
-        told.wait()
-        if not over.wait(_TIDY_SECONDS):
-            with contextlib.suppress(OSError):
-                os.write(2, f"stopped by {seen[0].name}; {what_remains}\n".encode())
-            os._exit(128 + seen[0])
+    heard = threading.Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if signum in seen and signum != signal.SIGHUP:
             os._exit(128 + signum)
         seen.append(signal.Signals(signum))
+        heard.set()
         if len(seen) == 1:
-            told.set()
             raise Stop(f"stopped by {seen[0].name}; {what_remains}")
 
     before = {number: signal.signal(number, stop) for number in {signal.SIGINT, *by_others()}}
-    threading.Thread(target=force, name="stop", daemon=True).start()
     try:
-        yield
+        with _watched(heard, within_seconds, what_remains) if within_seconds else contextlib.nullcontext():
+            yield
     except Stop as stopped:
         raise Interrupted(str(stopped), seen[0]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        over.set()
-        told.set()  # not while `stop` may be called, which sets it too
+
+
+@contextlib.contextmanager
+def _watched(heard: threading.Event, seconds: float, what_remains: str) -> Iterator[None]:
+    """The system's own handler writes a signal's number into a pipe at once, whatever the main thread is in."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in {signal.SIGINT, *by_others()} and not heard.wait(seconds):
+                print(
+                    f"error: stopped by {signal.Signals(number[0]).name}; {what_remains}", file=sys.stderr, flush=True
+                )
+                os._exit(128 + number[0])
+
+    watcher = threading.Thread(target=watch, name="stopping", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
 
 
 def end(code: int) -> NoReturn:

@@ -48,7 +48,7 @@ _KIWI_BYTES = 500_000_000
 
 def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
     """Prepare the corpus, or find it prepared. Returns the published directory; raises errors of moai.core.errors."""
-    with stoppable("finished shards are kept, run again to go on from them"):
+    with stoppable("finished shards are kept, run again to go on from them", within_seconds=4):
         machine, method = machine_plan(config, origins, environ), start_method(config)
         executor = make_executor(
             machine.num_proc.value,

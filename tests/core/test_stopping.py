@@ -31,25 +31,6 @@ except Exception as error:
 """
 
 
-LOST = """
-import os, signal, time
-from moai.core import stopping
-stopping._TIDY_SECONDS = 0.2
-class Lost:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0)
-with stopping.stoppable("all is kept"):
-    Lost()
-    time.sleep(60)
-"""
-
-
-def test_a_signal_that_is_lost_in_a_destructor_ends_the_process_all_the_same() -> None:
-    ran = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=30)
-    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (143, "stopped by SIGTERM; all is kept")
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_error_that_names_it(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
@@ -73,6 +54,20 @@ def test_tidying_up_is_ended_by_the_same_signal_only(
     """Not by a second SIGHUP: the terminal sends one to the group, and the shell in it another to its children."""
     ran = subprocess.run([sys.executable, "-c", TIDYING, first, second], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, printed, said)
+
+
+IN_A_LIBRARY = """
+import hashlib, os, signal, threading
+from moai.core.stopping import stoppable
+with stoppable("all is kept", within_seconds=1):
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000_000)
+"""
+
+
+def test_a_signal_ends_a_library_call_that_does_not_return() -> None:
+    ran = subprocess.run([sys.executable, "-c", IN_A_LIBRARY], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (143, "error: stopped by SIGTERM; all is kept\n")
 
 
 def test_a_process_that_was_started_to_outlive_its_terminal_does() -> None:

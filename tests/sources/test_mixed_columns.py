@@ -272,11 +272,11 @@ def test_a_changed_byte_in_a_page_with_a_checksum_is_refused(tmp_path: Path) -> 
 
 
 def test_what_is_small_only_while_it_is_encoded_is_decoded_a_few_rows_at_a_time(tmp_path: Path) -> None:
-    """A long text once in the file for all its rows: 200 of them are 177 MB."""
+    """A long text once in the file for all its rows: 300 of them are 265 MB."""
     long = "x" * 884_000
-    same = pa.array([long] * 200)
-    turns = pa.array([[{"role": "user", "content": long}]] * 200)
-    growing = pa.array([long + str(number) for number in range(200)])
+    same = pa.array([long] * 300)
+    turns = pa.array([[{"role": "user", "content": long}]] * 300)
+    growing = pa.array([long + str(number) for number in range(300)])
     save_arrow(tmp_path / "dictionary.arrow", pa.table({"text": same.dictionary_encode()}))
     pq.write_table(pa.table({"text": same}), tmp_path / "dictionary.parquet")
     pq.write_table(pa.table({"messages": turns}), tmp_path / "turns.parquet")
@@ -292,8 +292,8 @@ def test_what_is_small_only_while_it_is_encoded_is_decoded_a_few_rows_at_a_time(
     assert all(path.stat().st_size < 2_000_000 for path in paths)
     (_, least), *others = read_apart(((path, None) for path in paths), keep=False)
     for path, (found, peak) in zip(paths[1:], others):
-        assert found == Read([], [], "", 200)
-        assert peak - least < 100, f"{path.name}: {peak - least} MB more than at rest"
+        assert found == Read([], [], "", 300)
+        assert 0 <= peak - least < 150, f"{path.name}: {peak - least} MB more than at rest"
 
 
 # ---- anything mixed with anything

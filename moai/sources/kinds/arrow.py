@@ -12,7 +12,7 @@ from moai.core.errors import SourceError
 from moai.core.files import canonical_json, storage_of
 from moai.engine.pipeline import Meter
 from moai.sources.kinds.kind import File, Kind, Segment, one_line
-from moai.sources.kinds.tables import STEP, bounded, plain, type_names
+from moai.sources.kinds.tables import STEP, bounded, plain_schema, type_names
 from moai.sources.records import Limits
 
 _MAGIC = b"ARROW1\0\0"
@@ -56,7 +56,7 @@ class Arrow(Kind):
             if index >= segment.start:
                 picked = batch.select([name for name in batch.schema.names if name in columns])
                 _validate(picked, segment.file.path, index)
-                is_plain = all(plain(kind) == kind for kind in picked.schema.types)
+                is_plain = plain_schema(picked.schema) == picked.schema
                 rows = limits.rows_of(picked.num_rows, picked.nbytes) if is_plain else min(STEP, limits.batch_rows)
                 slices = (picked.slice(start, rows) for start in range(0, picked.num_rows, rows))
                 yield from slices if is_plain else bounded(slices, limits)
