@@ -19,6 +19,11 @@ from typing import NoReturn
 
 from moai.core.errors import Interrupted, StorageError
 
+_TIDY_SECONDS = 20.0
+"""How long tidying up may take. Then the process ends all the same: Stop may have been lost on its way, in a destructor
+or while a library was imported.
+"""
+
 
 class Stop(KeyboardInterrupt):
     """What a signal raises on the spot. No Exception: code that tries something out would take that for its answer and
@@ -52,25 +57,35 @@ def stoppable(what_remains: str, *, within_seconds: float | None = None) -> Iter
         yield
         return
     seen: list[signal.Signals] = []
-    heard = threading.Event()
+    told, over = threading.Event(), threading.Event()
+
+    def force() -> None:
+        told.wait()
+        if not over.wait(_TIDY_SECONDS):
+            with contextlib.suppress(OSError):
+                os.write(2, f"stopped by {seen[0].name}; {what_remains}\n".encode())
+            os._exit(128 + seen[0])
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if signum in seen and signum != signal.SIGHUP:
             os._exit(128 + signum)
         seen.append(signal.Signals(signum))
-        heard.set()
+        told.set()
         if len(seen) == 1:
             raise Stop(f"stopped by {seen[0].name}; {what_remains}")
 
     before = {number: signal.signal(number, stop) for number in {signal.SIGINT, *by_others()}}
+    threading.Thread(target=force, name="stop", daemon=True).start()
     try:
-        with _watched(heard, within_seconds, what_remains) if within_seconds else contextlib.nullcontext():
+        with _watched(told, within_seconds, what_remains) if within_seconds else contextlib.nullcontext():
             yield
     except Stop as stopped:
         raise Interrupted(str(stopped), seen[0]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        over.set()
+        told.set()  # not while `stop` may be called, which sets it too
 
 
 @contextlib.contextmanager

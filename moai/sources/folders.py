@@ -34,8 +34,9 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _SETTINGS = re.compile(
-    r"(dataset_infos?|dataset_dict|state|trainer_state|(.*[-_])?config|package|package-lock|composer|tsconfig|croissant"
-    r"|metadata|tokenizer|special_tokens_map|added_tokens|vocab|.*\.(index|schema|metadata))\.json",
+    r"(dataset_infos?|dataset_dict|state|trainer_state|(.*[-_])?config|settings|package|package-lock|composer|tsconfig"
+    r"|croissant|codemeta|(dataset[-_]|ro-crate-|.*\.)?metadata|(.*\.)?(index|schema)|info|stats|labels|label_?map|id2label"
+    r"|label2id|tokenizer|special_tokens_map|added_tokens|vocab)\.json",
     re.IGNORECASE,
 )
 PREPARED = frozenset({"manifest.json", "state.json", "tokenizer.json"})

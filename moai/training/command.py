@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moai.core.config import Resolved, resolve
 from moai.core.distributed import ranks
@@ -21,11 +22,16 @@ from moai.core.stopping import stoppable
 from moai.pretraining.options import DataConfig, SaveConfig
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.process_group import SHARED
+from moai.training.stop import end_with_launcher
+
+if TYPE_CHECKING:
+    from moai.prepared.manifest import Prepared
 
 logger = logging.getLogger("moai.train")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> int:
+    end_with_launcher(environ)
     try:
         with stoppable(
             "finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"
@@ -43,7 +49,6 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
     resolved = resolve(
         [TrainConfig, DataConfig], argv, environ, prog=prog, description=description, others=[SaveConfig]
     )
-    from moai.prepared.manifest import Prepared  # not for --help, which is there at once
 
     config = resolved[TrainConfig].require()
     data = resolved[DataConfig]
@@ -57,7 +62,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
     data = data.of_mode(config.mode).require()
     from moai.training.checkpoints import is_restart
     from moai.training.finished import finished
-    from moai.training.logs import start_logging
+    from moai.training.in_use import held
     from moai.training.stages import check_places, stages_of
 
     settings = stages_of(config, data)
@@ -70,6 +75,22 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
             )
         return
     check_places(config, places, restarted=is_restart(environ))
+    with held(Path(config.output_dir), here, environ):
+        _prepare_and_train(resolved, config, data, settings, directories, environ)
+
+
+def _prepare_and_train(
+    resolved: Resolved,
+    config: TrainConfig,
+    data: DataConfig,
+    settings: Sequence[tuple[TrainConfig, DataConfig]],
+    directories: Sequence[Prepared],
+    environ: Mapping[str, str],
+) -> None:
+    from moai.training import prepared_data
+    from moai.training.logs import start_logging
+
+    here = ranks(environ)
     start_logging(Path(config.output_dir), here.rank)
     if here.rank == 0:
         show_settings(resolved)

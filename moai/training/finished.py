@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.config import Resolved
+from moai.core.fsops import read_regular
 from moai.training import checkpoints
 from moai.training.arguments import TrainConfig
 from moai.training.final_model import FINAL, staging
+from moai.training.record import MOST_BYTES
 from moai.training.report import Summary
 
 _MAKE_NO_OTHER_MODEL = {"resume_from_checkpoint", "output_dir", "cache_dir", "use_cpu"}
@@ -49,7 +51,7 @@ def differing(resolved: Resolved) -> list[str]:
     in all.
     """
     try:
-        there = json.loads((Path(resolved[TrainConfig].output_dir) / "settings.json").read_bytes())
+        there = json.loads(read_regular(Path(resolved[TrainConfig].output_dir) / "settings.json", MOST_BYTES))
         before = _chosen(there)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["its settings.json cannot be read"]

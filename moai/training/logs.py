@@ -7,6 +7,7 @@ writes everything to `<output_dir>/logs/rank<n>.log`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ def start_logging(output_dir: Path, rank: int) -> None:
     console.addFilter(admit)
     try:
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
-        file = _LogFile(output_dir / "logs" / f"rank{rank}.log", encoding="utf-8")
+        log = output_dir / "logs" / f"rank{rank}.log"
+        if os.path.lexists(log) and not log.is_file():  # a FIFO would be waited for
+            raise ConfigError(f"{log}: no file stands there; remove it, or name another --output_dir")
+        file = _LogFile(log, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written"

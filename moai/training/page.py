@@ -15,10 +15,12 @@ from typing import Any
 
 from moai.core.errors import ConfigError
 from moai.core.files import write_atomic
+from moai.core.fsops import read_regular
 from moai.core.pages import bars, page
 from moai.training import plots
 from moai.training.history import NAME, Entry, read
 from moai.training.plots import Curve
+from moai.training.record import MOST_BYTES
 from moai.training.report import run_of, title_of
 
 PAGE = "training.html"
@@ -267,7 +269,7 @@ def _value(value: Any) -> str:
 def _settings(output_dir: Path) -> dict[str, dict[str, Any]]:
     """What train.py left, of the last session; nothing where it did not run. A stage has those of the run around it."""
     try:
-        found = json.loads((run_of(output_dir) / "settings.json").read_bytes())
+        found = json.loads(read_regular(run_of(output_dir) / "settings.json", MOST_BYTES))
     except (OSError, ValueError):
         return {}
     return {name: entry for name, entry in found.items() if isinstance(entry, dict)} if isinstance(found, dict) else {}

@@ -13,7 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ _TYPES = {"content_digest": str, "order": dict, "files": dict}
 _LEAST = {"rows": 1, "world_size": 1, "rows_per_step": 1, "position": 0, "tokens_seen": 0}
 _BLOCK_BYTES = 1 << 18
 """Stays in the processor's cache: 8 GB/s from the page cache, where blocks of 4 MB gave 1.5."""
+_PIECE_BYTES, _THREADS = 1 << 26, 4
 _OF_A_RANK = re.compile(r"(?:rng_state|zero_pp_rank)_(\d+)")
 
 Files = Mapping[str, list[Any]]
-"""Path inside the checkpoint -> [bytes, xxh3_128]."""
+"""Path inside the checkpoint -> [bytes, xxh3_128]; see `_digest`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +110,17 @@ def _writer(name: str) -> int:
 
 
 def _digest(path: Path) -> list[Any]:
-    digest, size, block = xxhash.xxh3_128(), 0, memoryview(bytearray(_BLOCK_BYTES))
+    """Size and digest: of a file of several pieces that of the pieces' digests, which threads take side by side."""
     with open_regular(path) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-            size += count
-    return [size, digest.hexdigest()]
+        size = os.fstat(file.fileno()).st_size
+        with ThreadPoolExecutor(_THREADS) as threads:
+            pieces = list(threads.map(partial(_piece, file.fileno()), range(0, max(1, size), _PIECE_BYTES)))
+    return [size, (pieces[0] if len(pieces) == 1 else xxhash.xxh3_128(b"".join(pieces)).digest()).hex()]
+
+
+def _piece(descriptor: int, start: int) -> bytes:
+    digest, block, at = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK_BYTES)), start
+    while count := os.preadv(descriptor, [block[: start + _PIECE_BYTES - at]], at):
+        digest.update(block[:count])
+        at += count
+    return digest.digest()

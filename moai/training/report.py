@@ -10,6 +10,8 @@ from typing import Any
 
 from moai.core.errors import ConfigError
 from moai.core.files import write_atomic
+from moai.core.fsops import read_regular
+from moai.training.record import MOST_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Summary:
     def load(cls, output_dir: Path) -> Summary | None:
         """Of a run that has ended before; None where there is none, or another version's."""
         try:
-            return cls(**json.loads((output_dir / "summary.json").read_bytes()))
+            return cls(**json.loads(read_regular(output_dir / "summary.json", MOST_BYTES)))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.errors import ConfigError
+from moai.core.fsops import read_regular
 from moai.prepared.manifest import Prepared
 from moai.pretraining.dataset import own_mixture
 from moai.pretraining.options import DataConfig
@@ -24,6 +25,7 @@ from moai.training import checkpoints
 from moai.training import process_group as group
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.final_model import FINAL, point
+from moai.training.record import MOST_BYTES
 from moai.training.steps import wish_of
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ def _check_done(stage: Stage) -> None:
     """
     place = Path(stage.config.output_dir)
     try:
-        digest = json.loads((place / "summary.json").read_bytes())["content_digest"]
+        digest = json.loads(read_regular(place / "summary.json", MOST_BYTES))["content_digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing to compare with; the model is whole
     if digest != stage.prepared.content_digest:

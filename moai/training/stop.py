@@ -24,6 +24,7 @@ from select import select
 from typing import TYPE_CHECKING, Any
 
 from moai.core.distributed import is_gone
+from moai.core.errors import MoaiError
 from moai.core.failpoints import failpoint
 from moai.core.stopping import by_others
 from moai.training.process_group import Question
@@ -38,6 +39,7 @@ PASSED_ON_SECONDS = 2.0
 own.
 """
 _LOOK_SECONDS = 0.5
+_LAUNCHER_SECONDS = 1.0
 
 
 class Word:
@@ -92,14 +94,14 @@ class Word:
                         _end(
                             f"stopped by {name}, and without a last checkpoint: rank {rank} is gone; the newest "
                             f"complete one is kept",
-                            self.told,
+                            128 + self.told,
                         )
 
     def _tell(self, number: int) -> None:
         if number > self.told:  # SIGTERM is a new word after SIGHUP, and not the other way round
             self.told, self._told_at = number, time.monotonic()
         elif number == signal.SIGTERM and time.monotonic() - self._told_at > PASSED_ON_SECONDS:
-            _end("stopped at once by a second SIGTERM; the newest complete checkpoint is kept", number)
+            _end("stopped at once by a second SIGTERM; the newest complete checkpoint is kept", 128 + number)
 
 
 class SaveAndStop(TrainerCallback):
@@ -146,8 +148,28 @@ def obey_own_rank() -> None:
         threading.Thread(target=wait, name="sigterm", daemon=True).start()
 
 
-def _end(line: str, number: int) -> None:
+def end_with_launcher(environ: Mapping[str, str]) -> None:
+    """In a rank that torchrun or accelerate started: end when it is gone, wherever the main thread is. Nobody else
+    would end the ranks of a launcher that was killed, nor start them anew.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LAUNCHER_SECONDS)
+        _end(
+            f"[Rank {environ.get('RANK')}] ended, because its launcher (pid {launcher}) is gone; finished shards and "
+            f"complete checkpoints are kept, --resume_from_checkpoint auto goes on from the newest",
+            MoaiError.exit_code,
+        )
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+def _end(line: str, code: int) -> None:
     """Wherever the main thread is."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
-    os._exit(128 + number)
+    os._exit(code)

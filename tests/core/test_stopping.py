@@ -31,6 +31,25 @@ except Exception as error:
 """
 
 
+LOST = """
+import os, signal, time
+from moai.core import stopping
+stopping._TIDY_SECONDS = 0.2
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+with stopping.stoppable("all is kept"):
+    Lost()
+    time.sleep(60)
+"""
+
+
+def test_a_signal_that_is_lost_in_a_destructor_ends_the_process_all_the_same() -> None:
+    ran = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=30)
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (143, "stopped by SIGTERM; all is kept")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_error_that_names_it(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)

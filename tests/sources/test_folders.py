@@ -135,6 +135,7 @@ STRAYS = [
     *("LICENSE.txt", "LICENSE-APACHE.txt", "requirements.txt", "dev-requirements.txt", "README.txt", "robots.txt"),
     *("CMakeLists.txt", "NOTICE.txt", "sha256sums.txt", "vocab.txt", "dataset_infos.json", "dataset_info.json"),
     *("model.safetensors.index.json", "package.json", "tsconfig.json", "tokenizer_config.json", "state.json"),
+    "id2label.json",
 ]
 
 
@@ -146,7 +147,7 @@ def test_what_speaks_of_the_data_is_left_out_with_a_word(
     (given,) = discover(f"{folder}{kind}")
     assert read([given]) == ["data.jsonl", "deep/licenses.jsonl"]
     assert sorted(given.left_out["not data"]) == sorted(STRAYS)
-    assert "not data: 17 (" in caplog.text
+    assert "not data: 18 (" in caplog.text
     (alone,) = discover(str(folder / "LICENSE.txt"))  # what is named itself is read
     assert alone.files[0].name == "LICENSE.txt"
 
@@ -154,11 +155,11 @@ def test_what_speaks_of_the_data_is_left_out_with_a_word(
 def test_a_little_of_another_kind_is_no_data_and_a_little_more_is_asked_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = made(tmp_path / "corpus", ["notes.txt", "labels.json"])
+    folder = made(tmp_path / "corpus", ["notes.txt", "other.json"])
     (folder / "data.jsonl").write_text((json.dumps({"text": "x" * 100}) + "\n") * 100)
     (given,) = discover(str(folder))
     assert given.name == "corpus"
-    assert given.left_out == {"not data": ("labels.json", "notes.txt")}
+    assert given.left_out == {"not data": ("other.json", "notes.txt")}
     (folder / "notes.txt").write_text("x" * 1000)
     assert [given.kind.name for given in discover(str(folder))] == ["lines", "txt"]
     assert "reads also what is of another kind than most of it: notes.txt" in caplog.text

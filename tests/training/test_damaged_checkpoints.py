@@ -6,12 +6,14 @@ import random
 import shutil
 
 import pytest
+import xxhash
 from damages import DAMAGES, mark_of, without_digests
 from tiny_training import losses, train_here
 
 from moai.core.errors import ConfigError, DamagedError
+from moai.training import record as record_module
 from moai.training.checkpoints import choose, problem
-from moai.training.record import RECORD, Record
+from moai.training.record import RECORD, Record, digests
 
 FLAGS = ("--max_steps", "6", "--save_steps", "2")
 FILES = (
@@ -61,6 +63,15 @@ def test_every_file_has_its_digest(whole):
     assert sorted(record.files) == sorted(set(FILES) - {RECORD})
     assert sorted(path.name for path in (whole / "checkpoint-4").iterdir()) == sorted(FILES)
     assert problem(whole / "checkpoint-4", read=True) is None
+
+
+def test_a_large_file_is_digested_in_pieces_and_no_byte_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(record_module, "_BLOCK_BYTES", 300)
+    data = random.Random(0).randbytes(3500)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    pieces = b"".join(xxhash.xxh3_128(data[at : at + 1000]).digest() for at in range(0, 3500, 1000))
+    assert digests(tmp_path, 0) == {"model.safetensors": [3500, xxhash.xxh3_128(pieces).hexdigest()]}
 
 
 def check(output, name, kind, caplog):

@@ -28,6 +28,8 @@ from typing import Any
 import pytest
 import tiny_run
 
+from moai.core.distributed import start_token
+
 ROOT = Path(__file__).parents[2]
 STEPS, SAVED = 6, 2
 SERVER = multiprocessing.get_context("forkserver")
@@ -171,7 +173,7 @@ class Launch:
     folder: Path
     processes: list[Any] = field(default_factory=list)
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 200) -> list[int]:
         """Exit codes; a rank that does not end in time is killed and its code is -9."""
         for process in self.processes:
             process.join(seconds)
@@ -492,6 +494,21 @@ def test_a_rank_that_is_told_ends_when_another_is_gone_since_no_step_can_end() -
     )
 
 
+def test_a_second_run_in_the_same_place_is_refused_while_the_first_is_at_work(
+    place: Place, undisturbed: Course, tmp_path: Path
+) -> None:
+    first = place.launch(tmp_path / "out", failpoint="step.end:1=pause")
+    first.paused("step.end.1")
+    second = place.launch(tmp_path / "out", ranks=2)
+    assert second.wait() == [2, 2]
+    at_work = rf"a run is at work there \(pid {first.processes[0].pid} on .*, since [-0-9]+ [:0-9]+ UTC\); wait"
+    assert re.match(rf"train.py: error: --output_dir {tmp_path}/out: {at_work}", second.words()[0])
+    assert (len(second.words()), second.words(1)) == (1, [])
+    first.go()
+    assert first.wait() == [0]
+    assert Course.of(tmp_path / "out") == undisturbed
+
+
 def test_ctrl_c_in_one_rank_is_one_line_and_ends_the_others(place: Place, undisturbed: Course, tmp_path: Path) -> None:
     launch = place.launch(tmp_path / "out", ranks=2, failpoint="step.end:3=pause")
     paused = launch.paused("step.end.3")
@@ -504,6 +521,21 @@ def test_ctrl_c_in_one_rank_is_one_line_and_ends_the_others(place: Place, undist
     ]
     assert len(launch.words(1 - paused)) == 1
     assert "a rank ended or hung" in launch.words(1 - paused)[0]
+
+
+def test_a_launcher_that_is_killed_takes_its_ranks_along(place: Place, tmp_path: Path) -> None:
+    """By SIGKILL, of which it can tell nobody; its ranks are in the midst of a long training."""
+    with place.torchrun(tmp_path / "out", "--max_steps", 100_000, "--save_steps", 100_000) as process:
+        ranks = {wait_for(tmp_path / "points" / f"step.end.{n}", lambda: process.poll() is None) for n in range(1, 9)}
+        process.kill()
+        killed = time.monotonic()
+        said = ended(process)  # once no rank holds its end of the pipe
+    assert time.monotonic() - killed < 20, "a second, on a machine that is not busy"
+    assert len(ranks) == 2
+    lines = [line for line in said.splitlines() if "because its launcher" in line]
+    assert sorted(line.partition(",")[0] for line in lines) == ["[Rank 0] ended", "[Rank 1] ended"]
+    assert "Traceback" not in said
+    assert all(start_token(rank) is None for rank in ranks)
 
 
 # -- out of disk
