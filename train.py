@@ -9,7 +9,11 @@ guard.
 import os
 import sys
 
-from moai.core.stopping import end
+from moai.core.stopping import end, stop_at_once
+
+if __name__ == "__main__":
+    stop_at_once()  # all that is imported below takes its time
+
 from moai.training.command import main, run
 
 __all__ = ["end", "main", "run"]

@@ -8,18 +8,20 @@ eval "$(moai completion)"          # TAB completes commands, flags and choices i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from moai.core.config import Resolved, completed, did_you_mean, resolve
 from moai.core.errors import MoaiError
-from moai.core.stopping import end
+from moai.core.files import storage_errors
+from moai.core.stopping import end, machine_errors, stop_at_once
+from moai.core.terminal import printing
 from moai.core.without_pandas import without_pandas
 
 GROUPS = {
@@ -102,15 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = did_you_mean(words[0], [*COMMANDS, *OTHER_NAMES])
         print(f"moai: error: unknown command {words[0]!r}{near} (moai --help lists them)", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     place, summary = COMMANDS[name]
-    module, function = place.split(":")
     call = Call(words[0], words[1:], f"{summary[0].upper()}{summary[1:]}.")
+    with printing():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        return _run(call, *place.split(":"))
+
+
+def _run(call: Call, module: str, function: str) -> int:
     try:
-        return int(getattr(import_module(f"moai.cli.{module}"), function)(call))
+        with storage_errors(Path()), machine_errors():
+            return int(getattr(import_module(f"moai.cli.{module}"), function)(call))
     except MoaiError as error:
-        with contextlib.suppress(OSError):  # a terminal that was closed
-            print(f"{call.prog}: error: {error}", file=sys.stderr)
+        print(f"{call.prog}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{call.prog}: stopped; finished shards are kept, run again to go on from them", file=sys.stderr)
@@ -121,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """`moai` and `python -m moai`: a process that is moai's alone."""
+    stop_at_once()
     without_pandas()
     end(main())
 

@@ -309,6 +309,8 @@ def read_names(path: Path, *, place: str) -> dict[Any, Any]:
         loaded = json.loads(text) if is_json else _yaml(text)
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError(f"{place}: nested too deeply; names and values are expected at the top") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{place}: not readable as {'JSON' if is_json else 'YAML'}: {_complaint(error)}") from error
     if not isinstance(loaded or {}, dict):

@@ -29,7 +29,7 @@ from typing import Any
 
 from moai.core.errors import ConfigError, Interrupted, MoaiError, PreparationFailed
 from moai.core.failpoints import failpoint
-from moai.core.files import storage_errors, write_atomic
+from moai.core.files import canonical_json, storage_errors, write_atomic
 from moai.core.fsops import names_in, read_regular
 from moai.core.stopping import Stop, stoppable
 
@@ -214,7 +214,7 @@ class Status:
     def _write(self) -> None:
         with self._lock:
             self._content["beat"] += 1
-            write_atomic(self.path, json.dumps(self._content, ensure_ascii=False).encode(), durable=False)
+            write_atomic(self.path, canonical_json(self._content), durable=False)
 
 
 def status_folders(cache: Path) -> tuple[Path, Path]:

@@ -47,8 +47,14 @@ _ADVICE = {
     errno.EFBIG: "the file-size limit is reached (ulimit -f): raise it; finished shards are kept and the next run goes "
     "on from them",
     errno.EROFS: "it is read-only: name a writable --cache_dir",
-    errno.EACCES: "no permission to write: name a writable --cache_dir or change its owner",
-    errno.EPERM: "no permission to write: name a writable --cache_dir or change its owner",
+    errno.EACCES: "no permission, it may be another user's: name a --cache_dir of your own or change its owner",
+    errno.EPERM: "no permission, it may be another user's: name a --cache_dir of your own or change its owner",
+    errno.EISDIR: "a directory stands where a file is needed: move it away",
+    errno.ELOOP: "a symbolic link leads to itself: remove it",
+    errno.ENAMETOOLONG: "the path is longer than this file system takes: name another --cache_dir",
+    errno.EMFILE: "this process may open no more files: raise ulimit -n, or ask for less: --num_proc 0",
+    errno.ENFILE: "this machine may open no more files: ask for less: --num_proc 0",
+    errno.ENOMEM: "too little memory: ask for less: --num_proc 0, a smaller --shard_bytes",
     errno.ENOTDIR: "a file stands where a directory is needed: name another --cache_dir",
     errno.EEXIST: "a file stands where a directory is needed: name another --cache_dir",
 }
@@ -171,10 +177,10 @@ def storage_errors(place: Path, flag: str = "--cache_dir") -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError) or error.errno not in _ADVICE:
             raise
-        raise StorageError(
-            f"{error.filename or place}: {os.strerror(error.errno)}; "
-            f"{_ADVICE[error.errno].replace('--cache_dir', flag)}"
-        ) from error
+        advice = _ADVICE[error.errno].replace("--cache_dir", flag)
+        if error.errno == errno.ENOSPC and _has_no_inodes(place):
+            advice = advice.replace("the disk is full: free space", "no inodes are left: remove files")
+        raise StorageError(f"{error.filename or place}: {os.strerror(error.errno)}; {advice}") from error
 
 
 @contextlib.contextmanager
@@ -331,6 +337,14 @@ def sync(path: Path) -> None:
 def is_plain_name(name: str) -> bool:
     """A file name that cannot leave its directory."""
     return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name))
+
+
+def _has_no_inodes(place: Path) -> bool:
+    """Some file systems count none, and never run out of them."""
+    with contextlib.suppress(OSError):
+        status = os.statvfs(nearest_existing(place))
+        return status.f_files > 0 and status.f_favail == 0
+    return False
 
 
 def nearest_existing(path: Path) -> Path:

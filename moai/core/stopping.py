@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from moai.core.errors import Interrupted, StorageError
+from moai.core.errors import Interrupted, PartFailed, StorageError
 
+_TOO_LITTLE = ("can't start new thread", "cannot allocate memory", "failed to map segment")
 _TIDY_SECONDS = 20.0
 """How long tidying up may take. Then the process ends all the same: Stop may have been lost on its way, in a destructor
 or while a library was imported.
@@ -114,6 +115,45 @@ def _watched(heard: threading.Event, seconds: float, what_remains: str) -> Itera
         os.close(reading)
 
 
+def stop_at_once() -> None:
+    """Until a command takes better care of them, a signal ends this process on the spot, with one line. For programs,
+    first of all.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"stopped by {signal.Signals(signum).name}; what is finished is kept\n".encode())
+        os._exit(128 + signum)
+
+    for number in {signal.SIGINT, *by_others()}:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def is_panic(error: BaseException) -> bool:
+    """What is no Exception and nobody's wish to end: how a library in Rust says that it failed."""
+    return not isinstance(error, Exception | KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """Turn what a process raises that gets too little, or whose library gave up, into one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError) as error:
+        said = str(error)
+        if not isinstance(error, MemoryError) and not any(hint in said for hint in _TOO_LITTLE):
+            raise
+        raise StorageError(
+            f"too little memory, address space or threads for this process ({said or type(error).__name__}); look at "
+            f"ulimit -v and -u, or ask for less: --num_proc 0, a smaller --shard_bytes"
+        ) from error
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise PartFailed(f"a library gave up: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
 def end(code: int) -> NoReturn:
     """End the process once what it printed is out, without tearing the interpreter down. A rank that joined a group
     must end so.
@@ -129,13 +169,14 @@ def end(code: int) -> NoReturn:
 def _flushed(code: int) -> int:
     """The exit code, once what was printed has really gone out."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except BrokenPipeError:
         return 141
     except OSError as error:
         print(f"error: standard output: {error.strerror}; what was printed is not whole", file=sys.stderr)
         return StorageError.exit_code
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # it may be full, or closed
             sys.stderr.flush()
     return code

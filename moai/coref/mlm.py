@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from moai.core.config import resolve
 from moai.core.errors import ConfigError, DamagedError, MoaiError
+from moai.core.terminal import printing
 from moai.coref.manifest import read_manifest
 from moai.coref.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
 from moai.coref.samples import IGNORED
@@ -39,6 +40,7 @@ Sample = Mapping[str, Any]
 _MULTIPLE = 8
 
 
+@printing()
 def run(
     config: type[T], work: Callable[[T], dict[str, Any]], argv: Sequence[str], *, prog: str, description: str | None
 ) -> int:

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import json
 import logging
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -24,12 +25,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from moai.core.errors import ConfigError, WorkerDied
+from moai.core.stopping import machine_errors
 from moai.engine.pipeline import Finished as Finished
 from moai.engine.pipeline import Order as Order
-from moai.engine.pipeline import Pipeline, run_shard
+from moai.engine.pipeline import Pipeline
 from moai.engine.processes.preload import WARM, without_interrupts
 from moai.engine.processes.supervisor import Supervisor
 from moai.engine.processes.worker import Worker, end_with_driver
+from moai.engine.serial import Serial as Serial
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -58,23 +61,6 @@ class Executor(Protocol):
         at a time.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Serial:
-    """All work in this process: small inputs, debugging."""
-
-    def start(self) -> None:
-        """What it needs is loaded here, when it is needed."""
-
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return function(*arguments)
-
-    def map(
-        self, pipelines: Sequence[Pipeline], orders: Iterator[Order], on_documents: Callable[[int], None]
-    ) -> Iterator[Finished]:
-        for order in orders:
-            yield (order, *run_shard(pipelines[order[0]], order[1], on_documents))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +162,7 @@ def make_executor(num_proc: int, **how: Any) -> Executor:
     """Who does the work of a run, for every system: this process where `num_proc` is 0, else so many workers; `how` is
     fields of Processes.
     """
-    return Processes(num_proc=num_proc, **how) if num_proc else Serial()
+    return Processes(num_proc=num_proc, **how) if num_proc else Serial(how.get("stall_seconds", math.inf))
 
 
 def check_main_guard() -> None:
@@ -218,7 +204,8 @@ def _answer(connection: Connection, function: Callable[..., Any], arguments: Seq
     end_with_driver()
     answer: tuple[Any, Exception | None]
     try:
-        answer = function(*arguments), None
+        with machine_errors():
+            answer = function(*arguments), None
     except Exception as error:
         answer = None, error
     with contextlib.suppress(OSError):  # the driver has gone

@@ -31,7 +31,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from moai.core.errors import ConfigError, DamagedError
+from moai.core.errors import ConfigError, DamagedError, StorageError
 from moai.core.files import canonical_json, digest_json, is_plain_name
 from moai.core.fsops import kind_of, look_at, read_regular
 from moai.engine.schema import TRAINED, Column, columns_from_json, features
@@ -128,6 +128,8 @@ class Prepared:
         for name, size in file_sizes(self.manifest).items():
             try:
                 found = look_at(path / name)
+            except PermissionError as error:
+                raise _forbidden(path / name) from error
             except OSError as error:
                 raise DamagedError(
                     f"{path / name}: {error.strerror}, though the manifest lists it with {size} bytes; {again}"
@@ -169,6 +171,8 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
             f"{path}: has no {MANIFEST}; it is not a prepared directory, or its preparation did not finish; in a "
             f"cache, remove it and prepare again"
         ) from error
+    except PermissionError as error:
+        raise _forbidden(file) from error
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(
             f"{file}: not readable as a manifest ({type(error).__name__}: {str(error)[:200]}); {again}"
@@ -203,6 +207,10 @@ def read_manifest(path: Path, recipe: str | None = PRETRAINING) -> dict[str, Any
     if HELD_OUT in manifest and manifest[HELD_OUT]["content_digest"] != digest_json(manifest[HELD_OUT]["content"]):
         raise DamagedError(f"{file}: no manifest that moai wrote: {HELD_OUT} has another digest than it says; {again}")
     return dict(manifest)
+
+
+def _forbidden(file: Path) -> StorageError:
+    return StorageError(f"{file}: no permission to read it, it may be another user's: ask for it, or prepare your own")
 
 
 def is_prepared(path: Path) -> bool:

@@ -58,6 +58,10 @@ def repair(directory: Path, *, dataset: Sequence[str] = (), tokenizer_path: str 
         if directory.parent.name == "datasets" and (directory.parent.parent / "shards").is_dir()
         else None
     )
+    sides = [(directory, manifest), *([(directory / HELD_OUT, manifest[HELD_OUT])] if HELD_OUT in manifest else [])]
+    if all(_holds(place / entry["file"], entry) for place, side in sides for entry in listed_files(side["content"])):
+        yield f"nothing to repair: every file of {directory} has its recorded hash"
+        return
     with storage_errors(directory), _staging(directory, cache) as staging:
         failed: MoaiError | None = None
         if HELD_OUT in manifest:  # first: at the end of the other both are looked at

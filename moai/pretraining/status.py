@@ -23,7 +23,7 @@ from typing import Any
 from moai.cache.staging import OWNER
 from moai.core.config import option
 from moai.core.distributed import HEARTBEAT_SECONDS, is_gone, status_folders
-from moai.core.errors import ConfigError
+from moai.core.errors import ConfigError, printable
 from moai.core.fsops import read_regular
 
 LOOK_SECONDS = 2.5 * HEARTBEAT_SECONDS
@@ -187,7 +187,7 @@ def _lines(launch: _Launch) -> Iterator[str]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not path.name.startswith("."))
     return []
 
@@ -211,4 +211,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _plain(value: Any) -> str:
     """What a file says, without what would steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in str(value)[:500])
+    return printable(" ".join(str(value)[:500].split()))

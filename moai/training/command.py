@@ -19,6 +19,7 @@ from moai.core.config import Resolved, resolve
 from moai.core.distributed import ranks
 from moai.core.errors import Interrupted, MoaiError
 from moai.core.stopping import stoppable
+from moai.core.terminal import printing
 from moai.pretraining.options import DataConfig, SaveConfig
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.process_group import SHARED
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("moai.train")
 
 
+@printing()
 def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> int:
     end_with_launcher(environ)
     try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from moai.core import resources
 from moai.core.config import Resolved, Setting, resolve
 from moai.core.errors import ConfigError, MoaiError
-from moai.core.stopping import hangup_is_ignored
+from moai.core.stopping import hangup_is_ignored, stop_at_once
 from moai.pretraining.options import DataConfig, SaveConfig
 from moai.training.arguments import AUTO, TrainConfig
 from moai.training.checkpoints import numbered
@@ -394,4 +394,5 @@ def _summary(run: Run, resolved: Resolved, nodes: Nodes) -> list[str]:
 
 
 if __name__ == "__main__":
+    stop_at_once()
     sys.exit(main(sys.argv[1:]))

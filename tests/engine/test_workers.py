@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from test_engine import JsonFiles, Numbers, Square, numbers, run_all
 
 from moai.core.errors import WorkerDied
 from moai.core.files import stamp
-from moai.engine.executor import Processes
+from moai.engine.executor import Executor, Processes, Serial
 from moai.engine.pipeline import Care, Pipeline, Shard, shard_key
 from moai.engine.processes import retries as deaths
 from moai.engine.processes import worker
@@ -39,6 +40,10 @@ BACKTRACKS = ("a" * 60 + "b", r"(a+)+$")
 """Keeps `re` busy for longer than anybody waits, and the interpreter's lock with it."""
 
 
+class Panic(BaseException):
+    pass
+
+
 def harm(how: str) -> None:
     match how:
         case "killed" | "killed by signal 11":
@@ -48,6 +53,11 @@ def harm(how: str) -> None:
         case "kills the forkserver":
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(1)
+        case "gives up":
+            raise Panic("as a library in Rust does")
+        case "hangs for good":
+            mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+            lock(mutex), lock(mutex)
         case "aborts":
             os.abort()
         case "hangs":
@@ -234,6 +244,26 @@ def test_deaths_that_lead_to_no_document_cost_no_data(cache: Path) -> None:
     assert numbers(cache, done) == squares()
 
 
+@pytest.mark.parametrize("kind", [Serial(), Processes(num_proc=2)])
+def test_what_a_library_gives_up_on_is_set_aside_by_every_executor(cache: Path, kind: Executor) -> None:
+    [done] = run_all([made(cache, Poison((25,), "gives up", cache / "seen"))], kind)
+    assert numbers(cache, done) == squares(25)
+    assert seen(cache) == [(25, 1), (25, 1), (25, 4)]
+    [entry] = json.loads((cache / "train:00002.bad").read_text())
+    assert (entry["reason"], entry["detail"]) == ("worker_died", "Panic")
+
+
+@pytest.mark.parametrize(("how", "code"), [("hangs", 0), ("hangs for good", 70)])
+def test_what_hangs_in_one_process_is_set_aside_or_ends_it(cache: Path, how: str, code: int) -> None:
+    """With 70, where nothing can interrupt it."""
+    poison = f"(Poison((25,), {how!r}, Path({str(cache / 'seen')!r})),)"
+    driver, _ = start_driver(cache, poison, executor="Serial(stall_seconds=2)")
+    assert driver.wait(60) == code
+    if code == 0:
+        [entry] = json.loads((cache / "train:00002.bad").read_text())
+        assert (entry["reason"], entry["line"]) == ("hung", 5)
+
+
 @dataclass(frozen=True)
 class DiesOnArrival:
     how: str = "exits"
@@ -359,9 +389,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_workers import Processes, Stuck, made, run_all
+from test_workers import Poison, Processes, Serial, Stuck, made, run_all
 if __name__ == "__main__":
-    run_all([made(Path({cache!r}), *{transforms}, shards=6)], Processes(num_proc=2))
+    run_all([made(Path({cache!r}), *{transforms}, shards=6)], {executor})
 """
 
 
@@ -377,10 +407,13 @@ class Stuck:
         yield from batches
 
 
-def start_driver(cache: Path, transforms: str, **env: str) -> tuple[subprocess.Popen[bytes], Callable[[], list[int]]]:
+def start_driver(
+    cache: Path, transforms: str, *, executor: str = "Processes(num_proc=2)", **env: str
+) -> tuple[subprocess.Popen[bytes], Callable[[], list[int]]]:
     """A driver, and who lives of it and its children: they all have its mark in their environment."""
     script = cache / "driver.py"
-    script.write_text(DRIVER.format(here=str(Path(__file__).parent), cache=str(cache), transforms=transforms))
+    here = str(Path(__file__).parent)
+    script.write_text(DRIVER.format(here=here, cache=str(cache), transforms=transforms, executor=executor))
     mark = f"MARK={uuid.uuid4().hex}"
     driver = subprocess.Popen(
         [sys.executable, str(script)],

@@ -108,7 +108,7 @@ def test_how_launches_ended_is_told_and_no_file_can_steer_the_terminal(
     begin("bad").communicate("failed\n", timeout=150)
     lines = look(tmp_path)
     assert line(lines, "result") == "there"
-    assert line(lines, "cause") == "SourceError: gone?[2J"
+    assert line(lines, "cause") == "SourceError: gone\\x1b[2J"
     assert [text for text in look(tmp_path, launch="go") if text.startswith("launch")] == ["launch       good"]
     with pytest.raises(ConfigError, match="--launch x: no status file of that name"):
         look(tmp_path, launch="x")

@@ -147,8 +147,10 @@ class _Collection:
         yield from self._remove(lost, "plans whose prepared directory is gone")
         old = [shard for shard in self._unlinked() if all(map(self._is_old, shard.paths))]
         yield from self._retire_shards(old, "that no prepared directory links")
-        asides = [path for path in listed(self.cache / "shards") if ".corrupt-" in path.name and self._is_old(path)]
-        yield from self._remove(asides, "damaged shards that were set aside")
+        folders = [self.cache / name for name in ("shards", "plans", "transforms", "distrusted")]
+        found = (path for folder in (*folders, *listed(self.cache / "ranges")) for path in listed(folder))
+        asides = [path for path in found if ".corrupt-" in path.name and self._is_old(path)]
+        yield from self._remove(asides, "damaged files that were set aside")
 
     def _unneeded(self) -> Iterator[str]:
         """Old records that serve nothing any more, retired like shards: a preparation may count on what it saw."""

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from typing import Any
 
 from moai.core.without_pandas import numpy_without_threads, without_pandas
@@ -52,6 +53,7 @@ def begin(wanted: str, name: str, *arguments: Any) -> None:
 @contextmanager
 def without_interrupts() -> Iterator[None]:
     """What is started within inherits that Ctrl-C is for the driver, from its first moment on."""
+    resource_tracker.ensure_running()  # which unblocks it when it starts
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

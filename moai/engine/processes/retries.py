@@ -61,7 +61,7 @@ class Death:
     memory: bool = False
     """Too little memory may be the cause."""
     outside: bool = False
-    """Somebody killed it: SIGKILL, and the kernel counts nobody that it killed for memory."""
+    """Somebody killed it: by SIGTERM or so, or by SIGKILL while the kernel counts nobody that it killed for memory."""
     peak_bytes: int = 0
     started: bool = True
     """It was ready to work, so that what killed it came with the shard."""

@@ -20,6 +20,7 @@ from moai.engine.processes.retries import Death, Deaths, Try
 from moai.engine.processes.worker import Worker
 
 _POLL_SECONDS = 0.5
+_OTHERS_SEND = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT")
 _START_SECONDS = 60.0
 """To load what a worker needs may take so long on a busy machine, however short the time for a batch is."""
 
@@ -153,8 +154,8 @@ class Supervisor:
     def _explained(self, death: Death) -> Death:
         """The kernel counts whom it kills for memory."""
         before, self.oom_kills = self.oom_kills, oom_kills(self.root)
-        if death.detail != "SIGKILL":
+        if death.detail not in _OTHERS_SEND:
             return death
-        if self.oom_kills > before:
+        if death.detail == "SIGKILL" and self.oom_kills > before:
             return replace(death, how=f"{death.how} (by the kernel, for memory)")
-        return replace(death, how=f"{death.how} (from outside: the kernel counts no kill for memory)", outside=True)
+        return replace(death, how=f"{death.how} (from outside)", outside=True)

@@ -27,6 +27,7 @@ from moai.core.distributed import start_token
 from moai.core.errors import MoaiError
 from moai.core.failpoints import failpoint
 from moai.core.files import storage_errors
+from moai.core.stopping import is_panic
 from moai.engine.pipeline import Care, Finished, Pipeline, Shard, run_shard
 from moai.engine.processes.preload import begin
 from moai.engine.processes.retries import Death, Try
@@ -144,6 +145,8 @@ class Worker:
             return self._dead()
         if kind == "error":
             raise content[0]
+        if kind == "panic":  # what the library keeps may be as good as broken: this worker is not used again
+            return self._death(*content)
         if kind == "crash":
             raise RuntimeError(f"{self.tried.id}: {content[0]}\n\nIn the worker:\n{content[1]}")
         order, self.tried, self.shards_done = self.tried.order, None, self.shards_done + 1
@@ -237,6 +240,11 @@ def _attempt(pipeline: Pipeline, shard: Shard, beacon: Beacon, care: Care) -> tu
         os._exit(_NO_MEMORY)
     except Exception as error:
         return ("crash", f"{type(error).__name__}: {error}", traceback.format_exc())
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        name = type(error).__name__
+        return ("panic", f"raised {name} ({' '.join(str(error).split())[:200]})", name)
 
 
 def end_with_driver() -> None:
