@@ -117,12 +117,15 @@ def prepare_all_or_wait(
         stall_timeout=configs[0].stall_timeout,
         environ=environ,
     )
-    return [_open(Path(one["path"]), one["content_digest"], one["memory_mode"], here) for one in result["prepared"]]
+    return [
+        _open(Path(one["path"]), one["content_digest"], one["memory_mode"], _who(here, held_out=one["held_out"]))
+        for one in result["prepared"]
+    ]
 
 
-def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Prepared:
+def _open(path: Path, content_digest: str, memory_mode: str, who: str) -> Prepared:
     started = time.monotonic()
-    logger.info("[Rank %d] Loading final dataset from: %s", here.rank, path)
+    logger.info("[%s] Loading final dataset from: %s", who, path)
     prepared = Prepared.open(path, memory_mode=memory_mode, patience_seconds=FIRST_SIGN_SECONDS)
     if prepared.content_digest != content_digest:
         raise SourceError(
@@ -131,7 +134,7 @@ def _open(path: Path, content_digest: str, memory_mode: str, here: Ranks) -> Pre
         )
     logger.info(
         "[%s] Loaded from disk in %.1fs: %s samples",
-        _who(here, held_out=bool(prepared.content["config"].get("held_out"))),
+        who,
         time.monotonic() - started,
         f"{prepared.content['rows']:,}",
     )
