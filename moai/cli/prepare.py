@@ -70,13 +70,15 @@ def _summary(prepared: Prepared) -> Iterator[str]:
     yield (
         f"tokens       {tokens['text']:,} of text + {ends:,} ends = {tokens['rows']:,} in rows + "
         f"{tokens.get('dropped', 0):,} dropped"
+        + (f"; {special:,} special ones stood in the text" if (special := tokens.get("special_in_text")) else "")
     )
     if chat := content.get("chat"):
         counts = chat["counts"]
         yield (
             f"learned      {tokens.get('trained', 0):,} tokens of {counts['examples']:,} examples, "
             f"{counts['turns'] - counts.get('turns_unverified', 0):,} of {counts['turns']:,} turns; "
-            f"left out: {counts.get('too_long', 0):,} too long, {counts.get('untrained', 0):,} with nothing to learn"
+            f"left out: {counts.get('turns_unverified', 0):,} turns that could not be verified, "
+            f"{counts.get('too_long', 0):,} examples too long, {counts.get('untrained', 0):,} with nothing to learn"
         )
     yield (
         f"rows         {content['rows']:,} of {content['seq_len']}, fill rate {content['fill_rate']:.4f}, "

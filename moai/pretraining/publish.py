@@ -26,9 +26,11 @@ from moai.prepared.places import Processed, sources_listing
 from moai.pretraining.assembly import Stream
 from moai.pretraining.judging import Judgement
 from moai.pretraining.keys import dataset_key, tokenizer_files, tokenizer_identity
+from moai.pretraining.losses import check_losses
 from moai.pretraining.options import DataConfig
 from moai.sources.discover import Input
 from moai.tokenizers.load import TokenizerSpec, files_beside
+from moai.transforms.chat import MARK_ANSWERS
 from moai.transforms.named import spelled
 from moai.transforms.template import ChatTemplate
 
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = "sources.json"
 _WAYS_OUT = {
+    "chat.unverified": f"no answer could be told from its question under this chat template: {MARK_ANSWERS}",
     "chat.too_long": "raise --seq_len, or cut them by --long_examples truncate",
     "chat.untrained": "only what the assistant says is learned: give the conversations answers, not all of them with "
     '"weight": 0 or "train": false',
@@ -55,6 +58,7 @@ def publish(
     """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its
     path.
     """
+    check_losses(grouped(total(done for part in parts for done in part.done), "chat."), config.max_bad_ratio)
     # Places of bad records hold names of files, which the shards' keys know nothing of.
     givens = [part.stream.given for part in parts]
     entries = [entry for part in parts for entry in bad_records(cache, part)]

@@ -37,12 +37,13 @@ from moai.pretraining import judging
 from moai.pretraining import keys as identity
 from moai.pretraining.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
 from moai.pretraining.dataset import described
+from moai.pretraining.losses import check_losses, losses
 from moai.pretraining.options import DataConfig
 from moai.pretraining.publish import publish
 from moai.pretraining.tokenizer_backend import Chosen, Wrong, backends_of, choose, distrust, distrusted, forget
 from moai.sources.discover import documents_in, many_small_texts
 from moai.tokenizers.backends import Reference
-from moai.transforms.chat import check_template
+from moai.transforms.chat import check_template, turn_ends
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +222,14 @@ def prepare(
         f"{wanted.tokenizer.vocab_size:,}",
         wanted.tokenizer.eos_token,
     )
+    if wanted.tokenizer.wants_bos and not wanted.template and not config.held_out:
+        logger.warning(
+            "[%s] %s puts %s before a text, and documents begin without it: --add_bos adds it, where the model "
+            "expects it",
+            who,
+            config.tokenizer_path,
+            wanted.tokenizer.wants_bos,
+        )
     if found := _hold(wanted):
         return _hit(found, wanted, planned.memory_mode.value, here)
     with storage_errors(wanted.cache):
@@ -250,7 +259,7 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
     executor.start()
     with attempt(wanted.cache, wanted.key) as staging:
         if wanted.template:
-            check_chat(wanted, here)
+            check_chat(wanted, who)
         inputs = streams(wanted, staging, planned.batch_bytes.value)
         for stream in inputs:
             own = described(stream.reading.entry)
@@ -302,6 +311,7 @@ def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ra
         failpoint("plan.noted")
         note_use(wanted.cache, path.name)  # before the attempt goes: `gc` sees the one or the other
         prepared = Prepared.open(path, memory_mode=planned.memory_mode.value, patience_seconds=_SETTLE_SECONDS)
+    _say_losses(prepared.content, who)
     seconds = time.monotonic() - started
     logger.info("[%s] Dataset saved in %.1fs", who, time.monotonic() - saving)
     logger.info(
@@ -406,13 +416,24 @@ def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ:
     return replace(chosen, num_proc=Setting(0, "a few shards of data: worked on in this process")) if small else chosen
 
 
-def check_chat(wanted: Request, here: Ranks) -> None:
+def check_chat(wanted: Request, who: str) -> None:
     """Refuse a template that cannot be learned from before any work. Raises TokenizerError."""
     assert wanted.template
     where = wanted.config.chat_template or wanted.config.tokenizer_path
-    tokens = Reference(spec=wanted.tokenizer).special_tokens()
-    if warning := check_template(wanted.template, tuple(token for token in tokens if token.strip()), where):
-        logger.warning("[Rank %d] %s", here.rank, warning)
+    enders = tuple(token for token in Reference(spec=wanted.tokenizer).special_tokens() if token.strip())
+    warning, eos = check_template(wanted.template, enders, where), wanted.tokenizer.eos_token
+    if not warning and (others := [end for end in turn_ends(wanted.template, enders) if end != eos]):
+        warning = (
+            f"a turn ends with {' or '.join(others)}, a text with {eos}: generation_config.json of what is trained "
+            f"names all of them, so that generation stops at each"
+        )
+    if warning and not wanted.config.held_out:  # the rest of the data was told it
+        logger.warning("[%s] %s", who, warning)
+
+
+def _say_losses(content: Mapping[str, Any], who: str) -> None:
+    for line in losses(content):
+        logger.warning("[%s] %s", who, line)
 
 
 def check_space(wanted: Request) -> None:
@@ -429,10 +450,13 @@ def check_space(wanted: Request) -> None:
 
 
 def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Prepared:
+    who = _who(here, held_out=wanted.config.held_out)
     check_content(found.content, wanted.config.max_bad_ratio, wanted.config.max_bad_files)
+    check_losses(found.content.get("chat", {}).get("counts", {}), wanted.config.max_bad_ratio)
+    _say_losses(found.content, who)
     logger.info(
         "[%s] Found prepared (plan %s unchanged, %d shards reused: all): %s",
-        _who(here, held_out=wanted.config.held_out),
+        who,
         wanted.key[:12],
         len(found.content["shards"]),
         found.path,

@@ -91,6 +91,7 @@ def choose(
         texts = [*probes(reference.special_tokens()), *sample]
         try:
             loading.result()
+            found = first_difference(fast, reference, texts)
         except BackendRefused as refusal:
             return Chosen(reference, reference, str(refusal))
     chosen = Chosen(
@@ -99,7 +100,6 @@ def choose(
         f"{'found' if config.tokenizer_backend == 'auto' else 'set'}, and equal to the reference on {len(texts):,} "
         f"probes",
     )
-    found = first_difference(fast, reference, texts)
     return chosen.without(Wrong(fast.made_by(), found)) if found else chosen
 
 

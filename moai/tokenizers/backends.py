@@ -56,7 +56,8 @@ class Backend(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """Ids of all texts one after another, of dtype `spec.dtype`, and len(texts) + 1 offsets into them. No template
-        tokens are added.
+        tokens are added. Raises BackendRefused for the whole batch where the library takes one of its texts not, or
+        fails on it: a pattern that gives up is a panic.
         """
 
     def identity(self) -> dict[str, Any]:
@@ -98,15 +99,17 @@ class Reference(Backend):
         return tokenizer
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with _refusals(f"{self.name} fails on one of {len(texts):,} texts"):
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return self._flat([encoding.ids for encoding in encodings])
 
     def encode_with_offsets(self, texts: Sequence[str]) -> tuple[Ids, Offsets, npt.NDArray[np.int64]]:
         """As `encode_batch`, and where each id's text begins and ends in its document: (ids, 2), in characters.
 
-        No fast backend gives these; the reference takes them on its own threads.
+        No fast backend gives these; the reference takes them on its own threads. Raises as `encode_batch`.
         """
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        with _refusals(f"{self.name} fails on one of {len(texts):,} texts"):
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         ids, offsets = self._flat([encoding.ids for encoding in encodings])
         spans = np.empty((len(ids), 2), np.int64)
         for start, end, encoding in zip(offsets, offsets[1:], encodings):
@@ -146,7 +149,6 @@ class Fastokens(Backend):
         return Tokenizer.from_json_str(_plain_json(path, digest))
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        """Raises BackendRefused for the whole batch when one of its texts is not for this library."""
         if any(not text.isascii() and _MONGOLIAN_SEPARATOR in text for text in texts):
             raise BackendRefused(f"{self.name} takes U+180E for white space, which the reference does not")
         if not texts:
@@ -182,7 +184,7 @@ def warm(names: Sequence[str], path: str, digest: str, split_special_tokens: boo
 
 
 def first_difference(fast: Backend, reference: Reference, texts: Sequence[str]) -> str | None:
-    """How `fast` differs from the reference on `texts`, or None."""
+    """How `fast` differs from the reference on `texts`, or None. Raises BackendRefused where the reference fails."""
     wanted, wanted_offsets = reference.encode_batch(texts)
     for index, text in enumerate(texts):
         try:

@@ -1,4 +1,5 @@
-"""Convert a tokenizer that has no tokenizer.json into one that has: the remedy of SlowTokenizerError.
+"""Convert a tokenizer that has no tokenizer.json into one that has: the remedy of SlowTokenizerError. One whose
+tokenizer.json lacks tokens that the files beside it declare is written with them.
 
     python scripts/train_tokenizer.py --convert SLOW_DIR --output_dir FAST_DIR
 
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from moai.core.errors import TokenizerError
 from moai.core.files import write_atomic
+from moai.tokenizers.declared_tokens import lacking
+from moai.tokenizers.load import load_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,7 +46,9 @@ def convert(source: Path, place: Path) -> str:
     if not source.is_dir():
         raise TokenizerError(f"--convert {source}: no such directory")
     if (source / "tokenizer.json").exists():
-        raise TokenizerError(f"--convert {source}: has a tokenizer.json, so it is fast already")
+        if not lacking(source / "tokenizer.json", load_file(source / "tokenizer.json")):
+            raise TokenizerError(f"--convert {source}: has a tokenizer.json, so it is fast already")
+        return _through_transformers(source, place, "PreTrainedTokenizerFast")
     model = next(iter(sorted(source.glob("*.model"))), None)
     if _class_is_named(source):
         return _through_transformers(source, place, None)
@@ -86,7 +91,7 @@ def _through_transformers(source: Path, place: Path, class_name: str | None) -> 
     try:
         cls = transformers.AutoTokenizer if class_name is None else getattr(transformers, class_name)
         tokenizer = cls.from_pretrained(str(source), **options)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (ValueError, TypeError, OSError, ImportError, KeyError) as error:
         if list(source.glob("*.model")) and not _installed("sentencepiece"):
             raise TokenizerError(f"--convert {source}: its .model needs the sentencepiece package; {_NEEDS}") from error
         raise TokenizerError(

@@ -7,7 +7,6 @@ repository. What turns texts into ids is in `moai.tokenizers.backends`.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +17,13 @@ import numpy.typing as npt
 
 from moai.core.errors import SlowTokenizerError, TokenizerError
 from moai.core.hub import absent
+from moai.tokenizers import declared_tokens
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """All that a tokenizer is loaded from; the first makes the ids."""
+CHAT_TEMPLATES = "additional_chat_templates"
+"""The folder of templates beside the default one, as `tool_use.jinja`."""
+_ADDED = "added_tokens.json"
 _MAKE = "make it: python scripts/train_tokenizer.py --dataset FILE --vocab_size 128000 --output_dir {}"
 _SLOW_FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -42,6 +45,8 @@ class TokenizerSpec:
     bos_token: str | None
     special_ids: tuple[int, ...] = ()
     """Ids of the special tokens, which text may contain as strings."""
+    wants_bos: str = ""
+    """The token that the tokenizer itself puts before a text, where nothing adds one."""
 
     def identity(self) -> dict[str, Any]:
         """What of it changes prepared bytes. The library's version belongs to it: releases have mended
@@ -63,7 +68,8 @@ class TokenizerSpec:
 def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = False) -> TokenizerSpec:
     """Find tokenizer.json under `path` (a directory, the file, or a Hub name) and resolve its EOS and BOS.
 
-    Raises SlowTokenizerError without a tokenizer.json, TokenizerError when it is damaged or names no EOS.
+    Raises SlowTokenizerError without a tokenizer.json, TokenizerError when it is damaged, names no EOS, or lacks tokens
+    that the files beside it declare.
     """
     file = find_tokenizer(path)
     tokenizer = load_file(file)
@@ -82,6 +88,13 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
         raise TokenizerError(
             f"{file.with_name('tokenizer_config.json')}: --add_bos needs a bos_token of the vocabulary, found {bos!r}"
         )
+    if lacking := declared_tokens.lacking(file, tokenizer):
+        raise TokenizerError(
+            f"{file.parent}: tokens that {lacking[0].place} declares are not so in tokenizer.json "
+            f"({', '.join(repr(token.content) for token in lacking[:4])}{', ...' * (len(lacking) > 4)}; "
+            f"{len(lacking):,} in all), and texts would get other ids than in transformers; write them into one: "
+            f"python scripts/train_tokenizer.py --convert {file.parent} --output_dir NEW_DIR"
+        )
     return TokenizerSpec(
         path=str(file),
         digest=digest_of(file),
@@ -93,7 +106,20 @@ def load_tokenizer(path: str, *, eos_token: str | None = None, need_bos: bool = 
         special_ids=tuple(
             sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         ),
+        wants_bos="" if need_bos else _wanted_bos(file, tokenizer, bos),
     )
+
+
+def _wanted_bos(file: Path, tokenizer: Any, bos: str | None) -> str:
+    """What stands before a text by the template in tokenizer.json, or by add_bos_token beside it."""
+    try:
+        first = tokenizer.encode("a").tokens[:1]
+        plain = tokenizer.encode("a", add_special_tokens=False).tokens[:1]
+    except Exception:  # a text that it has no token for
+        first = plain = []
+    if first != plain:
+        return str(first[0])
+    return bos or "" if declared_tokens.read(file.with_name("tokenizer_config.json")).get("add_bos_token") else ""
 
 
 def find_tokenizer(path: str) -> Path:
@@ -172,7 +198,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=[*FILES, _ADDED, f"{CHAT_TEMPLATES}/*.jinja"]))
     except Exception as error:
         if (
             "/" in name and Path(name).parent.is_dir()
@@ -192,10 +218,7 @@ def _from_hub(name: str) -> Path:
 def named_token(file: Path, name: str) -> str | None:
     """A special token as the configuration beside tokenizer.json names it."""
     for config in ("tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            value = json.loads(file.with_name(config).read_text(encoding="utf-8")).get(name)
-        except (OSError, ValueError, AttributeError):
-            continue
+        value = declared_tokens.read(file.with_name(config)).get(name)
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, str) and value:
             return value

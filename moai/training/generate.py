@@ -12,12 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from moai.core.config import option
 from moai.core.errors import ConfigError, DamagedError
 from moai.training.checkpoints import newest_complete, weights_problem
+from moai.transforms.chat import turn_ends
+from moai.transforms.shapes import BadRecord
+from moai.transforms.template import TOKENS, ChatTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ class GenerateConfig:
     model: str = option("", "a saved model: final_model/, a checkpoint, or the output_dir of a run (required)")
     prompt: tuple[str, ...] = option((), "texts to go on with; - reads one from standard input (required)")
     tokenizer_path: str | None = option(None, "directory with tokenizer.json, where the model has none beside it")
-    max_new_tokens: int = option(128, "tokens at most; the model's end-of-text token ends it before")
+    max_new_tokens: int = option(128, "tokens at most; the end of a text, or of a turn, ends it before")
     temperature: float = option(0.8, "0 takes the likeliest token each time; higher is more varied")
     top_p: float = option(0.95, "draw among the likeliest tokens that have this share of the probability together")
     seed: int | None = option(None, "draw the same again; each prompt begins from it")
@@ -173,6 +177,7 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig
         max_new_tokens=room,
         use_cache=True,
         streamer=stream,
+        eos_token_id=_stops(model, tokenizer, config) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **drawing,
     )
@@ -182,23 +187,45 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig
 
 def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
     if config.chat:
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                "--chat: this tokenizer has no chat template; leave --chat out, or name one that has: --tokenizer_path "
-                "DIR"
-            )
-        said = [{"role": "user", "content": prompt}]
-        return list(
-            tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=True)[
-                "input_ids"
-            ]
-        )
-    if config.add_bos and tokenizer.bos_token_id is None:
+        try:
+            prompt = _template(tokenizer).render([{"role": "user", "content": prompt}], prompt=True)[0]
+        except BadRecord as error:
+            raise ConfigError(f"--chat: the chat template does not take a prompt ({error})") from error
+    elif config.add_bos and tokenizer.bos_token_id is None:
         raise ConfigError("--add_bos: this tokenizer names no bos_token; leave --add_bos out")
-    ids = [tokenizer.bos_token_id] * config.add_bos + list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    begun = [tokenizer.bos_token_id] * (config.add_bos and not config.chat)
+    ids = begun + list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ConfigError("the prompt is empty: give it at least one word to go on with")
     return ids
+
+
+def _template(tokenizer: Any) -> ChatTemplate:
+    """The tokenizer's own, on the day it is."""
+    own = tokenizer.chat_template
+    if not own:
+        raise ConfigError(
+            "--chat: this tokenizer has no chat template; leave --chat out, or name one that has: --tokenizer_path DIR"
+        )
+    return ChatTemplate(
+        source=own.get("default", "") if isinstance(own, dict) else own,
+        tokens={name: token for name in TOKENS if (token := getattr(tokenizer, name, None))},
+        date=date.today().isoformat(),
+    )
+
+
+def _stops(model: Any, tokenizer: Any, config: GenerateConfig) -> list[int]:
+    """Ids at which generation ends: those that the model names, and in a chat what a turn ends with."""
+    named = model.generation_config.eos_token_id
+    stops = [named] if isinstance(named, int) else list(named or ())
+    if config.chat:
+        template = _template(tokenizer)
+        ends = turn_ends(template, [token.content for token in tokenizer.added_tokens_decoder.values()])
+        missing = [end for end in ends if tokenizer.convert_tokens_to_ids(end) not in stops]
+        if missing:
+            logger.warning("a turn ends with %s, which generation_config.json does not name", " or ".join(missing))
+        stops += tokenizer.convert_tokens_to_ids(missing)
+    return stops
 
 
 def saved_model(path: Path) -> Path:

@@ -48,6 +48,8 @@ from moai.training.stages import Stage, left, link
 from moai.training.steps import plan_run
 from moai.training.stop import Word
 from moai.training.token_bytes import TokenBytes
+from moai.transforms.chat import turn_ends
+from moai.transforms.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +151,7 @@ def _set_up(
         "transformers.trainer"
     )  # takes seconds, more on some ranks than on others: so before a collective can time out
     tokenizer, digest = load_text_tokenizer(data)
-    if chat := prepared.content.get(
-        "chat"
-    ):  # the template of the data, which may be another than the tokenizer's own, goes with the model
-        tokenizer.chat_template = chat["template"]["source"]
+    ends = _take_template(tokenizer, prepared)
     rows = PackedRows.of(prepared)
     arguments = _join(config, origins, here, environ)
     _agree(stage, digest, here)
@@ -160,6 +159,8 @@ def _set_up(
     arguments.max_steps = plan.steps.last
     arguments.lr_scheduler_kwargs = schedule_options(config, plan.steps.last)
     model = _model(config, prepared, tokenizer, arguments)
+    if ends and model.can_generate():
+        model.generation_config.eos_token_id = list(dict.fromkeys((tokenizer.eos_token_id, *ends)))
     collator = _collator(config, prepared, tokenizer, model)
     trainer = packed_trainer(
         plan=plan,
@@ -180,6 +181,20 @@ def _set_up(
     if arguments.device.type == "cuda":
         allow_tf32()  # after the check: it rounds more than the check allows in 32 bits
     return trainer, plan.resumed_from
+
+
+def _take_template(tokenizer: Any, prepared: Prepared) -> list[int]:
+    """Give the tokenizer the template of conversations, which may be another than its own and goes with the model.
+    Returns the ids that turns end with.
+    """
+    chat = prepared.content.get("chat")
+    if not chat:
+        return []
+    template = ChatTemplate(**chat["template"])
+    both = {"default": template.source, "tool_use": template.with_tools}
+    tokenizer.chat_template = both if template.with_tools else template.source
+    ends = turn_ends(template, [token.content for token in tokenizer.added_tokens_decoder.values()])
+    return list(tokenizer.convert_tokens_to_ids(ends))
 
 
 def _join(config: TrainConfig, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> Any:

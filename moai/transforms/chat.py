@@ -11,14 +11,17 @@ recognised, and no BOS or EOS is added, since the template writes its own. What 
 
 Some templates write an earlier turn otherwise than when it was the last (Qwen3 drops its reasoning). Such a turn gets
 an example of its own, the conversation up to it, which is what a model will see when it is asked. A turn that cannot be
-found there either is not learned, and counted.
+found there either is not learned, and counted; `moai.pretraining.losses` says how many, and ends the run where they
+are many.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,20 +31,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moai.core import columns
-from moai.core.errors import TokenizerError
+from moai.core.errors import BackendRefused, TokenizerError
 from moai.engine.documents import DOCUMENT
 from moai.engine.part import EXAMPLES, UNKEYED, Part
 from moai.engine.pipeline import add_documents, advance, count, drop
 from moai.engine.schema import TRAINED, Column
 from moai.tokenizers.backends import Reference
+from moai.transforms.bounds import more_memory
 from moai.transforms.conversation import ASSISTANT, Conversation, read_conversation
 from moai.transforms.shapes import BadRecord, TextShape
-from moai.transforms.template import ChatTemplate, Marks
+from moai.transforms.template import ChatTemplate, Marks, Message
 from moai.transforms.text import column_value, each_record, each_row, parse_object, places_of, with_plain
 
+REFUSED = "tokenizer_refused"
+"""Why an example is left out that the tokenizer fails on."""
+MARK_ANSWERS = (
+    "put {% generation %} and {% endgeneration %} around what the assistant says in a copy of the template (TRL's "
+    "*_training.jinja are such copies)"
+)
 _EXAMPLES_AT_ONCE = 256
 """Texts that are tokenized together: their tokens' places take some 100 bytes a token until they are arrays."""
-_PROBE = [{"role": "user", "content": "1 + 1?"}, {"role": ASSISTANT, "content": "2, of course."}]
+_ANSWER = "2, of course."
+_PROBE: list[Message] = [{"role": "user", "content": "1 + 1?"}, {"role": ASSISTANT, "content": _ANSWER}]
+_CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+_PROBE_CALL: list[Message] = [
+    _PROBE[0],
+    {"role": ASSISTANT, "content": "", "tool_calls": [{"id": "call00001", **_CALL}]},
+]
+_MEMORY_BYTES = 2 << 30
+"""What filling in the templates of one batch may take in addition."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
 
@@ -65,8 +83,7 @@ class ToExamples(Part):
     train_on  all of the assistant's turns, or the last
     """
 
-    version: ClassVar[int] = 2
-    """1 did not read optional columns that the first records lacked."""
+    version: ClassVar[int] = 3  # 2 dropped nulls of tools' arguments, and knew neither history nor loss
 
     shape: TextShape
     template: ChatTemplate
@@ -82,11 +99,13 @@ class ToExamples(Part):
         for batch in batches:
             is_records = "record" in batch.schema.names
             batch = batch if is_records else with_plain(batch, self.columns)
-            found = (
-                list(each_record(batch, lambda record: self._read(parse_object(record)), self.max_doc_bytes))
+            read = (
+                each_record(batch, lambda record: self._read(parse_object(record)), self.max_doc_bytes)
                 if is_records
-                else list(each_row(batch, names, self._read))
+                else each_row(batch, names, lambda row: self._read(row, nulls_are_absent=True))
             )
+            with more_memory(_MEMORY_BYTES):
+                found = list(read)
             advance(batch.num_rows)
             if found:
                 yield self._batch(
@@ -115,8 +134,8 @@ class ToExamples(Part):
         }
         return pa.record_batch(list(made.values()), names=list(made))
 
-    def _read(self, row: Mapping[str, Any]) -> _Read:
-        conversation = read_conversation(self.shape, row, train_on=self.train_on)
+    def _read(self, row: Mapping[str, Any], *, nulls_are_absent: bool = False) -> _Read:
+        conversation = read_conversation(self.shape, row, train_on=self.train_on, nulls_are_absent=nulls_are_absent)
         values = [column_value(row, column) for column in self.columns]
         examples, unverified = split_examples(self.template, conversation, self._enders)
         if any(_utf8_bytes(example.text) > self.max_doc_bytes for example in examples):
@@ -126,7 +145,9 @@ class ToExamples(Part):
         turns = (
             [(message["role"], message.get("content") or "") for message in conversation.messages] if self.shown else []
         )
-        return _Read(orjson.dumps([[example.text, example.spans] for example in examples]), turns, values)
+        unproven = not examples and unverified
+        made = None if unproven else [[example.text, example.spans] for example in examples]
+        return _Read(orjson.dumps(made), turns, values)
 
     @cached_property
     def _enders(self) -> tuple[str, ...]:
@@ -138,7 +159,7 @@ class ToExamples(Part):
 
 @dataclass(frozen=True)
 class _Read:
-    """What one record gives."""
+    """What one record gives; null instead of examples where none of its turns could be verified."""
 
     examples: bytes
     turns: list[tuple[str, str]]
@@ -150,6 +171,7 @@ class EncodeExamples(Part):
     """`examples` -> `tokens` of each, and which are learned. Those longer than `seq_len` are left out, or cut where
     `truncate` is set and a token to learn remains. A conversation is kept if one of its examples is."""
 
+    version: ClassVar[int] = 2  # 1 had one word for nothing to learn and nothing verified
     needs: ClassVar[tuple[str, ...]] = (EXAMPLES,)
 
     reference: Reference
@@ -160,8 +182,9 @@ class EncodeExamples(Part):
         for batch in batches:
             records = [orjson.loads(examples) for examples in batch[EXAMPLES].to_pylist()]
             beside = batch.drop_columns([name for name in (EXAMPLES, "text", "messages") if name in batch.schema.names])
-            kept, lost = np.zeros(len(records), bool), ["untrained"] * len(records)
-            examples = [(number, example) for number, record in enumerate(records) for example in record]
+            kept = np.zeros(len(records), bool)
+            lost = ["unverified" if record is None else "untrained" for record in records]
+            examples = [(number, example) for number, record in enumerate(records) for example in record or ()]
             for first in range(0, len(examples), _EXAMPLES_AT_ONCE):
                 yield from self._encode(examples[first : first + _EXAMPLES_AT_ONCE], beside, kept, lost)
             if not kept.all():
@@ -170,7 +193,16 @@ class EncodeExamples(Part):
     def _encode(
         self, examples: Sequence[tuple[int, Any]], beside: pa.RecordBatch, kept: np.ndarray, lost: list[str]
     ) -> Iterator[pa.RecordBatch]:
-        ids, offsets, places = self.reference.encode_with_offsets([text for _, (text, _) in examples])
+        try:
+            ids, offsets, places = self.reference.encode_with_offsets([text for _, (text, _) in examples])
+        except BackendRefused:  # one of them: each for itself
+            if len(examples) == 1:
+                lost[examples[0][0]] = REFUSED
+                count(f"chat.{REFUSED}")
+                return
+            for example in examples:
+                yield from self._encode([example], beside, kept, lost)
+            return
         count("tokens.text", len(ids))
         trained, keep = np.zeros(len(ids), np.uint8), np.zeros(len(ids), bool)
         lengths, of = list[int](), list[int]()
@@ -212,7 +244,8 @@ def split_examples(
         return [], 0
     if template.marks_generation:
         text, marks = template.render(chat.messages[: chat.learned[-1] + 1], chat.tools)
-        return [Example(text, _marked_turns(marks, chat))], 0
+        marks, unverified = _marked_turns(marks, chat)
+        return ([Example(text, marks)] if marks else []), unverified
     whole = chat.learned[-1] + 1
     finder = _Turns(template, chat, enders, {(whole, False): template.render(chat.messages[:whole], chat.tools)[0]})
     left, unverified = list(chat.learned), 0
@@ -230,30 +263,54 @@ def split_examples(
 
 def check_template(template: ChatTemplate, enders: tuple[str, ...], where: str) -> str | None:
     """A warning about a template, or None. Raises TokenizerError for one whose answers cannot be told from its
-    questions.
+    questions, or that leaves them out.
     """
     try:
-        found, unverified = split_examples(template, Conversation(_PROBE, None, [1]), enders)
+        with more_memory(_MEMORY_BYTES):
+            found, unverified = split_examples(template, Conversation(_PROBE, None, [1]), enders)
     except BadRecord as error:
         raise TokenizerError(
             f"{where}: the chat template does not take a question and an answer ({error}); name another with "
             f"--chat_template FILE"
         ) from error
-    if unverified or not found[0].spans:
+    learned = "".join(example.text[start:end] for example in found for start, end in example.spans)
+    if unverified or not learned:
         raise TokenizerError(
             f"{where}: the chat template begins an answer otherwise than it asks for one (add_generation_prompt), so "
-            f"what the assistant says cannot be told; "
-            "put {% generation %} and {% endgeneration %} around it in a copy of the template, and name that with "
-            "--chat_template FILE"
+            f"what the assistant says cannot be told; {_way_out(where)}"
         )
-    example = found[0]
-    learned = "".join(example.text[start:end] for start, end in example.spans)
+    if _ANSWER not in learned:
+        raise TokenizerError(
+            f"{where}: the chat template leaves out the words of an answer, so there is nothing to learn: of "
+            f"{_ANSWER!r} it writes {learned[:40]!r}; it may take content as a list of parts only, where moai gives a "
+            "string; name one that takes strings with --chat_template FILE"
+        )
     if not learned.rstrip().endswith(enders):
         return (
             f"{where}: the chat template ends an answer with no token that is learned, so the model will not learn "
             f"to stop; write one there, as {{{{ eos_token }}}}"
         )
     return None
+
+
+def _way_out(where: str) -> str:
+    twin = Path(where).with_name(f"{Path(where).stem}_training.jinja")
+    if twin.is_file():
+        return f"its twin marks that: --chat_template {twin}"
+    return f"{MARK_ANSWERS}, and name that with --chat_template FILE"
+
+
+def turn_ends(template: ChatTemplate, enders: Sequence[str]) -> list[str]:
+    """The tokens with which an answer and a tool's call end under a template, when they are the last turn: what a model
+    that learned them says at the end.
+    """
+    ends = []
+    for probe in (_PROBE, _PROBE_CALL):
+        with contextlib.suppress(BadRecord):
+            examples, _ = split_examples(template, Conversation(probe, None, [1]), tuple(enders))
+            learned = [example.text[start:end].rstrip() for example in examples for start, end in example.spans][-1:]
+            ends += [max((token for token in enders if said.endswith(token)), key=len, default="") for said in learned]
+    return list(dict.fromkeys(filter(None, ends)))
 
 
 @dataclass(frozen=True)
@@ -303,19 +360,21 @@ def _utf8_bytes(text: str) -> int:
         raise BadRecord("lone surrogate", f"the filled-in template has {error.object[error.start]!a} alone") from None
 
 
-def _marked_turns(marks: Marks, chat: Conversation) -> Marks:
-    """The marks of the turns to learn. Raises BadRecord where marks and turns cannot be matched."""
+def _marked_turns(marks: Marks, chat: Conversation) -> tuple[Marks, int]:
+    """The marks of the turns to learn, and how many of these have none. Raises BadRecord where marks and turns cannot
+    be matched.
+    """
     turns = [
         index for index, message in enumerate(chat.messages[: chat.learned[-1] + 1]) if message["role"] == ASSISTANT
     ]
     if turns == chat.learned:
-        return marks
+        return marks, max(0, len(turns) - len(marks))
     if len(marks) != len(turns):
         raise BadRecord(
             "turns cannot be told apart",
             f"the template marks {len(marks)} places as generated, for {len(turns)} turns of the assistant",
         )
-    return [mark for turn, mark in zip(turns, marks) if turn in chat.learned]
+    return [mark for turn, mark in zip(turns, marks) if turn in chat.learned], 0
 
 
 def _mark(trained: Trained, places: npt.NDArray[np.int64], spans: Marks) -> None:

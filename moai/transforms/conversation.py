@@ -8,9 +8,10 @@ be learned.
     prompt, completion                  strings, or lists of messages; what the assistant says in the prompt is not
                                         learned
 
-Beside them a `system` text and `tools` (a list, or JSON) where there are such columns. Keys that are null are left out,
-because Parquet cannot tell them from absent ones. A turn with `"weight": 0` or `"train": false` is read and not
-learned.
+Beside them a `system` text and `tools` (a list, or JSON) where there are such columns; beside a question and an answer
+also `history`, the turns before. A key of a turn that is null is left out, and of a columnar file every key, because
+Parquet cannot tell null from absent. A turn with `"weight": 0`, `"train": false`, `"loss": "0"` and the like is read
+and not learned.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from moai.core.errors import SourceError
-from moai.transforms.shapes import BadRecord, TextShape, described, first_fitting, in_each_file, need_columns
+from moai.transforms.shapes import (
+    TEXT_PARTS,
+    BadRecord,
+    TextShape,
+    described,
+    first_fitting,
+    in_each_file,
+    need_columns,
+)
 from moai.transforms.template import Message
 
 ASSISTANT = "assistant"
@@ -46,7 +55,10 @@ _ROLES = {
 }
 _CALLS = ("function_call", "tool_call")
 _BESIDE = ("system", "tools")
-_OURS = ("role", "from", "content", "value", "weight", "train")
+_LEARN = ("weight", "train", "loss", "trainable", "loss_mask", "step_loss_mask", "loss_scale")
+"""Keys that say whether a turn is learned."""
+_YES, _NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
+_OURS = ("role", "from", "content", "value", *_LEARN, "masked")
 """Keys of a turn that are read here; all others are the template's."""
 
 
@@ -78,8 +90,14 @@ def choose_chat_shape(columns: Mapping[str, str], *, source: str, text_column: s
     return in_each_file(shape, columns, optional=("string", "list"))
 
 
-def read_conversation(shape: TextShape, row: Mapping[str, Any], *, train_on: str = "all") -> Conversation:
-    """The conversation of one record. Raises BadRecord."""
+def read_conversation(
+    shape: TextShape, row: Mapping[str, Any], *, train_on: str = "all", nulls_are_absent: bool = False
+) -> Conversation:
+    """The conversation of one record. Raises BadRecord.
+
+    nulls_are_absent  the row is one of a columnar file, where objects have every key that any of them has
+    """
+    row = _without_nulls(row) if nulls_are_absent else row
     prompt: list[Message] = []
     shape.check(row)
     if shape.turns:
@@ -87,7 +105,7 @@ def read_conversation(shape: TextShape, row: Mapping[str, Any], *, train_on: str
     elif shape.lists:
         prompt, turns = [_message(turn)[0] for turn in _list(row, "prompt")], _list(row, "completion")
     else:
-        turns = _pair(shape, row)
+        turns = [*_history(row), *_pair(shape, row)]
     found = [_message(turn) for turn in turns]
     if not found:
         raise BadRecord("no turn", "the conversation is empty")
@@ -113,7 +131,7 @@ def _pair(shape: TextShape, row: Mapping[str, Any]) -> list[Message]:
     order.
     """
     answer = shape.required[-1]
-    asked = [(name, row.get(name)) for name in shape.columns if name not in (answer, *_BESIDE)]
+    asked = [(name, row.get(name)) for name in shape.columns if name not in (answer, "history", *_BESIDE)]
     for name, value in [*((n, v) for n, v in asked if n in shape.required), (answer, row.get(answer))]:
         if not isinstance(value, str):
             raise BadRecord(
@@ -123,11 +141,27 @@ def _pair(shape: TextShape, row: Mapping[str, Any]) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[answer]}]
 
 
+def _history(row: Mapping[str, Any]) -> list[Any]:
+    """The turns before the question: pairs of question and answer as Alpaca's format has them, or messages."""
+    written = row.get("history") or []
+    history = _json(written) if isinstance(written, str) else written
+    turns: list[Any] = []
+    for one in history if isinstance(history, list) else [None]:
+        if isinstance(one, dict):
+            turns.append(one)
+        elif isinstance(one, list) and len(one) == 2 and all(isinstance(said, str) for said in one):
+            turns += [{"role": role, "content": said} for role, said in zip(("user", ASSISTANT), one)]
+        else:
+            raise BadRecord("history is no list of pairs", str(written)[:80])
+    return turns
+
+
 def _message(turn: Any) -> tuple[Message, bool]:
     """A turn as a message, and whether it is to be learned."""
     if not isinstance(turn, dict):
         raise BadRecord("turn is no object", f"found {type(turn).__name__}")
-    turn = _without_nulls(turn)
+    unsaid = turn.get("content", "") is None  # beside calls, which many templates ask for
+    turn = {name: value for name, value in turn.items() if value is not None}
     named = turn.get("role", turn.get("from"))
     role = _ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
@@ -140,9 +174,19 @@ def _message(turn: Any) -> tuple[Message, bool]:
         message["content"] = _text(content)
     if "tool_calls" in message:
         message["tool_calls"] = _calls(message["tool_calls"])
+        message |= {"content": None} if unsaid else {}
     if len(message) == 1:
         raise BadRecord("no content", f"a turn of {named!r} has neither content nor tool_calls")
-    return message, role == ASSISTANT and turn.get("weight", 1) != 0 and turn.get("train", True) is not False
+    said = [_flag(turn, name) != (name == "masked") for name in (*_LEARN, "masked") if name in turn]
+    return message, role == ASSISTANT and all(said)
+
+
+def _flag(turn: Message, name: str) -> bool:
+    """Yes or no in any spelling. Raises BadRecord for what is neither: half a weight cannot be kept."""
+    said = str(turn[name]).strip().lower()
+    if said not in (*_YES, *_NO):
+        raise BadRecord("unknown flag", f"{name!r} of a turn is {str(turn[name])[:40]!r}; known are true, false, 1, 0")
+    return said in _YES
 
 
 def _text(content: Any) -> str:
@@ -158,9 +202,7 @@ def _text(content: Any) -> str:
 
 def _part(part: Any) -> str:
     text = part.get("text") if isinstance(part, dict) else part
-    if isinstance(text, str) and (
-        not isinstance(part, dict) or part.get("type", "text") in ("text", "input_text", "output_text")
-    ):
+    if isinstance(text, str) and (not isinstance(part, dict) or part.get("type", "text") in TEXT_PARTS):
         return text
     raise BadRecord(
         "content is no text",
@@ -200,7 +242,7 @@ def _tools(tools: Any) -> list[Any] | None:
     found = _json(tools) if isinstance(tools, str) else tools
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise BadRecord("tools are no list", f"found {type(tools).__name__}, not a list of objects")
-    return [_without_nulls(tool) for tool in found] or None
+    return found or None
 
 
 def _json(text: Any) -> Any:
@@ -213,7 +255,8 @@ def _json(text: Any) -> Any:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+        spared = "content" if value.get("tool_calls") else None
+        return {n: _without_nulls(inner) for n, inner in value.items() if inner is not None or n == spared}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -223,11 +266,12 @@ def _turns(name: str, column: str) -> TextShape:
 
 def _asked(name: str, *required: str, optional: tuple[str, ...] = ()) -> TextShape:
     """Optional columns follow the question and come before the answer."""
+    beside = ("history", *_BESIDE)
     return TextShape(
         name=name,
         required=required,
-        optional=(*optional, *_BESIDE),
-        order=(*required[:-1], *optional, required[-1], *_BESIDE),
+        optional=(*optional, *beside),
+        order=(*required[:-1], *optional, required[-1], *beside),
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from moai.core.errors import SourceError
 from moai.engine.schema import Columns
 
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a turn's parts that are text, under the key `text`."""
 _SINGLE = ("text", "content", "document", "context", "body", "article")
 
 
@@ -187,10 +189,15 @@ def _turns(row: Mapping[str, Any], column: str, key: str) -> Iterator[str]:
 def _part(part: Any, column: str) -> str:
     """The text of one part of a turn; an image, a tool's call or null has none."""
     text = part.get("text") if isinstance(part, dict) else part
-    if text is None:
-        return ""
     if isinstance(text, str):
         return text
+    if text is None:
+        if not isinstance(part, dict) or part.get("type", "text") not in TEXT_PARTS:
+            return ""
+        others = [name for name, value in part.items() if name != "type" and isinstance(value, str) and value]
+        if not others:
+            return ""
+        raise BadRecord("no text", f"a part of a turn of {column!r} has {', '.join(others)[:80]} instead of 'text'")
     raise BadRecord("text is no string", f"a part of a turn of {column!r} is {type(text).__name__}")
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.errors import TokenizerError
-from moai.tokenizers.load import named_token
+from moai.tokenizers.load import CHAT_TEMPLATES, named_token
+from moai.transforms.bounds import OutOfTime, processor_time
 from moai.transforms.shapes import BadRecord
 
 RENDERER = "transformers.utils.chat_template_utils"
@@ -28,6 +29,8 @@ RENDERER = "transformers.utils.chat_template_utils"
 TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names that a template may use; each is the tokenizer's own token."""
 _CLOCK = "strftime_now"
+_SECONDS = 5.0
+"""Of processor time for one conversation, which takes some 20 microseconds."""
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Message = dict[str, Any]
@@ -78,22 +81,22 @@ class ChatTemplate:
         fill_in: Any = chat_template_utils.render_jinja_template  # says that it gives a text, and gives texts and marks
         source = self.with_tools if tools and self.with_tools else self.source
         try:
-            if _CLOCK in source:
-                self._stop_clock(source)
-            texts, marks = fill_in(
-                conversations=[list(messages)],
-                tools=list(tools) if tools else None,
-                chat_template=source,
-                return_assistant_tokens_mask=self.marks_generation,
-                add_generation_prompt=prompt,
-                **self.tokens,
-            )
-        except MemoryError:
-            raise
+            with processor_time(_SECONDS):
+                if _CLOCK in source:
+                    self._stop_clock(source)
+                texts, marks = fill_in(
+                    conversations=[list(messages)],
+                    tools=list(tools) if tools else None,
+                    chat_template=source,
+                    return_assistant_tokens_mask=self.marks_generation,
+                    add_generation_prompt=prompt,
+                    **self.tokens,
+                )
+        except OutOfTime:
+            raise BadRecord("template refused", f"was not filled in within {_SECONDS:g} s of processor time") from None
         except Exception as error:  # a template is a program of its own
-            raise BadRecord(
-                "template refused", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            ) from None
+            said = " ".join(str(error).split())[:160] or "asks for more than it may have"
+            raise BadRecord("template refused", f"{type(error).__name__}: {said}") from None
         return texts[0], [(int(start), int(end)) for start, end in marks[0]] if marks else []
 
     def _stop_clock(self, source: str) -> None:
@@ -106,11 +109,16 @@ class ChatTemplate:
 
 
 def find_template(tokenizer_file: Path, *, file: str | None, eos_token: str, date: str | None) -> ChatTemplate:
-    """The template in `file`, or else beside tokenizer.json: chat_template.jinja, or in tokenizer_config.json.
+    """The template in `file`, or else beside tokenizer.json: chat_template.jinja and additional_chat_templates/, or in
+    tokenizer_config.json.
 
     Raises TokenizerError without one, or when its text would depend on the day.
     """
-    source, with_tools = _read(Path(file).expanduser(), "--chat_template") if file else _beside(tokenizer_file)
+    if file:
+        source, with_tools = _read(Path(file).expanduser(), "--chat_template"), ""
+    else:
+        named = _beside(tokenizer_file)
+        source, with_tools = named.get("default", ""), named.get("tool_use", "")
     if not source.strip():
         raise TokenizerError(
             f"{tokenizer_file.parent}: has no chat template (no chat_template.jinja, none in tokenizer_config.json), "
@@ -124,29 +132,34 @@ def find_template(tokenizer_file: Path, *, file: str | None, eos_token: str, dat
             f"would become other tokens tomorrow; "
             "say which day it is: --template_date 2025-01-31"
         )
-    named = {name: token for name in TOKENS if (token := named_token(tokenizer_file, name))}
-    return ChatTemplate(source=source, with_tools=with_tools, tokens={**named, "eos_token": eos_token}, date=date)
+    tokens = {name: token for name in TOKENS if (token := named_token(tokenizer_file, name))}
+    return ChatTemplate(source=source, with_tools=with_tools, tokens={**tokens, "eos_token": eos_token}, date=date)
 
 
-def _beside(tokenizer_file: Path) -> tuple[str, str]:
+def _beside(tokenizer_file: Path) -> dict[str, str]:
+    """The tokenizer's own templates by name, as `save_pretrained` writes them now, and as it did."""
     own = tokenizer_file.with_name("chat_template.jinja")
-    if own.is_file():
-        return _read(own, "the tokenizer's chat template")
+    more = sorted(tokenizer_file.with_name(CHAT_TEMPLATES).glob("*.jinja"))
+    files = {**({"default": own} if own.is_file() else {}), **{file.stem: file for file in more}}
+    named = {name: _read(file, "the tokenizer's chat template") for name, file in files.items()}
+    return named if "default" in named else {**_of_config(tokenizer_file), **named}
+
+
+def _of_config(tokenizer_file: Path) -> dict[str, str]:
     try:
-        found = json.loads(tokenizer_file.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get(
-            "chat_template"
-        )
+        config = json.loads(tokenizer_file.with_name("tokenizer_config.json").read_text(encoding="utf-8"))
+        found = config.get("chat_template")
     except (OSError, ValueError, AttributeError):
-        return "", ""
+        return {}
     if isinstance(found, list):  # as [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        return str(named.get("default") or ""), str(named.get("tool_use") or "")
-    return (found, "") if isinstance(found, str) else ("", "")
+        entries = (entry for entry in found if isinstance(entry, dict) and entry.get("name"))
+        return {str(entry["name"]): str(entry.get("template") or "") for entry in entries}
+    return {"default": found} if isinstance(found, str) else {}
 
 
-def _read(file: Path, what: str) -> tuple[str, str]:
+def _read(file: Path, what: str) -> str:
     try:
-        return file.read_text(encoding="utf-8"), ""
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(
             f"{what} {file}: not readable as a template ({error.strerror if isinstance(error, OSError) else error})"

@@ -40,8 +40,7 @@ class ToText(Part):
     text.
     """
 
-    version: ClassVar[int] = 2
-    """1 did not read optional columns that the first records lacked."""
+    version: ClassVar[int] = 3  # 2 took a part of a turn without `text` for an empty one
 
     shape: TextShape
     plain: bool = False

@@ -2,11 +2,12 @@
 before it.
 
 A fast backend works under the reference's eyes: one window of every batch is encoded by both, and a text that the fast
-one refuses goes to the reference alone.
+one refuses goes to the reference alone. A text that the reference fails on is left out, and counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -17,7 +18,7 @@ import pyarrow as pa
 from moai.core import columns
 from moai.core.errors import BackendDisagrees, BackendRefused
 from moai.engine.part import UNKEYED, Part
-from moai.engine.pipeline import count
+from moai.engine.pipeline import count, drop
 from moai.tokenizers.backends import Backend, Ids, Offsets, Reference, difference
 from moai.transforms.filters import Length
 
@@ -36,6 +37,7 @@ class Texts(Protocol):
 class Tokenize(Part):
     """The ids are flat from the tokenizer to the packer: offsets over one array, never a list of ints."""
 
+    version: ClassVar[int] = 2  # 1 did not count texts that have their BOS or EOS already
     needs: ClassVar[tuple[str, ...]] = ("text",)
 
     backend: Backend = field(metadata=UNKEYED)
@@ -52,7 +54,15 @@ class Tokenize(Part):
             texts, beside = length.without_blank(*self.to_text.read(batch)) if self.to_text else _texts_of(batch)
             if not texts:
                 continue
-            ids, offsets = self._encode(texts)
+            ids, offsets, lost = self._encode(texts)
+            if lost:
+                taken = np.ones(len(texts), bool)
+                taken[lost] = False
+                drop("tokenizer", beside.filter(pa.array(~taken)), ["refused"] * len(lost))
+                texts, beside = [text for text, take in zip(texts, taken) if take], beside.filter(pa.array(taken))
+                offsets = np.delete(offsets, lost)  # they have no ids
+            if not texts:
+                continue
             unseen += len(ids)
             if unseen >= WINDOW_EVERY and not isinstance(self.backend, Reference):
                 self._compare_window(texts, ids, offsets)
@@ -62,34 +72,43 @@ class Tokenize(Part):
             count("tokens.special_in_text", _count_in(ids, spec.special_ids))
             count("tokens.eos", documents)
             count("tokens.bos", documents if spec.bos_id is not None else 0)
+            full = offsets[1:] > offsets[:-1]
+            count("tokens.eos_twice", int((ids[offsets[1:][full] - 1] == spec.eos_id).sum()))
+            count("tokens.bos_twice", int((ids[offsets[:-1][full]] == spec.bos_id).sum()))
             ids, offsets = add_ends(ids, offsets, spec.bos_id, spec.eos_id)
             yield beside.append_column("tokens", columns.lists(offsets, ids))
 
-    def _encode(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
-        """By halves around a text that the fast backend refuses, which the reference then encodes."""
-        try:
-            return self.backend.encode_batch(texts)
-        except BackendRefused:
-            if len(texts) == 1:
-                count("backend.refused")
-                return self.reference.encode_batch(texts)
-        half = len(texts) // 2
-        (first, first_offsets), (second, second_offsets) = self._encode(texts[:half]), self._encode(texts[half:])
-        return np.concatenate((first, second)), np.concatenate((first_offsets, first_offsets[-1] + second_offsets[1:]))
+    def _encode(self, texts: Sequence[str]) -> tuple[Ids, Offsets, list[int]]:
+        """By halves around a text that the backend refuses, which the reference then encodes. Numbers of those that the
+        reference fails on too come last; they have no ids.
+        """
+        with contextlib.suppress(BackendRefused):
+            return (*self.backend.encode_batch(texts), [])
+        if len(texts) > 1:
+            half = len(texts) // 2
+            first, offsets, lost = self._encode(texts[:half])
+            second, more, also = self._encode(texts[half:])
+            joined = np.concatenate((offsets, offsets[-1] + more[1:]))
+            return np.concatenate((first, second)), joined, [*lost, *(half + index for index in also)]
+        if not isinstance(self.backend, Reference):
+            count("backend.refused")
+            with contextlib.suppress(BackendRefused):
+                return (*self.reference.encode_batch(texts), [])
+        return np.empty(0, self.reference.spec.dtype), np.zeros(2, np.int64), [0]
 
     def _compare_window(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> None:
         """Compare one window of the batch, chosen by what is in it. Raises BackendDisagrees."""
         which = len(ids) % len(texts)
         text = texts[which]
         found = ids[offsets[which] : offsets[which + 1]]
-        if len(text) > WINDOW_CHARS:
-            start = len(found) * 7919 % (len(text) - WINDOW_CHARS)
-            text = text[start : start + WINDOW_CHARS]
-            try:
+        try:
+            if len(text) > WINDOW_CHARS:
+                start = len(found) * 7919 % (len(text) - WINDOW_CHARS)
+                text = text[start : start + WINDOW_CHARS]
                 found = self.backend.encode_batch([text])[0]
-            except BackendRefused:
-                return
-        expected = self.reference.encode_batch([text])[0]
+            expected = self.reference.encode_batch([text])[0]
+        except BackendRefused:
+            return
         if not np.array_equal(found, expected):
             raise BackendDisagrees(difference(text, found, expected))
 

@@ -37,7 +37,9 @@ def shape(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Sha
         path = folder / str(len(list(folder.iterdir())))
         path.mkdir()
         (path / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
-        (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": BOS}))
+        (path / "tokenizer_config.json").write_text(
+            json.dumps({"eos_token": eos, "bos_token": BOS if eos == EOS else "[CLS]"})
+        )
         return path
 
     return made

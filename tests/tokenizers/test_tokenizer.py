@@ -156,7 +156,6 @@ def test_eos_comes_from_the_configuration_the_map_or_the_flag(own: Path) -> None
 def test_every_document_begins_with_bos_if_wanted_and_ends_with_eos(
     own: Path, tmp_path: Path, prepare: PrepareIt, tokenizer_dir: Path
 ) -> None:
-    edit(own, lambda v: v.update(bos_token="a"), "tokenizer_config.json")
     spec = load_tokenizer(str(own), need_bos=True)
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "one"}\n{"text": "two words"}\n')

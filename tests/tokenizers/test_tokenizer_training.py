@@ -204,7 +204,7 @@ def test_wrong_inputs_are_one_line(
     (tmp_path / "empty.txt").touch()
     (tmp_path / "blank.txt").write_text("\n \n")
     for folder, name, content in (
-        ("full", "tokenizer.json", "{}"),
+        ("full", "tokenizer.json", (REPO / "tokenizers/demo/tokenizer.json").read_text(encoding="utf-8")),
         ("other", "my_vocab.txt", "a\n"),
         ("broken", "spiece.model", "nonsense"),
     ):

@@ -5,6 +5,7 @@ others.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from moai.core.errors import ConfigError, DamagedError
 from moai.prepared.rows import PackedRows, Row
 from moai.pretraining.options import DataConfig
 from moai.training.data import IGNORE, PackedCollator
+from moai.training.generate import GenerateConfig, generate
 from moai.training.launch import plan
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +85,9 @@ def test_the_wrapper_keeps_the_mode_of_the_file(monkeypatch: pytest.MonkeyPatch,
     assert "flags=(--mode pretrain --config configs/demo.yaml" in plan(["pretrain", "demo"], {"NUM_GPUS": "1"})
 
 
-def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path, train_py: Callable[..., str]) -> None:
+def test_a_real_run_learns_what_the_assistant_says(
+    tmp_path: Path, train_py: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
     """One step over all rows at once: its loss is the mean over the assistant's tokens, weighed by nothing else."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -138,3 +142,33 @@ def test_a_real_run_learns_what_the_assistant_says(tmp_path: Path, train_py: Cal
     assert len(losses) == prepared.content["token_counts"]["trained"]
     assert summary["loss_first"] == pytest.approx(np.mean(losses), abs=2e-4)
     assert abs(np.mean(losses) - np.mean(all_losses)) > 1e-3, "not vacuous: all tokens have another loss"
+    final = tmp_path / "out" / "final_model"
+    check_that_generation_stops(final, tmp_path / "ends", 6, caplog)
+
+
+def check_that_generation_stops(final: Path, folder: Path, say: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that says nothing but the end of a turn says it once: by what was saved, and by the template where what
+    was saved does not name it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = json.loads((final / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [4, 6], "the end of a text, and of a turn"
+    model = AutoModelForCausalLM.from_pretrained(final)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(0.0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[say] = 2
+    shutil.copytree(final, folder)
+    model.save_pretrained(folder)
+    for named, chat, tokens in (([4, 6], True, 1), ([4, 6], False, 1), (4, True, 1), (4, False, 5)):
+        (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": named}))
+        config = GenerateConfig(
+            model=str(folder), prompt=("hi",), chat=chat, use_cpu=True, temperature=0, max_new_tokens=5
+        )
+        caplog.clear()
+        generate(config, write=lambda _: None)
+        assert caplog.messages[-1].startswith(f"{tokens} tokens after"), (named, chat)
+        assert any("does not name" in line for line in caplog.messages) == (named == 4 and chat)

@@ -254,7 +254,7 @@ def test_a_template_that_moves_tools_is_not_learned_where_it_would_be_wrong(refe
     """
     made, counts = encode(reference, chat.MISTRAL, {"messages": turns("q1", "a1"), "tools": [ADD]})
     assert made == []
-    assert (counts["chat.turns_unverified"], counts["filtered.chat.untrained"], counts["filtered"]) == (1, 1, 1)
+    assert (counts["chat.turns_unverified"], counts["filtered.chat.unverified"], counts["filtered"]) == (1, 1, 1)
 
 
 def test_a_conversation_that_begins_with_an_answer_is_learned_from_the_next_one_on(reference: Reference) -> None:
