@@ -193,7 +193,7 @@ def check_content(content: Mapping[str, Any], max_ratio: float, max_files: float
         raise TooManyBadRecords(_say(bad, read, content["quarantined"], max_ratio))
     bad_files = [entry for source in content["sources"] for entry in source.get("bad_files", {}).values()]
     number = sum(entry["files"] for entry in bad_files)
-    files = sum(source["files"] for source in content["sources"])
+    files = sum(source.get("files", 0) for source in content["sources"])
     if _too_many_files(number, files, max_ratio, max_files):
         raise TooManyBadRecords(_say_files(number, files, [name for entry in bad_files for name in entry["first"]]))
 
