@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moai.core import resources
 from moai.core.config import option, resolve
+from moai.core.without_pandas import with_pandas
 from moai.doctor.environment import check_cores
 from moai.reembedding.database import apsw, sqlite_version, wal_reset_bug
 from moai.reembedding.options import GIB, cuda_bytes, embedding_batch_size, pragmas
@@ -79,6 +80,7 @@ def specs_lines(machine: resources.Machine, gpu_bytes: int | None) -> Iterator[s
 
 
 def threads_lines(measure: bool, machine: resources.Machine, environ: Mapping[str, str]) -> Iterator[str]:
+    with_pandas()  # torch looks for it
     import torch
 
     cpus = machine.cpus.value

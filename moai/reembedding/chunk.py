@@ -2,10 +2,9 @@
 
     Chunk(strategy="dynamic", tokens=encoder.tokens)     # RecordBatch of documents -> RecordBatches of chunks
 
-A chunk is a span of its document, whose text is the paragraphs joined by a newline: `text ==
-document[start_char:end_char]`. The spans of a pass cover every character, none is blank, and none is longer than the
-strategy's size or the model's token limit; only blanks at a chunk's ends may exceed the size, because they are not
-embedded. Sizes are characters, as the guides give them; the limit is counted in the model's own tokens.
+A chunk is a span of its document, whose text is the paragraphs joined by a newline. The spans of a pass cover every
+character, none is blank, and none is longer than the strategy's size (in characters) or the model's limit (in its own
+tokens), but for blanks at a chunk's ends, which are not embedded.
 
 Where the text is cut, best first: statutes at articles (제N조), clauses (①, 제N항), items (1., 가.); paragraphs at
 their rows and at blank lines; what is still too long in windows that overlap, at a line's end, a sentence's end or a
@@ -38,8 +37,8 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Size:
-    """Characters of a chunk. One under `least` takes in its successor where both fit; windows and paragraphs overlap by
-    the share `overlap`.
+    """Characters of a chunk, and the share by which neighbours overlap. One under `least` takes in its successor where
+    both fit.
     """
 
     least: int
@@ -48,11 +47,11 @@ class Size:
 
 
 DEFAULT = Size(400, 1800, 0.25)
-_BY_TYPE = {"statute_article": Size(300, 1000, 0.15)}
+_STATUTES = Size(300, 1000, 0.15)
 _PARAGRAPHS = Size(500, 2000, 0.30)
 BY_QUERY = {
-    "law_inquiry": Size(300, 1000, 0.15),
-    "precedent_search": Size(500, 2000, 0.30),
+    "law_inquiry": _STATUTES,
+    "precedent_search": _PARAGRAPHS,
     "legal_advice": Size(400, 1500, 0.25),
     "procedure_guide": Size(400, 1500, 0.25),
     "term_explanation": Size(300, 1200, 0.20),
@@ -66,8 +65,8 @@ def sizes(strategy: str, source_type: str, query_type: str | None) -> tuple[Size
     if strategy == "hybrid":
         return HYBRID
     if strategy == "dynamic":
-        return (BY_QUERY[query_type] if query_type else _BY_TYPE.get(source_type, _PARAGRAPHS),)
-    assert strategy == "standard", strategy
+        by_type = _STATUTES if source_type == "statute_article" else _PARAGRAPHS
+        return (BY_QUERY[query_type] if query_type else by_type,)
     return (DEFAULT,)
 
 
@@ -80,7 +79,7 @@ class Tokens(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """What the model reads of a text, the tokens counted that it adds at the ends."""
+        """What the model reads of a text, added tokens included."""
         ...
 
     def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
@@ -114,9 +113,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Documents in, chunks out. A batch never ends inside a document, nor holds documents of two batches that came
-    in.
-    """
+    """Documents in, chunks out. A batch never ends inside a document, nor holds documents of two that came in."""
 
     strategy: str
     tokens: Tokens
@@ -137,39 +134,29 @@ class Chunk:
 
     def _documents(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
         """The rows of each document, all of them tokenized in two calls."""
-        with_text = [document for document in documents if document["reason"] is None]
-        chunked = (
-            self._chunked(with_text) if with_text else iter(())
-        )  # a tokenizer may have to be loaded first: not for nothing
+        chunked = self._chunked([document for document in documents if document["reason"] is None])
         for document in documents:
-            yield next(chunked) if document["reason"] is None else [_without_chunks(document)]
+            if document["reason"] is None:
+                yield next(chunked)
+            else:
+                said = (document[name] for name in ("source_type", "source_id", "content_hash", "reason"))
+                yield [(*said, *[None] * (len(SCHEMA) - 4))]
 
     def _chunked(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
         texts = ["\n".join(document["paragraphs"]) for document in documents]
         limit = self.tokens.max_tokens - len(self.tokens.ids([""])[0])
         cut = [
-            self._passes(document, text, spans, limit)
+            self._passes(document, _Measured(text, spans, limit))
             for document, text, spans in zip(documents, texts, self.tokens.spans(texts))
         ]
-        ids = iter(
-            self.tokens.ids(
-                [
-                    text[start:end].strip()
-                    for text, passes in zip(texts, cut)
-                    for spans in passes
-                    for start, end in spans
-                ]
-            )
-        )
+        spans_of = [(text, span) for text, passes in zip(texts, cut) for spans in passes for span in spans]
+        ids = iter(self.tokens.ids([text[start:end].strip() for text, (start, end) in spans_of]))
         for document, text, passes in zip(documents, texts, cut):
             pieces = [[piece for span in spans for piece in self._within(text, span, next(ids))] for spans in passes]
             yield list(self._rows(document, text, pieces))
 
-    def _passes(
-        self, document: dict[str, Any], text: str, spans: npt.NDArray[np.int64], limit: int
-    ) -> list[list[Span]]:
+    def _passes(self, document: dict[str, Any], measured: _Measured) -> list[list[Span]]:
         wanted = sizes(self.strategy, document["source_type"], self.query_type)
-        measured = _Measured(text, spans, limit)
         if document["source_type"] == "statute_article":
             return [cut_statute(measured, size) for size in wanted]
         return [cut_paragraphs(measured, size, document["paragraphs"]) for size in wanted]
@@ -191,28 +178,14 @@ class Chunk:
     def _rows(
         self, document: dict[str, Any], text: str, passes: list[list[tuple[Span, list[int], bool]]]
     ) -> Iterator[tuple[Any, ...]]:
-        source_type, source_id, content_hash = document["source_type"], document["source_id"], document["content_hash"]
-        group = f"{source_type}_{source_id}_{content_hash[:8]}" if self.strategy == "hybrid" else None
+        which = document["source_type"], document["source_id"], document["content_hash"]
+        group = f"{which[0]}_{which[1]}_{which[2][:8]}" if self.strategy == "hybrid" else None
         index = 0
         for pieces in passes:
             before = 0
             for (start, end), ids, truncated in pieces:
-                overlap = max(0, before - start)
-                yield (
-                    source_type,
-                    source_id,
-                    content_hash,
-                    None,
-                    index,
-                    start,
-                    end,
-                    overlap,
-                    text[start:end],
-                    category(end - start),
-                    group,
-                    truncated,
-                    ids,
-                )
+                place = index, start, end, max(0, before - start)
+                yield (*which, None, *place, text[start:end], category(end - start), group, truncated, ids)
                 index, before = index + 1, end
 
 
@@ -223,17 +196,9 @@ class _Measured:
         self.text, self.limit = text, max(1, limit)
         self.starts, self.ends = spans[:, 0].tolist(), spans[:, 1].tolist()
 
-    def inner(self, start: int, end: int) -> Span:
-        """The span without the blanks at its ends."""
-        piece = self.text[start:end]
-        return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
-
     def fits(self, start: int, end: int, size: Size) -> bool:
-        start, end = self.inner(start, end)
+        start, end = _stripped(self.text, start, end)
         return end - start <= size.most and bisect_left(self.starts, end) - bisect_right(self.ends, start) <= self.limit
-
-    def is_blank(self, start: int, end: int) -> bool:
-        return not self.text[start:end].strip()
 
     def reach(self, start: int, most: int) -> int:
         """How far a window may go that begins at `start`, which is no blank: at least one character."""
@@ -286,7 +251,7 @@ def _pieces(measured: _Measured, span: Span, marks: Sequence[int]) -> list[Span]
     pieces: list[Span] = []
     start = span[0]
     for end in edges[1:]:
-        if not measured.is_blank(start, end):
+        if measured.text[start:end].strip():
             pieces.append((start, end))
             start = end
         elif pieces:
@@ -330,17 +295,14 @@ def _windows(measured: _Measured, span: Span, size: Size) -> list[Span]:
     start, overlap = span[0], int(size.most * size.overlap)
     while True:
         end = _window_end(measured, start, span[1], size)
-        if (
-            chunks and end <= chunks[-1][1]
-        ):  # the overlap and the blanks behind it fill the window: go on without an overlap
+        if chunks and end <= chunks[-1][1]:  # the overlap and the blanks behind it fill the window: go on without
             start = chunks[-1][1]
             end = _window_end(measured, start, span[1], size)
         chunks.append((start, end))
         if end >= span[1]:
             return chunks
-        begin, content_end = measured.inner(start, end)
-        # With a short token limit a window is shorter than the size: the overlap stays a share of what the window
-        # holds.
+        begin, content_end = _stripped(measured.text, start, end)
+        # With a short token limit a window is shorter than the size: the overlap is a share of what it holds.
         step_back = min(overlap, int((content_end - begin) * size.overlap))
         start = _word_start(measured.text, max(begin + 1, content_end - step_back), end)
 
@@ -365,6 +327,12 @@ def _text_start(text: str, start: int, stop: int) -> int:
     return match.start() if match else stop
 
 
+def _stripped(text: str, start: int, end: int) -> Span:
+    """The span without the blanks at its ends."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+
+
 def _word_start(text: str, start: int, end: int) -> int:
     """The next beginning of a word, so that an overlap does not open inside one."""
     match = _WORD.search(text, start - 1, end)
@@ -375,24 +343,13 @@ def _middle(text: str, span: Span) -> int | None:
     """A cut that leaves text on both sides, at a blank near the middle if there is one; None in a span of one
     character.
     """
-    piece = text[span[0] : span[1]]
-    first, last = span[0] + len(piece) - len(piece.lstrip()), span[0] + len(piece.rstrip())
+    first, last = _stripped(text, *span)
     if last - first < 2:
         return None
     middle = (first + last) // 2
     near = (last - first) // 4
     blanks = [match.end() for match in re.compile(r"\s+(?=\S)").finditer(text, middle - near, middle + near)]
     return min((mark for mark in blanks if first < mark < last), key=lambda mark: abs(mark - middle), default=middle)
-
-
-def _without_chunks(document: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        document["source_type"],
-        document["source_id"],
-        document["content_hash"],
-        document["reason"],
-        *[None] * (len(SCHEMA) - 4),
-    )
 
 
 def _batch(rows: list[tuple[Any, ...]], metadata: dict[bytes, bytes] | None) -> pa.RecordBatch:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moai.core.config import option, resolve
-from moai.core.errors import ConfigError, DamagedError, MoaiError
+from moai.core.errors import ConfigError, DamagedError
 from moai.core.stopping import stoppable
-from moai.core.without_pandas import without_pandas
 from moai.reembedding import schema, search, versions
 from moai.reembedding.build import Report, build, plan
 from moai.reembedding.database import Database
@@ -28,7 +26,7 @@ from moai.reembedding.embed import TokenBudget, encode_all
 from moai.reembedding.encoders import SentenceEncoder, SentenceModel
 from moai.reembedding.loading import opened
 from moai.reembedding.options import ReembedConfig, bounded, known_device
-from moai.reembedding.runs import refuse_while_running
+from moai.reembedding.runs import STAGES, refuse_while_running
 
 logger = logging.getLogger(__name__)
 
@@ -61,39 +59,22 @@ class VersionConfig:
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: str = "python -m moai reembed") -> int:
     """Run one action; the first word names it, `build` if it is a flag. Raises MoaiError."""
-    action = argv[0] if argv and argv[0] in ACTIONS else "build"
-    if argv and argv[0] not in ACTIONS and not argv[0].startswith("-"):
-        raise ConfigError(f"unknown action {argv[0]!r}: choose from {', '.join(ACTIONS)}")
-    flags = list(argv[1:] if argv and argv[0] in ACTIONS else argv)
+    flags = list(argv)
+    name = flags.pop(0) if flags and not flags[0].startswith("-") else ""
+    if name not in ("", "build", *ACTIONS):
+        raise ConfigError(f"unknown action {name!r}: choose from build, {', '.join(ACTIONS)}")
     with stoppable(KEPT):
-        return ACTIONS[action](flags, environ, f"{prog} {action}" if argv and argv[0] in ACTIONS else prog)
-
-
-def run_script(argv: Sequence[str], prog: str) -> int:
-    """As the entry point of a script: a person's mistake is one line and an exit code."""
-    without_pandas()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        return main(argv, prog=prog)
-    except MoaiError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        return 141
-
-
-def _build(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
-    """Build a version, or bring one up to date."""
-    epilog = "Other actions, each with its own --help:\n" + "\n".join(
-        f"  {name:14} {(action.__doc__ or '').splitlines()[0]}" for name, action in ACTIONS.items()
-    )
-    resolved = resolve([ReembedConfig], flags, environ, prog=prog, description=_build.__doc__ or "", epilog=epilog)
-    config = resolved[ReembedConfig]
-    if config.dry_run:
-        print("\n".join(plan(config, environ=environ)))
-        return 0
-    print("\n".join(summary(build(config, environ=environ))))
+        for line in (_act if name in ACTIONS else _build)(name, flags, environ, f"{prog} {name}".rstrip()):
+            print(line)
     return 0
+
+
+def _build(_: str, flags: list[str], environ: Mapping[str, str], prog: str) -> Iterable[str]:
+    summaries = "".join(f"\n  {name:14} {action.__doc__}" for name, action in ACTIONS.items())
+    epilog = f"Other actions, each with its own --help:{summaries}"
+    said = "Build a version, or bring one up to date."
+    config = resolve([ReembedConfig], flags, environ, prog=prog, description=said, epilog=epilog)[ReembedConfig]
+    return plan(config, environ=environ) if config.dry_run else summary(build(config, environ=environ))
 
 
 def summary(report: Report) -> list[str]:
@@ -101,6 +82,7 @@ def summary(report: Report) -> list[str]:
     counts, seconds = report.counts, report.seconds
     unchanged = counts["documents_seen"] - counts["documents_embedded"] - counts["documents_skipped"]
     encode = seconds.get("encode", 0.0)
+    rate = f"; {counts['chunks'] / encode:,.1f} chunks/s while encoding" if encode and counts["chunks"] else ""
     state = "complete" if report.complete else "not complete (only a run over all documents completes it)"
     return [
         f"documents    {counts['documents_seen']:,} of {report.documents_total:,} looked at = "
@@ -108,163 +90,114 @@ def summary(report: Report) -> list[str]:
         f"{unchanged:,} unchanged; {counts['documents_gone']:,} gone",
         f"chunks       {counts['chunks']:,} with {counts['tokens']:,} tokens, {counts['truncated']:,} truncated; "
         f"{counts['encode_batches']:,} encode calls",
-        "seconds      "
-        + ", ".join(
-            f"{name} {seconds[name]:.2f}"
-            for name in ("read", "chunk", "load", "encode", "wait", "write")
-            if name in seconds
-        )
-        + (f"; {counts['chunks'] / encode:,.1f} chunks/s while encoding" if encode and counts["chunks"] else ""),
+        f"seconds      {', '.join(f'{name} {seconds[name]:.2f}' for name in STAGES if name in seconds)}{rate}",
         f"version      {report.version_id}: {state}, {'active' if report.active else 'not active'}",
     ]
 
 
-def _versions(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+Action = Callable[[VersionConfig, Database], Iterator[str]]
+
+
+def _versions(config: VersionConfig, database: Database) -> Iterator[str]:
     """List the versions and what is in each."""
-    with _open(_resolved(flags, environ, prog, _versions)) as database:
-        for version in versions.listing(database):
-            found = versions.statistics(database, version.id)
-            marks = (
-                ", ".join(
-                    word for word, holds in (("active", version.is_active), ("complete", version.is_complete)) if holds
-                )
-                or "inactive"
-            )
-            made = version.made
-            print(f"{version.id:4}  {version.name:24} {version.strategy:9} {marks}")
-            print(
-                f"      model {version.model_name}"
-                + (
-                    f", revision {made['revision'][:12]}, {made.get('precision', 'float32')}, {made['vector_dtype']}"
-                    if made
-                    else ""
-                )
-            )
-            skipped = "".join(f", {number:,} {reason}" for reason, number in sorted(found["skipped"].items()))
-            print(
-                f"      {found['documents']:,} documents, {found['chunks']:,} chunks, {found['embeddings']:,} "
-                f"embeddings, dim {found['dim']}, {found['tokens']:,} tokens{skipped}"
-            )
-    return 0
+    for version in versions.listing(database):
+        found, made = versions.statistics(database, version.id), version.made
+        marks = [word for word, holds in (("active", version.is_active), ("complete", version.is_complete)) if holds]
+        yield f"{version.id:4}  {version.name:24} {version.strategy:9} {', '.join(marks) or 'inactive'}"
+        line = f"      model {version.model_name}"
+        if made:
+            line += f", revision {made['revision'][:12]}, {made.get('precision', 'float32')}, {made['vector_dtype']}"
+        yield line
+        skipped = "".join(f", {number:,} {reason}" for reason, number in sorted(found["skipped"].items()))
+        yield (
+            f"      {found['documents']:,} documents, {found['chunks']:,} chunks, {found['embeddings']:,} "
+            f"embeddings, dim {found['dim']}, {found['tokens']:,} tokens{skipped}"
+        )
 
 
-def _compare(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _compare(config: VersionConfig, database: Database) -> Iterator[str]:
     """Put two versions side by side (--version-id N --other M)."""
-    config = _resolved(flags, environ, prog, _compare)
-    with _open(config) as database:
-        one, other = _asked(config, database), versions.get(database, _needed(config.other, "other"))
-        left, right = versions.statistics(database, one.id), versions.statistics(database, other.id)
-        print(f"{'':20} {'version ' + str(one.id):>16} {'version ' + str(other.id):>16}")
-        for name in ("documents", "chunks", "embeddings", "dim", "mean_characters", "longest_characters", "tokens"):
-            print(f"{name.replace('_', ' '):20} {left[name]!s:>16} {right[name]!s:>16}")
-        print(
-            f"{'strategy':20} {one.strategy:>16} {other.strategy:>16}\n{'model':20} {one.model_name[-16:]:>16} "
-            f"{other.model_name[-16:]:>16}"
-        )
-        print(
-            f"{'documents only here':20} {versions.only_in(database, one.id, other.id):>16} "
-            f"{versions.only_in(database, other.id, one.id):>16}"
-        )
-    return 0
+    one, other = _meant(config, database), versions.get(database, _needed(config.other, "other"))
+    left, right = versions.statistics(database, one.id), versions.statistics(database, other.id)
+    names = ("documents", "chunks", "embeddings", "dim", "mean_characters", "longest_characters", "tokens")
+    table: list[tuple[str, object, object]] = [("", f"version {one.id}", f"version {other.id}")]
+    table += [(name.replace("_", " "), left[name], right[name]) for name in names]
+    table.append(("strategy", one.strategy, other.strategy))
+    table.append(("model", one.model_name[-16:], other.model_name[-16:]))
+    only_here = versions.only_in(database, one.id, other.id), versions.only_in(database, other.id, one.id)
+    for name, mine, its in (*table, ("documents only here", *only_here)):
+        yield f"{name:20} {mine!s:>16} {its!s:>16}"
 
 
-def _activate(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _activate(config: VersionConfig, database: Database) -> Iterator[str]:
     """Make a complete version its strategy's active one (--version-id N)."""
-    config = _resolved(flags, environ, prog, _activate)
-    with _open(config, writable=True) as database:  # also while a run builds another version
-        version = versions.get(database, _needed(config.version_id, "version_id"))
-        if version.made and not version.is_complete:
-            raise ConfigError(f"version {version.id} is not complete: run the build over all documents first")
-        before = versions.activate(database, version.id, **({"activated": True} if version.made else {}))
-        print(f"version {version.id} is active" + (f", in the place of version {before.id}" if before else ""))
-    return 0
+    version = versions.get(database, _needed(config.version_id, "version_id"))
+    if version.made and not version.is_complete:
+        raise ConfigError(f"version {version.id} is not complete: run the build over all documents first")
+    before = versions.activate(database, version.id, **({"activated": True} if version.made else {}))
+    yield f"version {version.id} is active" + (f", in the place of version {before.id}" if before else "")
 
 
-def _rollback(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _rollback(config: VersionConfig, database: Database) -> Iterator[str]:
     """Undo a strategy's last activation (--chunking-strategy S, or --version-id N of it)."""
-    config = _resolved(flags, environ, prog, _rollback)
-    with _open(config, writable=True) as database:
-        strategy = (
-            versions.get(database, config.version_id).strategy
-            if config.version_id is not None
-            else config.chunking_strategy
-        )
-        was, now = versions.roll_back(database, strategy)
-        print(
-            f"version {was} is inactive; "
-            + (
-                f"version {now} is active again"
-                if now is not None
-                else f"strategy {strategy} has no active version, as before it"
-            )
-        )
-    return 0
+    strategy = config.chunking_strategy
+    if config.version_id is not None:
+        strategy = versions.get(database, config.version_id).strategy
+    was, now = versions.roll_back(database, strategy)
+    after = f"version {now} is active again" if now else f"strategy {strategy} has no active version, as before it"
+    yield f"version {was} is inactive; {after}"
 
 
-def _delete(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _delete(config: VersionConfig, database: Database) -> Iterator[str]:
     """Delete an inactive version with its chunks, embeddings and index (--version-id N)."""
-    config = _resolved(flags, environ, prog, _delete)
-    with _open(config, writable=True) as database:
-        _delete_one(database, _needed(config.version_id, "version_id"))
-    return 0
+    yield _deleted(database, _needed(config.version_id, "version_id"))
 
 
-def _gc(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _gc(config: VersionConfig, database: Database) -> Iterator[str]:
     """Delete inactive versions that moai made, but the newest of each strategy (--keep N)."""
-    config = _resolved(flags, environ, prog, _gc)
-    with _open(config, writable=True) as database:
-        found = versions.garbage(database, config.keep)
-        for version in found:
-            _delete_one(database, version.id)
+    found = versions.garbage(database, config.keep)
+    yield from (_deleted(database, version.id) for version in found)
     if not found:
-        print(f"nothing to delete: no strategy has more than {config.keep} inactive versions that moai made")
-    return 0
+        yield f"nothing to delete: no strategy has more than {config.keep} inactive versions that moai made"
 
 
-def _delete_one(database: Database, version_id: int) -> None:
-    deleted = versions.delete(database, version_id)
+def _deleted(database: Database, version_id: int) -> str:
+    chunks = versions.delete(database, version_id)
     search.index_path(database.path, version_id).unlink(missing_ok=True)
-    print(f"version {version_id} is deleted: {deleted:,} chunks")
+    return f"version {version_id} is deleted: {chunks:,} chunks"
 
 
-def _search(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _search(config: VersionConfig, database: Database) -> Iterator[str]:
     """Find the chunks nearest to a question (--query TEXT), by the version's index or by brute force."""
-    config = _resolved(flags, environ, prog, _search)
-    with _open(config) as database:
-        version = _asked(config, database)
-        query = config.query or ""
-        if not query.strip():
-            raise ConfigError("nothing to search for: give --query TEXT")
-        made = version.made
-        model = SentenceModel.find(config.model or str(made.get("model", version.model_name)), device=config.device)
-        if made and model.revision != made["revision"]:
-            raise ConfigError(
-                f"version {version.id} was made with revision {made['revision'][:12]} of its model, this is "
-                f"{model.revision[:12]}: scores would mean nothing; name the version's model with --model"
-            )
-        vectors = query_vector(model, query)
-        noted = made.get("faiss")
-        found = (
-            search.search_index(database.path, version.id, noted, vectors, k=config.top)
-            if noted
-            else search.brute_force(database, version.id, vectors, k=config.top)
+    version = _meant(config, database)
+    if not (config.query or "").strip():
+        raise ConfigError("nothing to search for: give --query TEXT")
+    made = version.made
+    model = SentenceModel.find(config.model or str(made.get("model", version.model_name)), device=config.device)
+    if made and model.revision != made["revision"]:
+        raise ConfigError(
+            f"version {version.id} was made with revision {made['revision'][:12]} of its model, this is "
+            f"{model.revision[:12]}: scores would mean nothing; name the version's model with --model"
         )
-        for score, chunk_id in found[0]:
-            row = database.row(
-                "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ? AND "
-                "embedding_version_id = ?",
-                (chunk_id, version.id),
+    vectors = query_vector(model, config.query or "")
+    if noted := made.get("faiss"):
+        found = search.search_index(database.path, version.id, noted, vectors, k=config.top)
+    else:
+        found = search.brute_force(database, version.id, vectors, k=config.top)
+    chunk = (
+        "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ? AND "
+        "embedding_version_id = ?"
+    )
+    for score, chunk_id in found[0]:
+        row = database.row(chunk, (chunk_id, version.id))
+        if row is None:
+            raise DamagedError(
+                f"{search.index_path(database.path, version.id)}: chunk {chunk_id} is none of version {version.id}: "
+                f"this is another version's index; delete that file and build it again with --faiss "
+                f"{made['faiss']['kind']}"
             )
-            if row is None:
-                raise DamagedError(
-                    f"{search.index_path(database.path, version.id)}: chunk {chunk_id} is none of version "
-                    f"{version.id}: "
-                    f"this is another version's index; delete that file and build it again with --faiss "
-                    f"{made['faiss']['kind']}"
-                )
-            source_type, source_id, start, end, text = row
-            print(f"{score:.4f}  {source_type} {source_id} [{start}:{end}]  {' '.join(text.split())[:100]}")
-    return 0
+        source_type, source_id, start, end, text = row
+        yield f"{score:.4f}  {source_type} {source_id} [{start}:{end}]  {' '.join(text.split())[:100]}"
 
 
 def query_vector(model: SentenceModel, query: str) -> search.Vectors:
@@ -272,38 +205,30 @@ def query_vector(model: SentenceModel, query: str) -> search.Vectors:
     assert isinstance(encoder, SentenceEncoder)
     ids, limit = encoder.tokens.question_ids(query), encoder.tokens.max_tokens
     if len(ids) > limit:
-        logger.warning(
-            "The question has %s tokens, the model reads %s: what is behind them is not searched for",
-            f"{len(ids):,}",
-            f"{limit:,}",
-        )
+        said = "The question has %s tokens, the model reads %s: what is behind them is not searched for"
+        logger.warning(said, f"{len(ids):,}", f"{limit:,}")
     return encode_all(encoder, [ids[:limit]], TokenBudget())
 
 
-def _check(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _check(config: VersionConfig, database: Database) -> Iterator[str]:
     """Read the whole file and see that every document has the chunks and embeddings that it should have."""
-    with _open(_resolved(flags, environ, prog, _check)) as database:
-        found = list(itertools.islice(versions.problems(database), _MOST_PROBLEMS))
-        if found:
-            print("\n".join(found))
-            raise DamagedError(
-                f"{database.path}: {'at least ' * (len(found) == _MOST_PROBLEMS)}{len(found)} problems, named above; "
-                f"for a damaged file restore a backup"
-            )
-        print(f"{database.path}: whole; {len(versions.listing(database))} versions have what their receipts say")
-    return 0
+    found = list(itertools.islice(versions.problems(database), _MOST_PROBLEMS))
+    yield from found
+    if found:
+        raise DamagedError(
+            f"{database.path}: {'at least ' * (len(found) == _MOST_PROBLEMS)}{len(found)} problems, named above; for a "
+            f"damaged file restore a backup"
+        )
+    yield f"{database.path}: whole; {len(versions.listing(database))} versions have what their receipts say"
 
 
-def _restore_index(flags: list[str], environ: Mapping[str, str], prog: str) -> int:
+def _restore_index(config: VersionConfig, database: Database) -> Iterator[str]:
     """Put the original unique index back, where one version is left."""
-    with _open(_resolved(flags, environ, prog, _restore_index), writable=True) as database:
-        refuse_while_running(database)
-        print(schema.restore_index(database))
-    return 0
+    refuse_while_running(database)
+    yield schema.restore_index(database)
 
 
-ACTIONS: dict[str, Callable[[list[str], Mapping[str, str], str], int]] = {
-    "build": _build,
+ACTIONS: dict[str, Action] = {
     "versions": _versions,
     "compare": _compare,
     "activate": _activate,
@@ -314,17 +239,15 @@ ACTIONS: dict[str, Callable[[list[str], Mapping[str, str], str], int]] = {
     "check": _check,
     "restore-index": _restore_index,
 }
+_READERS = (_versions, _compare, _search, _check)
 
 
-def _resolved(flags: list[str], environ: Mapping[str, str], prog: str, action: Callable[..., int]) -> VersionConfig:
-    return resolve(
-        [VersionConfig], flags, environ, prog=prog, description=action.__doc__ or "", others=[ReembedConfig]
-    )[VersionConfig].require()
-
-
-def _open(config: VersionConfig, *, writable: bool = False) -> Database:
-    database = Database.open(Path(config.db), writable=writable)
-    try:
+def _act(name: str, flags: list[str], environ: Mapping[str, str], prog: str) -> Iterable[str]:
+    action, writable = ACTIONS[name], ACTIONS[name] not in _READERS
+    said = action.__doc__ or ""
+    resolved = resolve([VersionConfig], flags, environ, prog=prog, description=said, others=[ReembedConfig])
+    config = resolved[VersionConfig].require()
+    with Database.open(Path(config.db), writable=writable) as database:
         check_tables(database)
         if "embedding_version_id" not in database.columns("text_chunks"):
             raise ConfigError(
@@ -334,13 +257,10 @@ def _open(config: VersionConfig, *, writable: bool = False) -> Database:
         if writable:
             database.run("PRAGMA foreign_keys = ON")
             schema.create_tables(database)
-    except BaseException:
-        database.close()
-        raise
-    return database
+        yield from action(config, database)
 
 
-def _asked(config: VersionConfig, database: Database) -> versions.Version:
+def _meant(config: VersionConfig, database: Database) -> versions.Version:
     if config.version_id is not None:
         return versions.get(database, config.version_id)
     found = versions.active(database, config.chunking_strategy)

@@ -31,17 +31,13 @@ Row = tuple[Any, ...]
 BUSY_SECONDS = 30
 """How long a statement waits for another program's transaction."""
 _BACKUP_PAGES = 4096
+_LOCKED = (
+    "the database is locked: another program is writing to it. Close that program, or run again when it is done; "
+    "nothing was changed"
+)
 _ADVICE: dict[int, tuple[type[MoaiError], str]] = {
-    5: (
-        StorageError,
-        "the database is locked: another program is writing to it. Close that program, or run again when it is done; "
-        "nothing was changed",
-    ),
-    6: (
-        StorageError,
-        "the database is locked: another program is writing to it. Close that program, or run again when it is done; "
-        "nothing was changed",
-    ),
+    5: (StorageError, _LOCKED),
+    6: (StorageError, _LOCKED),
     8: (
         StorageError,
         "the database is read-only: make the file and its directory writable for this user; nothing was changed",
@@ -77,17 +73,12 @@ def wal_reset_bug(version: tuple[int, ...]) -> bool:
 
     In 3.7.0 to 3.51.2; mended in 3.51.3 and in the branches 3.50.7 and 3.44.6.
     """
-    return (
-        (3, 7, 0) <= version < (3, 51, 3)
-        and not (3, 50, 7) <= version < (3, 51)
-        and not (3, 44, 6) <= version < (3, 45)
-    )
+    mended = (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    return (3, 7, 0) <= version < (3, 51, 3) and not mended
 
 
 class Database:
-    """One connection, for one thread. Every method raises StorageError, SourceError or DamagedError where a person can
-    act.
-    """
+    """One connection, for one thread. Raises StorageError, SourceError or DamagedError where a person can act."""
 
     def __init__(self, path: Path, connection: Any) -> None:
         self.path = path
@@ -97,10 +88,8 @@ class Database:
     def open(cls, path: Path, *, writable: bool = False) -> Database:
         """An existing file. A reader never writes, not even a journal."""
         if not path.is_file():
-            raise SourceError(
-                f"{path}: {'is a directory' if path.is_dir() else 'there is no such database file'}; name a database "
-                f"file with --db"
-            )
+            what = "is a directory" if path.is_dir() else "there is no such database file"
+            raise SourceError(f"{path}: {what}; name a database file with --db")
         with _plain(path):
             if apsw:
                 flags = apsw.SQLITE_OPEN_READWRITE if writable else apsw.SQLITE_OPEN_READONLY
@@ -151,14 +140,10 @@ class Database:
         """All or nothing. `place` names the failpoints around its commit."""
         failpoint(f"{place}.begin", self.path)
         try:
-            with _plain(self.path):
-                self._connection.execute(
-                    "BEGIN IMMEDIATE"
-                )  # inside the try: a signal right behind it may not leave it open
+            self.run("BEGIN IMMEDIATE")  # inside the try: a signal right behind it may not leave it open
             yield
             failpoint(f"{place}.commit", self.path)
-            with _plain(self.path):
-                self._connection.execute("COMMIT")
+            self.run("COMMIT")
         except BaseException:
             with contextlib.suppress(Exception):
                 self._connection.execute("ROLLBACK")  # a full disk has rolled back by itself
@@ -176,20 +161,14 @@ class Database:
     def copy_to(self, path: Path) -> None:
         """A consistent copy, made through SQLite's backup API while others may read and write."""
         with _plain(path):
-            if apsw:
-                target: Any = apsw.Connection(str(path))
-                try:
-                    with target.backup("main", self._connection, "main") as backup:
-                        while not backup.done:
-                            backup.step(_BACKUP_PAGES)
-                finally:
-                    target.close()
-                return
-            target = sqlite3.connect(path)
-            try:
-                self._connection.backup(target, pages=_BACKUP_PAGES)
-            finally:
-                target.close()
+            target: Any = apsw.Connection(str(path)) if apsw else sqlite3.connect(path)
+            with contextlib.closing(target):
+                if not apsw:
+                    self._connection.backup(target, pages=_BACKUP_PAGES)
+                    return
+                with target.backup("main", self._connection, "main") as backup:
+                    while not backup.done:
+                        backup.step(_BACKUP_PAGES)
 
 
 @contextlib.contextmanager
@@ -199,9 +178,8 @@ def _plain(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         code = getattr(error, "sqlite_errorcode", None) or getattr(error, "result", None)
-        if not isinstance(error, sqlite3.Error) and not (apsw and isinstance(error, apsw.Error)):
-            raise
-        if not isinstance(code, int) or code & 0xFF not in _ADVICE:
+        of_driver = isinstance(error, sqlite3.Error) or (apsw and isinstance(error, apsw.Error))
+        if not of_driver or not isinstance(code, int) or code & 0xFF not in _ADVICE:
             raise
         cls, advice = _ADVICE[code & 0xFF]
         raise cls(f"{path}: {advice} (SQLite: {error})") from error

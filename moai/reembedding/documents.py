@@ -3,10 +3,9 @@
     for batch in LawDocuments(path=db, version_id=5, content_key=key, doc_batch_size=300).pages():
         batch               # RecordBatch: source_type, source_id, paragraphs, content_hash, reason
 
-A page is a range of ids, so where it is cut depends on the table alone, not on what is embedded already. Of a page only
-those documents come out whose content hash differs from the one in the receipt; documents that are gone from their
-table come out in batches of their own, with the reason GONE. Nothing but a page is ever in memory: ids and receipts by
-keyset, texts by range, each in a statement that ends.
+A page is a range of ids, so where it is cut depends on the table alone. Of a page only those documents come out whose
+content hash differs from the one in the receipt. Documents that are gone from their table come out in batches of their
+own, with the reason GONE. Nothing but a page is ever in memory.
 
 The document of a statute is an article's row; of the other three types it is the parent, its paragraphs in the order of
 `para_index`.
@@ -46,83 +45,65 @@ _BEFORE_ALL, _AFTER_ALL = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class Kind:
-    """Where the documents of one source type are. `texts` is the table that holds text, `parents` the one that lists
-    documents, if it is another.
+    """Where the documents of one source type are: `texts` holds their text, `parents` lists them, if it is another
+    table.
     """
 
     texts: str
     key: str
-    columns: tuple[str, ...]
-    order: str
     parents: str | None = None
 
     def tables(self) -> dict[str, tuple[str, ...]]:
-        return {self.texts: self.columns} | ({self.parents: ("id",)} if self.parents else {})
+        if self.parents is None:
+            return {self.texts: (self.key, "text")}
+        return {self.texts: (self.key, "para_index", "text"), self.parents: ("id",)}
 
     def page_sql(self) -> str:
         listed = f"SELECT {self.key} FROM {self.texts} WHERE {self.key} > ?1"
         if self.parents:
-            # A merge of two indexes: a parent without paragraphs is counted, a paragraph without its parent is not
-            # lost.
+            # A merge of two indexes: a parent without paragraphs is counted, a paragraph without parent is not lost.
             listed = f"SELECT id FROM {self.parents} WHERE id > ?1 UNION {listed}"
         return f"{listed} ORDER BY 1 LIMIT ?2"
 
     def count_sql(self) -> str:
-        listed = f"SELECT {self.key} FROM {self.texts}"
+        parents = f"SELECT id FROM {self.parents} UNION " if self.parents else ""
         # In order, so that both sides are merged: an older SQLite keeps all ids in a temporary table otherwise.
-        return (
-            f"SELECT count(*) FROM ({f'SELECT id FROM {self.parents} UNION ' if self.parents else ''}{listed} ORDER "
-            f"BY 1)"
-        )
+        return f"SELECT count(*) FROM ({parents}SELECT {self.key} FROM {self.texts} ORDER BY 1)"
 
     def text_sql(self) -> str:
+        order = f"{self.key}, para_index" if self.parents else self.key
         # As bytes: SQLite keeps in a TEXT column whatever was put there, valid UTF-8 or not.
-        return (
-            f"SELECT {self.key}, CAST(text AS BLOB) FROM {self.texts} WHERE {self.key} BETWEEN ?1 AND ?2 ORDER BY "
-            f"{self.order}"
-        )
-
-
-def _paragraphs(parents: str, texts: str, key: str) -> Kind:
-    return Kind(texts, key, (key, "para_index", "text"), f"{key}, para_index", parents)
+        listed = f"SELECT {self.key}, CAST(text AS BLOB) FROM {self.texts}"
+        return f"{listed} WHERE {self.key} BETWEEN ?1 AND ?2 ORDER BY {order}"
 
 
 KINDS = {
-    "statute_article": Kind("statute_articles", "id", ("id", "text"), "id"),
-    "case_paragraph": _paragraphs("cases", "case_paragraphs", "case_id"),
-    "decision_paragraph": _paragraphs("decisions", "decision_paragraphs", "decision_id"),
-    "interpretation_paragraph": _paragraphs("interpretations", "interpretation_paragraphs", "interpretation_id"),
+    "statute_article": Kind("statute_articles", "id"),
+    "case_paragraph": Kind("case_paragraphs", "case_id", "cases"),
+    "decision_paragraph": Kind("decision_paragraphs", "decision_id", "decisions"),
+    "interpretation_paragraph": Kind("interpretation_paragraphs", "interpretation_id", "interpretations"),
+}
+_NEEDED = {table: columns for kind in KINDS.values() for table, columns in kind.tables().items()} | {
+    "text_chunks": ("id", "source_type", "source_id", "chunk_index", "text"),
+    "embeddings": ("id", "chunk_id", "model", "dim", "vector"),
+    "embedding_versions": (
+        *("id", "version_name", "chunking_strategy", "model_name", "description", "created_at", "is_active"),
+        "metadata",
+    ),
 }
 
 
 def check_tables(database: Database) -> None:
     """Raises SourceError naming what is missing and what would have to be there."""
-    needed = {table: columns for kind in KINDS.values() for table, columns in kind.tables().items()}
-    needed |= {
-        "text_chunks": ("id", "source_type", "source_id", "chunk_index", "text"),
-        "embeddings": ("id", "chunk_id", "model", "dim", "vector"),
-    }
-    needed |= {
-        "embedding_versions": (
-            "id",
-            "version_name",
-            "chunking_strategy",
-            "model_name",
-            "description",
-            "created_at",
-            "is_active",
-            "metadata",
-        )
-    }
-    found = {table: database.columns(table) for table in needed}
+    found = {table: database.columns(table) for table in _NEEDED}
     missing = [table for table, columns in found.items() if not columns]
     if missing:
-        what = "is not a law database" if len(missing) == len(needed) else "lacks part of a law database"
+        what = "is not a law database" if len(missing) == len(_NEEDED) else "lacks part of a law database"
         raise SourceError(
             f"{database.path}: {what}: no table {', '.join(missing)}; name another file with --db, or run the "
             f"program's own migrations first"
         )
-    for table, columns in needed.items():
+    for table, columns in _NEEDED.items():
         absent = [column for column in columns if column not in found[table]]
         if absent:
             raise SourceError(
@@ -142,7 +123,7 @@ def content_hash(content_key: str, paragraphs: Sequence[bytes]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LawDocuments:
-    """The documents that version `version_id` does not hold as they are now."""
+    """The documents that a version does not hold as they are now."""
 
     path: Path
     version_id: int
@@ -154,38 +135,49 @@ class LawDocuments:
     """Documents that need work, at most; None for all."""
 
     def pages(self) -> Iterator[pa.RecordBatch]:
-        """A batch a page. Its rows are the documents that need work, its schema's metadata "documents" says how many
-        were looked at.
-
-        The connection is opened in the thread that asks for the first batch, and belongs to it.
+        """A batch a page: the documents that need work; "documents" in its schema's metadata says how many were looked
+        at. The connection belongs to the thread that asks for the first batch.
         """
         left = self.limit
         with Database.open(self.path) as database:
-            codec = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(
-                str(database.value("PRAGMA encoding")), "utf-8"
-            )
+            codec = str(database.value("PRAGMA encoding"))  # Python knows UTF-8, UTF-16le and UTF-16be by these names
             for source_type in self.source_types:
-                for batch in self._pages_of(database, source_type, codec):
+                for documents, rows in self._pages_of(database, source_type, codec):
+                    if left is not None and len(rows) > left:
+                        documents = max(0, documents - len(rows) + left)  # what is left out was not looked at
+                        rows = rows[:left]
+                    yield _batch(rows, documents)
                     if left is not None:
-                        batch = _first(batch, left)
-                        left -= batch.num_rows
-                    yield batch
-                    if left == 0:
-                        return
+                        left -= len(rows)
+                        if left == 0:
+                            return
 
-    def _pages_of(self, database: Database, source_type: str, codec: str) -> Iterator[pa.RecordBatch]:
+    def _pages_of(self, database: Database, source_type: str, codec: str) -> Iterator[tuple[int, list[Row]]]:
+        """(documents looked at, rows of those that need work)."""
         kind, last = KINDS[source_type], _BEFORE_ALL
         while ids := [row[0] for row in database.rows(kind.page_sql(), (last, self.doc_batch_size))]:
             here = set(ids)
             known: dict[int, str] = {}
             for receipts in self._receipts(database, source_type, last, ids[-1]):
                 known |= {source_id: digest for source_id, digest in receipts if source_id in here}
-                yield from _gone(source_type, [receipt for receipt in receipts if receipt[0] not in here])
-            texts = _by_document(database.rows(kind.text_sql(), (ids[0], ids[-1])))
-            yield self._changed(source_type, ids, texts, known, codec)
+                if gone := [receipt for receipt in receipts if receipt[0] not in here]:
+                    yield 0, _gone(source_type, gone)
+            texts: dict[int, list[bytes]] = {}
+            for source_id, data in database.rows(kind.text_sql(), (ids[0], ids[-1])):
+                if data is not None:
+                    texts.setdefault(source_id, []).append(bytes(data))
+            rows = []
+            for source_id in ids:
+                stored = texts.get(source_id, [])
+                digest = content_hash(self.content_key, stored)
+                if known.get(source_id) != digest:
+                    paragraphs = [paragraph.decode(codec, "replace") for paragraph in stored]
+                    reason = _skip_reason(paragraphs)
+                    rows.append((source_type, source_id, None if reason else paragraphs, digest, reason))
+            yield len(ids), rows
             last = ids[-1]
         for receipts in self._receipts(database, source_type, last, _AFTER_ALL):
-            yield from _gone(source_type, receipts)
+            yield 0, _gone(source_type, receipts)
 
     def _receipts(self, database: Database, source_type: str, after: int, last: int) -> Iterator[list[Row]]:
         """A page at a time: between two documents that are there, any number may be gone."""
@@ -193,8 +185,7 @@ class LawDocuments:
             return
         sql = (
             "SELECT source_id, content_hash FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND "
-            "source_id > ? AND source_id <= ? "
-            "ORDER BY source_id LIMIT ?"
+            "source_id > ? AND source_id <= ? ORDER BY source_id LIMIT ?"
         )
         while rows := database.rows(sql, (self.version_id, source_type, after, last, self.doc_batch_size)):
             yield rows
@@ -202,47 +193,15 @@ class LawDocuments:
             if len(rows) < self.doc_batch_size:
                 return
 
-    def _changed(
-        self, source_type: str, ids: Sequence[int], texts: dict[int, list[bytes]], known: dict[int, str], codec: str
-    ) -> pa.RecordBatch:
-        rows = []
-        for source_id in ids:
-            data = texts.get(source_id, [])
-            digest = content_hash(self.content_key, data)
-            if known.get(source_id) != digest:
-                paragraphs = [paragraph.decode(codec, "replace") for paragraph in data]
-                reason = _skip_reason(paragraphs)
-                rows.append((source_type, source_id, None if reason else paragraphs, digest, reason))
-        return _batch(rows, len(ids))
+
+def _gone(source_type: str, receipts: Sequence[Row]) -> list[Row]:
+    return [(source_type, source_id, None, digest, GONE) for source_id, digest in receipts]
 
 
-def _gone(source_type: str, receipts: Sequence[Row]) -> Iterator[pa.RecordBatch]:
-    if receipts:
-        yield _batch([(source_type, source_id, None, digest, GONE) for source_id, digest in receipts], 0)
-
-
-def _batch(rows: Sequence[tuple[object, ...]], documents: int) -> pa.RecordBatch:
+def _batch(rows: Sequence[Row], documents: int) -> pa.RecordBatch:
     columns: list[Sequence[object]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)]
-    return _looked_at(pa.record_batch(arrays, schema=SCHEMA), documents)
-
-
-def _looked_at(batch: pa.RecordBatch, documents: int) -> pa.RecordBatch:
-    return batch.replace_schema_metadata({b"documents": str(documents).encode()})
-
-
-def _first(batch: pa.RecordBatch, rows: int) -> pa.RecordBatch:
-    """At most so many rows; what is left out was not looked at."""
-    kept = batch.slice(0, rows)
-    return _looked_at(kept, int(batch.schema.metadata[b"documents"]) - (batch.num_rows - kept.num_rows))
-
-
-def _by_document(rows: Sequence[Row]) -> dict[int, list[bytes]]:
-    texts: dict[int, list[bytes]] = {}
-    for source_id, data in rows:
-        if data is not None:
-            texts.setdefault(source_id, []).append(bytes(data))
-    return texts
+    return pa.record_batch(arrays, schema=SCHEMA.with_metadata({b"documents": str(documents).encode()}))
 
 
 def _skip_reason(paragraphs: Sequence[str]) -> str | None:

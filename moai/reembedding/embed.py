@@ -2,14 +2,12 @@
 
     Embed(encoder=encoder, vector_dtype="float32")     # RecordBatch of chunks -> with a column `vector`
 
-`Encoder` is the seam for another model or another library: whatever has these few members can be passed to
-`reembedding.build`. The order of work inside a batch depends on that batch alone (longest first, ties by position), so
-the same batch gives the same device batches, and with them the same bits, before a crash and after it.
+`Model` and `Encoder` are the seam for another model or another library. The order of work inside a batch depends on
+that batch alone (longest first, ties by position), so the same batch gives the same bits before a crash and after it.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import signal
 import threading
@@ -35,9 +33,7 @@ VECTOR_DTYPES = ("float32", "float16")
 SCHEMA = pa.schema(
     [
         *(column for column in CHUNKS if column.name != "ids"),
-        pa.field("token_count", pa.int32()),
-        pa.field("dim", pa.int32()),
-        pa.field("vector", pa.binary()),
+        *(pa.field("token_count", pa.int32()), pa.field("dim", pa.int32()), pa.field("vector", pa.binary())),
     ]
 )
 """As the chunks', with the number of their tokens, and the vector's dimensions and little-endian bytes."""
@@ -61,14 +57,12 @@ class Encoder(Protocol):
         ...
 
     def encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """(n, dim), of length 1 each, for rows of token ids. One device batch: raises OutOfMemory where the device
-        cannot hold it.
-        """
+        """(n, dim), of length 1 each, for one device batch of token ids. Raises OutOfMemory."""
         ...
 
 
 class Model(Protocol):
-    """A model that is not loaded yet: what it is called and which it is, known without its weights in memory."""
+    """A model that is not loaded yet."""
 
     @property
     def name(self) -> str: ...
@@ -84,9 +78,7 @@ class Model(Protocol):
 
 Lengths = TypeVar("Lengths", int, npt.NDArray[np.int64])
 PAD_TO = 8
-"""Tokens. Libraries under torch keep a program for every shape of a batch that they met: with any length allowed, these
-grew to hundreds of MB.
-"""
+"""Tokens. Libraries under torch keep a program for every shape of a batch: of any length, these took hundreds of MB."""
 
 
 def padded(tokens: Lengths) -> Lengths:
@@ -100,8 +92,8 @@ class OutOfMemory(Exception):
 
 @dataclass
 class TokenBudget:
-    """Tokens of a device batch, padding included; halved for good when memory does not suffice. None: what the encoder
-    proposes.
+    """Tokens of a device batch, padding included (None: what the encoder proposes); halved for good when memory does
+    not suffice.
     """
 
     tokens: int | None = None
@@ -114,12 +106,8 @@ class TokenBudget:
                 f"--device cpu"
             )
         self.tokens = max(longest, rows * longest // 2)
-        logger.warning(
-            "Out of memory with %d chunks of up to %d tokens; going on with %s tokens a batch",
-            rows,
-            longest,
-            f"{self.tokens:,}",
-        )
+        said = "Out of memory with %d chunks of up to %d tokens; going on with %s tokens a batch"
+        logger.warning(said, rows, longest, f"{self.tokens:,}")
 
 
 def encode_all(
@@ -131,24 +119,22 @@ def encode_all(
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Vectors:
     """(n, dim) in the order of `rows`, encoded longest first: what does not fit into memory shows at once, and
-    neighbours hardly need padding. Lengths that are the same when padded count as equal.
-
-    Which rows share a device batch depends on `rows` and the budget, not on how many batches are encoded at a time.
+    neighbours hardly need padding. Which rows share a device batch depends on `rows` and the budget alone.
     """
     lengths = padded(np.array([len(row) for row in rows]))
     vectors = np.empty((len(rows), encoder.dim), np.float32)
     if budget.tokens is None:
         budget.tokens = encoder.batch_tokens
-    batches = _batches(np.argsort(-lengths, kind="stable"), lengths, budget)
+    waiting = np.argsort(-lengths, kind="stable")
     running: deque[tuple[Future[Vectors], npt.NDArray[np.int64]]] = deque()
     with ThreadPoolExecutor(encoder.lanes, thread_name_prefix="encode") as pool:
-        while True:
+        while len(waiting) or running:
             if stop is not None and stop.is_set():
                 raise Interrupted("stopped between two batches", signal.SIGINT)
-            for chosen in itertools.islice(batches, encoder.lanes - len(running)):
+            while len(waiting) and len(running) < encoder.lanes:
+                number = max(1, budget.tokens // max(1, int(lengths[waiting[0]])))  # all are padded to the first
+                chosen, waiting = waiting[:number], waiting[number:]
                 running.append((pool.submit(encoder.encode, [rows[index] for index in chosen]), chosen))
-            if not running:
-                return vectors
             future, chosen = running.popleft()
             try:
                 vectors[chosen] = future.result()
@@ -156,20 +142,7 @@ def encode_all(
                 budget.halve(len(chosen), len(rows[chosen[0]]))
                 vectors[chosen] = encode_all(encoder, [rows[index] for index in chosen], budget, stop=stop)
             on_rows(len(chosen))
-
-
-def _batches(
-    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], budget: TokenBudget
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Indexes of neighbours in `order`, as many as the budget takes when all are padded to the first and longest; the
-    budget may shrink on the way.
-    """
-    start = 0
-    while start < len(order):
-        assert budget.tokens is not None
-        chosen = order[start : start + max(1, budget.tokens // max(1, int(lengths[order[start]])))]
-        yield chosen
-        start += len(chosen)
+    return vectors
 
 
 @dataclass
@@ -196,26 +169,20 @@ class Embed:
             yield self._embed(batch)
 
     def _embed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        ids = batch["ids"]
-        rows = ids.to_pylist()
+        rows = batch["ids"].to_pylist()
         places = [place for place, row in enumerate(rows) if row is not None]
         vectors: list[bytes | None] = [None] * len(rows)
         if places:
-            found = encode_all(
-                self.encoder, [rows[place] for place in places], self.budget, stop=self.stop, on_rows=self._count
-            )
+            ids = [rows[place] for place in places]
+            found = encode_all(self.encoder, ids, self.budget, stop=self.stop, on_rows=self._count)
             kept = found.astype("<f4" if self.vector_dtype == "float32" else "<f2")
             for place, vector in zip(places, kept):
                 vectors[place] = vector.tobytes()
             self.encoded.batches += 1
         counts = [None if row is None else len(row) for row in rows]
-        columns = [batch[column.name] for column in CHUNKS if column.name != "ids"]
-        arrays = [
-            *columns,
-            pa.array(counts, pa.int32()),
-            pa.array([None if row is None else self.encoder.dim for row in rows], pa.int32()),
-            pa.array(vectors, pa.binary()),
-        ]
+        dims = [None if row is None else self.encoder.dim for row in rows]
+        arrays = [batch[column.name] for column in CHUNKS if column.name != "ids"]
+        arrays += [pa.array(counts, pa.int32()), pa.array(dims, pa.int32()), pa.array(vectors, pa.binary())]
         return pa.record_batch(arrays, schema=SCHEMA.with_metadata(batch.schema.metadata))
 
     def _count(self, chunks: int) -> None:

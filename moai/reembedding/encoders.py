@@ -85,8 +85,7 @@ class SentenceEncoder:
         self._torch = torch
         device = device_of(model.device)
         self._device = torch.device(device)
-        # Several batches at a time with few threads each: threads that share one batch wait for each other after every
-        # operation.
+        # Several batches at a time: threads that share one batch wait for each other after every operation.
         self.lanes = min(model.threads, MOST_LANES) if self._device.type == "cpu" and model.backend == "torch" else 1
         torch.set_num_threads(max(1, model.threads // self.lanes))
         self._model: Any = SentenceTransformer(model.directory or model.name, device=device, trust_remote_code=False)
@@ -95,8 +94,7 @@ class SentenceEncoder:
         self.dim = int(self._model.get_embedding_dimension() or self._model.encode(["가"]).shape[-1])
         self.tokens = TokenizerTokens(self._model)
         self._transformer: Any
-        self._transformer, *rest = list(self._model.children())
-        self._after = rest
+        self._transformer, *self._after = self._model.children()
         self._type_ids = "token_type_ids" in getattr(self._model.tokenizer, "model_input_names", [])
         if model.backend != "torch":
             from moai.reembedding.runtimes import open_runtime
@@ -107,9 +105,7 @@ class SentenceEncoder:
         elif precision == "bfloat16":
             self._transformer.to(torch.bfloat16)
         elif precision == "int8":
-            raise ConfigError(
-                "--precision int8 needs --backend onnx or openvino; with torch choose float32 or bfloat16"
-            )
+            raise ConfigError("--precision int8 needs --backend onnx; with torch choose float32 or bfloat16")
 
     def encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
         torch = self._torch
@@ -134,9 +130,7 @@ class SentenceEncoder:
 
     def _features(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         longest = max(map(len, rows))
-        longest = min(
-            padded(longest), max(longest, self.tokens.max_tokens)
-        )  # the model has no positions beyond its limit
+        longest = min(padded(longest), max(longest, self.tokens.max_tokens))  # there are no positions beyond the limit
         ids = np.full((len(rows), longest), self.tokens.pad_id, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for place, row in enumerate(rows):
@@ -154,21 +148,16 @@ class SentenceEncoder:
         if self._device.type != "cuda":
             return CPU_TOKENS
         free, _ = self._torch.cuda.mem_get_info(self._device)
-        return int(max(2048, min(GPU_TOKENS, free // 2 // self._bytes_per_token())))
-
-    def _bytes_per_token(self) -> int:
-        """What a token of a device batch may need at the peak of a layer, an estimate: 64 activations of the hidden
-        size.
-        """
         config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
-        hidden = int(getattr(config, "hidden_size", self.dim))
-        return 64 * hidden * (2 if self.precision == "bfloat16" else 4)
+        # What a token may need at the peak of a layer, an estimate: 64 activations of the hidden size.
+        bytes_per_token = (
+            64 * int(getattr(config, "hidden_size", self.dim)) * (2 if self.precision == "bfloat16" else 4)
+        )
+        return int(max(2048, min(GPU_TOKENS, free // 2 // bytes_per_token)))
 
 
 class TokenizerTokens:
-    """The model's tokenizer without truncation and padding, with the prompt that the model's authors put before
-    documents.
-    """
+    """The model's tokenizer without truncation and padding, with the prompts of the model's authors."""
 
     def __init__(self, model: Any) -> None:
         fast = getattr(model.tokenizer, "backend_tokenizer", None)
@@ -177,8 +166,7 @@ class TokenizerTokens:
                 f"{type(model.tokenizer).__name__} has no tokenizer.json: only a fast tokenizer tells where its tokens "
                 f"stand in the text"
             )
-        # A copy: tokenizer.json may carry a truncation shorter than the model (128 of 256 tokens in all-MiniLM-L6-v2),
-        # which would cut silently.
+        # tokenizer.json may carry a truncation shorter than the model (128 of 256 tokens in all-MiniLM-L6-v2).
         self._tokenizer = copy.deepcopy(fast)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -194,15 +182,10 @@ class TokenizerTokens:
         return [np.array(encoding.offsets, np.int64).reshape(-1, 2) for encoding in encodings]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [
-            encoding.ids
-            for encoding in self._tokenizer.encode_batch_fast(
-                [self._prompt + text for text in texts], add_special_tokens=True
-            )
-        ]
+        prompted = [self._prompt + text for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prompted, add_special_tokens=True)]
 
     def question_ids(self, text: str) -> list[int]:
-        """Of a question: with the prompt that the model's authors put before those."""
         return list(self._tokenizer.encode(self._question + text, add_special_tokens=True).ids)
 
 
@@ -216,22 +199,17 @@ def device_of(wanted: str) -> str:
 
 
 _SHAPES = "16"
-"""Programs that oneDNN keeps, one for each shape of an operation. By default 1,024 of some MB: the last batch of every
-call has another number of rows.
-"""
+"""Programs that oneDNN keeps, one for each shape of an operation: by default 1,024 of some MB."""
 CPU_TOKENS = 1024
-"""Measured on two cores: a fifth faster than the best fixed batch, where 4,096 were slower than it
-(benchmarks/RESULTS.md).
-"""
+"""On two cores a fifth faster than the best fixed batch; 4,096 were slower than it (benchmarks/RESULTS.md)."""
 MOST_LANES = 8
 """Each holds the activations of a device batch."""
 GPU_TOKENS = 65_536
 
 
 def _limit(model: Any) -> int:
-    limit = getattr(model, "max_seq_length", None) or min(
-        int(getattr(model.tokenizer, "model_max_length", 512)), 1_000_000
-    )
+    of_tokenizer = min(int(getattr(model.tokenizer, "model_max_length", 512)), 1_000_000)
+    limit = getattr(model, "max_seq_length", None) or of_tokenizer
     config = getattr(model[0].auto_model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     if positions and "roberta" in str(getattr(config, "model_type", "")):
@@ -244,10 +222,7 @@ def _prompt(model: Any, *names: str) -> str:
     next name's.
     """
     prompts = model.prompts or {}
-    for name in names:
-        if prompts.get(name):
-            return str(prompts[name])
-    return str(prompts.get(model.default_prompt_name, "") if model.default_prompt_name else "")
+    return str(next(filter(None, (prompts.get(name) for name in (*names, model.default_prompt_name))), ""))
 
 
 def _digest(directory: Path) -> str:
@@ -259,34 +234,27 @@ def _digest(directory: Path) -> str:
         and path.suffix in _MODEL_SUFFIXES
         and not set(path.relative_to(directory).parts[:-1]) & set(_NOT_THE_MODEL)
     ]
-    return digest_json([[str(path.relative_to(directory)), path.stat().st_size, digest_file(path)] for path in files])[
-        :40
-    ]
+    found = [[str(path.relative_to(directory)), path.stat().st_size, digest_file(path)] for path in files]
+    return digest_json(found)[:40]
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[str, str]:
     """(commit, directory in the hub's cache). Raises SourceError."""
     from huggingface_hub import snapshot_download
 
+    others = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
     try:
         directory = snapshot_download(name, revision=revision, local_files_only=True)
         logger.info("%s: the copy in the Hub's cache, %s", name, directory)
     except Exception:
         logger.info("%s: no directory here and not in the Hub's cache; asking the Hub for it", name)
         try:
-            directory = snapshot_download(
-                name, revision=revision, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
-            )
+            directory = snapshot_download(name, revision=revision, ignore_patterns=others)
         except Exception as error:
             raise SourceError(f"{absent(name, error)} (--model DIR or EMBEDDING_MODEL)") from error
     return Path(directory).name, directory
 
 
 def _is_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or "out of memory" in text
-        or "can't allocate memory" in text
-        or "not enough memory" in text
-    )
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in said)

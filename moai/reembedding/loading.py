@@ -1,15 +1,14 @@
-"""The encoder of a run, loaded when the first document needs it: a run that finds nothing to do imports neither torch
-nor the model.
+"""The encoder of a run, loaded when the first document needs it: a run that finds nothing to do imports no torch.
 
-With `--precision auto` candidates are tried on a sample of the database first. What was chosen is noted in the version
-by the transaction that writes its first vectors, so a run that goes on after a crash computes as the first one did.
+With `--precision auto` candidates are tried on a sample of the database first. The transaction that writes a version's
+first vectors notes what was chosen, so a run that goes on after a crash computes as the first one did.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -66,14 +65,8 @@ class LoadedWhenNeeded:
             batch_tokens=self.batch_tokens_made or encoder.batch_tokens,
             max_tokens=encoder.tokens.max_tokens,
         )
-        logger.info(
-            "Model %s: %d dimensions, reads %d tokens, %s, loaded in %.1fs",
-            self.model.name,
-            encoder.dim,
-            encoder.tokens.max_tokens,
-            precision,
-            time.perf_counter() - started,
-        )
+        said, took = "Model %s: %d dimensions, reads %d tokens, %s, loaded in %.1fs", time.perf_counter() - started
+        logger.info(said, self.model.name, encoder.dim, encoder.tokens.max_tokens, precision, took)
         return encoder
 
     @property
@@ -106,35 +99,23 @@ class LoadedWhenNeeded:
         logger.info("precision auto: float32 takes %.2fs for %d chunks of the sample", seconds, len(rows))
         best: tuple[Encoder, str, float | None] = exact, "float32", None
         for precision in ("bfloat16", "int8"):
-            encoder = self._candidate(precision)
-            if encoder is None:
+            try:
+                encoder = opened(self.model, precision)
+            except ConfigError as error:
+                logger.info("precision auto: no %s here: %s", precision, error)
                 continue
             vectors, taken = _timed(encoder, rows)
             cosine = float(np.min(np.sum(wanted * vectors, axis=1)))
             good = cosine >= self.min_cosine and taken < seconds
-            logger.info(
-                "precision auto: %s takes %.2fs, least cosine to float32 %.4f: %s",
-                precision,
-                taken,
-                cosine,
-                "taken" if good else "not taken",
-            )
+            said = "precision auto: %s takes %.2fs, least cosine to float32 %.4f: %s"
+            logger.info(said, precision, taken, cosine, "taken" if good else "not taken")
             if good:
                 best, seconds = (encoder, precision, round(cosine, 6)), taken
         return best
 
-    def _candidate(self, precision: str) -> Encoder | None:
-        try:
-            return opened(self.model, precision)
-        except ConfigError as error:
-            logger.info("precision auto: no %s here: %s", precision, error)
-            return None
-
 
 def opened(model: Model, precision: str) -> Encoder:
-    """Raises SourceError for whatever the libraries say of files that are no model, or of a device that is not
-    there.
-    """
+    """Raises SourceError for whatever the libraries say of files that are no model, or of an absent device."""
     try:
         return model.open(precision)
     except MoaiError:
@@ -167,16 +148,11 @@ class _TokensLater:
 
 def sample_rows(documents: LawDocuments, chunk: Chunk, tokens: Tokens) -> list[list[int]]:
     """Token ids of chunks from the first documents of every source type, evenly over them."""
-    rows = [row for ids in _sampled(documents, replace(chunk, tokens=tokens)) for row in ids]
-    step = max(1, -(-len(rows) // _SAMPLE_CHUNKS))
-    return rows[::step]
-
-
-def _sampled(documents: LawDocuments, chunk: Chunk) -> Iterator[list[list[int]]]:
+    cut, rows = replace(chunk, tokens=tokens), []
     for source_type in documents.source_types:
         few = replace(documents, source_types=(source_type,), limit=SAMPLE_DOCUMENTS)
-        for batch in chunk(few.pages()):
-            yield [row for row in batch["ids"].to_pylist() if row is not None]
+        rows += [row for batch in cut(few.pages()) for row in batch["ids"].to_pylist() if row is not None]
+    return rows[:: max(1, -(-len(rows) // _SAMPLE_CHUNKS))]
 
 
 def _timed(encoder: Encoder, rows: list[list[int]]) -> tuple[Vectors, float]:

@@ -116,29 +116,20 @@ def known_device(device: str) -> None:
 
 
 def embedding_batch_size(memory_bytes: int, *, cuda_bytes: int | None) -> Setting:
-    """The guide's sizes. A card sold as 8 GB reports a little less than 8 GiB, hence the 5 %."""
+    """The guide's sizes."""
     if cuda_bytes is not None:
-        size = next(size for least, size in ((8, 4096), (4, 2048), (0, 1024)) if cuda_bytes >= least * GIB * 0.95)
+        size = _by_memory(cuda_bytes, {8: 4096, 4: 2048, 0: 1024})
         return Setting(size, f"{cuda_bytes / GIB:.1f} GiB of GPU memory")
-    size = next(
-        size for least, size in ((16, 2048), (10, 1536), (8, 1024), (0, 512)) if memory_bytes >= least * GIB * 0.95
-    )
+    size = _by_memory(memory_bytes, {16: 2048, 10: 1536, 8: 1024, 0: 512})
     return Setting(size, f"{memory_bytes / GIB:.1f} GiB of memory available")
 
 
 def cuda_bytes(device: str) -> int | None:
-    """Memory of the GPU that `device` means, without importing torch: a run that finds nothing to do should not pay for
-    it.
-    """
+    """Memory of the GPU that `device` means, without importing torch."""
     if device == "cpu":
         return None
-    command = [
-        "nvidia-smi",
-        "--query-gpu=memory.total",
-        "--format=csv,noheader,nounits",
-        "-i",
-        device.partition(":")[2] or "0",
-    ]
+    number = device.partition(":")[2] or "0"
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", number]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -148,9 +139,10 @@ def cuda_bytes(device: str) -> int | None:
 
 def pragmas(memory_bytes: int) -> Mapping[str, int]:
     """Page cache in KiB (negative: SQLite's way to say KiB) and mapped bytes, by the memory this process may have."""
-    cache, mapped = next(
-        sizes
-        for least, sizes in ((32, (512, 1024)), (16, (256, 512)), (8, (128, 256)), (0, (64, 128)))
-        if memory_bytes >= least * GIB * 0.95
-    )
-    return {"cache_size": -cache * 1000, "mmap_size": mapped * 2**20}
+    cache = _by_memory(memory_bytes, {32: 512, 16: 256, 8: 128, 0: 64})
+    return {"cache_size": -cache * 1000, "mmap_size": 2 * cache * 2**20}
+
+
+def _by_memory(have: int, sizes: Mapping[int, int]) -> int:
+    """The size of the first number of GiB that is there. 8 GB as sold are a little less than 8 GiB, hence the 5 %."""
+    return next(size for least, size in sizes.items() if have >= least * GIB * 0.95)

@@ -3,11 +3,9 @@
     for batch in ahead(embed(ahead(chunk(documents.pages())))):     # reading and chunking, encoding, and here: writing
         into.add(batch)
 
-For work whose one writer must hold the pen, as with SQLite, and whose heavy part lets go of the interpreter while it
-computes. `ahead` runs everything behind it in a thread of its own and keeps `depth` batches ready, so the encoder finds
-its next batch waiting and the writer's disk time costs the encoder nothing. The caller's own thread is the last stage:
-it gets Ctrl-C, and errors of every stage come out there. Order is kept, so the result is that of the same generators
-without any thread.
+`ahead` runs everything behind it in a thread of its own and keeps `depth` batches ready, so the encoder finds its next
+batch waiting and the writer's disk time costs it nothing. The caller's own thread is the last stage: it writes, gets
+Ctrl-C, and errors of every stage come out there. Order is kept.
 """
 
 from __future__ import annotations
@@ -27,8 +25,7 @@ _LOOK_SECONDS = 0.1
 
 @dataclass
 class Seconds:
-    """Seconds by stage, summed over the run. A stage inside another one of the same thread is not counted twice;
-    threads run beside each other, so the sum may exceed the wall clock."""
+    """Seconds by stage, summed over the run. A stage inside another one of the same thread is not counted twice."""
 
     by_stage: dict[str, float] = field(default_factory=dict)
     _running: threading.local = field(default_factory=threading.local)
@@ -66,27 +63,18 @@ class Seconds:
             stack.append((stack.pop()[0], now))
 
 
-class _End:
-    """The stream ended, with or without an error."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
 def ahead(
-    batches: Iterator[T], *, depth: int = 1, idle: Callable[[], None] | None = None, idle_seconds: float = 1.0
+    batches: Iterator[T], *, depth: int = 1, idle: Callable[[], object] = lambda: None, idle_seconds: float = 1.0
 ) -> Generator[T, None, None]:
     """Yield what `batches` yields while a thread makes up to `depth` more. Raises what the thread raised, after what it
-    made before.
+    made before. Leaving the loop over it stops the thread after its present batch and waits for that.
 
     idle  called in the caller's thread about every `idle_seconds` while it waits: heartbeats
-
-    Closing the iterator, or leaving the loop over it, stops the thread after its present batch and waits for that.
     """
-    ready: queue.Queue[T | _End] = queue.Queue(depth)
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)  # None: the stream ended
     stopped = threading.Event()
 
-    def put(item: T | _End) -> None:
+    def put(item: tuple[T] | BaseException | None) -> None:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=_LOOK_SECONDS)
@@ -95,13 +83,12 @@ def ahead(
     def work() -> None:
         try:
             for batch in batches:
-                put(batch)
+                put((batch,))
                 if stopped.is_set():
                     break
+            put(None)
         except BaseException as error:
-            put(_End(error))
-        else:
-            put(_End(None))
+            put(error)
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
@@ -111,21 +98,16 @@ def ahead(
     thread.start()
     try:
         while True:
-            item = _next(ready, idle, idle_seconds)
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+            try:
+                item = ready.get(timeout=idle_seconds)
+            except queue.Empty:
+                idle()
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
                 return
-            yield item
+            yield item[0]
     finally:
         stopped.set()
         thread.join()
-
-
-def _next(ready: queue.Queue[T | _End], idle: Callable[[], None] | None, idle_seconds: float) -> T | _End:
-    while True:
-        try:
-            return ready.get(timeout=idle_seconds)
-        except queue.Empty:
-            if idle is not None:
-                idle()

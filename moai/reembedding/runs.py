@@ -6,8 +6,7 @@
     run.end("done")
 
 All times are UTC. `reembed_samples` holds what was done by when, so that a monitor which starts now knows the rate of
-the last minutes; a gap between two samples longer than PAUSE_SECONDS is a pause (a suspended machine, a stopped
-process) and counts for no rate.
+the last minutes.
 """
 
 from __future__ import annotations
@@ -26,20 +25,14 @@ from moai.reembedding.database import Database
 
 BEAT_SECONDS = 5.0
 PAUSE_SECONDS = 30.0
+"""A longer gap between two samples is a pause (a suspended machine, a stopped process) and counts for no rate."""
 SILENT_SECONDS = 600.0
 """A run on another host, of whose process nothing can be known, counts as dead after this long without a heartbeat."""
 _SAMPLES_KEPT = 2000
 
 COUNTERS = (
-    "documents_seen",
-    "documents_embedded",
-    "documents_skipped",
-    "documents_gone",
-    "chunks",
-    "tokens",
-    "truncated",
-    "chunks_encoded",
-    "encode_batches",
+    *("documents_seen", "documents_embedded", "documents_skipped", "documents_gone"),
+    *("chunks", "tokens", "truncated", "chunks_encoded", "encode_batches"),
 )
 STAGES = ("read", "chunk", "load", "encode", "wait", "write")
 """`load` is the model's; `wait` is how long the encoder had nothing to do."""
@@ -48,15 +41,13 @@ WINDOW_SECONDS = 600.0
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS reembed_runs(id INTEGER PRIMARY KEY, version_id INTEGER NOT NULL, state TEXT NOT NULL, "
-    "owner TEXT NOT NULL, "
-    "started_at TEXT NOT NULL, heartbeat_at TEXT NOT NULL, ended_at TEXT, documents_total INTEGER NOT NULL, "
-    + ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COUNTERS)
-    + ", "
-    + ", ".join(f"seconds_{name} REAL NOT NULL DEFAULT 0" for name in STAGES)
-    + ", settings TEXT, message TEXT)",
+    "owner TEXT NOT NULL, started_at TEXT NOT NULL, heartbeat_at TEXT NOT NULL, ended_at TEXT, "
+    "documents_total INTEGER NOT NULL, "
+    + "".join(f"{name} INTEGER NOT NULL DEFAULT 0, " for name in COUNTERS)
+    + "".join(f"seconds_{name} REAL NOT NULL DEFAULT 0, " for name in STAGES)
+    + "settings TEXT, message TEXT)",
     "CREATE TABLE IF NOT EXISTS reembed_samples(run_id INTEGER NOT NULL, at TEXT NOT NULL, documents INTEGER NOT NULL, "
-    "chunks INTEGER NOT NULL, "
-    "PRIMARY KEY(run_id, at)) WITHOUT ROWID",
+    "chunks INTEGER NOT NULL, PRIMARY KEY(run_id, at)) WITHOUT ROWID",
 )
 
 
@@ -70,12 +61,21 @@ def parse(at: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+def clock(seconds: float | None) -> str:
+    """`h:mm:ss`; unknown for None."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 @dataclass
 class Run:
     """This process's run. Only the writer's thread touches it."""
 
     database: Database
     id: int
+    documents_total: int
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By stage; whoever measures keeps writing to it."""
@@ -87,9 +87,7 @@ class Run:
 
     @classmethod
     def begin(cls, database: Database, *, version_id: int, documents_total: int, settings: Mapping[str, object]) -> Run:
-        """Raises StorageError while another run writes to this database: two would do the same work and wait for each
-        other's locks.
-        """
+        """Raises StorageError while another run writes to this database."""
         with database.transaction("reembed.run"):
             for run_id in refuse_while_running(database):
                 database.run("UPDATE reembed_runs SET state = 'died', ended_at = heartbeat_at WHERE id = ?", (run_id,))
@@ -101,7 +99,7 @@ class Run:
             )
             run_id = int(database.value("SELECT last_insert_rowid()"))
             database.run("INSERT INTO reembed_samples VALUES(?,?,0,0)", (run_id, at))
-        return cls(database, run_id, _said_at=time.monotonic())
+        return cls(database, run_id, documents_total, _said_at=time.monotonic())
 
     def add(self, **counts: int) -> None:
         for name, number in counts.items():
@@ -147,9 +145,8 @@ def refuse_while_running(database: Database) -> list[int]:
     if not database.columns("reembed_runs"):
         return []
     dead = []
-    for run_id, text, heartbeat in database.rows(
-        "SELECT id, owner, heartbeat_at FROM reembed_runs WHERE state = 'running'"
-    ):
+    running = "SELECT id, owner, heartbeat_at FROM reembed_runs WHERE state = 'running'"
+    for run_id, text, heartbeat in database.rows(running):
         who = json.loads(text)
         if not _is_dead(who, heartbeat):
             raise StorageError(
@@ -190,11 +187,9 @@ def pace(samples: Sequence[Sample], *, window_seconds: float = WINDOW_SECONDS) -
         burst = after.chunks == before.chunks and after.documents > before.documents
         if gap > PAUSE_SECONDS or after.chunks == 0 or burst:
             continue
-        seconds, documents, chunks = (
-            seconds + gap,
-            documents + after.documents - before.documents,
-            chunks + after.chunks - before.chunks,
-        )
+        seconds += gap
+        documents += after.documents - before.documents
+        chunks += after.chunks - before.chunks
         if seconds >= window_seconds:
             break
     return Pace(documents / seconds, chunks / seconds, seconds) if seconds > 0 else None

@@ -3,9 +3,8 @@
     transformer = open_runtime("openvino", model[0], precision="bfloat16", threads=2, type_ids=True)
     features = transformer(features)                   # adds token_embeddings, as model[0] would
 
-Exported here, in memory or a temporary directory, when the model is loaded (seconds for a small one): the exporters
-that sentence-transformers calls pin versions of transformers that are older than the one moai stands on. int8 is ONNX
-Runtime's: weights per channel, activations as they come.
+Exported when the model is loaded (seconds for a small one): the exporters that sentence-transformers calls pin versions
+of transformers older than moai's. int8 is ONNX Runtime's: weights per channel, activations as they come.
 """
 
 from __future__ import annotations
@@ -82,16 +81,8 @@ def _onnx(
         axes = {name: {0: "rows", 1: "tokens"} for name in (*names, "hidden")}
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about shapes that are constant on purpose
-            torch.onnx.export(
-                traced[0],
-                traced[1],
-                str(path),
-                input_names=list(names),
-                output_names=["hidden"],
-                dynamic_axes=axes,
-                dynamo=False,
-                opset_version=_OPSET,
-            )
+            how: dict[str, Any] = {"dynamic_axes": axes, "dynamo": False, "opset_version": _OPSET}
+            torch.onnx.export(*traced, str(path), input_names=list(names), output_names=["hidden"], **how)
             if precision == "int8":
                 quantized = path.with_name("int8.onnx")
                 quantize_dynamic(str(path), str(quantized), weight_type=QuantType.QInt8, per_channel=True)

@@ -27,21 +27,12 @@ _USUAL_INDEX = "ux_text_chunks"
 _WITH_VERSION = "_version"
 """What the new unique index has behind the name of the old one, so that the way back finds that name."""
 _ADDED_COLUMNS = {
-    "text_chunks": {
-        "level": "TEXT",
-        "start_char": "INTEGER",
-        "end_char": "INTEGER",
-        "overlap_chars": "INTEGER",
-        "token_count": "INTEGER",
-        "meta": "TEXT",
-        "chunking_strategy": "TEXT",
-        "chunk_size_category": "TEXT",
-        "query_type": "TEXT",
-        "chunk_group_id": "TEXT",
-        "original_document_id": "INTEGER",
-        "embedding_version_id": "INTEGER",
-    },
-    "embeddings": {"version_id": "INTEGER"},
+    "text_chunks": (
+        *("level TEXT", "start_char INTEGER", "end_char INTEGER", "overlap_chars INTEGER", "token_count INTEGER"),
+        *("meta TEXT", "chunking_strategy TEXT", "chunk_size_category TEXT", "query_type TEXT", "chunk_group_id TEXT"),
+        *("original_document_id INTEGER", "embedding_version_id INTEGER"),
+    ),
+    "embeddings": ("version_id INTEGER",),
 }
 """Of the law program's own migrations 002 and 004, for a database that has not seen them."""
 _INDEXES = (
@@ -62,13 +53,9 @@ def tune(database: Database, values: Mapping[str, int]) -> None:
     """PRAGMAs of the one writer. The journal mode comes first: the others are meant for it."""
     mode = database.value("PRAGMA journal_mode = WAL")
     if mode != "wal":
-        logger.warning(
-            "%s: no WAL here (journal_mode %s), so monitors may have to wait for commits", database.path, mode
-        )
-    database.run("PRAGMA synchronous = NORMAL")
-    database.run("PRAGMA foreign_keys = ON")
-    database.run("PRAGMA temp_store = MEMORY")
-    for name, value in values.items():
+        said = "%s: no WAL here (journal_mode %s), so monitors may have to wait for commits"
+        logger.warning(said, database.path, mode)
+    for name, value in {"synchronous": "NORMAL", "foreign_keys": "ON", "temp_store": "MEMORY", **values}.items():
         database.run(f"PRAGMA {name} = {value}")
 
 
@@ -85,16 +72,16 @@ def old_index(database: Database) -> str | None:
 
 
 def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool) -> Path | None:
-    """Add what is missing and take the version into the unique index `old`, if there is one; the backup's path if one
-    was made.
+    """Add what is missing and take the version into the unique index `old`, if any. Returns the backup, if one was
+    made.
     """
     copy = _back_up(database) if old is not None and backup else None
     with database.transaction("reembed.migrate"):
         for table, columns in _ADDED_COLUMNS.items():
             present = database.columns(table)
             for column in columns:
-                if column not in present:
-                    database.run(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+                if column.split()[0] not in present:
+                    database.run(f"ALTER TABLE {table} ADD COLUMN {column}")
         for sql in _INDEXES if indexes else ():
             database.run(sql)
         if old is not None:
@@ -119,19 +106,14 @@ def create_tables(database: Database) -> None:
 
 
 def restore_index(database: Database) -> str:
-    """Put the unique index back as it was. Raises ConfigError while two versions hold chunks of one document; says what
-    was done.
-    """
+    """Put the unique index back, and say so. Raises ConfigError while two versions hold chunks of one document."""
     if _unique_index(database, OLD_KEY):
         return "The unique index is the original one already"
-    clashing = database.value(
-        f"SELECT count(*) FROM (SELECT 1 FROM text_chunks GROUP BY {', '.join(OLD_KEY)} HAVING count(*) > 1)"
-    )
+    key = ", ".join(OLD_KEY)
+    clashing = database.value(f"SELECT count(*) FROM (SELECT 1 FROM text_chunks GROUP BY {key} HAVING count(*) > 1)")
     if clashing:
-        versions = [
-            str(row[0] or "no version")
-            for row in database.rows("SELECT DISTINCT embedding_version_id FROM text_chunks ORDER BY 1")
-        ]
+        found = database.rows("SELECT DISTINCT embedding_version_id FROM text_chunks ORDER BY 1")
+        versions = [str(row[0] or "no version") for row in found]
         raise ConfigError(
             f"{database.path}: {clashing:,} chunks stand in more than one version ({', '.join(versions)}); "
             "delete all versions but one first (reembed delete --version-id N), or restore the backup"
@@ -140,22 +122,14 @@ def restore_index(database: Database) -> str:
     with database.transaction("reembed.restore"):
         if new:
             database.run(f'DROP INDEX "{new}"')
-        database.run(
-            f'CREATE UNIQUE INDEX "{(new or _USUAL_INDEX).removesuffix(_WITH_VERSION)}" ON '
-            f"text_chunks({', '.join(OLD_KEY)})"
-        )
+        name = (new or _USUAL_INDEX).removesuffix(_WITH_VERSION)
+        database.run(f'CREATE UNIQUE INDEX "{name}" ON text_chunks({key})')
     return "The unique index is the original one again"
 
 
-def backup_path(database: Path) -> Path:
-    return database.with_name(f"{database.name}.before-reembed.bak")
-
-
 def _back_up(database: Database) -> Path:
-    """A copy as it was before the first migration. One that is there from a run which died before its migration is made
-    anew.
-    """
-    final = backup_path(database.path)
+    """A copy as it was before the first migration; one from a run which died before its migration is made anew."""
+    final = database.path.with_name(f"{database.path.name}.before-reembed.bak")
     staged = final.with_name(f"{final.name}.part")
     need, free = database.path.stat().st_size, free_bytes(database.path.parent)
     if need > free:
@@ -163,9 +137,9 @@ def _back_up(database: Database) -> Path:
             f"{final}: the backup needs {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free; free space there, "
             f"or keep a copy yourself and use --no_backup"
         )
-    staged.unlink(missing_ok=True)
-    failpoint("reembed.backup", staged)
     try:
+        staged.unlink(missing_ok=True)
+        failpoint("reembed.backup", staged)
         database.copy_to(staged)
         sync(staged)
         failpoint("reembed.backup_rename", staged)

@@ -54,15 +54,14 @@ def pages(database: Database, version_id: int) -> Iterator[tuple[npt.NDArray[np.
 
 def brute_force(database: Database, version_id: int, queries: Vectors, *, k: int = _TOP) -> list[Found]:
     """The k best of each query, best first; equal scores by chunk id."""
-    best: list[list[tuple[float, int]]] = [[] for _ in queries]
+    best: list[Found] = [[] for _ in queries]
     for ids, vectors in pages(database, version_id):
         if vectors.shape[1] != queries.shape[1]:
             raise ConfigError(
                 f"version {version_id} holds vectors of {vectors.shape[1]} dimensions, the query has "
                 f"{queries.shape[1]}: use the version's own model"
             )
-        scores = queries @ vectors.T
-        for place, row in enumerate(scores):
+        for place, row in enumerate(queries @ vectors.T):
             top = np.argpartition(-row, min(k, len(row)) - 1)[:k]
             best[place] = heapq.nlargest(k, best[place] + [(float(row[index]), -int(ids[index])) for index in top])
     return [[(score, -negative) for score, negative in found] for found in best]
@@ -73,8 +72,8 @@ def index_path(database: Path, version_id: int) -> Path:
 
 
 def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any]:
-    """Build, check and publish the version's index; what is noted of it. Raises DamagedError where it misses what brute
-    force finds.
+    """Build, check and publish the version's index. Returns what is noted of it. Raises DamagedError where it misses
+    what brute force finds.
     """
     faiss = _faiss()
     index: Any = None
@@ -103,9 +102,8 @@ def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any
             f"{staged}: the index could not be written ({error}); free space there. The version is kept: run again to "
             f"index and activate it"
         ) from error
-    logger.info(
-        "FAISS index (%s): %s vectors, recall %.3f against brute force: %s", kind, f"{index.ntotal:,}", recall, final
-    )
+    said = "FAISS index (%s): %s vectors, recall %.3f against brute force: %s"
+    logger.info(said, kind, f"{index.ntotal:,}", recall, final)
     return {"kind": kind, "vectors": int(index.ntotal), "recall": round(recall, 4), "bytes": final.stat().st_size}
 
 
@@ -143,9 +141,7 @@ def search_index(
 
 
 def _recall(index: Any, database: Database, version_id: int) -> float:
-    """Share of the brute-force top five that the index finds, by score: which of two equal texts comes first is
-    nobody's concern.
-    """
+    """Share of the brute-force top five that the index finds, by score: equal texts may come in any order."""
     queries = _sample(database, version_id)
     scores, _ = index.search(np.ascontiguousarray(queries), _TOP)
     hits = total = 0
@@ -176,8 +172,7 @@ def _vector(row: Row, dim: int, path: Path) -> Vectors:
         size = len(data) if isinstance(data, bytes) else "no"
         raise DamagedError(
             f"{path}: the vector of chunk {chunk_id} has {size} bytes and notes {own} dimensions, its version has "
-            f"{dim}: "
-            "delete its row of embeddings and run the build again, which embeds that document anew"
+            f"{dim}: delete its row of embeddings and run the build again, which embeds that document anew"
         )
     return np.frombuffer(data, "<f4" if len(data) == 4 * dim else "<f2").astype(np.float32)
 

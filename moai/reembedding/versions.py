@@ -1,8 +1,7 @@
 """Versions of the embeddings of one database: register, list, compare, activate, roll back, delete.
 
-A strategy has one active version at most, which is what programs that read the database ask for; the others stand
-beside it. What made a version is in its `metadata`, under "moai": model and revision, precision, backend, kind of
-vectors, sizes, and whether it is complete.
+A strategy has one active version at most, which is what programs that read the database ask for. What made a version
+is in its `metadata`, under "moai": model and revision, precision, backend, kind of vectors, and whether it is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ logger = logging.getLogger(__name__)
 _DELETE_AT_ONCE = 2000
 _DELETED = 0
 """Stands for a version that is deleted since, whose number may be given again; no version has it."""
-_COLUMNS = "id, version_name, chunking_strategy, model_name, coalesce(is_active, 0), metadata, created_at"
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,11 @@ class Version:
 
 
 def listing(database: Database) -> list[Version]:
-    return [_version(row) for row in database.rows(f"SELECT {_COLUMNS} FROM embedding_versions ORDER BY id")]
+    return _select(database, "ORDER BY id")
 
 
 def find(database: Database, version_id: int) -> Version | None:
-    row = database.row(f"SELECT {_COLUMNS} FROM embedding_versions WHERE id = ?", (version_id,))
-    return _version(row) if row else None
+    return next(iter(_select(database, "WHERE id = ?", version_id)), None)
 
 
 def get(database: Database, version_id: int) -> Version:
@@ -65,23 +62,16 @@ def get(database: Database, version_id: int) -> Version:
 
 
 def active(database: Database, strategy: str) -> Version | None:
-    sql = (
-        f"SELECT {_COLUMNS} FROM embedding_versions WHERE chunking_strategy = ? AND is_active = 1 ORDER BY id DESC "
-        f"LIMIT 1"
-    )
-    row = database.row(sql, (strategy,))
-    return _version(row) if row else None
+    found = _select(database, "WHERE chunking_strategy = ? AND is_active = 1 ORDER BY id DESC LIMIT 1", strategy)
+    return found[0] if found else None
 
 
 def wanted(database: Database, version_id: int | None, strategy: str) -> Version | None:
     """By number, else the strategy's active one, else v1.0.0-<strategy>; None where it must be registered."""
     if version_id is not None:
         return find(database, version_id)
-    found = active(database, strategy)
-    if found is None:
-        row = database.row(f"SELECT {_COLUMNS} FROM embedding_versions WHERE version_name = ?", (f"v1.0.0-{strategy}",))
-        found = _version(row) if row else None
-    return found
+    named = _select(database, "WHERE version_name = ?", f"v1.0.0-{strategy}")
+    return active(database, strategy) or (named[0] if named else None)
 
 
 def register(database: Database, version_id: int | None, strategy: str, model_name: str) -> Version:
@@ -113,15 +103,15 @@ def note(database: Database, version_id: int, **changes: Any) -> None:
 
 
 def activate(database: Database, version_id: int, **noted: Any) -> Version | None:
-    """Make it its strategy's active version, in one transaction with `noted`; the one that was active before, if
-    another was.
-    """
+    """Make it its strategy's active version, in one transaction with `noted`. Returns another one that was active."""
     with database.transaction("reembed.activate"):
         version = get(database, version_id)
         before = active(database, version.strategy)
         if noted:
             note(database, version_id, **noted)
-        if before is None or before.id != version_id:
+        if before and before.id == version_id:
+            before = None
+        else:
             failpoint("reembed.deactivate", database.path)
             database.run(
                 "UPDATE embedding_versions SET is_active = 0 WHERE chunking_strategy = ? AND id <> ?",
@@ -133,7 +123,7 @@ def activate(database: Database, version_id: int, **noted: Any) -> Version | Non
                 "INSERT INTO reembed_activations(strategy, version_id, previous_id, at) VALUES(?,?,?,?)",
                 (version.strategy, version_id, before.id if before else None, now()),
             )
-    return before if before and before.id != version_id else None
+    return before
 
 
 def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
@@ -172,9 +162,8 @@ def _chunks(database: Database, version_id: int) -> bool:
 
 
 _LOST = (
-    "FROM reembed_receipts WHERE version_id = ?1 AND chunks <> (SELECT count(*) FROM text_chunks c JOIN embeddings ON "
-    "chunk_id = c.id "
-    "WHERE c.source_type = reembed_receipts.source_type AND c.source_id = reembed_receipts.source_id AND "
+    "FROM reembed_receipts AS r WHERE version_id = ?1 AND chunks <> (SELECT count(*) FROM text_chunks c JOIN "
+    "embeddings ON chunk_id = c.id WHERE c.source_type = r.source_type AND c.source_id = r.source_id AND "
     "c.embedding_version_id = ?1)"
 )
 
@@ -193,16 +182,13 @@ def problems(database: Database) -> Iterator[str]:
 
 
 def forget_lost(database: Database, version_id: int) -> int:
-    """Drop the receipts of documents whose chunks or embeddings another program has taken away; how many. They are
-    embedded again then.
-    """
-    counts = database.rows(
+    """Drop the receipts of documents whose chunks or embeddings another program has taken away; how many."""
+    different = database.rows(
         "SELECT coalesce(sum(chunks), 0) FROM reembed_receipts WHERE version_id = ?1 UNION SELECT count(*) FROM "
-        "text_chunks WHERE embedding_version_id = ?1 "
-        "UNION SELECT count(*) FROM embeddings WHERE version_id = ?1",
+        "text_chunks WHERE embedding_version_id = ?1 UNION SELECT count(*) FROM embeddings WHERE version_id = ?1",
         (version_id,),
     )
-    if len(counts) == 1:
+    if len(different) == 1:
         return 0
     with database.transaction("reembed.forget_lost"):
         database.run(f"DELETE {_LOST}", (version_id,))
@@ -213,46 +199,32 @@ def forget_lost(database: Database, version_id: int) -> int:
 
 
 def statistics(database: Database, version_id: int) -> dict[str, Any]:
-    """Chunks, documents, embeddings and sizes, over all and by source type."""
+    """Chunks, documents, embeddings and sizes, and documents without chunks by reason."""
     chunks, documents, characters, longest, tokens = database.rows(
         "SELECT count(*), count(DISTINCT source_type || ' ' || source_id), coalesce(sum(length(text)), 0), "
-        "coalesce(max(length(text)), 0), sum(token_count) "
-        "FROM text_chunks WHERE embedding_version_id = ?",
+        "coalesce(max(length(text)), 0), sum(token_count) FROM text_chunks WHERE embedding_version_id = ?",
         (version_id,),
     )[0]
-    embedded = database.row(
+    embedded, least, most = database.rows(
         "SELECT count(*), min(dim), max(dim) FROM embeddings JOIN text_chunks ON text_chunks.id = chunk_id WHERE "
         "embedding_version_id = ?",
         (version_id,),
-    )
-    assert embedded is not None
+    )[0]
     skipped: dict[str, int] = {}
     if database.columns("reembed_receipts"):
-        skipped = dict(
-            database.rows(
-                "SELECT reason, count(*) FROM reembed_receipts WHERE version_id = ? AND reason IS NOT NULL GROUP BY "
-                "reason",
-                (version_id,),
-            )
+        sql = (
+            "SELECT reason, count(*) FROM reembed_receipts WHERE version_id = ? AND reason IS NOT NULL GROUP BY reason"
         )
-    by_type = {
-        row[0]: {"documents": row[1], "chunks": row[2]}
-        for row in database.rows(
-            "SELECT source_type, count(DISTINCT source_id), count(*) FROM text_chunks WHERE embedding_version_id = ? "
-            "GROUP BY source_type ORDER BY 1",
-            (version_id,),
-        )
-    }
+        skipped = dict(database.rows(sql, (version_id,)))
     return {
         "documents": documents,
         "chunks": chunks,
-        "embeddings": embedded[0],
-        "dim": embedded[1] if embedded[1] == embedded[2] else [embedded[1], embedded[2]],
+        "embeddings": embedded,
+        "dim": least if least == most else [least, most],
         "mean_characters": round(characters / chunks, 1) if chunks else 0.0,
         "longest_characters": longest,
         "tokens": tokens or 0,
         "skipped": skipped,
-        "by_type": by_type,
     }
 
 
@@ -265,8 +237,8 @@ def only_in(database: Database, version_id: int, other_id: int) -> int:
 def delete(database: Database, version_id: int) -> int:
     """Delete a version with its chunks and embeddings, a piece at a time; the number of chunks.
 
-    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again: a run that began
-    between two of them, and perhaps ended, finds no receipts of what is deleted and makes the version whole.
+    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again, for a run that
+    began between two of them finds no receipts of what is deleted and makes the version whole.
     """
     deleted = 0
     while True:
@@ -276,16 +248,13 @@ def delete(database: Database, version_id: int) -> int:
                 raise ConfigError(f"version {version_id} is active: activate another one or roll back first")
             note(database, version_id, complete=False)
             database.run("DELETE FROM reembed_receipts WHERE version_id = ?", (version_id,))
-            ids = database.rows(
-                "SELECT id FROM text_chunks WHERE embedding_version_id = ? ORDER BY id LIMIT ?",
-                (version_id, _DELETE_AT_ONCE),
-            )
+            some = "SELECT id FROM text_chunks WHERE embedding_version_id = ? ORDER BY id LIMIT ?"
+            ids = database.rows(some, (version_id, _DELETE_AT_ONCE))
             database.run_many("DELETE FROM embeddings WHERE chunk_id = ?", ids)
             database.run_many("DELETE FROM text_chunks WHERE id = ?", ids)
             if not ids:
-                database.run(
-                    "UPDATE reembed_activations SET previous_id = ? WHERE previous_id = ?", (_DELETED, version_id)
-                )
+                previous = "UPDATE reembed_activations SET previous_id = ? WHERE previous_id = ?"
+                database.run(previous, (_DELETED, version_id))
                 database.run("DELETE FROM reembed_activations WHERE version_id = ?", (version_id,))
                 database.run("DELETE FROM embedding_versions WHERE id = ?", (version_id,))
                 return deleted
@@ -295,28 +264,25 @@ def delete(database: Database, version_id: int) -> int:
 def garbage(database: Database, keep: int) -> list[Version]:
     """What `gc` deletes: of each strategy the inactive versions but the newest `keep`; only versions that moai made."""
     found = []
-    for strategy in sorted({version.strategy for version in listing(database)}):
-        inactive = [
-            version
-            for version in listing(database)
-            if version.strategy == strategy and not version.is_active and version.made
-        ]
-        inactive.sort(key=lambda version: (version.created_at, version.id))  # numbers are given by hand
-        found += inactive[: len(inactive) - keep] if keep else inactive
+    of_moai = [version for version in listing(database) if version.made and not version.is_active]
+    of_moai.sort(key=lambda version: (version.created_at, version.id))  # numbers are given by hand
+    for strategy in sorted({version.strategy for version in of_moai}):
+        inactive = [version for version in of_moai if version.strategy == strategy]
+        found += inactive[: max(0, len(inactive) - keep)]
     return found
 
 
-def _version(row: tuple[Any, ...]) -> Version:
+def _select(database: Database, which: str, *values: object) -> list[Version]:
+    columns = "id, version_name, chunking_strategy, model_name, coalesce(is_active, 0), metadata, created_at"
+    return [
+        Version(int(row[0]), str(row[1]), str(row[2]), str(row[3]), bool(row[4]), _metadata(row[5]), str(row[6]))
+        for row in database.rows(f"SELECT {columns} FROM embedding_versions {which}", values)
+    ]
+
+
+def _metadata(text: str | None) -> dict[str, Any]:
     try:
-        metadata = json.loads(row[5]) if row[5] else {}
+        metadata = json.loads(text) if text else {}
     except ValueError:
-        metadata = {"unreadable": row[5]}
-    return Version(
-        int(row[0]),
-        str(row[1]),
-        str(row[2]),
-        str(row[3]),
-        bool(row[4]),
-        metadata if isinstance(metadata, dict) else {"value": metadata},
-        str(row[6]),
-    )
+        return {"unreadable": text}
+    return metadata if isinstance(metadata, dict) else {"value": metadata}

@@ -1,14 +1,13 @@
 """The one writer of a version: chunks, embeddings, receipts and the run's counts of several batches in one short
 transaction.
 
-    into = VersionWriter(database=database, run=run, version_id=5, ...)
+    writer = VersionWriter(database=database, run=run, version_id=5, ...)
     for batch in ahead(...):
-        into.add(batch)          # every `commit_interval` batches that change something: delete, insert, receipts
-    into.commit()
+        writer.add(batch)        # every `commit_interval` batches that change something: delete, insert, receipts
+    writer.commit()
 
-What was encoded before the transaction begins is all it needs, so it lasts milliseconds, and at no moment is a document
-without the embeddings it had: before COMMIT the old ones are there, after it the new ones. The receipt row of a
-document is written in the same transaction, so a document without a receipt has nothing of this version that counts.
+All that a transaction needs is encoded before it begins: before COMMIT the old embeddings are there, after it the new
+ones. A document without a receipt has nothing of this version that counts.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ import pyarrow as pa
 from moai.core.errors import StorageError
 from moai.core.failpoints import failpoint
 from moai.reembedding.database import Database
+from moai.reembedding.documents import GONE
 from moai.reembedding.runs import Run, now
 
 TABLES = (
-    "CREATE TABLE IF NOT EXISTS reembed_receipts(version_id INTEGER NOT NULL, source_type TEXT NOT NULL, source_id "
-    "INTEGER NOT NULL, "
-    "content_hash TEXT NOT NULL, chunks INTEGER NOT NULL, tokens INTEGER NOT NULL, truncated INTEGER NOT NULL, reason "
-    "TEXT, embedded_at TEXT NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS reembed_receipts(version_id INTEGER NOT NULL, source_type TEXT NOT NULL, "
+    "source_id INTEGER NOT NULL, content_hash TEXT NOT NULL, chunks INTEGER NOT NULL, tokens INTEGER NOT NULL, "
+    "truncated INTEGER NOT NULL, reason TEXT, embedded_at TEXT NOT NULL, "
     "PRIMARY KEY(version_id, source_type, source_id)) WITHOUT ROWID",
 )
 """A row a document that was looked at: with chunks, or with the reason why it has none."""
 
-_LEVELS = {"statute_article": "article"}
 _CHUNK_COLUMNS = (
     "id, source_type, source_id, level, chunk_index, start_char, end_char, overlap_chars, text, token_count, meta, "
     "chunking_strategy, chunk_size_category, query_type, chunk_group_id, original_document_id, embedding_version_id"
@@ -58,8 +56,6 @@ class _Document:
 
 @dataclass(kw_only=True)
 class VersionWriter:
-    """`gone` is the reason that marks a document which left its table."""
-
     database: Database
     run: Run
     version_id: int
@@ -67,7 +63,6 @@ class VersionWriter:
     query_type: str | None
     model_name: str
     commit_interval: int
-    gone: str
     replace_all_versions: bool = False
     on_change: Callable[[], None] = lambda: None
     """Called inside every transaction that changes the version: what was derived from it is stale now."""
@@ -78,11 +73,8 @@ class VersionWriter:
         self.run.waiting += int((batch.schema.metadata or {}).get(b"documents", b"0"))
         if batch.num_rows:
             self._waiting.append(batch)
-        if not self._waiting:
-            self._note_seen()
-        if (
-            len(self._waiting) >= self.commit_interval
-        ):  # batches without a chunk too: a million deleted documents may not wait in memory
+        # Batches without a chunk count too: a million deleted documents may not wait in memory.
+        if not self._waiting or len(self._waiting) >= self.commit_interval:
             self.commit()
 
     def commit(self) -> None:
@@ -93,9 +85,7 @@ class VersionWriter:
         self._note_seen()
 
     def beat(self) -> None:
-        with contextlib.suppress(
-            StorageError
-        ):  # a sign of life that somebody's lock swallows is missed by nobody but the monitors
+        with contextlib.suppress(StorageError):  # a sign of life is not worth a run
             self.run.beat()
 
     def _note_seen(self) -> None:
@@ -109,144 +99,99 @@ class VersionWriter:
             with self.database.transaction("reembed.batch"):
                 self.on_change()
                 for batch in self._waiting:
-                    self._write(list(_documents(batch)))
+                    self._write(_documents(batch))
                 failpoint("reembed.run_row", self.database.path)
                 self.run.write()
         except BaseException:
             self.run.counts, self.run.waiting = before, waiting  # what was rolled back was not done
             raise
-        self.database.run(
-            "PRAGMA shrink_memory"
-        )  # the page cache serves a transaction; kept, it would grow with the database
+        self.database.run("PRAGMA shrink_memory")  # a page cache that is kept would grow with the database
 
     def _write(self, documents: Sequence[_Document]) -> None:
-        chunks = [chunk for document in documents for chunk in document.chunks]
         self._delete(documents)
         first = self._next_id()
-        self.database.run_many(
+        chunks = list(enumerate((chunk for document in documents for chunk in document.chunks), first))
+        self._each(
+            "reembed.insert_chunk",
             f"INSERT INTO text_chunks({_CHUNK_COLUMNS}) VALUES({','.join('?' * 17)})",
-            _passing("reembed.insert_chunk", (self._chunk_row(first + n, chunk) for n, chunk in enumerate(chunks))),
+            (self._chunk_row(chunk_id, chunk) for chunk_id, chunk in chunks),
         )
-        self.database.run_many(
+        self._each(
+            "reembed.insert_embedding",
             "INSERT INTO embeddings(chunk_id, model, dim, vector, version_id) VALUES(?,?,?,?,?)",
-            _passing(
-                "reembed.insert_embedding",
-                (
-                    (first + n, self.model_name, chunk["dim"], chunk["vector"], self.version_id)
-                    for n, chunk in enumerate(chunks)
-                ),
-            ),
+            ((at, self.model_name, chunk["dim"], chunk["vector"], self.version_id) for at, chunk in chunks),
         )
         self._receipts(documents)
-        self._count(documents, chunks)
+
+    def _each(self, place: str, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """A statement for each row, with a failpoint before it."""
+
+        def passing() -> Iterator[Sequence[Any]]:
+            for row in rows:
+                failpoint(place)
+                yield row
+
+        self.database.run_many(sql, passing())
 
     def _delete(self, documents: Sequence[_Document]) -> None:
-        which, values = "source_type = ? AND source_id = ?", [document.key for document in documents]
-        keys: list[tuple[Any, ...]] = list(values)
+        which = "source_type = ? AND source_id = ?"
+        keys: list[tuple[Any, ...]] = [document.key for document in documents]
         if not self.replace_all_versions:
             which += " AND embedding_version_id = ?"
-            keys = [(*key, self.version_id) for key in values]
-        # Looked for first: without an index on chunk_id each of these would search all embeddings, also for a document
-        # that is new.
+            keys = [(*key, self.version_id) for key in keys]
+        # Looked for first: without an index on chunk_id each would search all embeddings, for a new document too.
         old = [key for key in keys if self.database.row(f"SELECT 1 FROM text_chunks WHERE {which} LIMIT 1", key)]
         # By document, never "type IN (...) AND id IN (...)": that also meets one document's type with another one's id.
-        self.database.run_many(
-            f"DELETE FROM embeddings WHERE chunk_id IN (SELECT id FROM text_chunks WHERE {which})",
-            _passing("reembed.delete_embeddings", old),
-        )
-        self.database.run_many(f"DELETE FROM text_chunks WHERE {which}", _passing("reembed.delete_chunks", old))
+        embeddings = f"DELETE FROM embeddings WHERE chunk_id IN (SELECT id FROM text_chunks WHERE {which})"
+        self._each("reembed.delete_embeddings", embeddings, old)
+        self._each("reembed.delete_chunks", f"DELETE FROM text_chunks WHERE {which}", old)
         if self.replace_all_versions:
-            self.database.run_many(
-                "DELETE FROM reembed_receipts WHERE source_type = ? AND source_id = ?",
-                _passing("reembed.delete_receipts", keys),
-            )
+            self._each("reembed.delete_receipts", f"DELETE FROM reembed_receipts WHERE {which}", keys)
 
     def _next_id(self) -> int:
         """Read inside the transaction, so no other id comes between; never one that was given before."""
         failpoint("reembed.next_id", self.database.path)
         highest = int(self.database.value("SELECT max(id) FROM text_chunks") or 0)
-        given = (
-            self.database.value("SELECT seq FROM sqlite_sequence WHERE name = 'text_chunks'")
-            if self.database.columns("sqlite_sequence")
-            else 0
-        )
-        return max(highest, int(given or 0)) + 1
+        given = 0
+        if self.database.columns("sqlite_sequence"):
+            given = self.database.value("SELECT seq FROM sqlite_sequence WHERE name = 'text_chunks'") or 0
+        return max(highest, int(given)) + 1
 
     def _chunk_row(self, chunk_id: int, chunk: dict[str, Any]) -> tuple[Any, ...]:
+        named = ("chunk_index", "start_char", "end_char", "overlap_chars", "text", "token_count")
         return (
-            chunk_id,
-            chunk["source_type"],
-            chunk["source_id"],
-            _LEVELS.get(chunk["source_type"], "paragraph"),
-            chunk["chunk_index"],
-            chunk["start_char"],
-            chunk["end_char"],
-            chunk["overlap_chars"],
-            chunk["text"],
-            chunk["token_count"],
-            _META[chunk["truncated"]],
-            self.strategy,
-            chunk["category"],
-            self.query_type,
-            chunk["group_id"],
-            chunk["source_id"],
-            self.version_id,
+            *(chunk_id, chunk["source_type"], chunk["source_id"]),
+            "article" if chunk["source_type"] == "statute_article" else "paragraph",
+            *(chunk[name] for name in named),
+            *(_META[chunk["truncated"]], self.strategy, chunk["category"], self.query_type),
+            *(chunk["group_id"], chunk["source_id"], self.version_id),
         )
 
     def _receipts(self, documents: Sequence[_Document]) -> None:
-        at = now()
-        kept = [document for document in documents if document.reason != self.gone]
-        rows = (
-            (
-                self.version_id,
-                *document.key,
-                document.content_hash,
-                len(document.chunks),
-                sum(chunk["token_count"] for chunk in document.chunks),
-                sum(chunk["truncated"] for chunk in document.chunks),
-                document.reason,
-                at,
-            )
-            for document in kept
-        )
-        self.database.run_many(
-            "INSERT OR REPLACE INTO reembed_receipts VALUES(?,?,?,?,?,?,?,?,?)", _passing("reembed.receipt", rows)
-        )
-        vanished = [(self.version_id, *document.key) for document in documents if document.reason == self.gone]
-        self.database.run_many(
-            "DELETE FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id = ?",
-            _passing("reembed.forget", vanished),
-        )
-
-    def _count(self, documents: Sequence[_Document], chunks: Sequence[dict[str, Any]]) -> None:
-        gone = sum(document.reason == self.gone for document in documents)
-        with_chunks = sum(bool(document.chunks) for document in documents)
-        self.run.add(
-            documents_embedded=with_chunks,
-            documents_gone=gone,
-            documents_skipped=len(documents) - with_chunks - gone,
-            chunks=len(chunks),
-            tokens=sum(chunk["token_count"] for chunk in chunks),
-            truncated=sum(chunk["truncated"] for chunk in chunks),
-        )
+        at, rows, gone = now(), [], []
+        for document in documents:
+            chunks = document.chunks
+            tokens = sum(chunk["token_count"] for chunk in chunks)
+            truncated = sum(chunk["truncated"] for chunk in chunks)
+            self.run.add(chunks=len(chunks), tokens=tokens, truncated=truncated)
+            if document.reason == GONE:
+                gone.append((self.version_id, *document.key))
+                self.run.add(documents_gone=1)
+            else:
+                counts = (len(chunks), tokens, truncated)
+                rows.append((self.version_id, *document.key, document.content_hash, *counts, document.reason, at))
+                self.run.add(**{"documents_embedded" if chunks else "documents_skipped": 1})
+        self._each("reembed.receipt", "INSERT OR REPLACE INTO reembed_receipts VALUES(?,?,?,?,?,?,?,?,?)", rows)
+        forget = "DELETE FROM reembed_receipts WHERE version_id = ? AND source_type = ? AND source_id = ?"
+        self._each("reembed.forget", forget, gone)
 
 
-def _documents(batch: pa.RecordBatch) -> Iterator[_Document]:
+def _documents(batch: pa.RecordBatch) -> list[_Document]:
     """Neighbouring rows of one document together."""
-    document: _Document | None = None
+    documents: list[_Document] = []
     for row in batch.to_pylist():
-        if document is None or document.key != (row["source_type"], row["source_id"]):
-            if document is not None:
-                yield document
-            document = _Document(row["source_type"], row["source_id"], row["content_hash"], row["reason"])
+        if not documents or documents[-1].key != (row["source_type"], row["source_id"]):
+            documents.append(_Document(row["source_type"], row["source_id"], row["content_hash"], row["reason"]))
         if row["chunk_index"] is not None:
-            document.chunks.append(row)
-    if document is not None:
-        yield document
-
-
-def _passing(place: str, rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-    """`rows`, with a failpoint before each statement that is made of one."""
-    for row in rows:
-        failpoint(place)
-        yield row
+            documents[-1].chunks.append(row)
+    return documents

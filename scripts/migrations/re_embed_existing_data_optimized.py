@@ -1,13 +1,17 @@
 """Re-embed a law database:  python scripts/migrations/re_embed_existing_data_optimized.py --help"""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent.parent)
 )  # as for train.py: this checkout's moai, installed or not
 
-from moai.reembedding.command import run_script
+from moai.reembedding.command import main
+from moai.reembedding.monitor.entry import run
+
+NAME = "re_embed_existing_data_optimized.py"
 
 if __name__ == "__main__":
-    sys.exit(run_script(sys.argv[1:], "re_embed_existing_data_optimized.py"))
+    sys.exit(run(partial(main, prog=NAME), NAME))

@@ -7,9 +7,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from moai.core.config import resolve
-from moai.reembedding.monitor.state import State, WatchConfig, bar, clock, look
-from moai.reembedding.runs import STAGES
+from moai.reembedding.monitor.state import State, bar, show
+from moai.reembedding.runs import STAGES, clock
 
 _VERDICTS = ((5.0, "very fast"), (15.0, "fast"), (30.0, "normal"), (float("inf"), "slow"))
 """Seconds a document below which the old program said so."""
@@ -18,12 +17,7 @@ _JUDGED_SECONDS = 10.0
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    config = resolve([WatchConfig], argv, environ, prog="check_re_embedding_performance.py", description=__doc__ or "")[
-        WatchConfig
-    ]
-    for line in lines(look(config)):
-        print(line)
-    return 0
+    return show(lines, argv, environ, "check_re_embedding_performance.py", __doc__ or "")
 
 
 def verdict(seconds_per_document: float) -> str:
@@ -31,8 +25,7 @@ def verdict(seconds_per_document: float) -> str:
 
 
 def lines(state: State) -> Iterator[str]:
-    share = state.done / state.total if state.total else 1.0
-    yield f"{bar(share, 50)} {share:.1%}"
+    yield f"{bar(state.share, 50)} {state.share:.1%}"
     yield (
         f"processed  {state.done:,} of {state.total:,} documents, {state.total - state.done:,} left; "
         f"{state.chunks:,} chunks"
@@ -40,12 +33,10 @@ def lines(state: State) -> Iterator[str]:
     if not state.run:
         return
     yield f"started    {state.run['started_at']} (UTC)"
-    worked = sum(float(state.run[f"seconds_{stage}"]) for stage in ("load", "encode", "wait"))
-    yield (
-        "seconds    "
-        + ", ".join(f"{stage} {float(state.run[f'seconds_{stage}']):.1f}" for stage in STAGES)
-        + f"; {worked:.1f} in the encoder's thread"
-    )
+    seconds = {stage: float(state.run[f"seconds_{stage}"]) for stage in STAGES}
+    said = ", ".join(f"{stage} {took:.1f}" for stage, took in seconds.items())
+    worked = seconds["load"] + seconds["encode"] + seconds["wait"]
+    yield f"seconds    {said}; {worked:.1f} in the encoder's thread"
     if state.pace is None or state.pace.documents <= 0:
         yield "speed      not known yet: nothing was embedded"
         return
@@ -55,19 +46,11 @@ def lines(state: State) -> Iterator[str]:
         f"{state.pace.chunks:,.1f} chunks/s over {clock(state.pace.seconds)} of work: {verdict(each)}"
     )
     yield f"left       {state.left:,} documents, about {clock(state.eta_seconds)}"
-    for remedy in _advice(state):
-        yield f"advice     {remedy}"
-
-
-def _advice(state: State) -> Iterator[str]:
-    wait, encode = (
-        float(state.run["seconds_wait"]) - float(state.run["seconds_load"]),
-        float(state.run["seconds_encode"]),
-    )
+    wait, encode = seconds["wait"] - seconds["load"], seconds["encode"]
     if encode > _JUDGED_SECONDS and wait > 0.2 * encode:
-        yield f"the encoder waited {wait:.0f} s for chunks: a larger --doc-batch-size, or a faster disk"
-    if state.pace and state.pace.documents > 0 and verdict(1 / state.pace.documents) == "slow":
+        yield (f"advice     the encoder waited {wait:.0f} s for chunks: a larger --doc-batch-size, or a faster disk")
+    if verdict(each) == "slow":
         yield (
-            "--precision auto computes in bfloat16 or int8 where that stays close to float32; python "
+            "advice     --precision auto computes in bfloat16 or int8 where that stays close to float32; python "
             "scripts/check_pytorch_threads.py shows whether all cores work"
         )

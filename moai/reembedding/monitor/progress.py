@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from moai.core.config import resolve
-from moai.reembedding.monitor.state import State, WatchConfig, bar, clock, is_paused, look
+from moai.reembedding.monitor.state import State, bar, is_paused, show
+from moai.reembedding.runs import clock
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    config = resolve([WatchConfig], argv, environ, prog="monitor_re_embedding_progress.py", description=__doc__ or "")[
-        WatchConfig
-    ]
-    for line in lines(look(config)):
-        print(line)
-    return 0
+    return show(lines, argv, environ, "monitor_re_embedding_progress.py", __doc__ or "")
 
 
 def lines(state: State) -> Iterator[str]:
-    share = state.done / state.total if state.total else 1.0
     yield f"Version {state.version_id} at {state.at.isoformat(timespec='seconds')}"
     yield (
-        f"documents  {state.done:,} of {state.total:,} ({share:.1%}), {state.skipped:,} of them recorded without "
+        f"documents  {state.done:,} of {state.total:,} ({state.share:.1%}), {state.skipped:,} of them recorded without "
         f"chunks; {state.chunks:,} chunks"
     )
     for name, of in state.by_type.items():
@@ -42,8 +36,7 @@ def _run(state: State) -> str:
         word = "paused"
     elif word == "running" and not state.is_running:
         word = "died"
-    said = f"{state.run['id']} {word}"
-    said += f", started {state.run['started_at']}, heartbeat {state.run['heartbeat_at']}"
+    said = f"{state.run['id']} {word}, started {state.run['started_at']}, heartbeat {state.run['heartbeat_at']}"
     if state.is_running and state.pace:
         said += f", {state.pace.chunks:,.1f} chunks/s, about {clock(state.eta_seconds)} left"
     return f"{said} ({state.run['message']})" if state.run.get("message") else said

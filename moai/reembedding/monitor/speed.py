@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from moai.core.config import option, resolve
 from moai.core.errors import ConfigError
-from moai.reembedding.monitor.state import State, WatchConfig, clock, is_paused, look
+from moai.reembedding.monitor.state import State, WatchConfig, is_paused, look
 from moai.reembedding.options import bounded
+from moai.reembedding.runs import clock
 
 _LONGEST = 86_400
 
@@ -64,15 +65,11 @@ def follow(
 
 def summary(first: State, last: State, seconds: float) -> str:
     documents, chunks = last.done - first.done, last.chunks - first.chunks
-    rate = (
-        f"{3600 * documents / seconds:,.0f} documents an hour, {seconds / documents:.3f} s a document"
-        if documents and seconds
-        else "no document was committed meanwhile"
-    )
-    return (
-        f"watched {clock(seconds)}: +{documents:,} documents, +{chunks:,} chunks, {rate}; {last.done:,} of "
-        f"{last.total:,} done"
-    )
+    rate = "no document was committed meanwhile"
+    if documents and seconds:
+        rate = f"{3600 * documents / seconds:,.0f} documents an hour, {seconds / documents:.3f} s a document"
+    gain = f"+{documents:,} documents, +{chunks:,} chunks"
+    return f"watched {clock(seconds)}: {gain}, {rate}; {last.done:,} of {last.total:,} done"
 
 
 def _line(before: State, now: State) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moai.core.config import option
+from moai.core.config import option, resolve
 from moai.core.errors import ConfigError, StorageError
 from moai.reembedding import versions
 from moai.reembedding.database import Database
 from moai.reembedding.documents import KINDS, check_tables, count_documents
 from moai.reembedding.options import bounded
-from moai.reembedding.runs import PAUSE_SECONDS, Pace, Sample, pace, parse, refuse_while_running
-
-BAR = 40
+from moai.reembedding.runs import PAUSE_SECONDS, WINDOW_SECONDS, Pace, Sample, pace, parse, refuse_while_running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class WatchConfig:
 
     db: str = option("data/lawfirm_v2.db", "the law database")
     version_id: int | None = option(None, "version to look at; the default is the one of the newest run")
-    window: float = option(600.0, "working seconds that a rate is taken over")
+    window: float = option(WINDOW_SECONDS, "working seconds that a rate is taken over")
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,10 @@ class State:
         return sum(of.chunks for of in self.by_type.values())
 
     @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 1.0
+
+    @property
     def left(self) -> int:
         """Documents that the newest run has yet to look at, or that have no receipt where it has ended."""
         if self.is_running:
@@ -79,63 +81,41 @@ def look(config: WatchConfig) -> State:
         raise ConfigError(f"window = {config.window}: above 0")
     with Database.open(Path(config.db)) as database:
         check_tables(database)
-        if not database.columns("reembed_runs"):
-            raise ConfigError(
-                f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}"
-            )
         version_id = config.version_id
-        if version_id is None:
-            version_id = database.value("SELECT version_id FROM reembed_runs ORDER BY id DESC LIMIT 1")
-        if version_id is None:
+        if not database.columns("reembed_runs"):
+            newest = None
+        else:
+            newest = database.value("SELECT version_id FROM reembed_runs ORDER BY id DESC LIMIT 1")
+        if newest is None:
             raise ConfigError(
                 f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}"
             )
-        versions.get(database, version_id)
-        return _state(database, version_id, config.window)
+        return _state(database, versions.get(database, newest if version_id is None else version_id).id, config.window)
 
 
 def _state(database: Database, version_id: int, window: float) -> State:
     totals = count_documents(database, tuple(KINDS))
-    receipts = {
-        row[0]: row[1:]
-        for row in database.rows(
-            "SELECT source_type, count(*), sum(chunks), sum(reason IS NOT NULL) FROM reembed_receipts WHERE version_id "
-            "= ? GROUP BY source_type",
-            (version_id,),
-        )
-    }
-    by_type = {name: OfType(totals[name], *(receipts.get(name, (0, 0, 0))[:2])) for name in KINDS}
+    sql = (
+        "SELECT source_type, count(*), sum(chunks), sum(reason IS NOT NULL) FROM reembed_receipts WHERE version_id = ? "
+        "GROUP BY source_type"
+    )
+    receipts = {row[0]: row[1:] for row in database.rows(sql, (version_id,))}
     row = database.row("SELECT * FROM reembed_runs WHERE version_id = ? ORDER BY id DESC LIMIT 1", (version_id,))
     run = dict(zip(database.columns("reembed_runs"), row)) if row else {}
-    samples = _samples(database, version_id, window)
+    samples = database.rows(
+        "SELECT at, documents, chunks FROM reembed_samples WHERE run_id = (SELECT max(id) FROM reembed_runs WHERE "
+        "version_id = ? AND chunks_encoded > 0) ORDER BY at",
+        (version_id,),
+    )
     return State(
         version_id,
         datetime.now(UTC),
-        by_type,
+        {name: OfType(totals[name], *receipts.get(name, (0, 0))[:2]) for name in KINDS},
         sum(row[2] for row in receipts.values()),
         run,
         _is_running(database, run),
-        pace(samples, window_seconds=window),
+        pace([Sample(parse(at), *counts) for at, *counts in samples], window_seconds=window),
     )
-
-
-def _samples(database: Database, version_id: int, window: float) -> Sequence[Sample]:
-    """Of the version's newest runs, as one row of work: a run's first sample goes on where the one before ended, the
-    time between counts for nothing.
-    """
-    found: list[Sample] = []
-    runs = database.rows(
-        "SELECT id FROM reembed_runs WHERE version_id = ? AND chunks_encoded > 0 ORDER BY id DESC LIMIT 1",
-        (version_id,),
-    )
-    for (run_id,) in runs:
-        found += [
-            Sample(parse(at), documents, chunks)
-            for at, documents, chunks in database.rows(
-                "SELECT at, documents, chunks FROM reembed_samples WHERE run_id = ? ORDER BY at", (run_id,)
-            )
-        ]
-    return found
 
 
 def _is_running(database: Database, run: dict[str, Any]) -> bool:
@@ -154,13 +134,15 @@ def is_paused(state: State) -> bool:
     return state.is_running and (state.at - parse(state.run["heartbeat_at"])).total_seconds() > PAUSE_SECONDS
 
 
-def bar(share: float, width: int = BAR) -> str:
+def bar(share: float, width: int = 40) -> str:
     filled = int(min(1.0, share) * width)
     return "█" * filled + "░" * (width - filled)
 
 
-def clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+def show(
+    lines: Callable[[State], Iterator[str]], argv: Sequence[str], environ: Mapping[str, str], prog: str, said: str
+) -> int:
+    """Print what is to be said of one look."""
+    config = resolve([WatchConfig], argv, environ, prog=prog, description=said)[WatchConfig]
+    print("\n".join(lines(look(config))))
+    return 0

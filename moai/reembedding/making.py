@@ -1,0 +1,153 @@
+"""How a run makes its version: flags, version and machine settled with one another before anything is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moai.core import resources
+from moai.core.config import Setting
+from moai.core.errors import ConfigError
+from moai.core.files import digest_json
+from moai.reembedding import chunk, versions
+from moai.reembedding.database import Database
+from moai.reembedding.documents import KINDS
+from moai.reembedding.embed import Model
+from moai.reembedding.encoders import SentenceModel
+from moai.reembedding.options import DEFAULT_MODEL, ReembedConfig, cuda_bytes, embedding_batch_size
+from moai.reembedding.versions import Version
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    version: Version | None
+    """None where it is not registered yet."""
+    made: Mapping[str, Any]
+    """How it was made so far."""
+    model: Model
+    content_key: str
+    precision: str
+    backend: str
+    vector_dtype: str
+    memory_bytes: int
+    threads: Setting
+    embedding_batch_size: Setting
+
+    @property
+    def is_as_before(self) -> bool:
+        return self.made.get("content_key") == self.content_key
+
+
+def settle(config: ReembedConfig, database: Database, model: Model | None, environ: Mapping[str, str]) -> Making:
+    """Raises ConfigError where the flags do not fit the version, SourceError where there is no such model."""
+    strategy = config.chunking_strategy
+    version = versions.wanted(database, config.version_id, strategy)
+    if version and version.strategy != strategy:
+        raise ConfigError(
+            f"version {version.id} has strategy {version.strategy}, asked for is {strategy}: name another "
+            f"--version-id or --chunking-strategy {version.strategy}"
+        )
+    made = version.made if version else {}
+    machine = resources.detect(database.path.parent, environ=environ)
+    # torch takes all cores of the host otherwise, which a container does not have.
+    text = environ.get("OMP_NUM_THREADS", "")
+    threads = Setting(int(text), f"OMP_NUM_THREADS={text}") if text.isdigit() and int(text) else machine.cpus
+    backend = _kept("backend", None if config.backend == "torch" else config.backend, made, "torch")
+    if model is None:
+        name = _model_name(config.model, version)
+        logger.info("model = %s: %s", name.value, name.reason)  # before it is looked for, which may take a download
+        model = SentenceModel.find(
+            name.value, revision=config.revision, device=config.device, backend=backend, threads=threads.value
+        )
+    memory = machine.memory_bytes.value
+    if config.embedding_batch_size is not None:
+        batch_size = Setting(config.embedding_batch_size, "set")
+    else:
+        batch_size = embedding_batch_size(memory, cuda_bytes=cuda_bytes(config.device) if machine.gpus else None)
+    making = Making(
+        version=version,
+        made=made,
+        model=model,
+        content_key=content_key(strategy, config.query_type, model.revision),
+        precision=_kept("precision", config.precision, made, "float32"),
+        backend=backend,
+        vector_dtype=_kept("vector_dtype", config.vector_dtype, made, "float32"),
+        memory_bytes=memory,
+        threads=threads,
+        embedding_batch_size=batch_size,
+    )
+    if version and not config.replace_all_versions:
+        _check_fits(making, version, database)
+    return making
+
+
+def content_key(strategy: str, query_type: str | None, revision: str) -> str:
+    """All that decides a document's chunks and vectors besides its text. Precision is not in it: it belongs to a
+    version and does not change within one.
+    """
+    sizes = {
+        name: [[size.least, size.most, size.overlap] for size in chunk.sizes(strategy, name, query_type)]
+        for name in KINDS
+    }
+    return digest_json(
+        {
+            "chunk_version": chunk.VERSION,
+            "strategy": strategy,
+            "sizes": sizes,
+            "query_type": query_type,
+            "revision": revision,
+        }
+    )
+
+
+def dimensions(database: Database, version_id: int) -> int | None:
+    """Of the version's vectors; None where it has none."""
+    if "embedding_version_id" not in database.columns("text_chunks"):  # before the law program's own migrations
+        return None
+    sql = "SELECT dim FROM embeddings JOIN text_chunks c ON c.id = chunk_id WHERE embedding_version_id = ? LIMIT 1"
+    value = database.value(sql, (version_id,))
+    return None if value is None else int(value)
+
+
+def _model_name(asked: str | None, version: Version | None) -> Setting:
+    """The one asked for, else the version's, else the guides'."""
+    if asked:
+        return Setting(asked, "set by --model or EMBEDDING_MODEL")
+    if version and (named := version.made.get("model") or version.model_name):
+        return Setting(str(named), f"version {version.id} names it")
+    return Setting(DEFAULT_MODEL, "the default; another one: --model or EMBEDDING_MODEL")
+
+
+def _kept(name: str, wanted: str | None, made: Mapping[str, Any], otherwise: str) -> str:
+    """What the version was made with, which a flag may not change; the flag's where it has none yet."""
+    have = made.get(name)
+    if have is not None and wanted not in (None, "auto", have):
+        raise ConfigError(
+            f"the version was made with {name} {have}, asked for is {wanted}: leave the flag out, or build another "
+            f"--version-id"
+        )
+    return str(have or wanted or otherwise)
+
+
+def _check_fits(making: Making, version: Version, database: Database) -> None:
+    """An active version is what people search in: it is never turned into another one under their hands."""
+    made, model = making.made, making.model
+    way_out = "name a new --version-id, which takes its place once it is complete"
+    if made and not making.is_as_before:
+        what = (
+            f"version {version.id} was made with model {made['model']}, revision {made['revision'][:12]}, "
+            f"query type {made.get('query_type')}"
+        )
+        if version.is_active:
+            raise ConfigError(f"{what}; it is active, so it is not rebuilt with another: {way_out}")
+        again = "%s; all of its documents are embedded again with %s, revision %s"
+        logger.warning(again, what, model.name, model.revision[:12])
+    elif not made and version.is_active and version.model_name != model.name and dimensions(database, version.id):
+        raise ConfigError(
+            f"version {version.id} is active and was made by {version.model_name} with "
+            f"{dimensions(database, version.id)} dimensions, not by {model.name}: {way_out}"
+        )
