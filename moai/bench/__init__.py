@@ -4,10 +4,9 @@ do with the same slice.
     python -m moai bench --dataset DATA --tokenizer_path DIR [prepare's other flags] [--seconds 10] [--gigabytes 1000]
 
 The slice is whole shards from all over the files, drawn until half of the time is over. They go through prepare's own
-workers, with two clocks between the transforms, into a cache of their own: on the disk of the real one, which is not
-touched, and removed whatever happens. The limit reads, parses and tokenizes the same ranges and does nothing else, in
-as many processes with as many threads; it finds them in the page cache, where the slice has just been. Start-up is
-outside of both rates.
+workers into a cache of their own, on the disk of the real one, which is removed whatever happens. The limit reads,
+parses and tokenizes the same ranges, from the page cache, and does nothing else, in as many processes with as many
+threads. Start-up is outside of both rates.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from moai.core.config import option
 from moai.core.distributed import ranks
 from moai.core.errors import BackendDisagrees, ConfigError, SourceError
 from moai.core.files import nearest_existing, storage_errors
-from moai.core.resources import Plan
 from moai.core.stopping import stoppable
 from moai.engine.executor import Executor, Order
 from moai.engine.pipeline import Receipt, Shard
@@ -39,11 +37,9 @@ from moai.pretraining.tokenizer_backend import Chosen, Wrong, choose, distrusted
 from moai.sources.local import LocalSource
 
 PLACES = 16
-"""The files of an input are begun at up to this many places, evenly, so that a slice holds something of each kind of
-file.
-"""
+"""The files of an input are begun at up to this many places, so that a slice holds something of each kind of file."""
 _PLACE_SHARDS = 4
-"""A place has about this many shards at least: where files share shards, each place would cut one short."""
+"""A place has about this many shards at least: each one cuts a shard of small files short."""
 _FOREVER = 10**9
 
 
@@ -52,9 +48,7 @@ class BenchConfig:
     """Measurement: how long, and what to reckon from it."""
 
     seconds: float = option(
-        10.0,
-        "how long to measure, about: half of it prepares, the rest is for the limit; a shard that was begun is "
-        "finished",
+        10.0, "how long to measure, about: half of it prepares, the rest is for the limit; a begun shard is finished"
     )
     gigabytes: float = option(1000.0, "also say how long this many GB of such data would take")
 
@@ -72,13 +66,12 @@ def measure(
     wanted = request(config.require())
     chosen = machine_plan(wanted, origins, ranks(environ), environ)
     workers, threads = chosen.num_proc.value, chosen.threads.value if chosen.num_proc.value else None
-    with (
-        storage_errors(wanted.cache),
-        stoppable("a measurement leaves nothing behind"),
-        _cache_beside(wanted.cache) as cache,
-    ):
+    leaves_nothing = stoppable("a measurement leaves nothing behind")
+    with storage_errors(wanted.cache), leaves_nothing, _cache_beside(wanted.cache) as cache:
         here = replace(wanted, cache=cache, config=replace(wanted.config, cache_dir=str(cache)))
-        executor = _executor(here, chosen)
+        # As prepare's, but that this module is loaded too, and that no worker is replaced.
+        executor = executor_of(here, chosen, ["moai.bench"], shards_per_worker=_FOREVER)
+        executor.start()
         inputs = streams(here, cache / "attempts", chosen.batch_bytes.value)
         backend = executor.call(
             choose, here.config, here.tokenizer, distrusted(wanted.cache), sample(inputs), chosen.threads.value
@@ -88,14 +81,12 @@ def measure(
             done = _run(here, inputs, backend, executor, draw)
         except BackendDisagrees as error:
             backend = backend.without(Wrong(backend.backend.made_by(), str(error)))
-            draw = _Draw(inputs, least=max(1, workers), seconds=bench.seconds / 2)
+            draw = replace(draw, exhausted=False)
             done = _run(here, inputs, backend, executor, draw)
         laps = tuple(lap_of(shard, receipt) for (_, shard), receipt in done)
         if not sum(lap.counts["tokens.rows"] for lap in laps):
-            raise SourceError(
-                f"{', '.join(given.spec for given in wanted.inputs)}: no document is left of what was read; nothing to "
-                f"measure"
-            )
+            names = ", ".join(given.spec for given in wanted.inputs)
+            raise SourceError(f"{names}: no document is left of what was read; nothing to measure")
         units = [
             (unit(inputs[which], shard, backend.backend), sum(receipt.raw.bytes)) for (which, shard), receipt in done
         ]
@@ -116,9 +107,7 @@ def measure(
 
 
 def _total_bytes(wanted: Request, laps: Sequence[Lap], whole: bool) -> float:
-    """Of all data, decompressed. Where its size on disk does not say, it is as much larger than that as the slice
-    is.
-    """
+    """Of all data, decompressed. Where its size on disk does not say, it grows by as much as the slice did."""
     read = sum(lap.stretch.bytes for lap in laps)
     if whole:
         return read
@@ -174,9 +163,7 @@ class _Place:
 def _run(
     wanted: Request, inputs: Sequence[Stream], backend: Chosen, executor: Executor, draw: _Draw
 ) -> list[tuple[Order, Receipt]]:
-    """Each drawn shard and its receipt. A finished shard's file is removed at once: however fast the machine, the disk
-    does not fill.
-    """
+    """Each drawn shard and its receipt. A finished shard's file is removed at once, so the disk does not fill."""
     pipelines = [watched(pipeline(wanted, stream, backend, wanted.cache / "attempts")) for stream in inputs]
     done = []
     with contextlib.closing(executor.map(pipelines, iter(draw), lambda _: None)) as finished:  # type: ignore[type-var]
@@ -184,13 +171,6 @@ def _run(
             done.append((order, receipt))
             Ledger(wanted.cache).shard(receipt.shard_key).unlink(missing_ok=True)
     return done
-
-
-def _executor(wanted: Request, planned: Plan) -> Executor:
-    """As prepare's, but that this module is loaded too, and that no worker is replaced."""
-    executor = executor_of(wanted, planned, ["moai.bench"], shards_per_worker=_FOREVER)
-    executor.start()
-    return executor
 
 
 def _parts(stream: Stream) -> Iterator[LocalSource]:
@@ -206,9 +186,7 @@ def _parts(stream: Stream) -> Iterator[LocalSource]:
 
 @contextlib.contextmanager
 def _cache_beside(cache: Path) -> Iterator[Path]:
-    """A cache for a while, on the disk of the real one so that writing costs what it will cost: beside it, or in it
-    where it has a disk of its own.
-    """
+    """A cache for a while, on the disk of the real one: beside it, or in it where it has a disk of its own."""
     own, above = nearest_existing(cache), nearest_existing(cache.parent)
     place = above if own.stat().st_dev == above.stat().st_dev and os.access(above, os.W_OK) else own
     with tempfile.TemporaryDirectory(prefix=".moai-bench-", dir=place, ignore_cleanup_errors=True) as folder:

@@ -1,6 +1,4 @@
-"""The least that any pipeline must do: read, parse, tokenize, and nothing else, in processes that wait for one another
-before they begin.
-"""
+"""The least that any pipeline must do: read, parse, tokenize, in processes that begin together."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Bare:
-    """Lines of JSON that begin in ranges (path, from, to) of files: read, parsed, tokenized. Returns how many ids that
-    gives.
-    """
+    """Lines of JSON that begin in ranges (path, from, to) of files. A call returns how many ids they give."""
 
     backend: Backend
     column: str
@@ -49,9 +45,10 @@ class Bare:
                 if start:
                     file.seek(start - 1)
                     file.readline()
-                while (left := end - file.tell()) > 0 and (
-                    block := file.read(min(BLOCK_BYTES, left)) + file.readline()
-                ):
+                while (left := end - file.tell()) > 0:
+                    block = file.read(min(BLOCK_BYTES, left)) + file.readline()
+                    if not block:
+                        break
                     tokens += _number_of_ids(self.backend, _texts(block.splitlines(), self.column))
         return tokens
 
@@ -92,11 +89,11 @@ def ceiling(
     threads: int | None = 1,
     warmed: Executor | None = None,
 ) -> list[Stretch]:
-    """Do the units (each with its bytes) in `processes` processes, each with a core of its own where it has one thread;
-    what each did.
+    """Do the units (each with its bytes) in `processes` processes, each with a core of its own where it has one thread.
+    Returns what each did. Loading and warming up is outside the clocks. Raises WorkerDied.
 
-    Threads are the tokenizer's; None leaves them to it, as work in this process itself does. Loading and warming up is
-    outside the clocks. With `warmed`, processes come from where this executor's workers come from. Raises WorkerDied.
+    threads  of the tokenizer in each; None leaves them to it, as work in this process itself does
+    warmed   processes come from where this executor's workers come from
     """
     if warmed:
         warmed.start()
@@ -133,9 +130,7 @@ def ceiling(
 def _do_units(connection: Connection, next_unit: Any, core: int | None, threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if core is not None:
-        os.sched_setaffinity(
-            0, {core}
-        )  # before the tokenizer counts cores: with RAYON_NUM_THREADS=1 alone one took half a core more than its own
+        os.sched_setaffinity(0, {core})  # before the tokenizer counts cores, of which it took half a one more otherwise
     if threads is not None:
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
@@ -144,17 +139,16 @@ def _do_units(connection: Connection, next_unit: Any, core: int | None, threads:
     connection.send("ready")
     connection.recv()
     began, size, ids = time.monotonic(), 0, 0
-    while (index := _take(next_unit)) < len(units):
+    while True:
+        with next_unit.get_lock():
+            index = next_unit.value
+            next_unit.value += 1
+        if index >= len(units):
+            break
         work, nbytes = units[index]
         ids += work()
         size += nbytes
     connection.send(Stretch(os.getpid(), began, time.monotonic(), size, ids))
-
-
-def _take(next_unit: Any) -> int:
-    with next_unit.get_lock():
-        next_unit.value += 1
-        return int(next_unit.value) - 1
 
 
 def _texts(lines: list[bytes], column: str) -> list[str]:
@@ -184,20 +178,15 @@ def unit(stream: Stream, shard: Shard, backend: Backend) -> Unit:
     found = tuple(bounds for bounds in ranges if bounds)
     if column and len(found) == len(ranges):
         return Bare(backend, column, found)
-    return Own(
-        Pipeline(
-            source=stream.source, transforms=(stream.to_text,), sink=Dropped(backend), transform_key="", probe=False
-        ),
-        shard,
-    )
+    sink = Dropped(backend)
+    whole = Pipeline(source=stream.source, transforms=(stream.to_text,), sink=sink, transform_key="", probe=False)
+    return Own(whole, shard)
 
 
 def _lines_in(kind: Kind, segment: Segment) -> tuple[str, int, int] | None:
     """Where a segment's lines lie as they are; None where they are compressed, or no lines."""
     if not kind.is_lines(segment.file) or (segment.file.compression and not segment.spool):
         return None
-    return (
-        (segment.spool, 0, segment.end - segment.start)
-        if segment.spool
-        else (segment.file.path, segment.start, segment.end)
-    )
+    if segment.spool:
+        return segment.spool, 0, segment.end - segment.start
+    return segment.file.path, segment.start, segment.end

@@ -1,6 +1,4 @@
-"""Two clocks between the transforms of a pipeline, and a sink that tells the driver when a shard was worked on and by
-whom.
-"""
+"""Two clocks between the transforms of a pipeline, and a sink that tells who worked on a shard, and when."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ def watched(made: Pipeline) -> Pipeline:
     transforms: list[Any] = []
     for transform in made.transforms:
         if isinstance(transform, Tokenize):
-            timed = replace(transform, to_text=TimedTexts(transform.to_text)) if transform.to_text else transform
-            transforms += [Clock("bench.parsed"), timed, Clock("bench.tokenized")]
+            if transform.to_text:
+                transform = replace(transform, to_text=TimedTexts(transform.to_text))
+            transforms += [Clock("bench.parsed"), transform, Clock("bench.tokenized")]
         else:
             transforms.append(transform)
     return replace(made, transforms=tuple(transforms), sink=Watched(made.sink))
