@@ -1,12 +1,10 @@
-"""What preparing costs here, measured: the real pipeline on a slice of the data, then the least that any pipeline must
-do with the same slice.
+"""What preparing costs here: the real pipeline on a slice of the data, then the least that any pipeline must do.
 
     python -m moai bench --dataset DATA --tokenizer_path DIR [prepare's other flags] [--seconds 10] [--gigabytes 1000]
 
-The slice is whole shards from all over the files, drawn until half of the time is over. They go through prepare's own
-workers into a cache of their own, on the disk of the real one, which is removed whatever happens. The limit reads,
-parses and tokenizes the same ranges, from the page cache, and does nothing else, in as many processes with as many
-threads. Start-up is outside of both rates.
+The slice is whole shards from all over the files, drawn until half of the time is over, prepared into a cache that is
+removed. The limit reads, parses and tokenizes the same ranges, from the page cache, in as many processes and threads.
+Start-up is outside of both rates.
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ BOOTSTRAP = "install the pinned packages: bash scripts/bootstrap.sh"
 
 @dataclass(frozen=True)
 class Check:
-    """`advice` costs time or memory, `FAILED` will stop or spoil a run; both carry a remedy. Figures have their unit in
-    their name.
-    """
+    """`advice` costs time or memory, `FAILED` will stop or spoil a run; both carry a remedy."""
 
     name: str
     value: str

@@ -1,7 +1,6 @@
-"""What the file system under the cache does: speed, locks across processes, rename and links, measured there.
+"""What the file system under the cache does: speed, locks, rename and links, measured there.
 
-A second process of this machine takes part, so a mount without locks is found; how long another node's view lags is
-not.
+A second process of this machine takes part; how long another node's view lags is not seen.
 """
 
 from __future__ import annotations

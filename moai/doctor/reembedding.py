@@ -1,7 +1,5 @@
-"""What this machine is for re-embedding, the flags that fit it, and how many threads torch should use.
-
-scripts/check_system_specs.py shows `specs_lines`, scripts/check_pytorch_threads.py `threads_lines`. Sizes follow what
-this process may use, not what the host has.
+"""What this machine is for re-embedding, and how many threads torch should use: the scripts check_system_specs.py and
+check_pytorch_threads.py. Sizes follow what this process may use.
 """
 
 from __future__ import annotations

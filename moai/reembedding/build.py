@@ -1,10 +1,9 @@
 """Build a version: read and chunk -> encode -> one writer, beside each other; then check, then activate.
 
-    report = build(config)                                # the flags' model
-    report = build(config, model=MyModel())               # any object with the members of embed.Model
+    report = build(config)                      # the flags' model
+    report = build(config, model=MyModel())     # any object with the members of embed.Model
 
-What a run does follows from the receipts: a document whose content hash (text, strategy, model, revision) is in the
-version already is not chunked and not encoded. When nothing is to be done, no model is loaded.
+A document whose content hash (text, strategy, model, revision) has a receipt is neither chunked nor encoded.
 """
 
 from __future__ import annotations
@@ -12,22 +11,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moai.core.errors import MoaiError, SourceError, StorageError
+from moai.core.errors import MoaiError, StorageError
 from moai.core.stopping import Stop
 from moai.reembedding import schema, search, versions
 from moai.reembedding.chunk import Chunk
 from moai.reembedding.database import Database, sqlite_version, wal_reset_bug
-from moai.reembedding.documents import GONE, LawDocuments, check_tables, count_documents
+from moai.reembedding.documents import GONE, LawDocuments, check_tables
 from moai.reembedding.embed import Embed, Model
 from moai.reembedding.loading import LoadedWhenNeeded, sample_rows
 from moai.reembedding.making import Making, dimensions, settle
 from moai.reembedding.options import ReembedConfig, pragmas
-from moai.reembedding.overlapped import Seconds, ahead
+from moai.reembedding.prefetch import Seconds, prefetch
 from moai.reembedding.progress import Progress
 from moai.reembedding.runs import Run, refuse_while_running
 from moai.reembedding.versions import Version
@@ -55,7 +54,7 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
     with Database.open(Path(config.require().db), writable=True) as database:
         check_tables(database)
         making = settle(config, database, model, environ)
-        total = sum(_totals(database, config.source_types).values())
+        total = sum(making.totals.values())
         one_version = config.replace_all_versions
         if not one_version:
             schema.old_index(database)  # one that cannot be migrated is refused before anything is written
@@ -103,7 +102,6 @@ def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[
     with Database.open(Path(config.require().db)) as database:
         check_tables(database)
         making = settle(config, database, model, environ)
-        totals = _totals(database, config.source_types)
         migrated = not config.replace_all_versions and schema.old_index(database) is not None
     version_id = making.version.id if making.version else config.version_id
     found = {name: {"changed": 0, "without chunks": 0, GONE: 0} for name in config.source_types}
@@ -116,7 +114,7 @@ def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[
         f"{making.model.name}, revision {making.model.revision[:12]}"
     ]
     said += [
-        f"{source_type:25} {totals[source_type]:>9,} documents, {counts['changed']:>9,} to embed, "
+        f"{source_type:25} {making.totals[source_type]:>9,} documents, {counts['changed']:>9,} to embed, "
         f"{counts['without chunks']:>9,} to record without chunks, {counts[GONE]:,} gone"
         for source_type, counts in found.items()
     ]
@@ -125,19 +123,6 @@ def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[
     for name, setting in (("threads", making.threads), ("embedding_batch_size", making.embedding_batch_size)):
         said.append(f"{name} = {setting.value}: {setting.reason}")
     return said
-
-
-def _totals(database: Database, source_types: Sequence[str]) -> dict[str, int]:
-    """Documents by source type. Raises SourceError where there are none: they are not taken for deleted, and nothing
-    would be a complete version.
-    """
-    totals = count_documents(database, source_types)
-    if not any(totals.values()):
-        raise SourceError(
-            f"{database.path}: no documents of {', '.join(source_types)}: fill the tables first, or name another file "
-            f"with --db"
-        )
-    return totals
 
 
 @contextlib.contextmanager
@@ -229,15 +214,15 @@ def _work(documents: LawDocuments, cut: Chunk, embed: Embed, writer: VersionWrit
     """Read and chunk in one thread, encode in another, write in this one."""
     run = writer.run
     run.seconds = seconds.by_stage
-    run.live = lambda: {"chunks_encoded": embed.encoded.chunks, "encode_batches": embed.encoded.batches}
+    run.live = lambda: {"chunks_encoded": embed.chunks, "encode_batches": embed.batches}
     progress = Progress(run)
 
     def idle() -> None:
         writer.beat()
         progress.say()
 
-    chunks = ahead(seconds.waiting("chunk", cut(seconds.waiting("read", documents.pages()))))
-    encoded = ahead(seconds.waiting("encode", embed(seconds.waiting("wait", chunks))), idle=idle)
+    chunks = prefetch(seconds.waiting("chunk", cut(seconds.waiting("read", documents.pages()))))
+    encoded = prefetch(seconds.waiting("encode", embed(seconds.waiting("wait", chunks))), idle=idle)
     try:
         for batch in encoded:
             with seconds.of("write"):
@@ -257,9 +242,9 @@ def _work(documents: LawDocuments, cut: Chunk, embed: Embed, writer: VersionWrit
 
 
 def _complete(database: Database, version_id: int, *, faiss: str | None, activate: bool) -> None:
-    """The version holds every document as it is now: index it, and put it in its place in one transaction.
+    """Index the version, which holds every document now, and put it in its place in one transaction.
 
-    It is activated once, when it is first complete: a version that somebody rolled back from stays where it was put.
+    It is activated once, when it is first complete: a version that was rolled back from stays where it was put.
     """
     made = versions.get(database, version_id).made
     noted: dict[str, Any] = {} if made.get("complete") else {"complete": True}

@@ -2,13 +2,12 @@
 
     Chunk(strategy="dynamic", tokens=encoder.tokens)     # RecordBatch of documents -> RecordBatches of chunks
 
-A chunk is a span of its document, whose text is the paragraphs joined by a newline. The spans of a pass cover every
-character, none is blank, and none is longer than the strategy's size (in characters) or the model's limit (in its own
-tokens), but for blanks at a chunk's ends, which are not embedded.
+A chunk is a span of its document, the paragraphs joined by a newline. The spans of a pass cover every character, none
+is blank, and without the blanks at its ends none is longer than the strategy's size or the model's limit of tokens.
 
 Where the text is cut, best first: statutes at articles (제N조), clauses (①, 제N항), items (1., 가.); paragraphs at
 their rows and at blank lines; what is still too long in windows that overlap, at a line's end, a sentence's end or a
-blank where there is one in the last part of the window.
+blank in the last part of the window.
 """
 
 from __future__ import annotations
@@ -218,9 +217,7 @@ _ENDS = (re.compile(r"\n\s*"), re.compile(r"[.?!。]['\"”’)\]]*\s+"), re.com
 
 
 def cut_statute(measured: _Measured, size: Size) -> list[Span]:
-    """An article, a clause or an item a chunk, small ones together; text before the first header is a piece like the
-    others.
-    """
+    """An article, a clause or an item a chunk, small ones together; text before the first header is kept."""
     pieces = _split(measured, (0, len(measured.text)), size, (_ARTICLE, _CLAUSE, _ITEM), first=True)
     return _fill(measured, pieces, size, most_pieces=1)
 

@@ -1,7 +1,6 @@
-"""The command line of re-embedding: `python -m moai reembed` and
-scripts/migrations/re_embed_existing_data_optimized.py.
+"""The command line of re-embedding: `python -m moai reembed` and the script of the old program's name.
 
-reembed [build] [flags]        build a version (the flags of the old program; --help lists all)
+reembed [build] [flags]        build a version
 reembed versions               list them, with what is in each
 reembed search --query TEXT    the best chunks of the active version
 """

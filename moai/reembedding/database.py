@@ -1,12 +1,10 @@
-"""An SQLite file through `apsw` where that is installed, else through the standard library; errors as one line with the
-way out.
+"""An SQLite file through `apsw` where that is installed, else through the standard library; errors as one line.
 
-    with Database.open(path, writable=True) as database:
-        with database.transaction("reembed"):
-            database.run("UPDATE t SET a = ?", (1,))
+    with Database.open(path, writable=True) as database, database.transaction("reembed"):
+        database.run("UPDATE t SET a = ?", (1,))
 
-Both drivers run in autocommit here, so that a transaction begins and ends where the code says. `apsw` brings its own,
-newer SQLite: the one in the operating system may hold the WAL-reset bug (see `wal_reset_bug`).
+Both drivers run in autocommit: a transaction begins and ends where the code says. `apsw` brings a newer SQLite: the
+one in the operating system may hold the WAL-reset bug.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,21 +67,20 @@ def sqlite_version() -> tuple[int, ...]:
 
 
 def wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Whether this SQLite may lose a page when two connections checkpoint and write at one moment
-    (sqlite.org/wal.html#walresetbug).
+    """Whether this SQLite may lose a page when two connections checkpoint and write at one moment.
 
-    In 3.7.0 to 3.51.2; mended in 3.51.3 and in the branches 3.50.7 and 3.44.6.
+    sqlite.org/wal.html#walresetbug: 3.7.0 to 3.51.2; mended in 3.51.3 and in the branches 3.50.7 and 3.44.6.
     """
     mended = (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
     return (3, 7, 0) <= version < (3, 51, 3) and not mended
 
 
+@dataclass
 class Database:
     """One connection, for one thread. Raises StorageError, SourceError or DamagedError where a person can act."""
 
-    def __init__(self, path: Path, connection: Any) -> None:
-        self.path = path
-        self._connection = connection
+    path: Path
+    _connection: Any
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Database:

@@ -3,12 +3,10 @@
     for batch in LawDocuments(path=db, version_id=5, content_key=key, doc_batch_size=300).pages():
         batch               # RecordBatch: source_type, source_id, paragraphs, content_hash, reason
 
-A page is a range of ids, so where it is cut depends on the table alone. Of a page only those documents come out whose
-content hash differs from the one in the receipt. Documents that are gone from their table come out in batches of their
-own, with the reason GONE. Nothing but a page is ever in memory.
-
-The document of a statute is an article's row; of the other three types it is the parent, its paragraphs in the order of
-`para_index`.
+A page is a range of ids, so where it is cut depends on the table alone, and nothing but a page is ever in memory. Of a
+page those documents come out whose content hash is not in the receipt; those that are gone from their table come out
+in batches of their own. The document of a statute is an article's row, of the other types the parent with all its
+paragraphs.
 """
 
 from __future__ import annotations
@@ -21,6 +19,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from moai.core.errors import SourceError
+from moai.core.files import digest_json
+from moai.reembedding import chunk
 from moai.reembedding.database import Database, Row
 
 GONE = "gone from its table"
@@ -115,6 +115,18 @@ def count_documents(database: Database, source_types: Sequence[str]) -> dict[str
     return {source_type: int(database.value(KINDS[source_type].count_sql())) for source_type in source_types}
 
 
+def content_key(strategy: str, query_type: str | None, revision: str) -> str:
+    """All that decides a document's chunks and vectors besides its text. Precision is not in it: it belongs to a
+    version and does not change within one.
+    """
+    sizes = {
+        name: [[size.least, size.most, size.overlap] for size in chunk.sizes(strategy, name, query_type)]
+        for name in KINDS
+    }
+    made_by = {"chunk_version": chunk.VERSION, "strategy": strategy, "sizes": sizes, "query_type": query_type}
+    return digest_json({**made_by, "revision": revision})
+
+
 def content_hash(content_key: str, paragraphs: Sequence[bytes]) -> str:
     """sha256 (160 bits of it) of what is embedded, as it is stored, and of all that decides how."""
     head = f"{content_key} {' '.join(str(len(paragraph)) for paragraph in paragraphs)}\0"
@@ -128,7 +140,6 @@ class LawDocuments:
     path: Path
     version_id: int
     content_key: str
-    """All that decides a document's chunks and vectors besides its text."""
     doc_batch_size: int
     source_types: tuple[str, ...] = tuple(KINDS)
     limit: int | None = None

@@ -2,8 +2,8 @@
 
     Embed(encoder=encoder, vector_dtype="float32")     # RecordBatch of chunks -> with a column `vector`
 
-`Model` and `Encoder` are the seam for another model or another library. The order of work inside a batch depends on
-that batch alone (longest first, ties by position), so the same batch gives the same bits before a crash and after it.
+The order of work inside a batch depends on that batch alone (longest first, ties by position), so the same batch gives
+the same bits before a crash and after it.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def encode_all(
     stop: threading.Event | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Vectors:
-    """(n, dim) in the order of `rows`, encoded longest first: what does not fit into memory shows at once, and
-    neighbours hardly need padding. Which rows share a device batch depends on `rows` and the budget alone.
+    """(n, dim) in the order of `rows`, encoded longest first: what does not fit shows at once, and neighbours hardly
+    need padding. Which rows share a device batch depends on `rows` and the budget alone.
     """
     lengths = padded(np.array([len(row) for row in rows]))
     vectors = np.empty((len(rows), encoder.dim), np.float32)
@@ -145,24 +145,18 @@ def encode_all(
     return vectors
 
 
-@dataclass
-class Encoded:
-    """What went through the encoder so far, for whoever watches."""
-
-    batches: int = 0
-    """Batches as they came in: calls of the stage."""
-    chunks: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Embed:
+    """`batches` and `chunks` were encoded so far, for whoever watches."""
+
     encoder: Encoder
     budget: TokenBudget = field(default_factory=TokenBudget)
     vector_dtype: str = "float32"
     """How vectors are kept; they are computed as the encoder computes."""
-    encoded: Encoded = field(default_factory=Encoded)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set from another thread: the stage ends before its next device batch."""
+    batches: int = 0
+    chunks: int = 0
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -178,7 +172,7 @@ class Embed:
             kept = found.astype("<f4" if self.vector_dtype == "float32" else "<f2")
             for place, vector in zip(places, kept):
                 vectors[place] = vector.tobytes()
-            self.encoded.batches += 1
+            self.batches += 1
         counts = [None if row is None else len(row) for row in rows]
         dims = [None if row is None else self.encoder.dim for row in rows]
         arrays = [batch[column.name] for column in CHUNKS if column.name != "ids"]
@@ -186,4 +180,4 @@ class Embed:
         return pa.record_batch(arrays, schema=SCHEMA.with_metadata(batch.schema.metadata))
 
     def _count(self, chunks: int) -> None:
-        self.encoded.chunks += chunks
+        self.chunks += chunks

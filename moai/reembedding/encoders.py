@@ -4,8 +4,7 @@
     model.revision                                                    # known without loading anything heavy
     encoder = model.open("bfloat16")                                  # now torch and sentence_transformers are imported
 
-Tokenizing is moai's (the chunker needs it anyway, with offsets), pooling and normalizing are the model's own. In
-bfloat16 and int8 only the transformer computes so: pooling and normalizing stay in float32.
+Tokenizing is moai's, pooling and normalizing are the model's own and always in float32.
 """
 
 from __future__ import annotations
@@ -70,9 +69,7 @@ class SentenceModel:
 
 
 class SentenceEncoder:
-    """A loaded model. Raises TokenizerError where its tokenizer gives no offsets, ConfigError where the backend is not
-    installed.
-    """
+    """A loaded model. Raises TokenizerError where its tokenizer gives no offsets, ConfigError without the backend."""
 
     def __init__(self, model: SentenceModel, precision: str) -> None:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _SHAPES)
@@ -218,9 +215,7 @@ def _limit(model: Any) -> int:
 
 
 def _prompt(model: Any, *names: str) -> str:
-    """As `SentenceTransformer.encode_document` and `encode_query` choose it, but that an empty prompt does not hide the
-    next name's.
-    """
+    """As `encode_document` and `encode_query` choose it, but that an empty prompt does not hide the next name's."""
     prompts = model.prompts or {}
     return str(next(filter(None, (prompts.get(name) for name in (*names, model.default_prompt_name))), ""))
 

@@ -1,7 +1,7 @@
-"""The encoder of a run, loaded when the first document needs it: a run that finds nothing to do imports no torch.
+"""The encoder of a run, loaded when the first document needs it.
 
-With `--precision auto` candidates are tried on a sample of the database first. The transaction that writes a version's
-first vectors notes what was chosen, so a run that goes on after a crash computes as the first one did.
+With `--precision auto` candidates are tried on a sample of the database. What was chosen is noted by the transaction
+that writes the version's first vectors, so a run that goes on after a crash computes as the first one did.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from moai.core.errors import ConfigError, MoaiError, SourceError
 from moai.reembedding.chunk import Chunk, Tokens
 from moai.reembedding.documents import LawDocuments
 from moai.reembedding.embed import Encoder, Model, TokenBudget, Vectors, encode_all
-from moai.reembedding.overlapped import Seconds
+from moai.reembedding.prefetch import Seconds
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class LoadedWhenNeeded:
 
     @property
     def tokens(self) -> Tokens:
-        return _TokensLater(self)
+        return cast(Tokens, _Later(lambda: self.encoder.tokens))
 
     @property
     def batch_tokens(self) -> int:
@@ -129,21 +128,14 @@ def opened(model: Model, precision: str) -> Encoder:
         ) from error
 
 
-@dataclass(frozen=True)
-class _TokensLater:
-    """The tokenizer of a model that is loaded when the first text is there."""
+class _Later:
+    """What `load` gives, loaded when the first text is there."""
 
-    lazy: LoadedWhenNeeded
+    def __init__(self, load: Callable[[], Tokens]) -> None:
+        self._load = load
 
-    @property
-    def max_tokens(self) -> int:
-        return self.lazy.encoder.tokens.max_tokens
-
-    def spans(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        return self.lazy.encoder.tokens.spans(texts)
-
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.lazy.encoder.tokens.ids(texts)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._load(), name)
 
 
 def sample_rows(documents: LawDocuments, chunk: Chunk, tokens: Tokens) -> list[list[int]]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from moai.core import resources
 from moai.core.config import Setting
-from moai.core.errors import ConfigError
-from moai.core.files import digest_json
-from moai.reembedding import chunk, versions
+from moai.core.errors import ConfigError, SourceError
+from moai.reembedding import versions
 from moai.reembedding.database import Database
-from moai.reembedding.documents import KINDS
+from moai.reembedding.documents import content_key, count_documents
 from moai.reembedding.embed import Model
 from moai.reembedding.encoders import SentenceModel
 from moai.reembedding.options import DEFAULT_MODEL, ReembedConfig, cuda_bytes, embedding_batch_size
@@ -26,6 +25,8 @@ logger = logging.getLogger(__name__)
 class Making:
     version: Version | None
     """None where it is not registered yet."""
+    totals: Mapping[str, int]
+    """Documents by source type."""
     made: Mapping[str, Any]
     """How it was made so far."""
     model: Model
@@ -43,8 +44,15 @@ class Making:
 
 
 def settle(config: ReembedConfig, database: Database, model: Model | None, environ: Mapping[str, str]) -> Making:
-    """Raises ConfigError where the flags do not fit the version, SourceError where there is no such model."""
+    """Raises ConfigError where the flags do not fit the version, SourceError without such a model or any document."""
     strategy = config.chunking_strategy
+    totals = count_documents(database, config.source_types)
+    # None are not taken for deleted, and nothing would be a complete version.
+    if not any(totals.values()):
+        raise SourceError(
+            f"{database.path}: no documents of {', '.join(totals)}: fill the tables first, or name another file with "
+            f"--db"
+        )
     version = versions.wanted(database, config.version_id, strategy)
     if version and version.strategy != strategy:
         raise ConfigError(
@@ -52,13 +60,15 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
             f"--version-id or --chunking-strategy {version.strategy}"
         )
     made = version.made if version else {}
+    precision = _kept("precision", config.precision, made, "float32")
+    backend = _kept("backend", None if config.backend == "torch" else config.backend, made, "torch")
+    vector_dtype = _kept("vector_dtype", config.vector_dtype, made, "float32")
+    name = _model_name(config.model, version)
     machine = resources.detect(database.path.parent, environ=environ)
     # torch takes all cores of the host otherwise, which a container does not have.
     text = environ.get("OMP_NUM_THREADS", "")
     threads = Setting(int(text), f"OMP_NUM_THREADS={text}") if text.isdigit() and int(text) else machine.cpus
-    backend = _kept("backend", None if config.backend == "torch" else config.backend, made, "torch")
     if model is None:
-        name = _model_name(config.model, version)
         logger.info("model = %s: %s", name.value, name.reason)  # before it is looked for, which may take a download
         model = SentenceModel.find(
             name.value, revision=config.revision, device=config.device, backend=backend, threads=threads.value
@@ -70,12 +80,13 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
         batch_size = embedding_batch_size(memory, cuda_bytes=cuda_bytes(config.device) if machine.gpus else None)
     making = Making(
         version=version,
+        totals=totals,
         made=made,
         model=model,
         content_key=content_key(strategy, config.query_type, model.revision),
-        precision=_kept("precision", config.precision, made, "float32"),
+        precision=precision,
         backend=backend,
-        vector_dtype=_kept("vector_dtype", config.vector_dtype, made, "float32"),
+        vector_dtype=vector_dtype,
         memory_bytes=memory,
         threads=threads,
         embedding_batch_size=batch_size,
@@ -83,25 +94,6 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
     if version and not config.replace_all_versions:
         _check_fits(making, version, database)
     return making
-
-
-def content_key(strategy: str, query_type: str | None, revision: str) -> str:
-    """All that decides a document's chunks and vectors besides its text. Precision is not in it: it belongs to a
-    version and does not change within one.
-    """
-    sizes = {
-        name: [[size.least, size.most, size.overlap] for size in chunk.sizes(strategy, name, query_type)]
-        for name in KINDS
-    }
-    return digest_json(
-        {
-            "chunk_version": chunk.VERSION,
-            "strategy": strategy,
-            "sizes": sizes,
-            "query_type": query_type,
-            "revision": revision,
-        }
-    )
 
 
 def dimensions(database: Database, version_id: int) -> int | None:

@@ -30,12 +30,9 @@ class ReembedConfig:
         "version to build; registered under this number if it is not there. Default: the strategy's active version, "
         "else v1.0.0-<strategy>",
     )
-    chunking_strategy: str = option("standard", "how documents are cut", choices=STRATEGIES, affects_output=True)
+    chunking_strategy: str = option("standard", "how documents are cut", choices=STRATEGIES)
     query_type: str | None = option(
-        None,
-        "sizes of `dynamic` for one kind of question instead of by document type",
-        choices=tuple(BY_QUERY),
-        affects_output=True,
+        None, "sizes of `dynamic` for one kind of question instead of by document type", choices=tuple(BY_QUERY)
     )
     source_type: tuple[str, ...] = option((), "only these source types; the version is not activated then")
     limit: int | None = option(None, "embed at most so many documents; the version is not activated then")
@@ -56,9 +53,8 @@ class ReembedConfig:
         f"sentence-transformers model: a directory or a hub name. Default: the model that the version names, else "
         f"{DEFAULT_MODEL}",
         env="EMBEDDING_MODEL",
-        affects_output=True,
     )
-    revision: str | None = option(None, "commit, branch or tag of a hub model", affects_output=True)
+    revision: str | None = option(None, "commit, branch or tag of a hub model")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     backend: str = option("torch", "library that computes", choices=BACKENDS)
     precision: str | None = option(

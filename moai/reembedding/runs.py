@@ -5,8 +5,7 @@
     run.beat()                                                          # between transactions, while the encoder works
     run.end("done")
 
-All times are UTC. `reembed_samples` holds what was done by when, so that a monitor which starts now knows the rate of
-the last minutes.
+All times are UTC. `reembed_samples` holds what was done by when, for rates.
 """
 
 from __future__ import annotations

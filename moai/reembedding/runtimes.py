@@ -3,8 +3,8 @@
     transformer = open_runtime("openvino", model[0], precision="bfloat16", threads=2, type_ids=True)
     features = transformer(features)                   # adds token_embeddings, as model[0] would
 
-Exported when the model is loaded (seconds for a small one): the exporters that sentence-transformers calls pin versions
-of transformers older than moai's. int8 is ONNX Runtime's: weights per channel, activations as they come.
+Exported here: the exporters that sentence-transformers calls pin versions of transformers older than moai's. int8 is
+ONNX Runtime's: weights per channel, activations as they come.
 """
 
 from __future__ import annotations

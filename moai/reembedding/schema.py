@@ -3,8 +3,7 @@
     migrate(database, old_index(database), backup=True, indexes=True)      # a backup, then one transaction; once
     restore_index(database)                                                # the way back
 
-Before: UNIQUE(source_type, source_id, chunk_index), so that a document has chunks of one version only. After: with
-embedding_version_id. Every statement here can be run twice.
+Before, a document has chunks of one version only. Every statement here can be run twice.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Search in one version: exactly, by reading every vector once, and through a FAISS index that is held against that.
 
-    top = brute_force(database, 5, queries, k=5)          # [[(score, chunk id), ...] for each query]
-    path = build_index(database, version, kind="flat")    # beside the database; raises where it finds something else
-
-Scores are inner products of vectors of length 1: cosines. Vectors pass through memory in pages.
+top = brute_force(database, 5, queries, k=5)        # [[(cosine, chunk id), ...] for each query]
+noted = build_index(database, 5, "flat")            # beside the database; raises where it finds something else
 """
 
 from __future__ import annotations
@@ -72,9 +70,7 @@ def index_path(database: Path, version_id: int) -> Path:
 
 
 def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any]:
-    """Build, check and publish the version's index. Returns what is noted of it. Raises DamagedError where it misses
-    what brute force finds.
-    """
+    """Build, check and publish the index. Returns what is noted of it. Raises DamagedError where it misses too much."""
     faiss = _faiss()
     index: Any = None
     for ids, vectors in pages(database, version_id):
@@ -116,9 +112,7 @@ def is_indexed(database: Path, version_id: int, noted: dict[str, Any], kind: str
 def search_index(
     database: Path, version_id: int, noted: dict[str, Any], queries: Vectors, *, k: int = _TOP
 ) -> list[Found]:
-    """Raises DamagedError where the file is not the index that was noted, ConfigError where the queries are of another
-    model.
-    """
+    """Raises DamagedError where the file is not the index that was noted, ConfigError for queries of another model."""
     path = index_path(database, version_id)
     way_out = f"delete that file and build it again with --faiss {noted['kind']}"
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Versions of the embeddings of one database: register, list, compare, activate, roll back, delete.
 
-A strategy has one active version at most, which is what programs that read the database ask for. What made a version
-is in its `metadata`, under "moai": model and revision, precision, backend, kind of vectors, and whether it is complete.
+A strategy has one active version at most, which is what programs that read the database ask for. How a version was made
+is in its `metadata`, under "moai".
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def activate(database: Database, version_id: int, **noted: Any) -> Version | Non
 
 
 def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
-    """Undo the strategy's last activation: (the version that was active, the one that is now or None). Raises
-    ConfigError where there is no way back.
-    """
+    """Undo the last activation. Returns the version that was active, and the one that is now. Raises ConfigError."""
     with database.transaction("reembed.roll_back"):
         row = database.row(
             "SELECT id, version_id, previous_id FROM reembed_activations WHERE strategy = ? ORDER BY id DESC LIMIT 1",
@@ -235,10 +233,10 @@ def only_in(database: Database, version_id: int, other_id: int) -> int:
 
 
 def delete(database: Database, version_id: int) -> int:
-    """Delete a version with its chunks and embeddings, a piece at a time; the number of chunks.
+    """Delete a version with its chunks and embeddings, a piece at a time. Returns the number of chunks.
 
-    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again, for a run that
-    began between two of them finds no receipts of what is deleted and makes the version whole.
+    Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again: a run that began
+    between two of them finds no receipts of what is deleted and makes the version whole.
     """
     deleted = 0
     while True:

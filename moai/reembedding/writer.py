@@ -1,13 +1,11 @@
-"""The one writer of a version: chunks, embeddings, receipts and the run's counts of several batches in one short
-transaction.
+"""The one writer of a version: several batches with their receipts and the run's counts in one short transaction.
 
     writer = VersionWriter(database=database, run=run, version_id=5, ...)
-    for batch in ahead(...):
+    for batch in prefetch(...):
         writer.add(batch)        # every `commit_interval` batches that change something: delete, insert, receipts
     writer.commit()
 
-All that a transaction needs is encoded before it begins: before COMMIT the old embeddings are there, after it the new
-ones. A document without a receipt has nothing of this version that counts.
+What a transaction needs is encoded before it begins. A document without a receipt has nothing that counts.
 """
 
 from __future__ import annotations

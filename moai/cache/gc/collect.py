@@ -1,16 +1,11 @@
-"""Give space in a cache back: what killed runs left, what newer data replaced, what nothing leads to. Never anything in
-use.
+"""Give space in a cache back: what killed runs left, what newer data replaced, what nothing leads to.
 
     python -m moai gc --cache_dir DIR --dry_run          what would go
     python -m moai gc --older_than 30                    only what has lain for 30 days
     python -m moai gc --max_bytes 200GB                  then the longest unused, until the cache is that small
 
-A prepared directory is superseded when every plan that led to it can no longer be met, because its files have changed
-or the versions have, and a newer plan of the same flags covers all of its files. One whose raw data is merely gone is
-kept: nothing could make it again. In use is what a process on this host has mapped, what a record of
-`moai.cache.leases` says, and, while any preparation is at work in the cache, everything that preparations look for.
-`moai.cache.gc.sweep` keeps a preparation safe that begins meanwhile. Ages are file times against that of a file just
-written there, so only one clock is asked.
+Never anything in use; what that is, and what is superseded: docs/cache.md. `moai.cache.gc.sweep` keeps a preparation
+safe that begins meanwhile. Ages are file times against that of a file just written there, so only one clock is asked.
 """
 
 from __future__ import annotations

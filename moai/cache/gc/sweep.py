@@ -4,10 +4,9 @@
         retirement.retire([[receipt, data, bad_records]], reclaimed=lambda: False)
 
 A preparation shows its attempt before it looks at a shard or a published directory, and takes it away after its
-directory is published. So what goes is moved aside first, where no preparation finds it any more. Then attempts,
-directories published meanwhile, and whatever else `reclaimed` asks are looked for. If there is any, everything is put
-back; otherwise nobody can have seen it, and it is deleted. Receipts go before their data, so a kill in between leaves
-data that nobody counts. The place aside is an attempt like others, which the next preparation on this host removes.
+directory is published. So what goes is moved aside first, where no preparation finds it. If then there is an attempt, a
+newly published directory, or whatever else `reclaimed` asks, all is put back; otherwise nobody can have seen it, and it
+is deleted. Receipts go before their data: a kill leaves data that nobody counts, aside in an attempt like others.
 """
 
 from __future__ import annotations

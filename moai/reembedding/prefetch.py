@@ -1,11 +1,10 @@
 """Reading, encoding and writing beside each other in this process, a bounded queue between them.
 
-    for batch in ahead(embed(ahead(chunk(documents.pages())))):     # reading and chunking, encoding, and here: writing
-        into.add(batch)
+    for batch in prefetch(embed(prefetch(chunk(documents.pages())))):
+        writer.add(batch)
 
-`ahead` runs everything behind it in a thread of its own and keeps `depth` batches ready, so the encoder finds its next
-batch waiting and the writer's disk time costs it nothing. The caller's own thread is the last stage: it writes, gets
-Ctrl-C, and errors of every stage come out there. Order is kept.
+One thread reads and chunks, one encodes, and the caller's own is the last stage: it writes, gets Ctrl-C and the errors
+of every stage. Order is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _LOOK_SECONDS = 0.1
-"""How often a thread that waits for room looks whether anybody still wants what it makes."""
+"""How often a thread that waits for room looks whether it was stopped."""
 
 
 @dataclass
@@ -28,16 +27,20 @@ class Seconds:
     """Seconds by stage, summed over the run. A stage inside another one of the same thread is not counted twice."""
 
     by_stage: dict[str, float] = field(default_factory=dict)
-    _running: threading.local = field(default_factory=threading.local)
+    _of_thread: threading.local = field(default_factory=threading.local)
 
     @contextlib.contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        stack: list[tuple[str, float]] = self._running.__dict__.setdefault("stack", [])
-        self._turn(stack, (stage,))
+        inside: list[float] = self._of_thread.__dict__.setdefault("inside", [])
+        inside.append(0.0)  # seconds of the stages that run inside this one
+        began = time.perf_counter()
         try:
             yield
         finally:
-            self._turn(stack, ())
+            took = time.perf_counter() - began
+            self.by_stage[stage] = self.by_stage.get(stage, 0.0) + took - inside.pop()
+            if inside:
+                inside[-1] += took
 
     def waiting(self, stage: str, batches: Iterator[T]) -> Iterator[T]:
         """`batches`, with the time it takes to get each counted for `stage`."""
@@ -49,21 +52,8 @@ class Seconds:
                     return
             yield batch
 
-    def _turn(self, stack: list[tuple[str, float]], entered: tuple[str, ...]) -> None:
-        """Count for the stage on top, and begin to count for the next: one that is entered, or the one below."""
-        now = time.perf_counter()
-        if stack:
-            stage, since = stack.pop()
-            self.by_stage[stage] = self.by_stage.get(stage, 0.0) + now - since
-            if entered:
-                stack.append((stage, now))
-        if entered:
-            stack.append((entered[0], now))
-        elif stack:
-            stack.append((stack.pop()[0], now))
 
-
-def ahead(
+def prefetch(
     batches: Iterator[T], *, depth: int = 1, idle: Callable[[], object] = lambda: None, idle_seconds: float = 1.0
 ) -> Generator[T, None, None]:
     """Yield what `batches` yields while a thread makes up to `depth` more. Raises what the thread raised, after what it
@@ -94,7 +84,7 @@ def ahead(
             if close is not None:
                 close()  # in the thread that ran it: a database connection belongs to one thread
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

@@ -1,4 +1,4 @@
-"""`ahead`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives the loop over
+"""`prefetch`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives the loop over
 it.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from moai.reembedding.overlapped import Seconds, ahead
+from moai.reembedding.prefetch import Seconds, prefetch
 
 
 def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:
@@ -21,14 +21,14 @@ def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:
 
 
 def test_order_is_kept_through_two_stages() -> None:
-    doubled = (2 * number for number in ahead(numbers(500)))
-    assert list(ahead(doubled, depth=3)) == [2 * number for number in range(500)]
+    doubled = (2 * number for number in prefetch(numbers(500)))
+    assert list(prefetch(doubled, depth=3)) == [2 * number for number in range(500)]
 
 
 def test_a_slow_consumer_holds_the_producer_back() -> None:
     """`depth` wait in the queue, one in the producer's hand; a pool's imap would have pulled all of them."""
     seen: list[int] = []
-    stage = ahead(numbers(10_000, seen), depth=2)
+    stage = prefetch(numbers(10_000, seen), depth=2)
     assert next(stage) == 0
     deadline = time.monotonic() + 10
     while len(seen) < 4 and time.monotonic() < deadline:
@@ -49,7 +49,7 @@ def test_stages_run_beside_each_other() -> None:
             event.set()
             yield number
 
-    for number in ahead(produce()):
+    for number in prefetch(produce()):
         if number + 1 < len(made):
             assert made[number + 1].wait(timeout=10)
 
@@ -60,7 +60,7 @@ def test_an_error_comes_out_behind_what_was_made_before_it() -> None:
         yield 2
         raise ValueError("third")
 
-    stage = ahead(ahead(failing()))
+    stage = prefetch(prefetch(failing()))
     assert [next(stage), next(stage)] == [1, 2]
     with pytest.raises(ValueError, match="third"):
         next(stage)
@@ -75,14 +75,14 @@ def test_leaving_the_loop_ends_every_thread_and_closes_the_source() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    for number in ahead(number + 1 for number in ahead(endless())):
+    for number in prefetch(number + 1 for number in prefetch(endless())):
         if number > 10:
             break
     deadline = time.monotonic() + 10
     while (threading.active_count() > before or not closed) and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     assert threading.active_count() == before
-    assert closed == ["ahead"]
+    assert closed == ["prefetch"]
 
 
 def test_while_it_waits_it_has_time_for_a_heartbeat() -> None:
@@ -92,7 +92,7 @@ def test_while_it_waits_it_has_time_for_a_heartbeat() -> None:
         assert beaten.wait(timeout=10)
         yield 1
 
-    assert list(ahead(slow(), idle=beaten.set, idle_seconds=0.01)) == [1]
+    assert list(prefetch(slow(), idle=beaten.set, idle_seconds=0.01)) == [1]
 
 
 def test_seconds_of_a_stage_leave_out_the_stages_inside_it() -> None:
