@@ -1,4 +1,4 @@
-"""See moai/reembedding/monitor/performance.py:  python scripts/check_re_embedding_performance.py --help"""
+"""See moai/reembedding/monitor.py:  python scripts/check_re_embedding_performance.py --help"""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # as for train.py: this checkout's moai, installed or not
 
-from moai.reembedding.monitor.entry import run
-from moai.reembedding.monitor.performance import main
+from moai.reembedding.monitor import performance, run
 
 if __name__ == "__main__":
-    sys.exit(run(main, "check_re_embedding_performance.py"))
+    sys.exit(run(performance, "check_re_embedding_performance.py"))

@@ -8,7 +8,7 @@ sys.path.insert(
 )  # as for train.py: this checkout's moai, installed or not
 
 from moai.doctor.reembedding import specs
-from moai.reembedding.monitor.entry import run
+from moai.reembedding.monitor import run
 
 if __name__ == "__main__":
     sys.exit(run(specs, "check_system_specs.py"))

@@ -1,4 +1,4 @@
-"""See moai/reembedding/monitor/progress.py:  python scripts/monitor_re_embedding_progress.py --help"""
+"""See moai/reembedding/monitor.py:  python scripts/monitor_re_embedding_progress.py --help"""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # as for train.py: this checkout's moai, installed or not
 
-from moai.reembedding.monitor.entry import run
-from moai.reembedding.monitor.progress import main
+from moai.reembedding.monitor import progress, run
 
 if __name__ == "__main__":
-    sys.exit(run(main, "monitor_re_embedding_progress.py"))
+    sys.exit(run(progress, "monitor_re_embedding_progress.py"))

@@ -9,7 +9,7 @@ sys.path.insert(
 )  # as for train.py: this checkout's moai, installed or not
 
 from moai.reembedding.command import main
-from moai.reembedding.monitor.entry import run
+from moai.reembedding.monitor import run
 
 NAME = "re_embed_existing_data_optimized.py"
 

@@ -34,8 +34,7 @@ from moai.pretraining.options import DataConfig, SaveConfig
 from moai.pretraining.quality import QualityConfig
 from moai.pretraining.status import StatusConfig
 from moai.reembedding.command import VersionConfig
-from moai.reembedding.monitor.speed import SpeedConfig
-from moai.reembedding.monitor.state import WatchConfig
+from moai.reembedding.monitor import SpeedConfig, WatchConfig
 from moai.reembedding.options import ReembedConfig
 from moai.tokenizers.train import TokenizerConfig
 from moai.training.arguments import TrainConfig

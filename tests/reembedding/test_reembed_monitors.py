@@ -21,10 +21,10 @@ from moai.core.distributed import owner
 from moai.core.errors import ConfigError, StorageError
 from moai.core.resources import Machine
 from moai.doctor import reembedding as doctor
+from moai.reembedding import monitor
 from moai.reembedding.build import build
 from moai.reembedding.database import Database
-from moai.reembedding.monitor import performance, progress, speed
-from moai.reembedding.monitor.state import State, WatchConfig, is_paused, look
+from moai.reembedding.monitor import State, WatchConfig, look
 from moai.reembedding.options import GIB, ReembedConfig, embedding_batch_size
 from moai.reembedding.runs import Sample, pace, parse
 
@@ -91,7 +91,7 @@ def test_times_are_utc_also_where_the_database_does_not_say_so(monkeypatch: pyte
 def test_all_documents_are_done_when_the_short_ones_are_recorded(law: Path) -> None:
     state = look(WatchConfig(db=str(law)))
     assert (state.version_id, state.done, state.total, state.skipped, state.left) == (5, 26, 26, 2, 0)
-    said = "\n".join(progress.lines(state))
+    said = "\n".join(monitor.progress_lines(state))
     assert "26 of 26 (100.0%), 2 of them recorded without chunks" in said
     assert said.count("█" * 40) == 4
 
@@ -109,10 +109,10 @@ def test_what_is_left_follows_the_live_run_and_its_pace(law: Path) -> None:
         tiny_law.change(law, "INSERT INTO reembed_samples VALUES(1, ?, ?, ?)", (at, 5 * n, 10 * n))
     state = look(WatchConfig(db=str(law)))
     assert state.is_running
-    assert not is_paused(state)
+    assert not state.is_paused
     assert state.left == 16
     assert state.eta_seconds == pytest.approx(32, rel=0.01)
-    said = "\n".join(performance.lines(state))
+    said = "\n".join(monitor.performance_lines(state))
     assert state.pace is not None
     assert (state.pace.documents, state.pace.chunks) == (pytest.approx(0.5, rel=0.01), pytest.approx(1, rel=0.01))
     assert " s a document, " in said
@@ -121,14 +121,14 @@ def test_what_is_left_follows_the_live_run_and_its_pace(law: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "word"), [(4.9, "very fast"), (5.0, "fast"), (15.0, "normal"), (30.0, "slow")])
 def test_the_verdict_has_the_old_programs_words(seconds: float, word: str) -> None:
-    assert performance.verdict(seconds) == word
+    assert monitor.verdict(seconds) == word
 
 
 def test_a_stopped_process_shows_as_paused_and_a_killed_one_as_died(law: Path) -> None:
     running(law, silent_seconds=120)
-    assert "paused" in "\n".join(progress.lines(look(WatchConfig(db=str(law)))))
+    assert "paused" in "\n".join(monitor.progress_lines(look(WatchConfig(db=str(law)))))
     tiny_law.change(law, "UPDATE reembed_runs SET owner = ?", (json.dumps({**owner(), "start_token": "0"}),))
-    assert "1 died" in "\n".join(progress.lines(look(WatchConfig(db=str(law)))))
+    assert "1 died" in "\n".join(monitor.progress_lines(look(WatchConfig(db=str(law)))))
 
 
 def test_the_speed_monitor_says_what_came_in_and_sums_up_what_it_watched(law: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_speed_monitor_says_what_came_in_and_sums_up_what_it_watched(law: Pa
             raise KeyboardInterrupt
 
     said: list[str] = []
-    speed.follow(lambda: next(states), said.append, interval=60, pause=interrupted)
+    monitor.follow(lambda: next(states), said.append, interval=60, pause=interrupted)
     assert [line.split(" | ")[1] for line in said[:3]] == ["+0", "+3", "+6"]
     assert said[-1].startswith("watched 0:02:00: +9 documents")
     assert "270 documents an hour, 13.333 s a document; 14 of 26 done" in said[-1]
@@ -223,7 +223,7 @@ def test_ctrl_c_ends_the_speed_monitor_with_a_summary(law: Path) -> None:
 )
 def test_intervals_and_windows_that_no_clock_has(law: Path, flags: list[str]) -> None:
     with pytest.raises(ConfigError, match=flags[0].removeprefix("--").replace("-", "_") + " = "):
-        speed.main(["--db", str(law), *flags], {})
+        monitor.speed(["--db", str(law), *flags], {})
 
 
 def test_the_summary_is_said_also_where_the_database_goes_away(law: Path) -> None:
@@ -237,13 +237,13 @@ def test_the_summary_is_said_also_where_the_database_goes_away(law: Path) -> Non
 
     said: list[str] = []
     with pytest.raises(StorageError):
-        speed.follow(once, said.append, interval=60, pause=lambda _: None)
+        monitor.follow(once, said.append, interval=60, pause=lambda _: None)
     assert said[-1].startswith("watched 0:00:00")
 
 
 def test_of_a_version_that_another_program_made_it_says_where_to_look(law: Path) -> None:
     assert "moai reembed versions says what is in version 1" in "\n".join(
-        progress.lines(look(WatchConfig(db=str(law), version_id=1)))
+        monitor.progress_lines(look(WatchConfig(db=str(law), version_id=1)))
     )
 
 
