@@ -51,7 +51,7 @@ class Report:
 
 def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[str, str] = os.environ) -> Report:
     """Raises a MoaiError for everything a person can do something about; what was committed is kept."""
-    with Database.open(Path(config.require().db), writable=True) as database:
+    with Database.open(Path(config.db), writable=True) as database:
         check_tables(database)
         making = settle(config, database, model, environ)
         total = sum(making.totals.values())
@@ -99,7 +99,7 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
 
 def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[str, str] = os.environ) -> list[str]:
     """What a run would do, a line each; nothing is written and no model is loaded."""
-    with Database.open(Path(config.require().db)) as database:
+    with Database.open(Path(config.db)) as database:
         check_tables(database)
         making = settle(config, database, model, environ)
         migrated = not config.replace_all_versions and schema.old_index(database) is not None

@@ -23,8 +23,8 @@ from moai.reembedding.database import Database
 from moai.reembedding.documents import check_tables
 from moai.reembedding.embed import TokenBudget, encode_all
 from moai.reembedding.encoders import SentenceEncoder, SentenceModel
-from moai.reembedding.loading import opened
-from moai.reembedding.options import ReembedConfig, bounded, known_device
+from moai.reembedding.loading import load_encoder
+from moai.reembedding.options import ReembedConfig, check_device, check_number
 from moai.reembedding.runs import STAGES, refuse_while_running
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,11 @@ class VersionConfig:
     model: str | None = option(None, "where the version's model is now, if it has moved", env="EMBEDDING_MODEL")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
-    def require(self) -> VersionConfig:
-        """Raises ConfigError for what no program could do."""
+    def __post_init__(self) -> None:
         for name in ("version_id", "other", "top"):
-            bounded(name, getattr(self, name))
-        bounded("keep", self.keep, least=0)
-        known_device(self.device)
-        return self
+            check_number(name, getattr(self, name))
+        check_number("keep", self.keep, least=0)
+        check_device(self.device)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: str = "python -m moai reembed") -> int:
@@ -200,7 +198,7 @@ def _search(config: VersionConfig, database: Database) -> Iterator[str]:
 
 
 def query_vector(model: SentenceModel, query: str) -> search.Vectors:
-    encoder = opened(model, "float32")
+    encoder = load_encoder(model, "float32")
     assert isinstance(encoder, SentenceEncoder)
     ids, limit = encoder.tokens.question_ids(query), encoder.tokens.max_tokens
     if len(ids) > limit:
@@ -245,7 +243,7 @@ def _act(name: str, flags: list[str], environ: Mapping[str, str], prog: str) -> 
     action, writable = ACTIONS[name], ACTIONS[name] not in _READERS
     said = action.__doc__ or ""
     resolved = resolve([VersionConfig], flags, environ, prog=prog, description=said, others=[ReembedConfig])
-    config = resolved[VersionConfig].require()
+    config = resolved[VersionConfig]
     with Database.open(Path(config.db), writable=writable) as database:
         check_tables(database)
         if "embedding_version_id" not in database.columns("text_chunks"):

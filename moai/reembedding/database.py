@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from moai.core.errors import DamagedError, MoaiError, SourceError, StorageError
 from moai.core.failpoints import failpoint
+from moai.core.files import sync
 
 try:
     import apsw as _apsw
@@ -167,6 +168,21 @@ class Database:
                 with target.backup("main", self._connection, "main") as backup:
                     while not backup.done:
                         backup.step(_BACKUP_PAGES)
+
+
+@contextlib.contextmanager
+def staged(final: Path, place: str) -> Iterator[Path]:
+    """A path beside `final`; what was written there gets that name, or is removed. `place` names the failpoint."""
+    part = final.with_name(f"{final.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        yield part
+        sync(part)
+        failpoint(place, part)
+        part.replace(final)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

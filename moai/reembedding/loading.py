@@ -89,8 +89,8 @@ class LoadedWhenNeeded:
 
     def _open(self) -> tuple[Encoder, str, float | None]:
         if self.precision != "auto":
-            return opened(self.model, self.precision), self.precision, None
-        exact = opened(self.model, "float32")
+            return load_encoder(self.model, self.precision), self.precision, None
+        exact = load_encoder(self.model, "float32")
         rows = self.sample(exact.tokens)
         if not rows:
             return exact, "float32", None
@@ -99,7 +99,7 @@ class LoadedWhenNeeded:
         best: tuple[Encoder, str, float | None] = exact, "float32", None
         for precision in ("bfloat16", "int8"):
             try:
-                encoder = opened(self.model, precision)
+                encoder = load_encoder(self.model, precision)
             except ConfigError as error:
                 logger.info("precision auto: no %s here: %s", precision, error)
                 continue
@@ -113,7 +113,7 @@ class LoadedWhenNeeded:
         return best
 
 
-def opened(model: Model, precision: str) -> Encoder:
+def load_encoder(model: Model, precision: str) -> Encoder:
     """Raises SourceError for whatever the libraries say of files that are no model, or of an absent device."""
     try:
         return model.open(precision)

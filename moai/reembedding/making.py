@@ -67,7 +67,7 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
     machine = resources.detect(database.path.parent, environ=environ)
     # torch takes all cores of the host otherwise, which a container does not have.
     text = environ.get("OMP_NUM_THREADS", "")
-    threads = Setting(int(text), f"OMP_NUM_THREADS={text}") if text.isdigit() and int(text) else machine.cpus
+    threads = Setting(int(text), f"OMP_NUM_THREADS={text}") if text.isdecimal() and int(text) else machine.cpus
     if model is None:
         logger.info("model = %s: %s", name.value, name.reason)  # before it is looked for, which may take a download
         model = SentenceModel.find(

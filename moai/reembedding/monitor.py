@@ -23,7 +23,7 @@ from moai.core.without_pandas import without_pandas
 from moai.reembedding import versions
 from moai.reembedding.database import Database
 from moai.reembedding.documents import KINDS, check_tables, count_documents
-from moai.reembedding.options import bounded
+from moai.reembedding.options import check_number
 from moai.reembedding.runs import (
     PAUSE_SECONDS,
     STAGES,
@@ -95,7 +95,7 @@ def speed(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     watch, every = resolved[WatchConfig], resolved[SpeedConfig]
     if not 0 < every.interval <= _LONGEST_INTERVAL:
         raise ConfigError(f"interval = {every.interval}: above 0, at most {_LONGEST_INTERVAL:,} seconds")
-    bounded("lines", every.lines)
+    check_number("lines", every.lines)
     follow(lambda: look(watch), lambda line: print(line, flush=True), interval=every.interval, lines=every.lines)
     return 0
 
@@ -155,7 +155,7 @@ class State:
 
 def look(config: WatchConfig) -> State:
     """Raises SourceError for what is no law database, ConfigError where nothing was re-embedded in it yet."""
-    bounded("version_id", config.version_id)
+    check_number("version_id", config.version_id)
     if not config.window > 0:
         raise ConfigError(f"window = {config.window}: above 0")
     newest = None

@@ -74,11 +74,10 @@ class ReembedConfig:
         bare="flat",
     )
 
-    def require(self) -> ReembedConfig:
-        """Raises ConfigError for what no program could do."""
+    def __post_init__(self) -> None:
         for name in ("version_id", "doc_batch_size", "embedding_batch_size", "commit_interval", "limit"):
-            bounded(name, getattr(self, name))
-        known_device(self.device)
+            check_number(name, getattr(self, name))
+        check_device(self.device)
         for name in self.source_type:
             if name not in KINDS:
                 raise ConfigError(f"source_type = {name!r}: choose from {', '.join(KINDS)}")
@@ -88,7 +87,6 @@ class ReembedConfig:
             )
         if not 0 < self.min_cosine <= 1:
             raise ConfigError(f"min_cosine = {self.min_cosine}: above 0, at most 1")
-        return self
 
     @property
     def source_types(self) -> tuple[str, ...]:
@@ -100,13 +98,13 @@ class ReembedConfig:
         return self.limit is None and self.source_types == tuple(KINDS)
 
 
-def bounded(name: str, value: int | None, *, least: int = 1) -> None:
+def check_number(name: str, value: int | None, *, least: int = 1) -> None:
     """Raises ConfigError for a number that SQLite could not hold either."""
     if value is not None and not least <= value < 2**63:
         raise ConfigError(f"{name} = {value}: at least {least}" + (", below 2**63" if value > 0 else ""))
 
 
-def known_device(device: str) -> None:
+def check_device(device: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device = {device!r}: choose from auto, cpu, cuda, cuda:N")
 

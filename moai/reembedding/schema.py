@@ -14,9 +14,9 @@ from pathlib import Path
 
 from moai.core.errors import ConfigError, StorageError
 from moai.core.failpoints import failpoint
-from moai.core.files import free_bytes, sync
+from moai.core.files import free_bytes
 from moai.reembedding import runs, writer
-from moai.reembedding.database import Database
+from moai.reembedding.database import Database, staged
 
 logger = logging.getLogger(__name__)
 
@@ -129,23 +129,15 @@ def restore_index(database: Database) -> str:
 def _back_up(database: Database) -> Path:
     """A copy as it was before the first migration; one from a run which died before its migration is made anew."""
     final = database.path.with_name(f"{database.path.name}.before-reembed.bak")
-    staged = final.with_name(f"{final.name}.part")
     need, free = database.path.stat().st_size, free_bytes(database.path.parent)
     if need > free:
         raise StorageError(
             f"{final}: the backup needs {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free; free space there, "
             f"or keep a copy yourself and use --no_backup"
         )
-    try:
-        staged.unlink(missing_ok=True)
-        failpoint("reembed.backup", staged)
-        database.copy_to(staged)
-        sync(staged)
-        failpoint("reembed.backup_rename", staged)
-        staged.replace(final)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    with staged(final, "reembed.backup_rename") as part:
+        failpoint("reembed.backup", part)
+        database.copy_to(part)
     logger.info("Backup before the migration: %s", final)
     return final
 

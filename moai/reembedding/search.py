@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moai.core.errors import ConfigError, DamagedError, SourceError, StorageError
-from moai.core.failpoints import failpoint
-from moai.core.files import sync
-from moai.reembedding.database import Database, Row
+from moai.reembedding.database import Database, Row, staged
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +42,7 @@ def pages(database: Database, version_id: int) -> Iterator[tuple[npt.NDArray[np.
         last = rows[-1][0]
         dim = dim or rows[0][1]
         vectors = np.stack([_vector(row, dim, database.path) for row in rows])
-        yield (
-            np.array([row[0] for row in rows], np.int64),
-            vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12),
-        )
+        yield np.array([row[0] for row in rows], np.int64), _normalized(vectors)
 
 
 def brute_force(database: Database, version_id: int, queries: Vectors, *, k: int = _TOP) -> list[Found]:
@@ -86,16 +81,12 @@ def build_index(database: Database, version_id: int, kind: str) -> dict[str, Any
             f"{_LEAST_RECALL[kind]:.0%} is needed; it is not used"
         )
     final = index_path(database.path, version_id)
-    staged = final.with_name(f"{final.name}.part")
     try:
-        faiss.write_index(index, str(staged))
-        sync(staged)
-        failpoint("reembed.faiss_rename", staged)
-        staged.replace(final)
+        with staged(final, "reembed.faiss_rename") as part:
+            faiss.write_index(index, str(part))
     except (OSError, RuntimeError) as error:
-        staged.unlink(missing_ok=True)
         raise StorageError(
-            f"{staged}: the index could not be written ({error}); free space there. The version is kept: run again to "
+            f"{final}: the index could not be written ({error}); free space there. The version is kept: run again to "
             f"index and activate it"
         ) from error
     said = "FAISS index (%s): %s vectors, recall %.3f against brute force: %s"
@@ -128,10 +119,8 @@ def search_index(
             f"{path} holds vectors of {index.d} dimensions, the query has {queries.shape[1]}: use the version's own "
             f"model, or {way_out}"
         )
-    scores, ids = index.search(np.ascontiguousarray(queries), min(k, index.ntotal))
-    return [
-        [(float(score), int(chunk_id)) for score, chunk_id in zip(*row) if chunk_id >= 0] for row in zip(scores, ids)
-    ]
+    found = zip(*index.search(np.ascontiguousarray(queries), min(k, index.ntotal)))
+    return [[(float(score), int(chunk_id)) for score, chunk_id in zip(*row) if chunk_id >= 0] for row in found]
 
 
 def _recall(index: Any, database: Database, version_id: int) -> float:
@@ -139,7 +128,7 @@ def _recall(index: Any, database: Database, version_id: int) -> float:
     queries = _sample(database, version_id)
     scores, _ = index.search(np.ascontiguousarray(queries), _TOP)
     hits = total = 0
-    for row, exact in zip(scores, brute_force(database, version_id, queries, k=_TOP)):
+    for row, exact in zip(scores, brute_force(database, version_id, queries)):
         total += len(exact)
         hits += sum(abs(float(score) - wanted) <= _TIE for score, (wanted, _) in zip(row, exact))
     return hits / max(1, total)
@@ -155,8 +144,11 @@ def _sample(database: Database, version_id: int) -> Vectors:
         seen += len(ids)
     queries = np.stack(kept[:_QUERIES])
     noise = np.random.default_rng(0).standard_normal(queries.shape).astype(np.float32)
-    mixed = queries + 0.3 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-    return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True), np.float32)
+    return _normalized(queries + 0.3 * _normalized(noise))
+
+
+def _normalized(vectors: Vectors) -> Vectors:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def _vector(row: Row, dim: int, path: Path) -> Vectors:
