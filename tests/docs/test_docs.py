@@ -146,7 +146,7 @@ def check(command: str) -> None:
             "scripts/migrations/re_embed_existing_data_optimized.py",
             *flags,
         ]:
-            resolve([ReembedConfig], flags, {}, prog="reembed")[ReembedConfig]
+            resolve([ReembedConfig], flags, {}, prog="reembed")
         case [
             "python",
             ("scripts/monitor_re_embedding_progress.py" | "scripts/check_re_embedding_performance.py"),
