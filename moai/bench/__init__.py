@@ -135,9 +135,8 @@ class _Draw:
         while places:
             if drawn >= self.least and time.monotonic() - began > self.seconds:
                 return
-            place = min(places, key=lambda place: place.share)
-            shard = next(place.shards, None)
-            if shard is None:
+            place = min(places, key=lambda place: place.bytes / place.of_bytes)
+            if (shard := next(place.shards, None)) is None:
                 places.remove(place)
                 continue
             place.bytes += shard.nominal_bytes
@@ -152,10 +151,6 @@ class _Place:
     shards: Iterator[Shard]
     of_bytes: int
     bytes: int = 0
-
-    @property
-    def share(self) -> float:
-        return self.bytes / self.of_bytes
 
 
 def _run(

@@ -20,21 +20,11 @@ from typing import Any
 from moai.core.config import option, resolve
 from moai.core.errors import ConfigError, MoaiError, StorageError
 from moai.core.without_pandas import without_pandas
-from moai.reembedding import versions
+from moai.reembedding import runs, versions
 from moai.reembedding.database import Database
 from moai.reembedding.documents import KINDS, check_tables, count_documents
 from moai.reembedding.options import check_number
-from moai.reembedding.runs import (
-    PAUSE_SECONDS,
-    STAGES,
-    WINDOW_SECONDS,
-    Pace,
-    Sample,
-    clock,
-    pace,
-    parse,
-    refuse_while_running,
-)
+from moai.reembedding.runs import PAUSE_SECONDS, STAGES, WINDOW_SECONDS, Pace, Sample, clock, pace, parse
 
 _LONGEST_INTERVAL = 86_400
 _VERDICTS = ((5.0, "very fast"), (15.0, "fast"), (30.0, "normal"), (float("inf"), "slow"))
@@ -195,7 +185,7 @@ def look(config: WatchConfig) -> State:
 def _lives(database: Database) -> bool:
     """By its process, where that can be asked; a run that was killed said no last word."""
     try:
-        refuse_while_running(database)
+        runs.refuse_while_running(database)
     except StorageError:
         return True
     return False
