@@ -22,6 +22,7 @@ from moai.core.errors import ConfigError
 from moai.core.files import canonical_json
 from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
+from moai.pretraining.keys import plan_key
 
 
 def test_a_cache_of_nothing_but_what_is_needed_stays_as_it_is(cache: Path, run: Callable[[], Prepared]) -> None:
@@ -139,13 +140,14 @@ def test_what_killed_runs_left_goes(cache: Path, source: Path, run: Callable[[],
         "uses/x-1.json": a_dead_owner(),
         "quarantine/q.jsonl": b"{}\n",
         "locks/free.lock": b"",
-        "plans/p.json": b"",
     }
     for name, data in left.items():
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_bytes(data)
-    record = json.loads(next(iter((cache / "plans").glob("[!p]*.json"))).read_bytes())
-    (cache / "plans" / "p.json").write_bytes(canonical_json({**record, "directory": "gone"}))
+    record = json.loads(next(iter((cache / "plans").iterdir())).read_bytes())
+    fields = {**record["fields"], "files": {}}
+    lost = cache / "plans" / f"{plan_key(fields)}.json"
+    lost.write_bytes(canonical_json({**record, "fields": fields, "directory": "gone"}))
     shutil.copytree(prepared.path, prepared.path.with_name(f"{prepared.path.name}.wrong-01"))
     os.utime(cache / "shards/.a.json.0123456789abcdef0123456789abcdef.tmp", (0, 0))
     dry = gc(cache, dry_run=True)
