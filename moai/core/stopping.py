@@ -71,8 +71,8 @@ def stoppable(what_remains: str, *, within_seconds: float | None = None) -> Iter
         if signum in seen and signum != signal.SIGHUP:
             os._exit(128 + signum)
         seen.append(signal.Signals(signum))
-        told.set()
         if len(seen) == 1:
+            told.set()  # once: another signal may come while its lock is held
             raise Stop(f"stopped by {seen[0].name}; {what_remains}")
 
     before = {number: signal.signal(number, stop) for number in {signal.SIGINT, *by_others()}}

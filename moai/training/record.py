@@ -9,6 +9,7 @@ A checkpoint without digests, of a moai that did not take them yet, has a record
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import stat
@@ -23,6 +24,8 @@ import xxhash
 
 from moai.core.files import sealed, unsealed, write_atomic
 from moai.core.fsops import kind_of, open_regular, read_regular
+
+logger = logging.getLogger(__name__)
 
 RECORD = "moai_data.json"
 MOST_BYTES = 1 << 30
@@ -80,6 +83,9 @@ class Record:
 
     def damage(self, checkpoint: Path, *, read: bool) -> str | None:
         """What differs from the digests: kinds and sizes, and every byte if it is to `read` them."""
+        gigabytes = sum(size for size, _ in self.files.values()) / 1e9
+        if read and gigabytes > 1:
+            logger.info("%s: reading %.1f GB to compare them with their digests", checkpoint, gigabytes)
         for name, (size, digest) in self.files.items():
             try:
                 found = os.lstat(checkpoint / name)
