@@ -39,6 +39,8 @@ _STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 _SPACE = re.compile(rb"\s*")
 _SCALAR = re.compile(rb'[^\s"\[\]{},:]++')
 _ANOTHER = re.compile(rb"[}\n]\s*,?\s*\{")
+_AFTER_ANOTHER = re.compile(rb"[}\]]|\n[ \t]*$")
+"""What stands before a value where a comma is missing, or a line before it is no value."""
 _BRACKETS = re.compile(rb"[\[\]{}]")
 _OPENS = {b"}": b"{", b"]": b"["}
 _CLOSES = {b"{": b"}", b"[": b"]"}
@@ -200,7 +202,7 @@ def scan_values(
                 opened = True
                 go_to(at)
             elif mark in b"[{":
-                if not open_brackets:  # what comes before it, as where a comma is missing, is a value of its own
+                if not open_brackets and _AFTER_ANOTHER.search(data, begin, match.start()):
                     yield from take(match.start(), match.start())
                 open_brackets.append(mark)
             elif mark in b"]}":

@@ -230,6 +230,13 @@ def test_what_is_no_json_array_is_cut_all_the_same_and_left_to_the_parser(data: 
         assert [span.value for span in scan_values(blocks_of(data, size), 1000, in_array=True)] == values
 
 
+def test_a_line_that_is_no_value_among_values_is_one_of_its_own() -> None:
+    values = [b'\xef\xbb\xbf{"a":1}', b"words", b'{"b":2}', b'\0{"c":3}', b'{"d":4}']
+    for size in (1, 3, 100):
+        data = b"%s\n%s\n%s %s%s" % tuple(values)
+        assert [span.value for span in scan_values(blocks_of(data, size), 1000, in_array=False)] == values
+
+
 GOOD = [json.dumps({"text": f"record {number}"}) for number in range(30)]
 BROKEN = {
     "a bracket too many": '{"text": "r"}}',
