@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from moai.core.errors import Interrupted
 from moai.core.stopping import stoppable
+
+ROOT = Path(__file__).parents[2]
 
 TIDYING = """
 import os, signal, sys
@@ -48,6 +51,28 @@ with stopping.stoppable("all is kept"):
 def test_a_signal_that_is_lost_in_a_destructor_ends_the_process_all_the_same() -> None:
     ran = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=30)
     assert (ran.returncode, ran.stderr.splitlines()[-1]) == (143, "stopped by SIGTERM; all is kept")
+
+
+IMPORTING = """
+import os, runpy, signal, sys
+class SignalAt:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.Signals[sys.argv[3]])
+sys.meta_path.insert(0, SignalAt())
+sys.path.insert(0, os.getcwd())
+run = runpy.run_path if sys.argv[1].endswith(".py") else runpy.run_module
+run(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("program", "module"), [("moai", "moai.cli"), ("train.py", "moai.training.command")])
+def test_a_signal_while_a_program_is_imported_is_one_line(program: str, module: str, signum: signal.Signals) -> None:
+    command = [sys.executable, "-c", IMPORTING, program, module, signum.name]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 128 + signum
+    assert ran.stderr == f"stopped by {signum.name}; what is finished is kept\n"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
