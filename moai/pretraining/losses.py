@@ -12,6 +12,8 @@ _MOST_UNVERIFIED = 0.1
 """Share of the turns to learn that may be left out unless --max_bad_ratio allows more: a template either proves nearly
 all or is the wrong one.
 """
+_FEW = 10
+_FAILS = "the tokenizer fails on them (its pre-tokenizer's pattern gives up, or it has no token for what is unknown)"
 
 
 def losses(content: Mapping[str, Any]) -> Iterator[str]:
@@ -23,23 +25,33 @@ def losses(content: Mapping[str, Any]) -> Iterator[str]:
                 f"{twice:,} of {content['documents']:,} documents {at} the {end.upper()} token already, and have it "
                 "twice now; take it out of the text"
             )
-    if failed := content["filtered"].get("tokenizer.refused", 0) + chat.get(REFUSED, 0):
-        yield f"{failed:,} documents are left out: the tokenizer fails on them; its pre-tokenizer's pattern may give up"
+    if failed := _failed(content):
+        yield f"{failed:,} documents are left out: {_FAILS}"
     if chat.get("turns_unverified"):
         yield _unverified(chat)
 
 
-def check_losses(chat: Mapping[str, int], max_bad_ratio: float) -> None:
-    """Raises TooManyBadRecords where more turns could not be verified than may be.
+def check_losses(content: Mapping[str, Any], max_bad_ratio: float) -> None:
+    """Raises TooManyBadRecords where more turns could not be verified, or more texts not tokenized, than may be.
 
-    chat  the counts of conversations; empty where there are none
+    content  `chat`, `filtered` and `records` of a manifest
     """
-    most = max(_MOST_UNVERIFIED, max_bad_ratio)
+    failed, read = _failed(content), content["records"]["read"]
+    if failed > _FEW and failed > max_bad_ratio * read:
+        raise TooManyBadRecords(
+            f"{failed:,} of {read:,} documents, more than --max_bad_ratio {max_bad_ratio} allows: {_FAILS}"
+        )
+    chat, most = content.get("chat", {}).get("counts", {}), max(_MOST_UNVERIFIED, max_bad_ratio)
     if chat.get("turns_unverified", 0) > most * chat.get("turns", 0):
         raise TooManyBadRecords(
             f"{_unverified(chat)}. That is over {most:.0%}: take such a template, or allow the loss with "
             f"--max_bad_ratio 1"
         )
+
+
+def _failed(content: Mapping[str, Any]) -> int:
+    """Documents that the tokenizer itself fails on."""
+    return sum(content["filtered"].get(reason, 0) for reason in ("tokenizer.refused", f"chat.{REFUSED}"))
 
 
 def _unverified(chat: Mapping[str, int]) -> str:

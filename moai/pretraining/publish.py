@@ -58,7 +58,9 @@ def publish(
     """Build the directory in staging and rename it into place; an equal one that is already there is kept. Returns its
     path.
     """
-    check_losses(grouped(total(done for part in parts for done in part.done), "chat."), config.max_bad_ratio)
+    counts = total(done for part in parts for done in part.done)
+    lost = {"chat": {"counts": grouped(counts, "chat.")}, "filtered": grouped(counts, "filtered.")}
+    check_losses({**lost, "records": {"read": counts["read"]}}, config.max_bad_ratio)
     # Places of bad records hold names of files, which the shards' keys know nothing of.
     givens = [part.stream.given for part in parts]
     entries = [entry for part in parts for entry in bad_records(cache, part)]

@@ -452,7 +452,7 @@ def check_space(wanted: Request) -> None:
 def _hit(found: Prepared, wanted: Request, memory_mode: str, here: Ranks) -> Prepared:
     who = _who(here, held_out=wanted.config.held_out)
     check_content(found.content, wanted.config.max_bad_ratio, wanted.config.max_bad_files)
-    check_losses(found.content.get("chat", {}).get("counts", {}), wanted.config.max_bad_ratio)
+    check_losses(found.content, wanted.config.max_bad_ratio)
     _say_losses(found.content, who)
     logger.info(
         "[%s] Found prepared (plan %s unchanged, %d shards reused: all): %s",

@@ -196,7 +196,7 @@ def test_offsets_give_the_text_of_every_id(shape: Shape, documents: list[str], n
 def test_a_backend_that_is_gone_is_refused_with_those_there_are(tmp_path: Path) -> None:
     assert ("auto", *BACKENDS) == options.BACKENDS
     file = tmp_path / "run.yaml"
-    file.write_text("tokenizer_backend: splintr\n")
-    said = f"tokenizer_backend = 'splintr' (file {file}): choose from auto, tokenizers, fastokens"
+    file.write_text("tokenizer_backend: tiktoken\n")
+    said = f"tokenizer_backend = 'tiktoken' (file {file}): choose from auto, tokenizers, fastokens"
     with pytest.raises(ConfigError, match=re.escape(said)):
         resolve([DataConfig], ["--config", str(file)], {}, prog="x", description="")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from moai.core.errors import TokenizerError
+from moai.core.errors import TokenizerError, TooManyBadRecords
 from moai.prepared.manifest import Prepared
 from moai.tokenizers.backends import Reference
 from moai.tokenizers.convert import convert
@@ -159,3 +159,7 @@ def test_a_text_that_the_tokenizer_fails_on_is_left_out_and_said(
     assert prepared.content["records"] == {"read": 4, "kept": 3, "filtered": 1, "quarantined": 0}
     assert prepared.content["filtered"] == {reason: 1}
     assert [line for line in caplog.messages if "1 documents are left out: the tokenizer fails on them" in line]
+    if not num_proc:
+        (tmp_path / "b.jsonl").write_text("".join(json.dumps(records[1]) + "\n" for _ in range(11)))
+        with pytest.raises(TooManyBadRecords, match=r"12 of 15 documents, more than --max_bad_ratio 0\.001 allows"):
+            prepare(tmp_path / "[ab].jsonl", tokenizer_path=str(own), num_proc=0, data_format=data_format, **how)
