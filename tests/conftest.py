@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -11,16 +12,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import util
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import collecting
 import crashes
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 
-from moai.engine.executor import Executor, Processes, Serial
+from moai import cli
 from moai.prepared.manifest import Prepared
 from moai.pretraining import recipe as pretraining
 from moai.pretraining.options import DataConfig
@@ -54,6 +56,7 @@ _TOUCHING = {
     "shutil.rmtree",
     "sqlite3.connect",
 }
+_STARTING = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 _SET_BY_THE_USER = ("MOAI_CACHE_DIR", "OUTPUT_DIR", "CACHE_DIR", "MAX_STEPS", "HF_HOME", "XDG_CACHE_HOME")
 
 settings.register_profile(
@@ -64,7 +67,12 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+settings.register_profile("quick", settings.get_profile("moai"), max_examples=10)
 settings.load_profile("moai")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip what starts another process or loads much")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,6 +91,22 @@ def pytest_configure(config: pytest.Config) -> None:
         folder.mkdir()
         os.environ[name] = str(folder)
     sys.addaudithook(stay_out)
+    if config.getoption("--quick"):
+        settings.load_profile("quick")
+        sys.addaudithook(stay_quick)
+        util.spawnv_passfds = stay_alone  # which tells no audit hook
+
+
+def stay_quick(event: str, arguments: tuple[Any, ...]) -> None:
+    """Ends a test that is not quick where it shows, so that none must say of itself which it is."""
+    if event in _STARTING:
+        stay_alone()
+    if event == "import" and arguments[0] in ("torch", "kiwipiepy"):
+        raise pytest.skip.Exception("--quick: imports torch or Kiwi", allow_module_level=True)
+
+
+def stay_alone(*_: Any) -> NoReturn:
+    raise pytest.skip.Exception("--quick: starts another process", allow_module_level=True)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -144,33 +168,6 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(params=["serial", "processes"])
-def executor(request: pytest.FixtureRequest) -> Executor:
-    """Every one that moai ships."""
-    return Serial() if request.param == "serial" else Processes(num_proc=2, stall_seconds=60)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Input to `collecting.changed`."""
-    return collecting.write(tmp_path / "a.jsonl")
-
-
-@pytest.fixture
-def run(source: Path, prepare: Callable[..., Prepared]) -> Callable[[], Prepared]:
-    """`run()`: prepare `source` as it is now, in several shards."""
-    return lambda: prepare(source, shard_bytes=4000)
-
-
-@pytest.fixture
-def superseded(source: Path, run: Callable[[], Prepared]) -> Prepared:
-    """What was prepared of `source` before it changed; it was prepared anew since."""
-    old = run()
-    collecting.changed(source)
-    run()
-    return old
-
-
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The input of tests/crashes.py."""
@@ -201,12 +198,37 @@ def texts(tokenizer_dir: Path) -> Callable[[Prepared], list[str]]:
 
 @pytest.fixture(scope="session")
 def run_moai() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_moai("prepare", "--dataset", ...)` as a person would, in a process of its own."""
+    """`run_moai("prepare", "--dataset", ...)` as a person would, but in this process."""
+
+    def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        out, said, root = io.StringIO(), io.StringIO(), logging.getLogger()
+        handler, level = logging.StreamHandler(said), root.level
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        with redirect_stdout(out), redirect_stderr(said), pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            try:
+                code = cli.main([*map(str, words)])
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                root.removeHandler(handler)
+                root.setLevel(level)
+        return subprocess.CompletedProcess(words, code, out.getvalue(), said.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start_moai() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_moai` in a process of its own."""
 
     def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "moai", *map(str, words)]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
+            command, cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, **(env or {})}
         )
 
     return run
@@ -260,13 +282,3 @@ def train_py(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) 
         return caplog.text
 
     return run
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """The shipped files without what runs left in outputs/."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    for name in ("configs", "data", "tokenizers"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder

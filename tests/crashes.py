@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SHARD_BYTES = 20_000
-ENDS_WITHIN = 120
+ENDS_WITHIN = 600
 WAYS = {"serial": ["--num_proc", "0"], "processes": ["--num_proc", "2"], "launch": ["--num_proc", "1"]}
 """How it is run: in one process, with two workers, or by rank 0 of a launch of two with one worker."""
 IN_FLIGHT = {"serial": 1, "processes": 2, "launch": 1}

@@ -17,9 +17,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = "2"
 WRAPPERS = [
     "tests/training/test_launch.py",
-    "tests/training/test_sft_training.py::test_the_wrapper_keeps_the_mode_of_the_file",
     "tests/test_scripts.py::test_continued_pretraining_takes_old_weights_and_next_data",
-    "tests/test_scripts.py::test_resume_is_the_same_run_with_its_newest_checkpoint",
 ]
 
 

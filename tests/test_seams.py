@@ -366,7 +366,7 @@ def test_a_value_of_another_type_than_its_column_is_a_bad_record(tmp_path: Path,
 
 
 def test_sources_of_three_kinds_with_settings_of_their_own(
-    user: Any, prepare: PrepareIt, texts: Any, tmp_path: Path, run_moai: Any, tokenizer_dir: Path
+    user: Any, prepare: PrepareIt, texts: Any, tmp_path: Path, start_moai: Any, tokenizer_dir: Path
 ) -> None:
     """In YAML, by flags and from Python: the same content."""
     folder = user(LETTERS)
@@ -389,7 +389,9 @@ num_proc: 0
 cache_dir: {tmp_path}/yaml
 """
     )
-    done = run_moai("prepare", "--config", folder / "data.yaml", env={"PYTHONPATH": str(Path(__file__).parent.parent)})
+    done = start_moai(
+        "prepare", "--config", folder / "data.yaml", env={"PYTHONPATH": str(Path(__file__).parent.parent)}
+    )
     assert done.returncode == 0, done.stderr
     assert "other.jsonl" not in done.stdout + done.stderr.replace(str(tmp_path), "") or "posts: 1 files" in done.stderr
     assert "posts: 1 files, text from template" in done.stderr

@@ -13,16 +13,22 @@ import contextlib
 import os
 import re
 import sqlite3
+import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if TYPE_CHECKING:
+    from moai.reembedding.build import Report
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = """
@@ -57,27 +63,11 @@ CREATE TABLE embeddings(id INTEGER PRIMARY KEY AUTOINCREMENT,
 CREATE UNIQUE INDEX ux_text_chunks ON text_chunks(source_type, source_id, chunk_index);
 CREATE INDEX ix_chunks_lookup ON text_chunks(source_type, source_id, chunking_strategy, embedding_version_id);
 """
-WORDS = [
-    "대한민국",
-    "국민의",
-    "모든",
-    "권리는",
-    "법률이",
-    "정하는",
-    "바에",
-    "의하여",
-    "보장된다.",
-    "제한하는",
-    "경우에도",
-    "자유와",
-    "본질적인",
-    "내용을",
-    "침해할",
-    "수",
-    "없다.",
-    "법원은",
-    "판단한다.",
-]
+TEXT = (
+    "대한민국 국민의 모든 권리는 법률이 정하는 바에 의하여 보장된다. 제한하는 경우에도 자유와 본질적인 내용을 침해할 "
+    "수 없다. 법원은 판단한다."
+)
+WORDS = TEXT.split()
 PARENTS = {"cases": "case", "decisions": "decision", "interpretations": "interpretation"}
 
 
@@ -218,23 +208,35 @@ class HashingModel:
         return HashingEncoder(self.dim, Pieces(self.max_tokens))
 
 
+def reembed(db: Path, model: Any = None, **changes: Any) -> Report:
+    """In this process, as version 5."""
+    from moai.reembedding.build import build
+    from moai.reembedding.options import ReembedConfig
+
+    given = {"version_id": 5, "chunking_strategy": "dynamic", "doc_batch_size": 4, "embedding_batch_size": 8}
+    config = ReembedConfig(db=str(db), **given | {"commit_interval": 2} | changes)
+    return build(config, model=model or HashingModel(), environ={})
+
+
+def active(db: Path) -> set[object]:
+    return {row[0] for row in rows(db, "SELECT id FROM embedding_versions WHERE is_active = 1")}
+
+
+def paused(command: Sequence[str], points: Path, at: str) -> subprocess.Popen[str]:
+    """The command at work, waiting at the failpoint `at` until `points / "go"` is there."""
+    points.mkdir()
+    wanted = {"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(points), "MOAI_FAILPOINT": f"{at}=pause"}
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | wanted, stderr=subprocess.PIPE, text=True)
+    while not (points / at.replace(":", ".")).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
 def small(path: Path, *flags: str) -> list[str]:
     """Flags that make several batches and commits of the small database."""
-    return [
-        "--db",
-        str(path),
-        "--chunking-strategy",
-        "dynamic",
-        "--version-id",
-        "5",
-        "--doc-batch-size",
-        "4",
-        "--embedding-batch-size",
-        "8",
-        "--commit-interval",
-        "2",
-        *flags,
-    ]
+    words = "--chunking-strategy dynamic --version-id 5 --doc-batch-size 4 --embedding-batch-size 8 --commit-interval 2"
+    return ["--db", str(path), *words.split(), *flags]
 
 
 def main(flags: Iterable[str]) -> int:

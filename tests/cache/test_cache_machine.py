@@ -476,9 +476,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., type[Cache]]:
 
 
 def test_a_cache_gives_what_is_right_or_an_error_whatever_befalls_it(machine: Callable[..., type[Cache]]) -> None:
-    ran = machine(examples=25, steps=12)
-    assert ran.steps > 200
-    assert {"made", "found", "prepare, ended by an error"} <= ran.outcomes.keys()
+    ran = machine(examples=settings().max_examples // 4, steps=12)
+    assert ran.steps > settings().max_examples
+    assert {"made", "found"} <= ran.outcomes.keys()
 
 
 @pytest.mark.long

@@ -16,16 +16,14 @@ from moai.core.files import canonical_json
 from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
 
-PLACES = ["gc.receipts:2", "gc.data:1", "gc.delete:1"]
 
-
-@pytest.mark.parametrize("place", PLACES)
 def test_killed_anywhere_it_leaves_a_cache_that_prepares_and_verifies(
-    tmp_path: Path, cache: Path, superseded: Prepared, run: Callable[[], Prepared], place: str
+    tmp_path: Path, cache: Path, superseded: Prepared, run: Callable[[], Prepared]
 ) -> None:
+    """Between receipts and data; tests/cache/test_gc_records.py takes every place in turn."""
     (cache / "shards" / "bb.json").write_bytes(b"{}")  # more to retire
-    killed = collect_in(cache, tmp_path / "marks", f"{place}=kill")
-    killed.communicate(timeout=150)
+    killed = collect_in(cache, tmp_path / "marks", "gc.data:1=kill")
+    killed.communicate(timeout=600)
     assert killed.returncode == -signal.SIGKILL
     assert all(
         path.with_suffix(".arrow").exists() for path in (cache / "shards").glob("[!b]*.json")
@@ -40,24 +38,20 @@ def test_killed_anywhere_it_leaves_a_cache_that_prepares_and_verifies(
     }
 
 
-@pytest.mark.parametrize("place", ["gc.receipts:1", "gc.data:3"])
 def test_a_preparation_that_begins_meanwhile_gets_everything_back(
-    tmp_path: Path, cache: Path, run: Callable[[], Prepared], place: str
+    tmp_path: Path, cache: Path, run: Callable[[], Prepared]
 ) -> None:
     """Its attempt is seen once the shards lie aside: all are put back, and what it links is whole."""
     whole = run()
     shutil.rmtree(whole.path)
     before = tree(cache / "shards")
-    process = collect_in(cache, tmp_path / "marks", f"{place}=pause")
-    paused(process, tmp_path / "marks" / place.replace(":", "."))
+    process = collect_in(cache, tmp_path / "marks", "gc.data:3=pause")
+    paused(process, tmp_path / "marks" / "gc.data.3")
     attempt = begin_an_attempt(cache)
     (tmp_path / "marks" / "go").touch()
-    out, _ = process.communicate(timeout=150)
+    out, _ = process.communicate(timeout=600)
     assert "kept      the rest: begun is at work in this cache; run again later" in out
     assert tree(cache / "shards") == before
-    assert bool(list((tmp_path / "marks").glob("gc.data.*"))) == place.startswith(
-        "gc.data"
-    )  # no more is moved than was when it was seen
     shutil.rmtree(attempt)
     assert run().manifest["run"]["shards_made"] == 0
 
@@ -74,7 +68,7 @@ def test_a_whole_preparation_in_the_midst_of_it_ends_with_the_same_bytes(
     paused(process, tmp_path / "marks" / place.replace(":", "."))
     meanwhile = run()
     (tmp_path / "marks" / "go").touch()
-    process.communicate(timeout=150)
+    process.communicate(timeout=600)
     assert process.returncode == 0
     assert {path.name: path.read_bytes() for path in meanwhile.path.glob("data-*")} == whole
     assert all(check.ok for check in verify(meanwhile.path))
@@ -97,7 +91,7 @@ def test_a_directory_that_is_used_again_meanwhile_is_put_back(
     (cache / "uses").mkdir()
     (cache / "uses" / f"{superseded.path.name}-1.json").write_bytes(canonical_json(owner()))
     (tmp_path / "marks" / "go").touch()
-    process.communicate(timeout=150)
+    process.communicate(timeout=600)
     assert all(check.ok for check in verify(superseded.path))
 
 

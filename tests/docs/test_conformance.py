@@ -36,7 +36,7 @@ def test_every_file_and_name_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_every_line_is_printed_and_every_command_parses(page: Path) -> None:
-    printed = list(string_pieces())
+    printed = string_pieces()
     shown = [span.replace("\\|", "|") for span in spans(page, 2)]
     commands = [span for span in shown if span.startswith(COMMANDS)]
     lines = [span for span in shown if "..." in span and span not in commands]

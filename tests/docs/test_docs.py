@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -306,7 +307,11 @@ def known_flags() -> set[str]:
         for action in parser._actions
         for option in action.option_strings
     }
-    return own | launchers | {"--config", "--help", "--resume", "--long", "--full", "--no-pronoun-filter", "--to"}
+    return (
+        own
+        | launchers
+        | {"--config", "--help", "--resume", "--long", "--quick", "--full", "--no-pronoun-filter", "--to"}
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
@@ -393,7 +398,7 @@ def test_every_exit_code_is_in_the_table(document: Path) -> None:
 @pytest.mark.parametrize("document", TROUBLES, ids=name)
 def test_the_messages_of_the_troubleshooting_table_are_the_codes_own(document: Path) -> None:
     """`...` stands for what changes; each piece between must stand in one string of the code."""
-    constants = list(string_pieces())
+    constants = string_pieces()
     rows = tables(document)
     header = next(index for index, row in enumerate(rows) if row[0] in ("message", "메시지"))
     messages = [message for row in rows[header + 1 :] for message in re.findall(r"`([^`]+)`", row[0])]
@@ -404,11 +409,11 @@ def test_the_messages_of_the_troubleshooting_table_are_the_codes_own(document: P
             assert any(piece in constant for constant in constants), f"{message!r}: {piece!r} is nowhere in the code"
 
 
-def string_pieces() -> Iterator[str]:
-    for path in [*(ROOT / "moai").rglob("*.py"), ROOT / "train.py"]:
-        for node in ast.walk(ast.parse(read(path))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+@functools.cache
+def string_pieces() -> list[str]:
+    paths = [*(ROOT / "moai").rglob("*.py"), ROOT / "train.py"]
+    nodes = (node for path in paths for node in ast.walk(ast.parse(read(path))))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 @pytest.mark.parametrize("document", PRETRAINING, ids=name)

@@ -64,7 +64,7 @@ def test_the_lines_of_a_preparation_by_three_ranks_are_printed(tmp_path: Path) -
         "PYTHONPATH": str(ROOT)
     }
     launched = [sys.executable, str(ROOT / "tests" / "launch.py"), "3", "-", "sh", "-c", script, sys.executable]
-    ended = subprocess.run(launched, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300, check=True)
+    ended = subprocess.run(launched, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600, check=True)
     printed = "\n".join((tmp_path / f"rank{rank}").read_text() for rank in range(3))
     assert ended.stdout.split() == ["0", "0", "0"], printed
     assert len(lines_of(GUIDES, {"002", "003"})) > 15
@@ -137,7 +137,7 @@ def offline(command: Sequence[str], folder: Path, hub: Path, **more: str) -> sub
         env={**environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", **more},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

@@ -79,31 +79,14 @@ def test_this_machine_passes_and_the_advice_stays_within_its_cores(tokenizer_pat
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "mine").write_text("kept")
-    ran = doctor(
-        "--tokenizer_path",
-        tokenizer_path,
-        "--cache_dir",
-        cache,
-        "--json",
-        DATASET_NUM_PROC="4800",
-        RAYON_NUM_THREADS="480",
-    )
+    flags = ("--tokenizer_path", tokenizer_path, "--cache_dir", cache, "--json")
+    ran = doctor(*flags, DATASET_NUM_PROC="4800", RAYON_NUM_THREADS="480")
     checks: dict[str, dict[str, Any]] = {check["name"]: check for check in json.loads(ran.stdout)}
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert set(checks) == {
-        "tokenizer",
-        "tokenizer backend",
-        "tokenizer speed",
-        "round trip",
-        "cores",
-        "memory",
-        "disk space",
-        "disk speed",
-        "rename",
-        "lock",
-        "versions",
-        *SETTINGS,
-    }
+    names = (
+        "tokenizer, tokenizer backend, tokenizer speed, round trip, cores, memory, disk space, disk speed, rename, lock"
+    )
+    assert set(checks) == {*names.split(", "), "lock", "versions", *SETTINGS}
     assert all(
         set(check) == {"name", "value", "verdict", "remedy", "figures"} and check["verdict"] in (OK, ADVICE)
         for check in checks.values()
@@ -154,16 +137,9 @@ def test_a_full_disk_is_a_failed_check_and_leaves_nothing(tokenizer_path: Path, 
 
 
 def test_without_packages_every_check_still_reports(tokenizer_path: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-S",
-        str(REPO / "verify_optimization.py"),
-        "--tokenizer_path",
-        str(tokenizer_path),
-        "--cache_dir",
-        str(tmp_path),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # -S: site-packages are out of reach
+    flags = ["--tokenizer_path", str(tokenizer_path), "--cache_dir", str(tmp_path)]
+    command = [sys.executable, "-S", str(REPO / "verify_optimization.py"), *flags]  # -S: without site-packages
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (1, "")
     failed = [line.split("  ")[0] for line in ran.stdout.splitlines() if f" {FAILED} " in line]
     assert failed == ["tokenizer", "lock", "versions"]

@@ -37,6 +37,7 @@ TEXTS = [f"{number} " + "words that fill a document " * (number % 5 + 1) for num
 
 ROOT = Path(__file__).parents[2]
 SaveIt = Callable[..., Prepared]
+RunIt = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -131,34 +132,28 @@ def test_the_same_content_is_fine_and_another_is_refused_unless_overwritten(
     )
 
 
-@pytest.mark.parametrize(
-    ("at", "left"),
-    [("save.file:3", "old"), ("save.manifest:1", "old"), ("save.rename:1", "old"), ("save.placed:1", "new")],
-)
+def flags(folder: Path, corpus: Path, tokenizer: Path, seq_len: int) -> list[object]:
+    """Of the corpus as `save` prepares it, with a held-out side."""
+    own = ["--dataset", corpus, "--tokenizer_path", tokenizer, "--cache_dir", folder / "cache", "--seq_len", seq_len]
+    return [*own, "--packing", "bfd_split", "--shard_bytes", 4000, "--eval_ratio", 0.2, "--num_proc", 0]
+
+
+@pytest.mark.parametrize(("at", "left"), [("save.manifest:1", "old"), ("save.placed:1", "new")])
 def test_a_kill_leaves_the_old_directory_or_the_new_one_and_the_next_run_mends_the_rest(
-    save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any], at: str, left: str
+    save: SaveIt,
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer_dir: Path,
+    start_moai: RunIt,
+    run_moai: RunIt,
+    at: str,
+    left: str,
 ) -> None:
     old = save("ready").content_digest
-    words = [
-        "prepare",
-        "--dataset",
-        corpus,
-        "--tokenizer_path",
-        tokenizer_dir,
-        "--seq_len",
-        64,
-        "--eval_ratio",
-        0.2,
-        "--cache_dir",
-        tmp_path / "cache",
-    ]
-    words += ["--num_proc", 0, "--save_to", tmp_path / "ready", "--overwrite"]
+    words = ["prepare", *flags(tmp_path, corpus, tokenizer_dir, 64), "--save_to", tmp_path / "ready", "--overwrite"]
     (tmp_path / "points").mkdir()
-    killed = run_moai(
-        *words,
-        env={"MOAI_TESTING": "1", "MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": f"{at}=kill"},
-    )
-    assert killed.returncode == -signal.SIGKILL
+    armed = {"MOAI_FAILPOINT_DIR": str(tmp_path / "points"), "MOAI_FAILPOINT": f"{at}=kill"}
+    assert start_moai(*words, env={"MOAI_TESTING": "1", **armed}).returncode == -signal.SIGKILL
     assert (Prepared.open(tmp_path / "ready").content_digest == old) is (left == "old")
     assert run_moai(*words).returncode == 0
     assert Prepared.open(tmp_path / "ready").content["seq_len"] == 64
@@ -222,26 +217,22 @@ def test_damage_on_either_side_is_named_and_repaired(save: SaveIt, tmp_path: Pat
     assert "held out: files" in [check.name for check in verify(saved.path) if not check.ok]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_the_held_out_side_of_a_forged_manifest_is_refused(save: SaveIt) -> None:
+    saved = save("ready", eval_ratio=0.2)
+    changes: list[tuple[Callable[[Any], Any], str]] = [
         (lambda side: side["content"].update(seq_len=64), "another digest than it says"),
         (lambda side: side["content"]["files"][0].update(file="../raw.jsonl"), "not a plain name"),
         (lambda side: side["content"]["files"][0].update(file="held_out/x"), "not a plain name"),
         (lambda side: side.pop("content"), "content is absent"),
-    ],
-)
-def test_the_held_out_side_of_a_forged_manifest_is_refused(
-    save: SaveIt, change: Callable[[Any], Any], message: str
-) -> None:
-    saved = save("ready", eval_ratio=0.2)
-    manifest = read_manifest(saved.path)
-    change(manifest["held_out"])
-    if "content" in manifest["held_out"] and message != "another digest than it says":
-        manifest["held_out"]["content_digest"] = digest_json(manifest["held_out"]["content"])
-    seal(saved.path, manifest)
-    with pytest.raises(DamagedError, match=message):
-        Prepared.open(saved.path)
+    ]
+    for change, message in changes:
+        manifest = json.loads(json.dumps(saved.manifest))
+        change(manifest["held_out"])
+        if message == "not a plain name":
+            manifest["held_out"]["content_digest"] = digest_json(manifest["held_out"]["content"])
+        seal(saved.path, manifest)
+        with pytest.raises(DamagedError, match=message):
+            Prepared.open(saved.path)
 
 
 def test_a_held_out_side_that_is_a_link_or_nothing_is_refused(save: SaveIt, tmp_path: Path) -> None:
@@ -262,38 +253,14 @@ def test_a_held_out_side_that_is_a_link_or_nothing_is_refused(save: SaveIt, tmp_
 # --- train.py --prepared ----------------------------------------------------------------------------------------------
 
 
-def train(
-    tmp_path: Path, out: str, *words: object, ranks: int = 1, kill_at: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """train.py as a person starts it, in an empty folder; `kill_at` kills rank 0 before it saves that step."""
+def train(tmp_path: Path, out: str, *words: object, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
+    """train.py as a person starts it, in an empty folder; `kill_at` kills it before it saves that step."""
     here = tmp_path / "machine"
     here.mkdir(exist_ok=True)
     tiny_run.write_model_config(here, vocab_size=8192)
-    launcher = (
-        [sys.executable]
-        if ranks == 1
-        else [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
-    )
-    flags = [
-        "--model_config",
-        here / "model.json",
-        "--output_dir",
-        here / out,
-        "--learning_rate",
-        "1e-3",
-        "--warmup_steps",
-        "0",
-        "--lr_scheduler_type",
-        "constant",
-        "--logging_steps",
-        "1",
-        "--save_steps",
-        "2",
-        "--use_cpu",
-        "true",
-        "--dataloader_num_workers",
-        "0",
-    ]
+    steady = "--learning_rate 1e-3 --warmup_steps 0 --lr_scheduler_type constant --logging_steps 1 --save_steps 2"
+    flags = [*steady.split(), "--use_cpu", "true", "--dataloader_num_workers", 0]
+    places = ["--model_config", here / "model.json", "--output_dir", here / out]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(here)}
     if kill_at:
         (here / "points").mkdir()
@@ -302,8 +269,8 @@ def train(
             "MOAI_FAILPOINT_DIR": str(here / "points"),
             "MOAI_FAILPOINT": f"checkpoint.record:{kill_at}=kill",
         }
-    command = [*launcher, str(ROOT / "train.py"), *map(str, [*flags, *words])]
-    return subprocess.run(command, cwd=here, env=environ, capture_output=True, text=True, timeout=400)
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, [*flags, *places, *words])]
+    return subprocess.run(command, cwd=here, env=environ, capture_output=True, text=True, timeout=600)
 
 
 def losses(tmp_path: Path, out: str) -> dict[int, float]:
@@ -315,26 +282,12 @@ def losses(tmp_path: Path, out: str) -> dict[int, float]:
     }
 
 
-def test_training_where_nothing_else_is_killed_and_resumed_on_other_ranks_loses_nothing_against_raw_data(
+def test_training_where_nothing_else_is_killed_and_resumed_otherwise_loses_nothing_against_raw_data(
     save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path
 ) -> None:
-    """The run on raw data is on one rank; the same rows a step are cut otherwise on two."""
+    """The same rows a step are cut otherwise before the kill; into ranks tests/training/test_elastic.py cuts them."""
     saved = save("ready", eval_ratio=0.2)
-    raw = [
-        "--dataset",
-        corpus,
-        "--tokenizer_path",
-        tokenizer_dir,
-        "--seq_len",
-        32,
-        "--packing",
-        "bfd_split",
-        "--shard_bytes",
-        4000,
-        "--eval_ratio",
-        0.2,
-    ]
-    raw += ["--cache_dir", tmp_path / "cache", "--num_proc", 0]
+    raw = flags(tmp_path, corpus, tokenizer_dir, 32)
     six = ["--max_steps", 6, "--gradient_accumulation_steps", 1]
     done = train(tmp_path, "raw", *raw, *six, "--batch_size", 4)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -343,7 +296,8 @@ def test_training_where_nothing_else_is_killed_and_resumed_on_other_ranks_loses_
     corpus.unlink()
     for place in (saved.path, tmp_path / "cache"):
         shutil.rmtree(place)
-    killed = train(tmp_path, "out", "--prepared", moved, *six, "--batch_size", 2, ranks=2, kill_at=2)
+    halves = ["--max_steps", 6, "--gradient_accumulation_steps", 2, "--batch_size", 2]
+    killed = train(tmp_path, "out", "--prepared", moved, *halves, kill_at=2)
     assert killed.returncode != 0
     done = train(tmp_path, "out", "--prepared", moved, *six, "--batch_size", 4, "--resume_from_checkpoint")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -363,21 +317,7 @@ def test_a_run_begun_on_raw_data_goes_on_from_the_directory_and_back(
     save: SaveIt, tmp_path: Path, corpus: Path, tokenizer_dir: Path
 ) -> None:
     saved = save("ready", eval_ratio=0.2)
-    raw = [
-        "--dataset",
-        corpus,
-        "--tokenizer_path",
-        tokenizer_dir,
-        "--seq_len",
-        32,
-        "--packing",
-        "bfd_split",
-        "--shard_bytes",
-        4000,
-        "--eval_ratio",
-        0.2,
-    ]
-    raw += ["--cache_dir", tmp_path / "cache", "--num_proc", 0]
+    raw = flags(tmp_path, corpus, tokenizer_dir, 32)
     for out, first, second in (("one", raw, ["--prepared", saved.path]), ("two", ["--prepared", saved.path], raw)):
         for steps, data, more in ((2, first, []), (4, second, ["--resume_from_checkpoint"])):
             done = train(
@@ -389,32 +329,18 @@ def test_a_run_begun_on_raw_data_goes_on_from_the_directory_and_back(
 
 
 def test_the_commands_say_where_it_is_and_refuse_in_one_line(
-    tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]
+    tmp_path: Path, corpus: Path, tokenizer_dir: Path, run_moai: RunIt
 ) -> None:
-    made = run_moai(
-        "prepare",
-        "--dataset",
-        corpus,
-        "--tokenizer_path",
-        tokenizer_dir,
-        "--seq_len",
-        32,
-        "--eval_ratio",
-        0.2,
-        "--cache_dir",
-        tmp_path / "cache",
-        "--save_to",
-        tmp_path / "ready",
-        "--num_proc",
-        0,
-    )
+    made = run_moai("prepare", *flags(tmp_path, corpus, tokenizer_dir, 32), "--save_to", tmp_path / "ready")
     assert made.stdout.splitlines()[-1] == str(tmp_path / "ready"), made.stderr
     assert f", in {tmp_path / 'ready' / 'held_out'}" in made.stdout
-    refused = train(tmp_path, "out", "--prepared", tmp_path / "ready", "--seq_len", 64)
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
-    assert f"seq_len = 64 (flag): {tmp_path / 'ready'} was prepared with 32" in refused.stderr
-    absent = train(tmp_path, "out", "--prepared", tmp_path)
-    assert (absent.returncode, len(absent.stderr.splitlines())) == (65, 1), absent.stderr
+    for words, code, said in (
+        ((tmp_path / "ready", "--seq_len", "64"), 2, f"seq_len = 64 (flag): {tmp_path / 'ready'} was prepared with 32"),
+        ((tmp_path,), 65, str(tmp_path)),
+    ):
+        refused = run_moai("train", "--model_config", "m.json", "--output_dir", tmp_path / "out", "--prepared", *words)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (code, 1), refused.stderr
+        assert said in refused.stderr
 
 
 def asked(*words: object) -> tuple[TrainConfig, DataConfig, Mapping[str, str]]:
@@ -427,26 +353,20 @@ def settings_of(*words: object) -> DataConfig:
     return prepared_data.settings(prepared_data.open_all(config.prepared), data, origins, config)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--seq_len", "64"], r"seq_len = 64 \(flag\): .*ready was prepared with 32; leave seq_len away"),
-        (["--packing", "none"], "packing = none .* prepared with bfd_split"),
-        (["--min_chars", "5"], "min_chars = 5 .* prepared with 1"),
-        (["--eos_token", "<x>"], "eos_token = <x>"),
-        (["--dataset", "data/other"], r"dataset = data/other \(flag\): .* prepared with .*raw.jsonl"),
-        (["--tokenizer_path", "{other}"], "tokenizer_path = .*other .* prepared with the tokenizer "),
-        (["--mode", "sft"], "mode = sft: .* prepared with data_format text"),
-    ],
-)
-def test_a_flag_that_says_otherwise_is_refused_with_both_values(
-    save: SaveIt, tmp_path: Path, flags: list[str], message: str
-) -> None:
-    tiny_run.write_tokenizer(tmp_path / "other")
+def test_a_flag_that_says_otherwise_is_refused_with_both_values(save: SaveIt, tmp_path: Path) -> None:
+    other = tiny_run.write_tokenizer(tmp_path / "other")
     saved = save("ready")
-    with pytest.raises(ConfigError, match=message) as refused:
-        settings_of("--prepared", saved.path, *(word.format(other=tmp_path / "other") for word in flags))
-    assert "\n" not in str(refused.value)
+    for flag, message in (
+        ("--seq_len 64", r"seq_len = 64 \(flag\): .*ready was prepared with 32; leave seq_len away"),
+        ("--packing none", "packing = none .* prepared with bfd_split"),
+        ("--eos_token <x>", "eos_token = <x>"),
+        ("--dataset data/other", r"dataset = data/other \(flag\): .* prepared with .*raw.jsonl"),
+        (f"--tokenizer_path {other}", "tokenizer_path = .*other .* prepared with the tokenizer "),
+        ("--mode sft", "mode = sft: .* prepared with data_format text"),
+    ):
+        with pytest.raises(ConfigError, match=message) as refused:
+            settings_of("--prepared", saved.path, *flag.split())
+        assert "\n" not in str(refused.value)
 
 
 def test_flags_that_say_the_same_or_what_is_not_here_any_more_are_fine(

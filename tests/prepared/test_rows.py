@@ -168,7 +168,7 @@ def mappings(path: Path) -> int:
 def test_processes_that_read_give_the_same_batches(rows: PackedRows, start: str) -> None:
     list(rows)  # all mapped here
     load = partial(DataLoader, rows, batch_size=5, shuffle=False, collate_fn=PackedCollator(pad_id=7))  # type: ignore[var-annotated]
-    here, there = list(load()), list(load(num_workers=2, multiprocessing_context=start))
+    here, there = list(load()), list(load(num_workers=1 + (start == "fork"), multiprocessing_context=start))
     assert len(here) == len(there) == 5
     for one, other in zip(here, there):
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -93,9 +93,9 @@ def test_every_type_has_its_values_for_any_size_of_batches(
     ]
 
 
-def test_types_are_the_same_where_pandas_is_not_loaded(run_moai: Any, tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_types_are_the_same_where_pandas_is_not_loaded(start_moai: Any, tmp_path: Path, tokenizer_dir: Path) -> None:
     path = write(tmp_path / "a.parquet", {"nanoseconds": COLUMNS["nanoseconds"][0]})
-    done = run_moai(
+    done = start_moai(
         "prepare",
         "--dataset",
         path,

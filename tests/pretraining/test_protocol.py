@@ -23,22 +23,12 @@ from moai.core.errors import ConfigError, PreparationFailed
 from moai.sources.streams import open_blocks
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "--tokenizer_path",
-    str(ROOT / "tokenizers" / "demo"),
-    "--seq_len",
-    "256",
-    "--packing",
-    "bfd_split",
-    "--shard_bytes",
-    "200kB",
-    "--num_proc",
-    "1",
-    "--tokenizer_backend",
-    "tokenizers",
-]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+WORDS = "--seq_len 256 --packing bfd_split --shard_bytes 200kB --num_proc 1 --tokenizer_backend tokenizers"
+FLAGS = ["--tokenizer_path", str(ROOT / "tokenizers" / "demo"), *WORDS.split()]
 # The reference is slow enough to be disturbed in the middle of its work.
-ENDS_WITHIN = 45  # seconds; FAULTS allow 10 after a death, the rest is a busy machine. Longer is a hang.
+RANK = str(ROOT / "tests" / "rank.py")
+ENDS_WITHIN = 600  # seconds; FAULTS allow 10 after a death, the rest is a busy machine. Longer is a hang.
 
 
 @pytest.fixture(scope="session")
@@ -56,27 +46,10 @@ class Launch:
     def __init__(self, folder: Path, dataset: Path, *flags: str, world_size: int = 3, read_only: bool = False) -> None:
         self.folder, self.cache = folder, folder / "cache"
         self.cache.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            str(ROOT / "tests" / "rank.py"),
-            "--dataset",
-            str(dataset),
-            "--cache_dir",
-            str(self.cache),
-            *FLAGS,
-            *flags,
-        ]
+        command = [sys.executable, RANK, "--dataset", str(dataset), "--cache_dir", str(self.cache), *FLAGS, *flags]
+        launcher = [sys.executable, str(ROOT / "tests" / "launch.py"), str(world_size)]
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "tests" / "launch.py"),
-                str(world_size),
-                str(self.cache) if read_only else "-",
-                *command,
-            ],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
+            [*launcher, str(self.cache) if read_only else "-", *command], cwd=folder, stdout=subprocess.PIPE, text=True
         )
 
     def finished_shards(self) -> int:
@@ -96,7 +69,7 @@ class Launch:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -172,10 +145,9 @@ def children(pid: int) -> list[int]:
 
 
 def test_two_launches_of_one_plan_do_the_work_once(tmp_path: Path, long_corpus: Path) -> None:
-    first, second = (
-        Launch(tmp_path / name, long_corpus, "--cache_dir", str(tmp_path / "cache")) for name in ("a", "b")
-    )
-    assert first.end() == second.end() == [0, 0, 0]
+    shared = ("--cache_dir", str(tmp_path / "cache"))
+    first, second = (Launch(tmp_path / name, long_corpus, *shared, world_size=1) for name in ("a", "b"))
+    assert first.end() == second.end() == [0]
     said = first.said(0) + second.said(0)
     assert said.count("Dataset saved in") == 1
     assert said.count("Found prepared") == 1
@@ -203,25 +175,10 @@ def test_two_launches_without_locks_end_with_the_same_directory(
 def test_torchrun_ends_everybody_with_the_cause(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": broken}\n' * 20)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "3",
-        "--log_dir",
-        str(tmp_path / "logs"),
-        "--redirects",
-        "3",
-        str(ROOT / "tests" / "rank.py"),
-        "--dataset",
-        str(bad),
-        "--cache_dir",
-        str(tmp_path / "cache"),
-        *FLAGS,
-    ]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    launcher = [*TORCHRUN, "--standalone", "--nproc_per_node", "3", "--log_dir", str(tmp_path / "logs")]
+    places = ["--dataset", str(bad), "--cache_dir", str(tmp_path / "cache")]
+    command = [*launcher, "--redirects", "3", RANK, *places, *FLAGS]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ended.returncode != 0
     said = {path.parent.name: path.read_text() for path in (tmp_path / "logs").rglob("stderr.log")}
     assert "none of its first records is a JSON object" in said["0"]
@@ -229,7 +186,7 @@ def test_torchrun_ends_everybody_with_the_cause(tmp_path: Path) -> None:
         assert "rank 0 failed while it prepared the data: SourceError" in said[rank]
 
 
-@pytest.mark.parametrize("scope", ["shared", "node"])
+@pytest.mark.parametrize("scope", ["shared", pytest.param("node", marks=pytest.mark.long)])
 def test_two_nodes_prepare_once_in_a_shared_cache_and_once_each_in_their_own(tmp_path: Path, scope: str) -> None:
     """Two agents stand for two nodes; they know each other only by their store."""
     with socket.socket() as probe:
@@ -238,43 +195,25 @@ def test_two_nodes_prepare_once_in_a_shared_cache_and_once_each_in_their_own(tmp
     agents = []
     for node in range(2):
         cache = tmp_path / ("cache" if scope == "shared" else f"cache{node}")
-        where = [
-            "--nnodes",
-            "2",
-            "--node_rank",
-            str(node),
-            "--nproc_per_node",
-            "2",
-            "--master_addr",
-            "127.0.0.1",
-            "--master_port",
-            str(port),
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            *where,
-            "--log_dir",
-            str(tmp_path / f"logs{node}"),
-            "--redirects",
-            "3",
-            str(ROOT / "tests" / "rank.py"),
-            "--dataset",
-            str(ROOT / "data" / "demo_next"),
-            "--cache_dir",
-            str(cache),
-            "--cache_scope",
-            scope,
-            *FLAGS,
-        ]
+        where = f"--nnodes 2 --node_rank {node} --nproc_per_node 2 --master_addr 127.0.0.1 --master_port {port}"
+        launcher = [*TORCHRUN, *where.split(), "--log_dir", str(tmp_path / f"logs{node}"), "--redirects", "3"]
+        places = ["--dataset", str(ROOT / "data" / "demo_next"), "--cache_dir", str(cache), "--cache_scope", scope]
+        command = [*launcher, RANK, *places, *FLAGS]
         agents.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    assert [agent.wait(timeout=120) for agent in agents] == [0, 0]
+    assert [agent.wait(timeout=600) for agent in agents] == [0, 0]
     said = [path.read_text() for node in range(2) for path in (tmp_path / f"logs{node}").rglob("stderr.log")]
     assert len(said) == 4
     assert sum("Dataset saved in" in text for text in said) == (1 if scope == "shared" else 2)
     held = {path.read_text() for node in range(2) for path in (tmp_path / f"logs{node}").rglob("stdout.log")}
     assert len({text.partition("holds")[2] for text in held}) == 1
+
+
+def test_of_two_nodes_with_caches_of_their_own_each_prepares(tmp_path: Path) -> None:
+    second = Ranks(rank=2, local_rank=0, world_size=4, local_world_size=2)
+    given = alone(ranks=second, environ={"MOAI_LAUNCH_ID": "nodes"}, stall_timeout=0.5)
+    assert build_once(lambda report: {"x": 1}, cache=tmp_path, **{**given, "scope": "node"}) == {"x": 1}
+    with pytest.raises(PreparationFailed, match="no sign of rank 0"):
+        build_once(lambda report: {"x": 1}, cache=tmp_path / "shared", **{**given, "scope": "shared"})
 
 
 def alone(**changes: Any) -> dict[str, Any]:

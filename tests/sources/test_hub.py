@@ -82,10 +82,10 @@ def test_configurations_and_splits_of_a_local_hub_layout_are_resolved_by_dataset
 
 
 def test_a_name_that_is_no_path_and_not_on_the_hub_says_so(
-    tmp_path: Path, tokenizer_dir: Path, run_moai: Callable[..., Any]
+    tmp_path: Path, tokenizer_dir: Path, start_moai: Callable[..., Any]
 ) -> None:
     offline = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    ended = run_moai(
+    ended = start_moai(
         "prepare",
         "--dataset",
         "nobody/nothing",

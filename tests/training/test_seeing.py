@@ -135,7 +135,7 @@ def run(place: Path) -> Path:
         env={**clean, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -226,7 +226,7 @@ def test_memory_does_not_grow_with_the_epochs(prepare: Callable[..., Prepared], 
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
         check=True,
     )
     own = [megabytes for megabytes, _ in json.loads(done.stdout)]

@@ -75,7 +75,7 @@ def run(place, output, how, *more, ranks=2, accumulation=2, code=0, before=()):
         *more,
     ]
     done = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
     return done.stdout + done.stderr

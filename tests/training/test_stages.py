@@ -102,7 +102,7 @@ def start(words: list[str], *, ranks: int = 1) -> subprocess.CompletedProcess[st
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
