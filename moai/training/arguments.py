@@ -16,20 +16,10 @@ AUTO = "auto"
 """`--resume_from_checkpoint auto`: the newest complete checkpoint in output_dir."""
 
 _AT_LEAST = {
-    "batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-    "save_steps": 1,
-    "save_total_limit": 1,
-    "dataloader_num_workers": 0,
-    "seed": 0,
-    "shuffle_window": 0,
-    "ddp_timeout": 1,
-    "weight_decay": 0,
-    "warmup_steps": 0,
-    "stage_warmup_steps": 0,
-    "decay_steps": 0,
-}
+    "batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "save_steps": 1, "save_total_limit": 1,
+    "dataloader_num_workers": 0, "seed": 0, "shuffle_window": 0, "ddp_timeout": 1, "weight_decay": 0,
+    "warmup_steps": 0, "stage_warmup_steps": 0, "decay_steps": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,31 +111,22 @@ class TrainConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
         if any(value is not None and value < 1 for value in (self.eval_steps, self.eval_rows)):
             raise ConfigError(f"eval_steps = {self.eval_steps}, eval_rows = {self.eval_rows}: must be at least 1")
-        if not 0 < self.mixture_temperature < math.inf:
-            raise ConfigError(
-                f"mixture_temperature = {self.mixture_temperature}: must be above 0 (1 leaves the weights as they are)"
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate = {self.learning_rate}: must be above 0")
+        for name in ("mixture_temperature", "learning_rate", "num_epochs"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"{name} = {value}: must be above 0")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ConfigError(f"max_steps = {self.max_steps}: must be at least 1, or -1 to count epochs")
-        if not 0 < self.num_epochs < math.inf:
-            raise ConfigError(f"num_epochs = {self.num_epochs}: must be above 0")
         for name in ("warmup_steps", "stage_warmup_steps", "decay_steps"):
             if (steps := getattr(self, name)) >= 1 and steps != int(steps):
                 raise ConfigError(f"{name} = {steps}: a whole number of steps, or a share below 1")
         if not 0 <= self.min_lr_ratio < 1:
             raise ConfigError(f"min_lr_ratio = {self.min_lr_ratio}: must be at least 0 and below 1")
-        if self.min_lr_ratio and self.lr_scheduler_type not in ("cosine", "warmup_stable_decay"):
-            raise ConfigError(
-                f"min_lr_ratio = {self.min_lr_ratio}: lr_scheduler_type {self.lr_scheduler_type} has none; use cosine "
-                f"or warmup_stable_decay"
-            )
-        if self.decay_steps != 0.1 and self.lr_scheduler_type != "warmup_stable_decay":
-            raise ConfigError(
-                f"decay_steps = {self.decay_steps:g}: lr_scheduler_type {self.lr_scheduler_type} has none; use "
-                f"warmup_stable_decay"
-            )
+        schedule, stable = self.lr_scheduler_type, "warmup_stable_decay"
+        for name, default, which in (("min_lr_ratio", 0, ("cosine", stable)), ("decay_steps", 0.1, (stable,))):
+            if (value := getattr(self, name)) != default and schedule not in which:
+                raise ConfigError(
+                    f"{name} = {value:g}: lr_scheduler_type {schedule} has none; use {' or '.join(which)}"
+                )
         if self.flash_attention and self.attention not in ("auto", "flash"):
             raise ConfigError(f"flash_attention and attention = {self.attention} are both set: choose one")
         if self.bf16 and self.fp16:

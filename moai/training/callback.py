@@ -1,5 +1,4 @@
-"""The course of a training run, seen from inside: the clock, the live line, and what is logged, evaluated and kept
-when.
+"""A training run seen from inside: the clock, the live line, and what is logged, evaluated and kept when.
 
     step 120/2000  loss 3.4127  lr 2.950e-04  norm 0.812  53,110 tokens/s  wait 0.2%  4.1 GB  12:31 left
 
@@ -13,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import resource
 import sys
 import time
@@ -47,22 +47,18 @@ class Clock:
         self.first_tokens = self.tokens = tokens
         self.waited = 0.0
         """Seconds this rank has waited for batches since the line before."""
-        self.started = self.at = time.monotonic()
+        self.start()
 
     def start(self) -> None:
         self.started = self.at = time.monotonic()
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches; the time each takes to come is counted."""
-        while True:
-            asked = time.monotonic()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.monotonic() - asked
+        asked = time.monotonic()
+        for batch in batches:
+            self.waited += time.monotonic() - asked
             yield batch
+            asked = time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -94,7 +90,7 @@ class Clock:
         return (self.tokens - self.first_tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
-class Course(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Says when to log and to evaluate, writes the live line, history.jsonl and training.html, and keeps the newest
     checkpoints.
     """
@@ -106,24 +102,21 @@ class Course(TrainerCallback):
         self.page_at = -math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        state.compute_steps(
-            args, state.max_steps
-        )  # the state of a checkpoint has the --save_steps and --logging_steps of the session before
+        # The state of a checkpoint has the --save_steps and --logging_steps of the session before.
+        state.compute_steps(args, state.max_steps)
         self.first_step = state.global_step
         self.clock.start()
         self.history = History(Path(args.output_dir) / NAME)
         if state.is_world_process_zero:
-            sources = {
-                source.name: {"rows": source.rows, "tokens": source.tokens} for source in self.plan.order.sources
-            }
-            steps = {
+            sources = self.plan.order.sources
+            start = {
                 "steps": state.max_steps,
                 "position": self.plan.steps.position(state.global_step),
                 "rows_per_step": self.plan.steps.rows_per_step,
+                "world_size": args.world_size,
+                "sources": {source.name: {"rows": source.rows, "tokens": source.tokens} for source in sources},
             }
-            self.history.begin(
-                state.global_step, state.log_history, {**steps, "world_size": args.world_size, "sources": sources}
-            )
+            self.history.begin(state.global_step, state.log_history, start)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # With the log comes the look at the loss, before weights that are no numbers become the newest checkpoint.
@@ -162,10 +155,9 @@ class Course(TrainerCallback):
             position = self.plan.steps.position(state.global_step)
             consumed = self.consumption.until(position)
             line += mix_text(consumed, {source.name: source.tokens / source.rows for source in self.plan.order.sources})
-            named = {"position": position, "tokens": logs["tokens_seen"]} | {
-                name: value for name, value in logs.items() if name != "tokens_seen"
-            }
-            self.history.add({"kind": "train", "step": state.global_step, **named, "consumed": consumed})
+            figures = {"tokens" if name == "tokens_seen" else name: value for name, value in logs.items()}
+            where = {"kind": "train", "step": state.global_step, "position": position}
+            self.history.add({**where, **figures, "consumed": consumed})
         logger.info("%s", line)
 
     def _write_page(self, args: Any) -> None:
@@ -209,25 +201,18 @@ def mix_text(consumed: Mapping[str, int], tokens_per_row: Mapping[str, float]) -
 
 def live_line(step: int, steps: int, logs: dict[str, float], left_seconds: float) -> str:
     return (
-        f"step {step}/{steps}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', math.nan):.3e}  norm "
-        f"{logs.get('grad_norm', math.nan):.3g}  "
-        f"{logs['tokens_per_second']:,.0f} tokens/s  wait {logs['data_wait']:.1%}  {logs['memory_gb']:.1f} GB  "
-        f"{clock_text(left_seconds)} left"
+        f"step {step}/{steps}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', math.nan):.3e}  "
+        f"norm {logs.get('grad_norm', math.nan):.3g}  {logs['tokens_per_second']:,.0f} tokens/s  "
+        f"wait {logs['data_wait']:.1%}  {logs['memory_gb']:.1f} GB  {clock_text(left_seconds)} left"
     )
 
 
 def _evaluated(logs: Mapping[str, float]) -> str:
-    text = f"held out: loss {logs['eval_loss']:.4f}  {logs['eval_bits_per_byte']:.4f} bits/byte"
-    of = [
-        name.removeprefix("eval_").removesuffix("_bits_per_byte")
-        for name in logs
-        if name.endswith("_bits_per_byte") and name != "eval_bits_per_byte"
-    ]
-    return (
-        text
-        + "".join(f"  {name} {logs[f'eval_{name}_bits_per_byte']:.4f}" for name in of[:_NAMED])
-        + (f"  +{len(of) - _NAMED}" if len(of) > _NAMED else "")
-    )
+    parts = [f"held out: loss {logs['eval_loss']:.4f}", f"{logs['eval_bits_per_byte']:.4f} bits/byte"]
+    every = [re.fullmatch("eval_(.*)_bits_per_byte", name) for name in logs]
+    of = [found for found in every if found]
+    parts += [f"{found[1]} {logs[found[0]]:.4f}" for found in of[:_NAMED]]
+    return "  ".join(parts + ([f"+{len(of) - _NAMED}"] if len(of) > _NAMED else []))
 
 
 def memory_gb() -> float:
@@ -241,9 +226,5 @@ def memory_gb() -> float:
 
 def clock_text(seconds: float) -> str:
     """`3725` -> `1:02:05`, `65` -> `1:05`."""
-    whole = round(seconds)
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

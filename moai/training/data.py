@@ -41,9 +41,7 @@ class PackedCollator:
     beside them by its name.
 
     beside   columns of the rows: numbers and bools become tensors of shape (rows, most pieces or tokens of a row),
-             filled up with NaN, 0 or
-             False, strings stay lists of lists
-
+             filled up with NaN, 0 or False, strings stay lists of lists
     pad_id   any valid id: padding is never a target
     pad_to   a fixed width, for compiled models that would compile anew for every other
     flatten  all documents one after another in one row without padding, with the lengths flash attention asks for
@@ -68,15 +66,11 @@ class PackedCollator:
             positions = _positions(pieces)
             labels = np.where(positions == 0, IGNORE, tokens)
             _leave_context(labels, rows, np.cumsum(row_lengths) - row_lengths)
-            ends = torch.from_numpy(np.concatenate([[0], np.cumsum(pieces)]).astype(np.int32))
-            longest = int(pieces.max())
             flat = {"input_ids": tokens, "position_ids": positions, "labels": labels}
-            return {name: torch.from_numpy(value)[None] for name, value in flat.items()} | {
-                "cu_seq_lens_q": ends,
-                "cu_seq_lens_k": ends,
-                "max_length_q": longest,
-                "max_length_k": longest,
-            }
+            ends = torch.from_numpy(np.concatenate([[0], np.cumsum(pieces)]).astype(np.int32))
+            found = {name: torch.from_numpy(value)[None] for name, value in flat.items()}
+            longest = dict.fromkeys(("max_length_q", "max_length_k"), int(pieces.max()))
+            return found | dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends) | longest
         width = self.pad_to or int(row_lengths.max())
         # A padding piece closes every row, so that the pieces of each sum to the width and one cumulative sum serves
         # all rows.
@@ -89,11 +83,8 @@ class PackedCollator:
         for row, targets in zip(rows, labels):
             targets[len(row.input_ids) :] = IGNORE
         _leave_context(labels.reshape(-1), rows, np.arange(len(rows)) * width)
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "position_ids": torch.from_numpy(positions),
-            "labels": torch.from_numpy(labels),
-        }
+        padded = {"input_ids": input_ids, "position_ids": positions, "labels": labels}
+        return {name: torch.from_numpy(value) for name, value in padded.items()}
 
 
 def _padded(values: Sequence[Any], column: Column) -> Any:

@@ -6,9 +6,8 @@
     loss           -ln p, the mean over all predicted tokens: every token but the first of each document, as in training
     perplexity     e to the loss
     bits_per_byte  the sum of -log2 p over the UTF-8 bytes of the predicted text. It does not depend on how a tokenizer
-                   cuts text, so models
-                   with different tokenizers compare. The end of a document is predicted and is no text: its loss
-                   counts, and it has no bytes.
+                   cuts text, so models with different tokenizers compare. The end of a document is predicted and
+                   is no text: its loss counts, and it has no bytes.
 
 Rows are taken in the order in which they lie on disk, in batches that do not depend on the number of ranks, each of one
 source. No random number is drawn, and no process is started.
@@ -59,16 +58,8 @@ class Score:
 
     def figures(self) -> dict[str, float | None]:
         """For JSON: without a predicted token there is no loss, and none is no number there."""
-        found = {
-            "rows": self.rows,
-            "tokens": self.tokens,
-            "text_bytes": self.text_bytes,
-            "nll": self.nll,
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-        }
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+        names = ("rows", "tokens", "text_bytes", "nll", "loss", "perplexity", "bits_per_byte")
+        return {name: value if math.isfinite(value := getattr(self, name)) else None for name in names}
 
 
 @dataclass(frozen=True)
@@ -112,16 +103,8 @@ class Evaluation:
     def __call__(
         self, model: Any, here: Ranks, device: Any, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> dict[str, Score]:
-        return evaluate(
-            model,
-            self.held_out,
-            self.collator,
-            self.bytes_of,
-            here,
-            batch_size=self.batch_size,
-            device=device,
-            autocast=autocast,
-        )
+        how: dict[str, Any] = {"batch_size": self.batch_size, "device": device, "autocast": autocast}
+        return evaluate(model, self.held_out, self.collator, self.bytes_of, here, **how)
 
 
 def evaluate(
@@ -141,15 +124,13 @@ def evaluate(
         with torch.no_grad(), autocast():
             for name, numbers, counts in _share(held_out.batches(batch_size), here):
                 batch = collator(held_out.rows.__getitems__(numbers))
-                nll = _nll(
-                    model, {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-                )
+                predicted = batch["labels"].numpy() != IGNORE
+                moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+                nll = _nll(model, moved)
                 if counts:
-                    predicted = int((batch["labels"] != IGNORE).sum())
-                    text_bytes = bytes_of(batch["input_ids"].numpy(), batch["labels"].numpy() != IGNORE)
-                    sums[names.index(name)] += torch.tensor(
-                        [len(numbers), predicted, text_bytes, nll], dtype=torch.float64
-                    )
+                    text_bytes = bytes_of(batch["input_ids"].numpy(), predicted)
+                    found = [len(numbers), int(predicted.sum()), text_bytes, nll]
+                    sums[names.index(name)] += torch.tensor(found, dtype=torch.float64)
     finally:
         model.train(training)
     return _scores(names, _total(sums, here, device).numpy())
@@ -178,8 +159,7 @@ def lines(scores: dict[str, Score]) -> Iterator[str]:
     for name, score in scores.items():
         yield (
             f"{name:{width}}  {score.rows:>9,}  {score.tokens:>13,}  {score.text_bytes:>13,}  {score.loss:>8.4f}  "
-            f"{score.perplexity:>10.4g}  "
-            f"{score.bits_per_byte:>9.4f}"
+            f"{score.perplexity:>10.4g}  {score.bits_per_byte:>9.4f}"
         )
 
 
@@ -221,7 +201,7 @@ def _total(sums: Any, here: Ranks, device: Any) -> Any:
 
 
 def _scores(names: list[str], sums: Any) -> dict[str, Score]:
-    def score(row: Any) -> Score:
-        return Score(rows=int(row[0]), tokens=int(row[1]), text_bytes=int(row[2]), nll=float(row[3]))
-
-    return {name: score(row) for name, row in zip(names, sums)} | {ALL: score(np.sum(sums, axis=0))}
+    return {
+        name: Score(rows=int(rows), tokens=int(tokens), text_bytes=int(text_bytes), nll=float(nll))
+        for name, (rows, tokens, text_bytes, nll) in zip([*names, ALL], [*sums, np.sum(sums, axis=0)])
+    }

@@ -32,13 +32,10 @@ def ended(places: Sequence[TrainConfig]) -> Summary | None:
         folder = Path(place.output_dir)
         summary = Summary.load(folder)
         newest = checkpoints.numbered(folder)[:1]
-        other = summary is None or any(checkpoints.step_of(path) != summary.steps for path in newest)
+        if summary is None or any(checkpoints.step_of(path) != summary.steps for path in newest):
+            return None
         # What is staged still has to take the model's name, or was killed before the old one went.
-        if (
-            other
-            or staging(folder / FINAL, writes=False).exists()
-            or checkpoints.weights_problem(folder / FINAL) is not None
-        ):
+        if staging(folder / FINAL, writes=False).exists() or checkpoints.weights_problem(folder / FINAL) is not None:
             return None
     return summary
 
@@ -61,18 +58,18 @@ def differing(resolved: Resolved) -> list[str]:
 
 
 def _chosen(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    wanted = {name: entry for name, entry in table.items() if name not in _MAKE_NO_OTHER_MODEL}
-    return {name: entry["value"] for name, entry in wanted.items() if not entry["origin"].startswith("environment")}
+    return {
+        name: entry["value"]
+        for name, entry in table.items()
+        if name not in _MAKE_NO_OTHER_MODEL and not entry["origin"].startswith("environment")
+    }
 
 
 def finished(resolved: Resolved, places: Sequence[TrainConfig]) -> Summary | None:
     """The summary of the run that was asked for, if it has ended."""
-    summary = ended(places)
-    config = resolved[TrainConfig]
-    if config.sequential and not _has_its_name(Path(config.output_dir), Path(places[-1].output_dir)):
-        return None  # killed after its last model was in its place: the run still has to give it its other name
+    summary, config = ended(places), resolved[TrainConfig]
+    if config.sequential:
+        named, last = (Path(folder) / FINAL for folder in (config.output_dir, places[-1].output_dir))
+        if not named.is_symlink() or named.resolve() != last.resolve():
+            return None  # killed after its last model was in its place: the run still has to give it its other name
     return summary if summary and not differing(resolved) else None
-
-
-def _has_its_name(run: Path, stage: Path) -> bool:
-    return (run / FINAL).is_symlink() and (run / FINAL).resolve() == (stage / FINAL).resolve()

@@ -1,9 +1,8 @@
 """history.jsonl: what a run logged, one JSON object a line, written by rank 0 as it happens.
 
-    {"kind": "start", "step": 0, "steps": 2000, "position": 0, "world_size": 2, "sources": {"web": {"rows": 900,
-    "tokens": 1843200}}, "time": "..."} {"kind": "train", "step": 10, "position": 80, "tokens": 163840, "loss": 8.1,
-    "learning_rate": 3e-05, ..., "consumed": {"web": 80}, "time": "..."} {"kind": "eval", "step": 100, "eval_loss": 5.2,
-    "eval_web_bits_per_byte": 1.9, ..., "time": "..."}
+    {"kind": "start", "step": 0, "steps": 2000, "world_size": 2, "sources": {"web": {"rows": 900, ...}}, ...}
+    {"kind": "train", "step": 10, "position": 80, "tokens": 163840, "loss": 8.1, "consumed": {"web": 80}, ...}
+    {"kind": "eval", "step": 100, "eval_loss": 5.2, "eval_web_bits_per_byte": 1.9, ..., "time": "..."}
 
 Lines are only ever added, but for one moment: a run that goes on from step N first drops what was logged beyond N, by
 steps that nothing came of. So every step stands here once, however often the run was stopped. Each start is a session.
@@ -11,9 +10,10 @@ steps that nothing came of. So every step stands here once, however often the ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,28 +46,26 @@ class History:
             logger.warning("%s: %s; what it held is not in the new one", self.path, error)
             entries = []
         kept = [entry for entry in entries if entry["step"] <= step] if step else []
-        self._write([*kept, self._stamped({"kind": "start", "step": step, **start})])
+        lines = map(_line, [*kept, _stamped({"kind": "start", "step": step, **start})])
+        with self._complaining():
+            write_atomic(self.path, b"".join(lines))
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        with self._complaining(), open(self.path, "ab") as file:
+            file.write(_line(_stamped(entry)))
+
+    @contextlib.contextmanager
+    def _complaining(self) -> Iterator[None]:
         try:
-            with open(self.path, "ab") as file:
-                file.write(_line(self._stamped(entry)))
+            yield
         except OSError as error:
-            self._complain(error)
+            if not self.complained:
+                logger.warning("%s: %s; lines will be missing there, training goes on", self.path, error.strerror)
+            self.complained = True
 
-    def _write(self, entries: Iterable[Entry]) -> None:
-        try:
-            write_atomic(self.path, b"".join(map(_line, entries)))
-        except OSError as error:
-            self._complain(error)
 
-    def _complain(self, error: OSError) -> None:
-        if not self.complained:
-            logger.warning("%s: %s; lines will be missing there, training goes on", self.path, error.strerror)
-        self.complained = True
-
-    def _stamped(self, entry: Mapping[str, Any]) -> Entry:
-        return {**entry, "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
+def _stamped(entry: Mapping[str, Any]) -> Entry:
+    return {**entry, "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
 
 
 def read(path: Path) -> list[Entry]:

@@ -17,7 +17,7 @@ from moai.core.errors import ConfigError
 from moai.prepared.manifest import Prepared
 from moai.prepared.rows import PackedRows
 from moai.training.data import PackedCollator
-from moai.training.mixture import Mixture, Wish
+from moai.training.mixture import Mixture, MixtureFlags
 from moai.training.order import Order, sources_of
 
 
@@ -80,7 +80,7 @@ def order_of(
     rows = sum(source.rows for source in sources)
     end = None if epochs is None else math.floor(epochs * rows)
     mixture, mixture_epochs = ((words,) if isinstance(words, str) else words for words in (mixture, mixture_epochs))
-    wish = Wish.parse(mixture=mixture, stages=(), epochs=mixture_epochs, by=mixture_by, temperature=1.0)
+    wish = MixtureFlags.parse(mixture=mixture, stages=(), epochs=mixture_epochs, by=mixture_by, temperature=1.0)
     order = Order(sources, seed, shuffle_window, Mixture.of(wish.resolve(sources, end or rows), seed) if wish else None)
     ends = [one for one in (end, order.total) if one is not None]
     return order, min(ends) if ends else None

@@ -23,7 +23,7 @@ from moai.core.failpoints import failpoint
 from moai.engine.schema import Column
 from moai.training import checkpoints
 from moai.training import process_group as group
-from moai.training.callback import Clock, Course
+from moai.training.callback import Clock, RunCallback
 from moai.training.data import IGNORE
 from moai.training.evaluate import Evaluation, log_figures
 from moai.training.order import Sampler
@@ -74,11 +74,9 @@ class PackedTrainer(Trainer):
 
         self._own_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.remove_callback(PrinterCallback)
-        # Before the course, which logs a step that is saved.
-        self.add_callback(
-            type("SaveAndStop", (SaveAndStop, TrainerCallback), {})(word, group.Question(here, self.args.device))
-        )
-        self.add_callback(type("Course", (Course, TrainerCallback), {})(plan, self.clock, keep, evaluation))
+        saving, running = (type(cls.__name__, (cls, TrainerCallback), {}) for cls in (SaveAndStop, RunCallback))
+        self.add_callback(saving(word, group.Question(here, self.args.device)))  # first: a step that is saved is logged
+        self.add_callback(running(plan, self.clock, keep, evaluation))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return Sampler(self.plan.order, self.plan.steps.first_position)
@@ -123,18 +121,17 @@ class PackedTrainer(Trainer):
             if not math.isfinite(logs["loss"]):
                 raise MoaiError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}: lower --learning_rate or lengthen "
-                    f"--warmup_steps, "
-                    f"then --resume_from_checkpoint auto goes on from the last checkpoint in {self.args.output_dir}"
+                    f"--warmup_steps, then --resume_from_checkpoint auto goes on from the last checkpoint in "
+                    f"{self.args.output_dir}"
                 )
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Our own measures on what was held out, where transformers evaluates. A collective."""
-        assert self.evaluation is not None, "the course asks for an evaluation only where there is one"
+        assert self.evaluation is not None, "RunCallback asks for an evaluation only where there is one"
         with self.clock.paused():
-            figures = log_figures(
-                self.evaluation(self.model_wrapped, self.here, self.args.device, self.accelerator.autocast)
-            )
+            scores = self.evaluation(self.model_wrapped, self.here, self.args.device, self.accelerator.autocast)
+        figures = log_figures(scores)
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
@@ -182,17 +179,11 @@ class PackedTrainer(Trainer):
         """Of a model that FSDP divides, whole weights are written twice; DeepSpeed's ranks each write their own."""
         if self.args.should_save and not self.is_deepspeed_enabled:
             untyped: Any = self
-            moments = [
-                value
-                for state in untyped.optimizer.state.values()
-                for value in state.values()
-                if hasattr(value, "element_size")
-            ]
-            weights = list(untyped.model.parameters()) * (2 if self.is_fsdp_enabled else 1)
+            moments = (value for state in untyped.optimizer.state.values() for value in state.values())
+            tensors = [value for value in moments if hasattr(value, "element_size")]
+            tensors += list(untyped.model.parameters()) * (2 if self.is_fsdp_enabled else 1)
             with checkpoints.storing(place):
-                checkpoints.check_room(
-                    place, sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *moments])
-                )
+                checkpoints.check_room(place, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if _internal_call and self.args.should_save:
@@ -201,11 +192,10 @@ class PackedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Of weights that were gathered from shards, tied ones are two tensors, where one is enough."""
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        super()._save(
-            output_dir,
-            {name: tensor for name, tensor in state_dict.items() if name not in tied} if state_dict else state_dict,
-        )
+        if state_dict:
+            tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -222,16 +212,13 @@ class PackedTrainer(Trainer):
         """Raises ConfigError when it is of another model, or of a run that divided its model and this one does not, or
         the other way round.
         """
-        wrote, reads = (
-            checkpoints.written_by(Path(resume_from_checkpoint)),
-            checkpoints.FSDP if self.is_fsdp_enabled else checkpoints.PLAIN,
-        )
+        wrote = checkpoints.written_by(Path(resume_from_checkpoint))
+        reads = checkpoints.FSDP if self.is_fsdp_enabled else checkpoints.PLAIN
         if wrote != reads:
             raise ConfigError(
                 f"{resume_from_checkpoint}: its optimizer was saved by {wrote}, this run is one of {reads}; resume as "
-                f"it was launched, "
-                f"or take its weights with a new optimizer: --pretrained_model {resume_from_checkpoint} and a new "
-                f"--output_dir"
+                f"it was launched, or take its weights with a new optimizer: --pretrained_model "
+                f"{resume_from_checkpoint} and a new --output_dir"
             )
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

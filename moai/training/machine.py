@@ -17,6 +17,12 @@ from moai.training.trackers import trackers
 
 logger = logging.getLogger(__name__)
 
+_SAME_NAME = (
+    "output_dir", "max_steps", "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "bf16",
+    "fp16", "seed", "ddp_timeout", "logging_steps", "run_name", "save_steps",
+)  # fmt: skip
+"""Settings that transformers calls as we do."""
+
 
 def choose_device(config: TrainConfig, here: Ranks) -> Setting:
     """Whether to train on the CPU, with the reason. Raises ConfigError where the accelerators do not suffice."""
@@ -89,43 +95,27 @@ def training_arguments(config: TrainConfig, *, use_cpu: bool, loader_processes: 
     """
     from transformers import TrainingArguments
 
-    schedule = (
-        "cosine_with_min_lr"
-        if config.lr_scheduler_type == "cosine" and config.min_lr_ratio
-        else config.lr_scheduler_type
-    )
+    with_least = config.lr_scheduler_type == "cosine" and config.min_lr_ratio
     try:
         arguments = TrainingArguments(
-            output_dir=config.output_dir,
+            **{name: getattr(config, name) for name in _SAME_NAME},
             num_train_epochs=config.num_epochs,
-            max_steps=config.max_steps,
             per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps,
-            lr_scheduler_type=schedule,
+            lr_scheduler_type="cosine_with_min_lr" if with_least else config.lr_scheduler_type,
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
-            bf16=config.bf16,
-            fp16=config.fp16,
             torch_compile=config.compile,
             use_cpu=use_cpu,
-            seed=config.seed,
-            ddp_timeout=config.ddp_timeout,
             ddp_find_unused_parameters=False,
             activation_checkpointing=config.gradient_checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-            logging_steps=config.logging_steps,
             logging_first_step=True,
             logging_nan_inf_filter=False,
             log_level="warning",
             log_level_replica="warning",
             disable_tqdm=True,
             report_to=trackers(config.report_to),
-            run_name=config.run_name,
             save_strategy="steps",
-            save_steps=config.save_steps,
             save_total_limit=None,  # checkpoints.rotate keeps save_total_limit
             dataloader_num_workers=loader_processes,
             dataloader_prefetch_factor=4 if loader_processes else None,

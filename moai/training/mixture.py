@@ -1,8 +1,8 @@
 """How positions are shared out among sources: weights, their temperature, stages of a curriculum, and limits to the
 epochs of each.
 
-    wish = Wish.parse(mixture=("ko=0.6", "en=0.4"), stages=("0.5:ko=0.2,en=0.8",), epochs=("ko=4",), by="tokens",
-    temperature=1.0) mixture = Mixture.of(wish.resolve(sources, planned_rows=1_000_000))
+    asked = MixtureFlags.parse(mixture=("ko=0.6", "en=0.4"), stages=(), epochs=("ko=4",), by="tokens", temperature=1.0)
+    mixture = Mixture.of(asked.resolve(sources, planned_rows=1_000_000), seed=42)
 
 Positions come in blocks. Each block of a segment has the same number of rows of each source, in an order of its own, so
 the source of a position and the rows before it take one block to know. A segment ends where the weights change or a
@@ -30,8 +30,8 @@ _KEPT_BLOCKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What was asked for. `stages` are (share of the run from which they hold, weights); weights are by `by`, not
+class MixtureFlags:
+    """What the flags ask for. `stages` are (share of the run from which they hold, weights); weights are by `by`, not
     normalised.
     """
 
@@ -43,7 +43,7 @@ class Wish:
     @classmethod
     def parse(
         cls, *, mixture: Sequence[str], stages: Sequence[str], epochs: Sequence[str], by: str, temperature: float
-    ) -> Wish | None:
+    ) -> MixtureFlags | None:
         """From the flags; None where none asks for anything. Raises ConfigError."""
         if not (mixture or stages or epochs or temperature != 1.0):
             return None
@@ -83,10 +83,8 @@ class Wish:
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raises ConfigError where a flag names what is none of these sources."""
-        for flag, given in [
-            ("mixture_epochs", self.epochs),
-            *(("mixture" if not at else "mixture_stages", weights) for at, weights in self.stages),
-        ]:
+        weights = (("mixture_stages" if at else "mixture", weights) for at, weights in self.stages)
+        for flag, given in [("mixture_epochs", self.epochs), *weights]:
             for name in given:
                 if name not in names:
                     raise ConfigError(
@@ -108,7 +106,7 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """A wish in numbers of this data: what a checkpoint keeps. `stages` are (first position, share of rows of each
+    """The flags in numbers of this data: what a checkpoint keeps. `stages` are (first position, share of rows of each
     source).
     """
 
@@ -123,11 +121,8 @@ class Shares:
     def lines(self) -> Iterator[str]:
         """For people, a line a stage."""
         for at, weights in self.stages:
-            yield (
-                f"from row {at:,} on "
-                + ", ".join(f"{name} {weight:.2%}" for name, weight in zip(self.names, weights))
-                + " of the rows"
-            )
+            shares = ", ".join(f"{name} {weight:.2%}" for name, weight in zip(self.names, weights))
+            yield f"from row {at:,} on {shares} of the rows"
         limited = [f"{name} after {limit:,} rows" for name, limit in zip(self.names, self.limits) if limit is not None]
         if limited:
             yield "used up are " + ", ".join(limited)
@@ -160,9 +155,8 @@ class Segment:
     def after(self) -> tuple[int, tuple[int, ...]]:
         """Position and rows taken at its end."""
         blocks = self.blocks or 0
-        return self.start + blocks * self.block, tuple(
-            taken + blocks * count for taken, count in zip(self.taken, self.counts)
-        )
+        taken = tuple(taken + blocks * count for taken, count in zip(self.taken, self.counts))
+        return self.start + blocks * self.block, taken
 
 
 @dataclass(frozen=True)
@@ -192,12 +186,10 @@ class Mixture:
     def taken(self, position: int) -> list[int]:
         segment = self.segments[bisect_right(self._starts, position) - 1]
         block = (position - segment.start) // segment.block
-        at = segment.start + block * segment.block
-        which, _ = self.place(np.arange(at, position))
+        which, _ = self.place(np.arange(segment.start + block * segment.block, position))
         in_block = np.bincount(which, minlength=len(segment.counts))
-        return [
-            int(taken + block * count + extra) for taken, count, extra in zip(segment.taken, segment.counts, in_block)
-        ]
+        taken: list[int] = (np.array(segment.taken) + block * np.array(segment.counts) + in_block).tolist()
+        return taken
 
     def _in_segment(self, segment: Segment, positions: Ints) -> tuple[Ints, Ints]:
         which, before = np.empty_like(positions), np.empty_like(positions)
@@ -216,10 +208,9 @@ class Mixture:
             slots = Permutation(segment.block, f"{self.seed}/mixture/{segment.start}/{block}")(np.arange(segment.block))
             counts = np.array(segment.counts)
             sources = np.searchsorted(np.cumsum(counts), slots, "right")
+            firsts = np.repeat(np.cumsum(counts) - counts, counts)
             ranks = np.empty_like(sources)
-            ranks[np.argsort(sources, kind="stable")] = np.arange(segment.block) - np.repeat(
-                np.cumsum(counts) - counts, counts
-            )
+            ranks[np.argsort(sources, kind="stable")] = np.arange(segment.block) - firsts
             return sources, ranks
 
         return lru_cache(_KEPT_BLOCKS)(lay_out)
@@ -260,15 +251,12 @@ def _segment(
     fit = [left // count for left, count in zip(rest, counts) if left is not None and count]
     if room is not None:
         fit.append(room // size)
-    if not fit:
-        return Segment(position, None, counts, taken)
-    if min(fit):
-        return Segment(position, min(fit), counts, taken)
+    if not fit or min(fit):
+        return Segment(position, min(fit) if fit else None, counts, taken)
     if room is not None and room < size:
         counts = _apportion(weights, room)
-    return Segment(
-        position, 1, tuple(count if left is None else min(count, left) for count, left in zip(counts, rest)), taken
-    )
+    fitting = (count if left is None else min(count, left) for count, left in zip(counts, rest))
+    return Segment(position, 1, tuple(fitting), taken)
 
 
 def _apportion(weights: np.ndarray, rows: int) -> tuple[int, ...]:

@@ -7,13 +7,13 @@ grouped-query attention with QK norm, SwiGLU, RoPE, so that every tool that read
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moai.core.config import did_you_mean
 from moai.core.errors import ConfigError, DamagedError
 from moai.training import vocabulary
 from moai.training.checkpoints import weights_problem
@@ -22,34 +22,20 @@ logger = logging.getLogger(__name__)
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _SAME = (
-    *_REQUIRED,
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "attention_dropout",
-    "initializer_range",
-    "use_cache",
-    "attention_bias",
-    "pad_token_id",
-    "bos_token_id",
+    *_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+    "attention_dropout", "initializer_range", "use_cache", "attention_bias", "pad_token_id", "bos_token_id",
     "eos_token_id",
-)
+)  # fmt: skip
 _MAPPED = ("rope_theta", "rope_scaling", "use_qk_norm", "hidden_act", "mlp_bias")
 _IGNORED = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
-_ACTIVATIONS = {"swiglu": "silu", "silu": "silu"}
 
 
 def load_config(model_config: str | None, pretrained_model: str | None) -> Any:
     """The transformers configuration of either. Raises ConfigError or DamagedError naming the file and the field."""
     if pretrained_model:
         if model_config:
-            logger.info(
-                "--pretrained_model %s brings its own configuration; --model_config %s is not read",
-                pretrained_model,
-                model_config,
-            )
+            what = f"--pretrained_model {pretrained_model} brings its own configuration"
+            logger.info("%s; --model_config %s is not read", what, model_config)
         return _saved_config(Path(pretrained_model))
     return _new_config(str(model_config))
 
@@ -109,40 +95,26 @@ def check_early(
     *, model_config: str | None, pretrained_model: str | None, vocab_size: int | None, seq_len: int
 ) -> None:
     """What `check_fit` will say, as far as the JSON alone tells it: before the data is prepared, and without torch."""
-    if pretrained_model and Path(pretrained_model).is_dir() and not (Path(pretrained_model) / "config.json").exists():
-        raise ConfigError(
-            f"--pretrained_model {pretrained_model}: has no config.json, so it is no saved model; a finished run "
-            f"leaves one as OUTPUT_DIR/final_model"
-        )
-    fields = _read(
-        str(Path(pretrained_model) / "config.json")
-        if pretrained_model and Path(pretrained_model).is_dir()
-        else str(model_config),
-        pretrained_model,
-    )
-    needed = 0 if pretrained_model else vocab_size or 0
-    _check(
-        fields.get("vocab_size"),
-        fields.get("max_position_embeddings"),
-        needed,
-        f"the tokenizer's {vocab_size} ids",
-        seq_len,
-    )
+    path = str(model_config)
+    if pretrained_model and Path(pretrained_model).is_dir():
+        path = str(Path(pretrained_model) / "config.json")
+        if not Path(path).exists():
+            raise ConfigError(
+                f"--pretrained_model {pretrained_model}: has no config.json, so it is no saved model; a finished run "
+                f"leaves one as OUTPUT_DIR/final_model"
+            )
+    fields, needed = _read(path, pretrained_model), 0 if pretrained_model else vocab_size or 0
+    known, longest = fields.get("vocab_size"), fields.get("max_position_embeddings")
+    _check(known, longest, needed, f"the tokenizer's {vocab_size} ids", seq_len)
 
 
 def check_fit(config: Any, *, ids: int, seq_len: int, pretrained: bool = False) -> None:
     """Refuse a model that cannot take the positions of the data, or its ids: a pretrained one grows with them. Raises
     ConfigError.
     """
-    config = config.get_text_config()
-    needed = 0 if pretrained else ids
-    _check(
-        config.vocab_size,
-        getattr(config, "max_position_embeddings", None),
-        needed,
-        f"the {needed} ids of tokenizer and data",
-        seq_len,
-    )
+    config, needed = config.get_text_config(), 0 if pretrained else ids
+    longest = getattr(config, "max_position_embeddings", None)
+    _check(config.vocab_size, longest, needed, f"the {needed} ids of tokenizer and data", seq_len)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -221,8 +193,7 @@ def _moai_config(path: str, fields: dict[str, Any]) -> Any:
     known = (*_SAME, *_MAPPED, *_IGNORED)
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"{path}: unknown field {name!r}{f'; did you mean {close[0]}?' if close else ''}")
+            raise ConfigError(f"{path}: unknown field {name!r}{did_you_mean(name, known)}")
     missing = [name for name in _REQUIRED if name not in fields]
     if missing:
         raise ConfigError(f"{path}: {', '.join(missing)} missing")
@@ -240,30 +211,23 @@ def _moai_config(path: str, fields: dict[str, Any]) -> Any:
         raise ConfigError(
             f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {fields['num_key_value_heads']}"
         )
-    values = {name: fields[name] for name in _SAME if name in fields}
-    return Qwen3Config(
-        **values
-        | {
-            "head_dim": fields.get("head_dim") or hidden // heads,
-            "num_key_value_heads": fields.get("num_key_value_heads") or heads,
-            "hidden_act": _ACTIVATIONS[fields.get("hidden_act", "swiglu")],
-            "rope_parameters": _rope(fields),
-        }
-    )
+    made = {
+        "head_dim": fields.get("head_dim") or hidden // heads,
+        "num_key_value_heads": fields.get("num_key_value_heads") or heads,
+        "hidden_act": "silu",
+        "rope_parameters": _rope(fields),
+    }
+    return Qwen3Config(**{name: fields[name] for name in _SAME if name in fields} | made)
 
 
 def _refuse_other_architectures(path: str, fields: Mapping[str, Any]) -> None:
-    if not fields.get("use_qk_norm", True):
-        raise ConfigError(
-            f"{path}: use_qk_norm false is another architecture; set it true, or give a transformers configuration "
-            f"with model_type llama"
-        )
-    if fields.get("mlp_bias", False):
-        raise ConfigError(
-            f"{path}: mlp_bias true is another architecture; set it false, or give a transformers configuration with "
-            f"model_type llama"
-        )
-    if fields.get("hidden_act", "swiglu") not in _ACTIVATIONS:
+    for name, only, other in (("use_qk_norm", True, "false"), ("mlp_bias", False, "true")):
+        if bool(fields.get(name, only)) is not only:
+            raise ConfigError(
+                f"{path}: {name} {other} is another architecture; set it {str(only).lower()}, or give a transformers "
+                f"configuration with model_type llama"
+            )
+    if fields.get("hidden_act", "swiglu") not in ("swiglu", "silu"):
         raise ConfigError(
             f"{path}: hidden_act {fields['hidden_act']!r}: the MLP is SwiGLU, so swiglu (or its inner name, silu)"
         )
@@ -307,10 +271,8 @@ def _align_special_ids(model: Any, special_ids: Mapping[str, int | None]) -> Non
     for name, value in special_ids.items():
         if value is None:
             continue
-        if getattr(config, name, None) not in (None, value):
-            logger.info(
-                "%s = %s: the tokenizer's; the model's configuration says %s", name, value, getattr(config, name)
-            )
+        if (said := getattr(config, name, None)) not in (None, value):
+            logger.info("%s = %s: the tokenizer's; the model's configuration says %s", name, value, said)
         setattr(config, name, value)
         if getattr(model, "generation_config", None) is not None:
             setattr(model.generation_config, name, value)

@@ -60,14 +60,14 @@ def packed_forward_selfcheck(model: Any, collator: PackedCollator, *, autocast: 
         model.train(training)
     largest = max(float(logits.abs().max()) for logits in alone)
     difference = max(float((a - b).abs().max()) for a, b in zip(packed, alone, strict=True)) / max(largest, 1e-30)
-    name, tolerance = str(dtype).removeprefix("torch."), TOLERANCE[str(dtype).removeprefix("torch.")]
+    name = str(dtype).removeprefix("torch.")
+    tolerance = TOLERANCE[name]
     if not difference <= tolerance:  # NaN fails too
         raise MoaiError(
             f"attention leaks across documents: logits of packed documents differ by {difference:.2g} of the largest "
-            f"from those of the same documents alone "
-            f"({name} allows {tolerance:.0e}); {type(model).__name__} with {model.config._attn_implementation} "
-            f"attention cannot train on packed rows: "
-            "use --packing none with one document a row, or another model or attention"
+            f"from those of the same documents alone ({name} allows {tolerance:.0e}); {type(model).__name__} with "
+            f"{model.config._attn_implementation} attention cannot train on packed rows: use --packing none with one "
+            f"document a row, or another model or attention"
         )
     logger.info(
         "Packed attention checked: logits of packed documents equal those of each alone within %.1e (%s, %s, %.1fs)",
@@ -85,14 +85,13 @@ def _documents(model: Any, collator: PackedCollator, rows: list[list[list[int]]]
 
     batch = collator([Row.of(pieces) for pieces in rows])
     batch.pop("labels")
-    logits = model(
-        **{name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    ).logits.float()
-    width = logits.shape[1]
+    moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    logits = model(**moved).logits.float()
+    width, flat = logits.shape[1], logits.reshape(-1, logits.shape[-1])
     found, start = [], 0
     for row in rows:
         for piece in row:
-            found.append(logits.reshape(-1, logits.shape[-1])[start : start + len(piece)])
+            found.append(flat[start : start + len(piece)])
             start += len(piece)
         start += 0 if collator.flatten else (width - start % width) % width
     return found

@@ -87,19 +87,21 @@ def settings(
             f"eval_dataset: {directories[0].path} was prepared with transforms; name them with --transforms, so that "
             f"evaluation data passes them too"
         )
-    known = {f.name: f for f in fields(DataConfig) if f.metadata["affects_output"]}
+    known = {f.name for f in fields(DataConfig) if f.metadata["affects_output"]}
     said = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in content["config"].items()
         if name in known
     }
-    place = str(directories[0].path)
     own = {
         "dataset": tuple(str(one.path) for one in directories),
-        "tokenizer_path": place,
+        "dataset_config": None,
+        "tokenizer_path": str(directories[0].path),
         "eos_token": content["tokenizer"]["eos_token"],
+        "eval_ratio": 0.0,
+        "held_out": False,
     }
-    return replace(data, **{**said, **own, "dataset_config": None, "eval_ratio": 0.0, "held_out": False})
+    return replace(data, **{**said, **own})
 
 
 def joined(directories: Sequence[Prepared], *, memory_mode: str = "balanced") -> Prepared:
@@ -134,25 +136,17 @@ def memory_mode(data: DataConfig, here: Ranks, environ: Mapping[str, str]) -> st
 
 def check_mixture(config: TrainConfig, prepared: Iterable[Prepared]) -> None:
     """Raises ConfigError for names of sources that are not there, before torch is loaded."""
-    wish, _ = wish_of(config)
-    if wish is None:
-        return
-    for one in prepared:
-        wish.check_names([source["name"] for source in one.content["sources"]])
+    if wish := wish_of(config)[0]:
+        for one in prepared:
+            wish.check_names([source["name"] for source in one.content["sources"]])
 
 
 def log(directories: Sequence[Prepared], *, evaluates: bool) -> None:
     for one in directories:
         content, aside = one.content, one.held_out
         held_out = f", {aside.content['rows']:,} held out" if aside else ""
-        logger.info(
-            "Prepared data %s: %s rows of %d, content %s%s",
-            one.path,
-            f"{content['rows']:,}",
-            content["seq_len"],
-            one.content_digest[:16],
-            held_out,
-        )
+        rows = f"{content['rows']:,} rows of {content['seq_len']}"
+        logger.info("Prepared data %s: %s, content %s%s", one.path, rows, one.content_digest[:16], held_out)
         if evaluates and content["config"].get("eval_ratio") and not aside:
             logger.warning(
                 "%s has no held-out side, so nothing is evaluated on it; `moai prepare --save_to` keeps both", one.path
@@ -165,16 +159,11 @@ def _refuse_others(prepared: Prepared, data: DataConfig, origins: Mapping[str, s
     for f in fields(DataConfig):
         if f.name not in given or f.name not in said:
             continue
-        value = getattr(data, f.name)
-        value = (
-            [part.identity() for part in value]
-            if f.name == "transforms"
-            else list(value)
-            if isinstance(value, tuple)
-            else value
-        )
-        if value not in (said[f.name], content["tokenizer"]["eos_token"] if f.name == "eos_token" else said[f.name]):
-            raise _refusal(f.name, _short(value), origins, prepared, _short(said[f.name]))
+        value, there = getattr(data, f.name), said[f.name]
+        if isinstance(value, tuple):
+            value = [part.identity() if f.name == "transforms" else part for part in value]
+        if value not in (there, content["tokenizer"]["eos_token"] if f.name == "eos_token" else there):
+            raise _refusal(f.name, _short(value), origins, prepared, _short(there))
     if "dataset" in given:
         inputs = list(dict.fromkeys(prepared.manifest["run"].get("inputs", ())))
         if not {Path(str(spec)).name for spec in data.dataset} >= {Path(str(spec)).name for spec in inputs}:
@@ -182,10 +171,8 @@ def _refuse_others(prepared: Prepared, data: DataConfig, origins: Mapping[str, s
     if "tokenizer_path" in given:
         _check_tokenizer(prepared, data.tokenizer_path, origins)
     if "chat_template" in given and data.chat_template:
-        source = Path(data.chat_template).expanduser()
-        if source.is_file() and source.read_text(encoding="utf-8", errors="replace") != content.get("chat", {}).get(
-            "template", {}
-        ).get("source"):
+        source, made_with = Path(data.chat_template).expanduser(), content.get("chat", {}).get("template", {})
+        if source.is_file() and source.read_text(encoding="utf-8", errors="replace") != made_with.get("source"):
             raise _refusal("chat_template", data.chat_template, origins, prepared, "another template")
 
 
@@ -194,15 +181,9 @@ def _check_tokenizer(prepared: Prepared, path: str, origins: Mapping[str, str]) 
     if not Path(path).expanduser().exists():
         logger.info("tokenizer_path = %s: is not here, and not needed; %s has its tokenizer", path, prepared.path)
         return
-    found = digest_of(find_tokenizer(path))
-    if found != prepared.content["tokenizer_digest"]:
-        raise _refusal(
-            "tokenizer_path",
-            f"{path} ({found[:16]})",
-            origins,
-            prepared,
-            f"the tokenizer {prepared.content['tokenizer_digest'][:16]}",
-        )
+    found, own = digest_of(find_tokenizer(path)), prepared.content["tokenizer_digest"]
+    if found != own:
+        raise _refusal("tokenizer_path", f"{path} ({found[:16]})", origins, prepared, f"the tokenizer {own[:16]}")
 
 
 def _refusal(name: str, value: str, origins: Mapping[str, str], prepared: Prepared, said: str) -> ConfigError:
@@ -230,35 +211,30 @@ def _names(directories: Sequence[Prepared]) -> dict[Path, dict[str, str]]:
 
 def _joined(sides: Sequence[Prepared], names: Mapping[Path, Mapping[str, str]]) -> dict[str, Any]:
     """A manifest of all; its files are named by their paths."""
-    contents = [(side, side.content, names[side.path]) for side in sides]
-    total: Counter[str] = Counter()
-    for _, content, _ in contents:
+    shards: list[dict[str, Any]] = []
+    sources: list[dict[str, Any]] = []
+    total, records, nulls = Counter[str](), Counter[str](), Counter[str]()
+    for side in sides:
+        content, called = side.content, names[side.path]
         total.update({name: content[name] for name in ("rows", "tokens", "documents")})
-    files = [
-        {
-            **shard,
-            "source": called[shard["source"]],
-            "file": str(side.path / shard["file"]) if shard["file"] else None,
-            "documents_file": {**shard["documents_file"], "file": str(side.path / shard["documents_file"]["file"])},
-        }
-        for side, content, called in contents
-        for shard in content["shards"]
-    ]
-    first = contents[0][1]
+        records.update(content["records"])
+        nulls.update(content.get("nulls", {}))
+        sources += ({**source, "name": called[source["name"]]} for source in content["sources"])
+        for shard in content["shards"]:
+            documents = {**shard["documents_file"], "file": str(side.path / shard["documents_file"]["file"])}
+            file = str(side.path / shard["file"]) if shard["file"] else None
+            shards.append({**shard, "source": called[shard["source"]], "file": file, "documents_file": documents})
+    first = sides[0].content
     content = {
         **first,
         **total,
-        "shards": files,
+        "shards": shards,
         "files": [],
-        "sources": [
-            {**source, "name": called[source["name"]]}
-            for _, content, called in contents
-            for source in content["sources"]
-        ],
-        "vocab_size": max(content["vocab_size"] for _, content, _ in contents),
-        "packing": ", ".join(dict.fromkeys(content["packing"] for _, content, _ in contents)),
-        "records": dict(sum((Counter(content["records"]) for _, content, _ in contents), Counter())),
-        "nulls": dict(sum((Counter(content.get("nulls", {})) for _, content, _ in contents), Counter())),
+        "sources": sources,
+        "vocab_size": max(side.content["vocab_size"] for side in sides),
+        "packing": ", ".join(dict.fromkeys(side.content["packing"] for side in sides)),
+        "records": dict(+records),
+        "nulls": dict(+nulls),
         "fill_rate": round(total["tokens"] / max(1, total["rows"] * first["seq_len"]), 6),
     }
     return {"content": content, "content_digest": digest_json([side.content_digest for side in sides]), "run": {}}

@@ -48,10 +48,7 @@ class Summary:
             return None
 
     def save(self) -> None:
-        write_atomic(
-            Path(self.output_dir) / "summary.json",
-            (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode(),
-        )
+        write_atomic(Path(self.output_dir) / "summary.json", _json(asdict(self)))
 
     def lines(self) -> list[str]:
         out = Path(self.output_dir)
@@ -61,8 +58,7 @@ class Summary:
             f"Trained       {self.tokens_seen:,} tokens, {self.tokens_per_second:,.0f} tokens/s, {self.seconds:,.0f} s",
             f"Model         {self.parameters:,} parameters ({self.parameters_without_embeddings:,} without embeddings)",
             f"Data          {self.documents:,} documents, {self.tokens:,} tokens, {self.rows:,} rows of {self.seq_len} "
-            f"(packing {self.packing}, "
-            f"{self.fill_rate:.1%} filled), {self.quarantined:,} records quarantined",
+            f"(packing {self.packing}, {self.fill_rate:.1%} filled), {self.quarantined:,} records quarantined",
             f"Prepared data {self.prepared}",
             f"Final model   {self.final_model}",
             f"Beside it     {out / 'summary.json'}, {run / 'settings.json'}, {out / 'training.html'}, {run / 'logs'}, "
@@ -73,9 +69,8 @@ class Summary:
 def run_of(output_dir: Path) -> Path:
     """The run that a directory is a stage of, which has the settings; else the directory itself."""
     around = output_dir.parent if output_dir.name else output_dir.absolute().parent
-    return (
-        around if not (output_dir / "settings.json").is_file() and (around / "settings.json").is_file() else output_dir
-    )
+    own, above = ((folder / "settings.json").is_file() for folder in (output_dir, around))
+    return around if above and not own else output_dir
 
 
 def title_of(output_dir: Path) -> str:
@@ -87,7 +82,7 @@ def title_of(output_dir: Path) -> str:
 def save_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raises ConfigError where it cannot be written."""
     try:
-        write_atomic(output_dir / "settings.json", (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(output_dir / "settings.json", _json(settings))
     except OSError as error:
         raise ConfigError(
             f"--output_dir {output_dir}: {error.strerror}; name a directory that can be written"
@@ -96,15 +91,8 @@ def save_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
 
 def data_figures(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary says of the data, from the manifest's content."""
-    return {
-        "documents": content["documents"],
-        "tokens": content["tokens"],
-        "rows": content["rows"],
-        "fill_rate": content["fill_rate"],
-        "quarantined": content.get("records", {}).get("quarantined", 0),
-        "seq_len": content["seq_len"],
-        "packing": content["packing"],
-    }
+    names = ("documents", "tokens", "rows", "fill_rate", "seq_len", "packing")
+    return {name: content[name] for name in names} | {"quarantined": content.get("records", {}).get("quarantined", 0)}
 
 
 def losses(log_history: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
@@ -144,6 +132,10 @@ All settings with their origin: `settings.json` beside this directory.
 
 To be stated by whoever publishes this model.
 """
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _loss(value: float | None) -> str:

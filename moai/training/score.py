@@ -83,10 +83,8 @@ def score(config: ScoreConfig) -> Iterator[str]:
     )
     yield from lines(scores)
     figures = {name: found.figures() for name, found in scores.items()}
-    yield json.dumps(
-        {"model": config.model, "data": config.data, "content_digest": prepared.content_digest, "scores": figures},
-        ensure_ascii=False,
-    )
+    said = {"model": config.model, "data": config.data, "content_digest": prepared.content_digest, "scores": figures}
+    yield json.dumps(said, ensure_ascii=False)
 
 
 def _model(directory: Path, prepared: Prepared, tokenizer: Any) -> tuple[Any, PackedCollator]:
@@ -113,6 +111,5 @@ def _check_tokenizer(directory: Path, tokenizer: Any) -> None:
     if other:
         raise TokenizerError(
             f"{directory}: its tokenizer gives other ids to {len(other):,} tokens of the data, as {other[0]!r}; "
-            f"prepare the text with "
-            f"--tokenizer_path {directory}, and compare the two models by their bits per byte"
+            f"prepare the text with --tokenizer_path {directory}, and compare the two models by their bits per byte"
         )

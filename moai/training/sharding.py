@@ -53,21 +53,16 @@ def check(trainer: Any) -> None:
     if not trainer.is_fsdp_enabled:
         return
     plugin = trainer.accelerator.state.fsdp_plugin
-    for name, wrong, right in (
-        ("fsdp_version", plugin.fsdp_version != 2, "2"),
+    whole, whole_model = "FULL_STATE_DICT", "every rank builds the model and checks its attention"
+    for wrong, right in (
+        (plugin.fsdp_version != 2, "fsdp_version must be 2"),
         (
-            "fsdp_state_dict_type",
-            "FULL_STATE_DICT" not in str(plugin.state_dict_type),
-            "FULL_STATE_DICT: a checkpoint of parts is complete for one number of ranks",
+            whole not in str(plugin.state_dict_type),
+            f"fsdp_state_dict_type must be {whole}: a checkpoint of parts is complete for one number of ranks",
         ),
-        (
-            "fsdp_cpu_ram_efficient_loading",
-            plugin.cpu_ram_efficient_loading,
-            "false: every rank builds the model and checks its attention",
-        ),
+        (plugin.cpu_ram_efficient_loading, f"fsdp_cpu_ram_efficient_loading must be false: {whole_model}"),
     ):
         if wrong:
             raise ConfigError(
-                f"the accelerate configuration's {name} must be {right}; configs/accelerate/fsdp2.yaml is one that "
-                f"works"
+                f"the accelerate configuration's {right}; configs/accelerate/fsdp2.yaml is one that works"
             )

@@ -30,8 +30,6 @@ from moai.training.steps import wish_of
 
 logger = logging.getLogger(__name__)
 
-_GUIDES_NAME = "checkpoint"
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -104,12 +102,8 @@ def _stage(config: TrainConfig, number: int) -> TrainConfig:
     staged = replace(config, sequential=False, output_dir=str(run / f"stage_{number}"))
     if number == 0:
         return staged
-    return replace(
-        staged,
-        pretrained_model=str(run / f"stage_{number - 1}" / FINAL),
-        model_config=None,
-        warmup_steps=config.stage_warmup_steps,
-    )
+    before = str(run / f"stage_{number - 1}" / FINAL)
+    return replace(staged, pretrained_model=before, model_config=None, warmup_steps=config.stage_warmup_steps)
 
 
 def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarted: bool = False) -> None:
@@ -137,16 +131,15 @@ def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarte
 def _check_model(config: TrainConfig, *, restarted: bool) -> None:
     run = Path(config.output_dir)
     begins = not restarted and config.resume_from_checkpoint != AUTO and not checkpoints.numbered(run)
-    if (
-        begins and not (run / FINAL).is_symlink() and checkpoints.weights_problem(run / FINAL) is None
-    ):  # a link is a stage's
+    # A link is a stage's.
+    if begins and not (run / FINAL).is_symlink() and checkpoints.weights_problem(run / FINAL) is None:
         raise ConfigError(
             f"--output_dir {run}: holds a {FINAL} already, and no checkpoint to go on from; move it away, or name "
             f"another --output_dir"
         )
 
 
-def left(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = False) -> Iterator[Stage]:
+def remaining(config: TrainConfig, stages: Sequence[Stage], *, restarted: bool = False) -> Iterator[Stage]:
     """The stages that are still to be trained; the one that was begun goes on from its newest checkpoint."""
     resuming = restarted or config.resume_from_checkpoint == AUTO
     for stage in stages:
@@ -172,8 +165,8 @@ def _check_done(stage: Stage) -> None:
     if digest != stage.prepared.content_digest:
         refused = ConfigError(
             f"{place}: was trained on data {digest[:16]}, this run has {stage.prepared.content_digest[:16]} there "
-            f"({', '.join(map(str, stage.data.dataset))}); "
-            "resume with the same --dataset in the same order, or name another --output_dir"
+            f"({', '.join(map(str, stage.data.dataset))}); resume with the same --dataset in the same order, or name "
+            f"another --output_dir"
         )
         refused.add_note(group.SHARED)
         raise refused
@@ -186,8 +179,8 @@ def link(stage: Stage) -> None:
     if stage.run is None:
         return
     place = Path(stage.config.output_dir)
-    for name, target in ((place / _GUIDES_NAME, FINAL), (stage.run / FINAL, f"{place.name}/{FINAL}")):
-        point(name, target)
+    point(place / "checkpoint", FINAL)  # the guides' name
+    point(stage.run / FINAL, f"{place.name}/{FINAL}")
 
 
 def _is_done(stage: TrainConfig) -> bool:

@@ -18,7 +18,7 @@ from moai.core.errors import ConfigError
 from moai.training import checkpoints
 from moai.training import process_group as group
 from moai.training.arguments import TrainConfig
-from moai.training.mixture import Mixture, Shares, Wish
+from moai.training.mixture import Mixture, MixtureFlags, Shares
 from moai.training.order import Order, Source, sources_of
 from moai.training.record import Record
 
@@ -64,10 +64,8 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
         order={**order.identity(), "asked": asked, "shares": shares.to_json() if shares else None},
     )  # fmt: skip
     steps = _steps(config, order, size)
-    chosen = group.from_rank_0(
-        lambda: checkpoints.choose(config.resume_from_checkpoint, Path(config.output_dir), record, restarted=restarted),
-        here,
-    )
+    asked_for, place = config.resume_from_checkpoint, Path(config.output_dir)
+    chosen = group.from_rank_0(lambda: checkpoints.choose(asked_for, place, record, restarted=restarted), here)
     if chosen is not None:
         found, step = Record.load(chosen), checkpoints.global_step(chosen)
         if shares:  # a share of a run is one of the run that began, whatever became of its length
@@ -75,19 +73,13 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
             order = _order(config, sources, shares)
         record = replace(record, order=found.order, tokens_seen=found.tokens_seen)
         steps = _steps(config, order, size, first=step, first_position=found.position)
-        logger.info(
-            "Resuming from %s: %s rows are trained on at step %d%s",
-            chosen,
-            f"{found.position:,}",
-            step,
-            _recut(found, record),
-        )
+        trained = f"{found.position:,} rows are trained on at step {step}{_recut(found, record)}"
+        logger.info("Resuming from %s: %s", chosen, trained)
     if steps.last == steps.first:
         logger.info("Nothing is left to train: step %d is the last of this run", steps.last)
     names = ", ".join(f"{source.name} {source.rows:,}" for source in sources)
-    logger.info(
-        "Steps: %s of %d rows each; %s rows in an epoch (%s)", f"{steps.last:,}", size, f"{order.rows:,}", names
-    )
+    epoch = f"{order.rows:,} rows in an epoch ({names})"
+    logger.info("Steps: %s of %d rows each; %s", f"{steps.last:,}", size, epoch)
     for line in shares.lines() if shares else ():
         logger.info("Mixture: %s", line)
     if config.warmup_steps >= max(1, steps.last) and here.rank == 0:
@@ -100,16 +92,12 @@ def plan_run(manifest: Mapping[str, Any], config: TrainConfig, here: Ranks, *, r
     return Plan(order, steps, record, chosen)
 
 
-def wish_of(config: TrainConfig) -> tuple[Wish | None, dict[str, Any]]:
+def wish_of(config: TrainConfig) -> tuple[MixtureFlags | None, dict[str, Any]]:
     """What is asked for, and the flags that ask for it as a checkpoint keeps them. Raises ConfigError."""
-    flags: dict[str, Any] = {
-        "mixture": list(config.mixture),
-        "mixture_stages": list(config.mixture_stages),
-        "mixture_epochs": list(config.mixture_epochs),
-        "mixture_by": config.mixture_by,
-        "mixture_temperature": config.mixture_temperature,
-    }
-    return Wish.parse(**{name.removeprefix("mixture_"): value for name, value in flags.items()}), flags
+    names = ("mixture", "mixture_stages", "mixture_epochs", "mixture_by", "mixture_temperature")
+    values = {name: getattr(config, name) for name in names}
+    flags: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return MixtureFlags.parse(**{name.removeprefix("mixture_"): value for name, value in flags.items()}), flags
 
 
 def _order(config: TrainConfig, sources: tuple[Source, ...], shares: Shares | None) -> Order:
@@ -118,11 +106,9 @@ def _order(config: TrainConfig, sources: tuple[Source, ...], shares: Shares | No
 
 def _planned_rows(config: TrainConfig, sources: tuple[Source, ...], size: int) -> int:
     """The length of a run that begins now: what shares of it are shares of."""
-    return (
-        config.max_steps * size
-        if config.max_steps > 0
-        else math.floor(config.num_epochs * sum(source.rows for source in sources))
-    )
+    if config.max_steps > 0:
+        return config.max_steps * size
+    return math.floor(config.num_epochs * sum(source.rows for source in sources))
 
 
 def _steps(config: TrainConfig, order: Order, size: int, *, first: int = 0, first_position: int = 0) -> Steps:
@@ -138,8 +124,8 @@ def _steps(config: TrainConfig, order: Order, size: int, *, first: int = 0, firs
     if not last:
         raise ConfigError(
             f"the run has {rows} rows, one step takes {size} (batch_size {config.batch_size} x "
-            f"gradient_accumulation_steps {config.gradient_accumulation_steps} "
-            f"x {size // config.batch_size // config.gradient_accumulation_steps} ranks): lower one of them, shorten "
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps} x "
+            f"{size // config.batch_size // config.gradient_accumulation_steps} ranks): lower one of them, shorten "
             f"--seq_len, or add data"
         )
     if config.max_steps > 0 and wanted > end:

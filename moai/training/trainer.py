@@ -44,7 +44,7 @@ from moai.training.machine import (
     training_arguments,
 )
 from moai.training.packed_attention import packed_forward_selfcheck
-from moai.training.stages import Stage, left, link
+from moai.training.stages import Stage, link, remaining
 from moai.training.steps import plan_run
 from moai.training.stop import Word
 from moai.training.token_bytes import TokenBytes
@@ -67,7 +67,7 @@ def train(
     )
     quiet_libraries()
     here = ranks(environ)
-    to_train = list(left(config, stages, restarted=checkpoints.is_restart(environ)))
+    to_train = list(remaining(config, stages, restarted=checkpoints.is_restart(environ)))
     to_come = {stage.config.output_dir for stage in to_train}
     finished = [stage for stage in stages if stage.config.output_dir not in to_come]
     if finished and here.rank == 0:
@@ -101,8 +101,7 @@ def _train(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mappi
             raise
         raise MoaiError(
             f"a rank ended or hung in the middle of training, or cannot be reached; its own last lines say why "
-            f"({config.output_dir}/logs), "
-            f"and --resume_from_checkpoint auto goes on from the newest checkpoint "
+            f"({config.output_dir}/logs), and --resume_from_checkpoint auto goes on from the newest checkpoint "
             f"({' '.join(str(error).split())[:200]})"
         ) from error
 
@@ -112,9 +111,8 @@ def _train_and_save(
 ) -> report.Summary:
     word = Word()
     trainer, resumed_from = _set_up(stage, origins, here, environ, word)
-    if (
-        here.rank == 0 and stage.settings
-    ):  # not before: those of a run that is refused are not those of the run that lies there
+    # Not before: those of a run that is refused are not those of the run that lies there.
+    if here.rank == 0 and stage.settings:
         report.save_settings(stage.run or Path(stage.config.output_dir), stage.settings)
     if resumed_from:
         from transformers import TrainerState
@@ -147,9 +145,8 @@ def _set_up(
 ) -> tuple[PackedTrainer, Path | None]:
     """The trainer, ready for its first step, and the checkpoint to go on from."""
     config, data, prepared = stage.config, stage.data, stage.prepared
-    importlib.import_module(
-        "transformers.trainer"
-    )  # takes seconds, more on some ranks than on others: so before a collective can time out
+    # Takes seconds, more on some ranks than on others: so before a collective can time out.
+    importlib.import_module("transformers.trainer")
     tokenizer, digest = load_text_tokenizer(data)
     ends = _take_template(tokenizer, prepared)
     rows = PackedRows.of(prepared)
@@ -250,14 +247,8 @@ def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: A
         device=str(arguments.device),
     )
     total, body = models.count_parameters(model)
-    logger.info(
-        "Model: %s, %s parameters (%s without embeddings), %s attention (%s)",
-        type(model).__name__,
-        f"{total:,}",
-        f"{body:,}",
-        attention.value,
-        attention.reason,
-    )
+    size = f"{total:,} parameters ({body:,} without embeddings)"
+    logger.info("Model: %s, %s, %s attention (%s)", type(model).__name__, size, attention.value, attention.reason)
     if wish == "flash" and attention.value != FLASH and arguments.process_index == 0:
         logger.warning("--attention flash: %s; using %s", attention.reason, attention.value)
     return model
@@ -278,11 +269,8 @@ def _evaluation(
     if prepared is None:
         return None
     held_out = HeldOut.of(prepared, limit=config.eval_rows)
-    logger.info(
-        "Held out: %s",
-        ", ".join(f"{name} {len(rows):,} rows" for name, rows in held_out.sources.items())
-        or "no row, so nothing is evaluated",
-    )
+    rows = ", ".join(f"{name} {len(rows):,} rows" for name, rows in held_out.sources.items())
+    logger.info("Held out: %s", rows or "no row, so nothing is evaluated")
     if not held_out.sources:
         return None
     bytes_of = TokenBytes(tokenizer.backend_tokenizer)

@@ -38,13 +38,9 @@ def grow(model: Any, ids: int, *, seed: int) -> int:
         untyped.set_verbosity(verbosity)
     head = model.get_output_embeddings()
     tied = head is None or head.weight is model.get_input_embeddings().weight
-    logger.info(
-        "Vocabulary: %s -> %s ids; %d new rows of the embeddings%s begin near the mean of the old ones",
-        f"{old:,}",
-        f"{ids:,}",
-        ids - old,
-        " (the head shares them)" if tied else " and of the head",
-    )
+    of = "embeddings (the head shares them)" if tied else "embeddings and of the head"
+    new = f"{ids - old} new rows of the {of} begin near the mean of the old ones"
+    logger.info("Vocabulary: %s -> %s ids; %s", f"{old:,}", f"{ids:,}", new)
     return int(ids - old)
 
 
@@ -61,12 +57,10 @@ def warn_of_moved_ids(pretrained_model: Path, tokenizer: Any) -> int:
     moved = [token for token, number in own.items() if given.get(token) != number]
     if moved:
         logger.warning(
-            "%s: %s of its %s tokens have another id, or none, in this run's tokenizer (the first: %r), so its "
-            "embeddings stand for other tokens; "
-            "a tokenizer to continue with keeps the old ids and adds new ones behind them",
+            "%s: %s have another id, or none, in this run's tokenizer (the first: %r), so its embeddings stand for "
+            "other tokens; a tokenizer to continue with keeps the old ids and adds new ones behind them",
             pretrained_model,
-            f"{len(moved):,}",
-            f"{len(own):,}",
+            f"{len(moved):,} of its {len(own):,} tokens",
             min(moved, key=own.__getitem__),
         )
     return len(moved)

@@ -18,7 +18,7 @@ import elastic_run
 import numpy as np
 import pytest
 
-from moai.training.mixture import Mixture, Wish
+from moai.training.mixture import Mixture, MixtureFlags
 from moai.training.order import Order, sources_of
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def expected(folder: Path, flags: list[str]) -> list[int]:
     sources = sources_of(json.loads((folder / "prepared" / "manifest.json").read_text())["content"]["shards"])
     mixture = None
     if flags:
-        wish = Wish.parse(
+        wish = MixtureFlags.parse(
             mixture=("ko=2", "en=1", "code=1"),
             stages=("0.5:ko=1,en=1,code=3",),
             epochs=(),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moai.core.errors import ConfigError
-from moai.training.mixture import Mixture, Shares, Wish
+from moai.training.mixture import Mixture, MixtureFlags, Shares
 from moai.training.order import Order, Permutation, Sampler, Source, sources_of
 
 SOURCES = (
@@ -22,9 +22,9 @@ SOURCES = (
 FIRSTS = (0, 1500, 1900)
 
 
-def wish(**flags: object) -> Wish:
+def wish(**flags: object) -> MixtureFlags:
     asked: dict[str, object] = {"mixture": (), "stages": (), "epochs": (), "by": "examples", "temperature": 1.0}
-    parsed = Wish.parse(**asked | flags)  # type: ignore[arg-type]
+    parsed = MixtureFlags.parse(**asked | flags)  # type: ignore[arg-type]
     assert parsed is not None
     return parsed
 
@@ -240,7 +240,7 @@ def test_the_most_uneven_weights_are_still_numbers() -> None:
 
 
 def test_no_flag_is_no_mixture() -> None:
-    assert Wish.parse(mixture=(), stages=(), epochs=(), by="tokens", temperature=1.0) is None
+    assert MixtureFlags.parse(mixture=(), stages=(), epochs=(), by="tokens", temperature=1.0) is None
 
 
 def test_the_sources_of_a_manifest() -> None:

@@ -32,7 +32,7 @@ from moai.prepared.manifest import Prepared
 from moai.prepared.rows import PackedRows
 from moai.pretraining.options import DataConfig
 from moai.tokenizers.load import load_file
-from moai.training import plots
+from moai.training import page
 from moai.training.arguments import TrainConfig
 from moai.training.callback import Clock, clock_text, mix_text
 from moai.training.data import PackedCollator
@@ -395,9 +395,9 @@ def test_the_page_loads_nothing_and_draws_all_there_is(run: Path) -> None:
 
 def test_a_curve_is_where_its_numbers_are() -> None:
     """By hand: from 0 to 10 across 500 of 560 points, from 0 to 4 up 182 of 210."""
-    svg = plots.lines(
+    svg = page.lines(
         "x",
-        [plots.Curve("a", [(0, 0.0), (5, 1.0), (10, 4.0)]), plots.Curve("b", [(5, float("nan")), (6, 2.0)])],
+        [page.Curve("a", [(0, 0.0), (5, 1.0), (10, 4.0)]), page.Curve("b", [(5, float("nan")), (6, 2.0)])],
         marks=[5, 99],
     )
     first, second = re.findall(r"<polyline points='([^']*)'", svg)
@@ -409,7 +409,7 @@ def test_a_curve_is_where_its_numbers_are() -> None:
 def test_many_points_keep_every_spike() -> None:
     points = [(float(step), 1.0) for step in range(100_000)]
     points[77_777] = (77_777.0, 9.0)
-    svg = plots.lines("x", [plots.Curve("a", points)])
+    svg = page.lines("x", [page.Curve("a", points)])
     drawn = re.findall(r"<polyline points='([^']*)'", svg)[0].split()
     assert len(drawn) < 700
     assert min(float(point.split(",")[1]) for point in drawn) == 8.0
@@ -419,11 +419,11 @@ def test_many_points_keep_every_spike() -> None:
     ("low", "high", "expected"), [(0, 10, [0, 2, 4, 6, 8, 10]), (2.9, 8.9, [4, 6, 8]), (0, 3e-4, [0, 1e-4, 2e-4, 3e-4])]
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert plots.ticks(low, high, 5) == pytest.approx(expected)
+    assert page.ticks(low, high, 5) == pytest.approx(expected)
 
 
 def test_shares_stack_to_the_top() -> None:
-    svg = plots.stacked("x", ["a", "b"], [(0, [1.0, 3.0]), (10, [3.0, 1.0])])
+    svg = page.stacked("x", ["a", "b"], [(0, [1.0, 3.0]), (10, [3.0, 1.0])])
     low, high = re.findall(r"<polygon points='([^']*)'", svg)
     assert low == "50.0,190.0 550.0,190.0 550.0,53.5 50.0,144.5"
     assert high.endswith("550.0,8.0 50.0,8.0")
