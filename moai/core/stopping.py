@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from moai.core.errors import Interrupted, PartFailed, StorageError
+from moai.core.errors import Interrupted, MoaiError, PartFailed, StorageError
 
 _TOO_LITTLE = ("can't start new thread", "cannot allocate memory", "failed to map segment")
 _TIDY_SECONDS = 20.0
@@ -80,6 +80,12 @@ def stoppable(what_remains: str, *, within_seconds: float | None = None) -> Iter
     try:
         with _watched(told, within_seconds, what_remains) if within_seconds else contextlib.nullcontext():
             yield
+        if seen:
+            raise Stop(f"stopped by {seen[0].name}; {what_remains}")  # the first was lost
+    except Exception as error:
+        if not seen or isinstance(error, MoaiError):
+            raise
+        raise Interrupted(f"stopped by {seen[0].name}; {what_remains}", seen[0]) from error  # what became of Stop
     except Stop as stopped:
         raise Interrupted(str(stopped), seen[0]) from None
     finally:

@@ -4,11 +4,14 @@ one ends it all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,20 @@ with stopping.stoppable("all is kept"):
     Lost()
     time.sleep(60)
 """
+
+
+def lose_and(then: Callable[[], object]) -> None:
+    with stoppable("all is kept"):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+        then()
+
+
+@pytest.mark.parametrize("then", [lambda: None, lambda: 1 / 0], ids=["nothing", "an error"])
+def test_a_signal_that_is_lost_is_raised_when_its_block_is_left(then: Callable[[], object]) -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; all is kept"):
+        lose_and(then)
 
 
 def test_a_signal_that_is_lost_in_a_destructor_ends_the_process_all_the_same() -> None:
