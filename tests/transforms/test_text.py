@@ -118,6 +118,8 @@ def test_turns_give_the_text_of_all_that_have_some(turns: Any, text: str) -> Non
 
 
 BAD_TURNS: list[tuple[Any, str]] = [
+    ([turn("user", [{"type": "text", "value": "q"}])], "no text"),
+    ([turn("user", "q"), turn("assistant", [{"type": "output_text", "text": None, "content": "a"}])], "no text"),
     (None, "no text"),
     ("a string", "text is no string"),
     ({"role": "user"}, "text is no string"),
@@ -276,7 +278,7 @@ def test_one_shape_for_all_files_of_a_source_and_the_rest_is_quarantined(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "data" / "b.jsonl").write_text('{"instruction": "i", "output": "o"}\n')
-    prepared = prepare(tmp_path / "data")
+    prepared = prepare(tmp_path / "data", max_bad_files=0.5)
     assert texts(prepared) == ["one"]
     assert prepared.content["quarantined"] == {"no text": 1}
 
