@@ -32,7 +32,7 @@ svg { width: 100%; height: 7rem; display: block; margin: .8rem 0 .2rem; }
 svg .kept { fill: var(--bar); } svg .gone { fill: var(--lost); } svg line { stroke: #c4622d; stroke-width: 2; }
 article { border-left: 3px solid var(--line); padding-left: .7rem; margin: .8rem 0; font-size: .87rem; }
 article p { margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 9rem; overflow: auto; }
-table.rules td, table.rules th { border-bottom: 1px solid var(--line); } .wide { width: 30%; }
+table.rules td, table.rules th { border-bottom: 1px solid var(--line); } .wide { width: 30%; min-width: 8rem; }
 """
 
 
