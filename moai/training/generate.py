@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moai.core.config import option
 from moai.core.errors import ConfigError, DamagedError
 from moai.training.checkpoints import newest_complete, weights_problem
-from moai.transforms.chat import turn_ends
-from moai.transforms.shapes import BadRecord
-from moai.transforms.template import TOKENS, ChatTemplate
+
+if TYPE_CHECKING:
+    from moai.transforms.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +187,8 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], config: GenerateConfig
 
 def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
     if config.chat:
+        from moai.transforms.shapes import BadRecord
+
         try:
             prompt = _template(tokenizer).render([{"role": "user", "content": prompt}], prompt=True)[0]
         except BadRecord as error:
@@ -202,6 +204,8 @@ def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
 
 def _template(tokenizer: Any) -> ChatTemplate:
     """The tokenizer's own, on the day it is."""
+    from moai.transforms.template import TOKENS, ChatTemplate
+
     own = tokenizer.chat_template
     if not own:
         raise ConfigError(
@@ -219,6 +223,8 @@ def _stops(model: Any, tokenizer: Any, config: GenerateConfig) -> list[int]:
     named = model.generation_config.eos_token_id
     stops = [named] if isinstance(named, int) else list(named or ())
     if config.chat:
+        from moai.transforms.chat import turn_ends
+
         template = _template(tokenizer)
         ends = turn_ends(template, [token.content for token in tokenizer.added_tokens_decoder.values()])
         missing = [end for end in ends if tokenizer.convert_tokens_to_ids(end) not in stops]
