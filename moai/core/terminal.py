@@ -50,6 +50,8 @@ class Plain:
 
     def __init__(self, stream: Any, named: str) -> None:
         self._stream, self._named = stream, named
+        self.is_gone = False
+        """Something could not be written: who has another place for it says it there."""
 
     def write(self, text: str) -> int:
         # A bar, which begins with a return, is drawn by a program and on a terminal only.
@@ -77,5 +79,6 @@ class Plain:
             raise
         except OSError as error:
             if not self._named:
-                return  # there is no place left to say so
+                self.is_gone = True
+                return
             raise StorageError(f"{self._named}: {error.strerror}; what was printed is not whole") from None

@@ -176,9 +176,8 @@ def say(line: str, error: MoaiError, environ: Mapping[str, str]) -> None:
     if SHARED in getattr(error, "__notes__", ()) and ranks(environ).rank:
         logger.info(line)
         return
-    try:
-        print(line, file=sys.stderr)
-    except OSError:  # a terminal that was closed
+    print(line, file=sys.stderr)
+    if getattr(sys.stderr, "is_gone", False):  # a terminal that was closed: the rank's log remains
         logger.info(line)
 
 
