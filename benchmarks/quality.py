@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/quality.py --data ../shared/data [--datatrove DIR] [--documents 1500] [--rounds 3]
 
 One process, CPU seconds, the ways taking turns. datatrove is asked for GopherRepetitionFilter, GopherQualityFilter and
-FineWebQualityFilter with its own words (spaCy); DIR is where `pip install --target DIR 'datatrove[processing]'` put it.
+FineWebQualityFilter on moai's words, so that its decisions can be compared; DIR is where `pip install --target DIR
+datatrove` put it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    filters = datatrove(given.datatrove) if given.datatrove else {}
     print("| text | way | MB/s | documents |\n|---|---|---:|---:|")
     for name in ("en", "ko", "code"):
         lines = zstandard.open(given.data / f"{name}.jsonl.zst", "rb").read().splitlines()[: given.documents]
@@ -44,8 +47,8 @@ def main() -> None:
             "moai (numba), measured and judged": (texts, judged),
             "moai in plain Python, measured": (texts[::ONE_IN], lambda some: [plain.statistics(text) for text in some]),
         }
-        if given.datatrove and name == "en":  # its English words
-            ways["datatrove, three filters"] = (texts[::ONE_IN], datatrove(given.datatrove))
+        if filters:
+            ways["datatrove, three filters"] = (texts[::ONE_IN], partial(filtered, filters))
         judged(texts[:2])
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(given.rounds):
@@ -56,28 +59,8 @@ def main() -> None:
         for way, (some, _) in ways.items():
             megabytes = sum(len(text.encode()) for text in some) / 1e6
             print(f"| {name} | {way} | {megabytes / median(seconds[way]):.2f} | {len(some):,} |", flush=True)
-        if given.datatrove:
-            print(f"| {name} | beside datatrove's filters on moai's words: {compared(texts)} | | |", flush=True)
-
-
-def compared(texts: list[str]) -> str:
-    """moai's decisions beside those of datatrove's own filters, when these are given moai's words."""
-    from datatrove.data import Document
-    from datatrove.pipeline.filters import fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter
-
-    modules = {
-        "gopher.": (gopher_quality_filter, gopher_quality_filter.GopherQualityFilter()),
-        "repetition.": (gopher_repetition_filter, gopher_repetition_filter.GopherRepetitionFilter()),
-        "fineweb.": (fineweb_quality_filter, fineweb_quality_filter.FineWebQualityFilter()),
-    }
-    found = scan.statistics(pa.array(texts, pa.large_string()))
-    numbers = {name: found[:, at] for at, name in enumerate(plain.NAMES)}
-    equal = 0
-    for prefix, (module, one) in modules.items():
-        module.split_into_words = lambda text, _: plain.words_of(text)
-        ours = failures(numbers, {rule: at for rule, at in PROFILES["fineweb"].items() if rule.startswith(prefix)}) > 0
-        equal += sum((one.filter(Document(text=text, id="")) is not True) == gone for text, gone in zip(texts, ours))
-    return f"{equal:,} of {3 * len(texts):,} decisions equal"
+        if filters:
+            print(f"| {name} | {equal(filters, texts)} | | |", flush=True)
 
 
 def judged(texts: list[str]) -> Any:
@@ -85,19 +68,37 @@ def judged(texts: list[str]) -> Any:
     return failures({name: found[:, at] for at, name in enumerate(plain.NAMES)}, PROFILES["fineweb"])
 
 
-def datatrove(folder: Path) -> Callable[[list[str]], Any]:
+def datatrove(folder: Path) -> dict[str, Any]:
+    """Its own filters by the beginning of our rules' names, on moai's words."""
     sys.path.append(str(folder))
+    from datatrove.pipeline.filters import fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter
+
+    for module in (fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter):
+        module.split_into_words = lambda text, _: plain.words_of(text)
+    return {
+        "gopher.": gopher_quality_filter.GopherQualityFilter(),
+        "repetition.": gopher_repetition_filter.GopherRepetitionFilter(),
+        "fineweb.": fineweb_quality_filter.FineWebQualityFilter(),
+    }
+
+
+def filtered(filters: dict[str, Any], texts: list[str]) -> dict[str, list[bool]]:
+    """Which texts each of them drops."""
     from datatrove.data import Document
-    from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
 
-    filters = [GopherRepetitionFilter(), GopherQualityFilter(), FineWebQualityFilter()]
-    for one in filters:
-        one.filter(Document(text="Warm up the words.", id=""))
+    return {
+        name: [one.filter(Document(text=text, id="")) is not True for text in texts] for name, one in filters.items()
+    }
 
-    def run(texts: list[str]) -> Any:
-        return [[one.filter(Document(text=text, id="")) for one in filters] for text in texts]
 
-    return run
+def equal(filters: dict[str, Any], texts: list[str]) -> str:
+    found = scan.statistics(pa.array(texts, pa.large_string()))
+    numbers = {name: found[:, at] for at, name in enumerate(plain.NAMES)}
+    same = 0
+    for prefix, theirs in filtered(filters, texts).items():
+        rules = {rule: at for rule, at in PROFILES["fineweb"].items() if rule.startswith(prefix)}
+        same += int(((failures(numbers, rules) > 0) == theirs).sum())
+    return f"{same:,} of {len(filters) * len(texts):,} decisions equal"
 
 
 if __name__ == "__main__":

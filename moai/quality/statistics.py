@@ -64,6 +64,6 @@ def warn_without_numba() -> None:
         import numba  # noqa: F401
     except ImportError:
         logger.warning(
-            "numba is not installed: documents are measured in plain Python, some 50 times slower, with the same "
+            "numba is not installed: documents are measured in plain Python, some 30 times slower, with the same "
             "numbers; pip install 'moai[quality]'"
         )
