@@ -58,6 +58,8 @@ class Input:
     @property
     def place(self) -> str:
         """What was named and, where that is not the file, the first file: for people."""
+        if not self.files:  # a source of the user's own
+            return self.spec
         first, more = self.files[0], len(self.files) - 1
         if not more and Path(first.path) == Path(self.spec).expanduser().absolute():
             return self.spec
