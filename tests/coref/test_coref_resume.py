@@ -126,7 +126,7 @@ def test_spawned_workers_give_the_same_bytes_and_may_be_killed_too(
     os.kill(worker, signal.SIGKILL)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, said
-    assert f"worker {worker} was killed by SIGKILL at record" in said
+    assert f"worker {worker} was killed by SIGKILL (from outside) at record" in said
     assert contents(Path(said.splitlines()[-1])) == undisturbed
 
 
