@@ -75,7 +75,8 @@ def open_regular(path: Path, *, follow_links: bool = False) -> Iterator[Buffered
         if not follow_links and stat.S_ISLNK(os.lstat(path).st_mode):
             raise ValueError(kind_of(stat.S_IFLNK))
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
-    with open(os.open(path, flags), "rb") as file:
+    # With an opener a descriptor that turns out to be a directory's is closed again.
+    with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(kind_of(mode))

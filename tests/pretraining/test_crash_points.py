@@ -10,7 +10,7 @@ from pathlib import Path
 
 import crashes
 import pytest
-from test_prepare import wait_until_stamps_prove
+from stamps import wait_until_stamps_prove
 
 SAMPLED = 3
 """Places of each way in the default run; all of them with --long."""

@@ -24,6 +24,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from stamps import wait_until_stamps_prove
 from tokenizers import Tokenizer
 
 from moai.cache.ledger import Ledger
@@ -33,7 +34,6 @@ from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
 from moai.pretraining.options import DataConfig
 from moai.pretraining.recipe import prepare
-from moai.sources.discover import discover
 from moai.sources.streams import open_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -80,11 +80,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / packed.stem).write_bytes(b"".join(lines[::4]))
     wait_until_stamps_prove(folder)
     return folder
-
-
-def wait_until_stamps_prove(folder: Path) -> None:
-    while any(file.stamp.is_racy() for given in discover(str(folder)) for file in given.files):
-        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import crashes
 import pytest
-from test_prepare import wait_until_stamps_prove
+from stamps import wait_until_stamps_prove
 
 DOCUMENTS = 1500
 SECONDS = 3.0

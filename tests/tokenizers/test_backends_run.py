@@ -235,7 +235,7 @@ class Lies:
 
 @pytest.fixture(scope="session")
 def lies(tmp_path_factory: pytest.TempPathFactory) -> Lies:
-    from test_prepare import wait_until_stamps_prove  # imports what no worker should
+    from stamps import wait_until_stamps_prove  # imports what no worker should
 
     root = tmp_path_factory.mktemp("lies")
     texts = sentences(0, 1000)
@@ -329,7 +329,7 @@ def test_a_directory_from_before_backends_is_still_found(lies: Lies, shape: Shap
     assert "Found prepared" in log.text
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """Stands for SIGKILL: nobody catches it."""
 
 
