@@ -533,12 +533,10 @@ def test_a_launcher_that_is_killed_takes_its_ranks_along(place: Place, tmp_path:
         process.kill()
         killed = time.monotonic()
         said = ended(process)  # once no rank holds its end of the pipe
-    assert time.monotonic() - killed < 120, "a second, on a machine that is not busy"
+    assert time.monotonic() - killed < 20, "a second, on a machine that is not busy"
     assert len(ranks) == 2
     lines = [line for line in said.splitlines() if "because its launcher" in line]
-    # The one that looks later may hear first, in a collective, that the other has ended.
-    assert lines
-    assert {line.partition(",")[0] for line in lines} <= {"[Rank 0] ended", "[Rank 1] ended"}
+    assert sorted(line.partition(",")[0] for line in lines) == ["[Rank 0] ended", "[Rank 1] ended"]
     assert "Traceback" not in said
     assert all(start_token(rank) is None for rank in ranks)
 
