@@ -33,13 +33,14 @@ logger = logging.getLogger("moai.train")
 
 @printing()
 def main(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.py") -> int:
-    end_with_launcher(environ)
+    end_if_launcher_is_gone = end_with_launcher(environ)
     try:
         with stoppable(
             "finished shards and checkpoints are kept, --resume_from_checkpoint auto goes on from the newest"
         ):
             run(argv, environ, prog=prog)
     except MoaiError as error:
+        end_if_launcher_is_gone()
         say(f"{prog}: {'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", error, environ)
         tell_launcher(error, environ)
         return error.exit_code

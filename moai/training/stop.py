@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from select import select
 from typing import TYPE_CHECKING, Any
 
@@ -148,24 +148,31 @@ def obey_own_rank() -> None:
         threading.Thread(target=wait, name="sigterm", daemon=True).start()
 
 
-def end_with_launcher(environ: Mapping[str, str]) -> None:
+def end_with_launcher(environ: Mapping[str, str]) -> Callable[[], None]:
     """In a rank that torchrun or accelerate started: end when it is gone, wherever the main thread is. Nobody else
     would end the ranks of a launcher that was killed, nor start them anew.
+
+    Returns what ends the process at once if it is gone: for an error that another rank's end may be the cause of.
     """
     if "TORCHELASTIC_RUN_ID" not in environ:
-        return
+        return lambda: None
     launcher = os.getppid()
 
+    def look() -> None:
+        if os.getppid() != launcher:
+            _end(
+                f"[Rank {environ.get('RANK')}] ended, because its launcher (pid {launcher}) is gone; finished shards "
+                f"and complete checkpoints are kept, --resume_from_checkpoint auto goes on from the newest",
+                MoaiError.exit_code,
+            )
+
     def watch() -> None:
-        while os.getppid() == launcher:
+        while True:
+            look()
             time.sleep(_LAUNCHER_SECONDS)
-        _end(
-            f"[Rank {environ.get('RANK')}] ended, because its launcher (pid {launcher}) is gone; finished shards and "
-            f"complete checkpoints are kept, --resume_from_checkpoint auto goes on from the newest",
-            MoaiError.exit_code,
-        )
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
+    return look
 
 
 def _end(line: str, code: int) -> None:
