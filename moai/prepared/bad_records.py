@@ -110,6 +110,8 @@ class InputWatch(Generic[S]):
     max_files: float | None = None
     """Share of files that may give no record at all, where there is a flag for it; else none may."""
     report: Callable[[dict[str, Any]], None] = lambda _: None
+    warns: bool = True
+    """Of files without a record; not where an earlier stage over the same inputs has done so."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def on_documents(self, number: int) -> None:
@@ -153,7 +155,7 @@ class InputWatch(Generic[S]):
     def _files(self, parts: Sequence[Processed[S]]) -> Iterator[str]:
         """What ends the run of files that gave nothing; what does not is a warning."""
         found = [(part.given, *unread(self.cache, part)) for part in parts]
-        if without := [name for _, _, names in found for name in names]:
+        if self.warns and (without := [name for _, _, names in found for name in names]):
             logger.warning("%d files hold no record: %s", len(without), some(without))
         said = []
         for given, bad, _ in found:

@@ -91,6 +91,22 @@ def judged(streams: Sequence[Stream], judgement: Judgement | None) -> list[Strea
     ]
 
 
+def watching(
+    wanted: Request, streams: Sequence[Stream], progress: Progress, report: Report, *, warns: bool = True
+) -> InputWatch[Stream]:
+    """Who hears how far a stage over the inputs is, and ends it where too much of them is bad."""
+    return InputWatch(
+        streams=streams,
+        progress=progress,
+        cache=wanted.cache,
+        key=wanted.key,
+        max_ratio=wanted.config.max_bad_ratio,
+        max_files=wanted.config.max_bad_files,
+        report=report,
+        warns=warns,
+    )
+
+
 def stage(
     wanted: Request, profile: Profile, streams: Sequence[Stream], staging: Path, *, label: str, report: Report
 ) -> Stage[None, Judgement]:
@@ -98,15 +114,7 @@ def stage(
     warn_without_numba()
     measured = [measuring(stream) for stream in streams]
     progress = Progress(wanted.nominal_bytes, label=label, doing="Measuring")
-    watch = InputWatch(
-        streams=measured,
-        progress=progress,
-        cache=wanted.cache,
-        key=wanted.key,
-        max_ratio=wanted.config.max_bad_ratio,
-        max_files=wanted.config.max_bad_files,
-        report=report,
-    )
+    watch = watching(wanted, measured, progress, report)
 
     def decide(_: None, results: Results) -> Judgement:
         progress.end()

@@ -30,7 +30,7 @@ from moai.engine.executor import Executor
 from moai.engine.part import check_importable
 from moai.engine.progress import Progress
 from moai.engine.stage import Stage, run_stages
-from moai.prepared.bad_records import InputWatch, check_content
+from moai.prepared.bad_records import check_content
 from moai.prepared.manifest import MANIFEST, Prepared
 from moai.prepared.places import Processed
 from moai.pretraining import judging
@@ -356,15 +356,8 @@ def _run(
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     who = _who(here, held_out=wanted.config.held_out)
     progress = Progress(wanted.nominal_bytes, label=who)
-    watch = InputWatch(
-        streams=inputs,
-        progress=progress,
-        cache=wanted.cache,
-        key=wanted.key,
-        max_ratio=wanted.config.max_bad_ratio,
-        max_files=wanted.config.max_bad_files,
-        report=report,
-    )
+    profile = wanted.config.profile()
+    watch = judging.watching(wanted, inputs, progress, report, warns=profile is None)
     pack: Stage[judging.Judgement | None, Packed] = Stage(
         pipelines=lambda judgement: [
             pipeline(wanted, stream, backend, staging) for stream in judging.judged(inputs, judgement)
@@ -373,7 +366,7 @@ def _run(
         watch=lambda *_: watch,
     )
     stages: list[Stage[Any, Any]] = [pack]
-    if profile := wanted.config.profile():
+    if profile:
         stages.insert(0, judging.stage(wanted, profile, inputs, staging, label=progress.label, report=report))
     parts, judgement = run_stages(stages, executor)
     progress.end()

@@ -106,6 +106,16 @@ def test_what_is_held_out_is_judged_too_and_both_sides_are_measured_once(web: Pa
     assert len(measured) == 1
 
 
+def test_a_file_without_a_record_is_warned_of_once(
+    web: Path, prepare: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_bytes(web.read_bytes())
+    (tmp_path / "data" / "b.jsonl").write_text("\n\n")
+    prepare(str(tmp_path / "data"), **RULE)
+    assert len([line for line in caplog.messages if "hold no record" in line]) == 1
+
+
 def test_conversations_are_kept_or_dropped_whole(prepare: Make, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Name it."}, {"role": "assistant", "content": "{}"}]
     lines = [
