@@ -130,7 +130,9 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
         stream = Stream(given, source, shape, _parts(wanted, given, shape))
         names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
         key = digest_json(stream.identity)[:40]
-        found.append(replace(stream, source=replace(source, columns=tuple(dict.fromkeys(names)), transform_key=key)))
+        found.append(
+            replace(stream, source=replace(source, columns=tuple(dict.fromkeys(names)), transform_keys=(key,)))
+        )
     return found
 
 

@@ -59,6 +59,8 @@ class Documents:
         self.number = 0
         self.judged_away: npt.NDArray[np.uint64] | None = None
         """Places of documents that an earlier stage decided against."""
+        self.elsewhere: set[str] = set()
+        """Columns that are measured and stored already."""
         self.filtered = 0
         self._places: list[tuple[npt.NDArray[Any], ...]] = []
         self._reasons: dict[str, int] = {}
@@ -99,7 +101,8 @@ class Documents:
         self._measured.setdefault(name, []).append((numbers, values))
 
     def batch(self, measured: Sequence[Column]) -> pa.RecordBatch:
-        """All of them, one row each."""
+        """All of them, one row each, without the columns that stand elsewhere."""
+        measured = [column for column in measured if column.name not in self.elsewhere]
         segments, offsets, sizes = (
             (np.concatenate(parts) for parts in zip(*self._places))
             if self._places

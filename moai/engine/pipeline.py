@@ -215,6 +215,8 @@ class Tally:
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[tuple[str, int, int]] = field(default_factory=list)
     documents: Documents = field(default_factory=Documents)
+    raw: Raw | None = None
+    """The range, where it is known before it is read and all of its records are worked on."""
     on_progress: Callable[[int], None] | None = None
 
 
@@ -271,6 +273,11 @@ def documents() -> Documents:
     return _tally.get().documents
 
 
+def known_range() -> Raw | None:
+    """That of the shard in work, where it is known before it is read."""
+    return _tally.get().raw
+
+
 def advance(documents: int) -> None:
     """Tell the driver that this worker has got `documents` further: progress, and proof that it does not hang."""
     tally = _tally.get()
@@ -300,7 +307,7 @@ def run_shard(
     raw = shard.raw or (pipeline.source.digest(shard) if pipeline.probe else None)
     if raw and not care.left_out and (receipt := pipeline.sink.committed(shard_key(raw, pipeline.transform_key))):
         return receipt, True
-    tally, meter = Tally(on_progress=on_progress), Meter()
+    tally, meter = Tally(on_progress=on_progress, raw=None if care.left_out else raw), Meter()
     token = _tally.set(tally)
     try:
         batches = _hand_on(pipeline.source.read(shard, meter), on_batch, care)

@@ -374,7 +374,7 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
         names = dict.fromkeys(
             (*(shape.columns if shape else ()), *(column.name for column in columns if column.name in reading.columns))
         )
-        source = replace(source, columns=tuple(names), transform_key=key)
+        source = replace(source, columns=tuple(names), transform_keys=(key,))
     return Stream(reading, source, to_text, inner, encode, pack, what, key)
 
 

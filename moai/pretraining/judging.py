@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,25 @@ from moai.core.distributed import Report
 from moai.core.errors import SourceError
 from moai.core.failpoints import failpoint
 from moai.core.files import canonical_json, digest_json, link_or_copy
-from moai.engine.part import Signal, class_identity
+from moai.engine.part import Part, Signal, ordered
 from moai.engine.pipeline import Pipeline
 from moai.engine.progress import Progress
+from moai.engine.run import Done
 from moai.engine.stage import Results, Stage
 from moai.prepared.bad_records import InputWatch
 from moai.prepared.manifest import write_file
 from moai.pretraining.assembly import Request, Stream
 from moai.pretraining.keys import transform_identity
+from moai.pretraining.options import DataConfig
 from moai.quality.report import Tally, read_summary
 from moai.quality.rules import Profile
+from moai.quality.sidecars import Sidecar, Sidecars, once, sidecars
 from moai.quality.statistics import TextStatistics, warn_without_numba
 from moai.quality.verdicts import Drained, JudgedSource, Verdict, write_bits, write_verdict
+from moai.sources.inputs import distinct_names
 from moai.sources.local import LocalSource
 from moai.transforms.chat import ToExamples
-from moai.transforms.filters import Split
+from moai.transforms.filters import Sample, Split
 
 QUALITY_JSON, QUALITY_HTML = "quality.json", "quality.html"
 
@@ -43,6 +47,7 @@ class Judgement:
 
     verdicts: tuple[dict[str, Verdict], ...]
     """By the ids of the shards, for each stream."""
+    signals: tuple[Signal, ...]
     tally: Tally
     files: dict[str, Path]
     """What stands in the prepared directory of it, by name: signals and verdicts of each shard, in order."""
@@ -51,7 +56,7 @@ class Judgement:
     def digest(self) -> str:
         """Of what was measured and decided, over all shards."""
         found = [[verdict.measured, verdict.dropped] for one in self.verdicts for verdict in one.values()]
-        return digest_json([self.tally.profile.identity(), class_identity(TextStatistics), found])
+        return digest_json([self.tally.profile.identity(), [one.identity() for one in self.signals], found])
 
     def reports(self) -> dict[str, bytes]:
         return {
@@ -68,17 +73,61 @@ class Judgement:
         return list(self.files)
 
 
-def measuring(stream: Stream) -> Stream:
-    """The same input up to its signals: nothing of tokenizer, packing or the held-out side is in its key."""
-    parts = [part for part in stream.inner if not isinstance(part, Split | Signal)]
-    inner = (*parts, *(part for part in stream.inner if isinstance(part, Signal)), TextStatistics())
+@dataclass(frozen=True)
+class Measured:
+    """An input on its way to what is measured of it: nothing of tokenizer, packing or the held-out side is in its
+    keys.
+    """
+
+    stream: Stream
+    """Named by what finds its documents and filters them: all but the Signals."""
+    chain: tuple[Part, ...]
+    """Maps, what takes a sample, Signals, and filters: these note their reasons, and every document is measured."""
+    sidecars: tuple[Sidecar, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.stream.transform_key, *(one.key for one in self.sidecars))
+
+    def pipeline(self, wanted: Request, staging: Path) -> Pipeline:
+        """Its shards have no rows, but a documents file and a sidecar for each Signal."""
+        shards = ArrowShards(cache=wanted.cache, staging=staging, schema=pa.schema([]))
+        return Pipeline(
+            source=self.stream.source,
+            transforms=(self.stream.to_text, *once(self.chain, self.sidecars, wanted.cache), Drained()),
+            sink=Sidecars(shards=shards, signals=self.sidecars),
+            transform_key=self.stream.transform_key,
+            measured=tuple(column for one in self.sidecars for column in one.signal.adds),
+            probe=any(map(Ledger(wanted.cache).has_transform, self.keys)),
+        )
+
+
+def signals_of(config: DataConfig) -> tuple[Signal, ...]:
+    """What is measured of every document under these settings."""
+    return (TextStatistics(),) if config.quality else ()
+
+
+def measuring(stream: Stream, signals: Sequence[Signal]) -> Measured:
+    """The same input up to its Signals, moai's and the user's."""
+    maps, filters, own = ordered([part for part in stream.inner if not isinstance(part, Split)])
+    first = [one for one in filters if isinstance(one, Sample)]
+    chain = (*maps, *first, *own, *signals, *(one for one in filters if one not in first))
     to_text = stream.to_text
     if isinstance(to_text, ToExamples):
         to_text = replace(to_text, shown=to_text.shown | {"text"})
-    what = transform_identity(stream.given, (to_text, *inner), ())
+
+    def identity(parts: Sequence[Part]) -> Mapping[str, Any]:
+        needs = {name for part in parts for name in part.needs}
+        looked_at = tuple(column for column in to_text.columns if column.name in needs)
+        return transform_identity(stream.given, (replace(to_text, columns=looked_at), *parts), ())
+
+    what = identity([part for part in chain if not isinstance(part, Signal)])
+    found, source = sidecars(chain, identity), stream.source
     key = digest_json(what)[:40]
-    source = replace(stream.source, transform_key=key) if isinstance(stream.source, LocalSource) else stream.source
-    return replace(stream, source=source, to_text=to_text, inner=inner, identity=what, transform_key=key)
+    if isinstance(source, LocalSource):
+        source = replace(source, transform_keys=(key, *(one.key for one in found)))
+    stream = replace(stream, source=source, to_text=to_text, identity=what, transform_key=key)
+    return Measured(stream, chain, found)
 
 
 def judged(streams: Sequence[Stream], judgement: Judgement | None) -> list[Stream]:
@@ -112,55 +161,65 @@ def stage(
 ) -> Stage[None, Judgement]:
     """Measure every document and decide."""
     warn_without_numba()
-    measured = [measuring(stream) for stream in streams]
+    signals = signals_of(wanted.config)
+    measured = [measuring(stream, signals) for stream in streams]
     progress = Progress(wanted.nominal_bytes, label=label, doing="Measuring")
-    watch = watching(wanted, measured, progress, report)
+    watch = watching(wanted, [one.stream for one in measured], progress, report)
 
     def decide(_: None, results: Results) -> Judgement:
         progress.end()
-        return _decide(wanted, profile, measured, results, staging)
+        for one in (one for input_ in measured for one in input_.sidecars):
+            Ledger(wanted.cache).note_transform(one.key, one.identity)
+        return _decide(wanted, profile, signals, measured, results, staging)
 
     return Stage(
-        pipelines=lambda _: [_pipeline(wanted, stream, staging) for stream in measured],
+        pipelines=lambda _: [one.pipeline(wanted, staging) for one in measured],
         reduce=decide,
         watch=lambda *_: watch,
     )
 
 
-def _pipeline(wanted: Request, stream: Stream, staging: Path) -> Pipeline:
-    """Of a stream that is `measuring`: its shards have no rows, and a documents file with what was measured."""
-    return Pipeline(
-        source=stream.source,
-        transforms=(stream.to_text, *stream.inner, Drained()),
-        sink=ArrowShards(cache=wanted.cache, staging=staging, schema=pa.schema([])),
-        transform_key=stream.transform_key,
-        measured=stream.measured,
-        probe=Ledger(wanted.cache).has_transform(stream.transform_key),
-    )
-
-
-def _decide(wanted: Request, profile: Profile, streams: Sequence[Stream], results: Results, staging: Path) -> Judgement:
-    """Verdicts over the documents files of the measured shards. Raises SourceError beyond --max_dropped."""
+def _decide(
+    wanted: Request,
+    profile: Profile,
+    signals: tuple[Signal, ...],
+    measured: Sequence[Measured],
+    results: Results,
+    staging: Path,
+) -> Judgement:
+    """Verdicts over what was measured of the shards. Raises SourceError beyond --max_dropped."""
     folder = staging / "verdicts"
     folder.mkdir(exist_ok=True)
-    tally, verdicts, files = Tally(profile), [], dict[str, Path]()
-    for stream, done in zip(streams, results, strict=True):
+    tally, verdicts, files, number = Tally(profile), [], dict[str, Path](), 0
+    for one, done in zip(measured, results, strict=True):
         found = {}
-        for one in done:
-            number = len(files) // 2
-            signals, bits = f"signals-{number:05d}.arrow", f"verdicts-{number:05d}.arrow"
-            files[signals], files[bits] = Ledger(wanted.cache).documents(one.receipt.shard_key), folder / bits
-            with pa.memory_map(str(files[signals])) as file:
-                table = pa.ipc.open_file(file).read_all()
-                failed = tally.judge(stream.given.name, table)
-                write_bits(files[bits], failed)
-                found[one.shard.id] = write_verdict(folder, one.shard.id, one.receipt.raw.digest, table, failed > 0)
+        for shard in done:
+            table, bits = _table(wanted.cache, one, shard), f"verdicts-{number:05d}.arrow"
+            files[f"signals-{number:05d}.arrow"] = Ledger(wanted.cache).documents(shard.receipt.shard_key)
+            for name, sidecar in zip(distinct_names(each.signal.name for each in one.sidecars), one.sidecars):
+                files[f"signals-{number:05d}-{name}.arrow"] = sidecar.file(wanted.cache, shard.receipt)
+            files[bits] = folder / bits
+            failed = tally.judge(one.stream.given.name, table)
+            write_bits(files[bits], failed)
+            found[shard.shard.id] = write_verdict(folder, shard.shard.id, shard.receipt.raw.digest, table, failed > 0)
+            number += 1
         verdicts.append(found)
     for line in read_summary(tally.summary()):
         logger.info("%s", line)
     _check_dropped(tally, wanted.config.max_dropped)
     failpoint("quality.decided")
-    return Judgement(tuple(verdicts), tally, files)
+    return Judgement(tuple(verdicts), signals, tally, files)
+
+
+def _table(cache: Path, measured: Measured, done: Done) -> pa.Table:
+    """Of the documents of a shard the places and all that was measured."""
+    with pa.memory_map(str(Ledger(cache).documents(done.receipt.shard_key))) as file:
+        table = pa.ipc.open_file(file).read_all()
+    for sidecar in measured.sidecars:
+        found = sidecar.read(cache, done.receipt)
+        for name in found.column_names:
+            table = table.append_column(name, found[name])
+    return table
 
 
 def _check_dropped(tally: Tally, most: float | None) -> None:

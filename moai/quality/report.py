@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from moai.core.pages import bars, page
 from moai.engine.part import class_identity
@@ -57,10 +58,11 @@ class Tally:
     seen: int = 0
 
     def judge(self, source: str, found: pa.Table) -> npt.NDArray[np.uint64]:
-        """The rules that each of these documents fails, a bit each. What was filtered was not measured: it has none."""
+        """The rules that each of these documents fails, a bit each. What was filtered has none."""
         measured = found["reason"].is_null().to_numpy()
         numbers = {name: found[name].fill_null(0).to_numpy() for name in plain.NAMES}
-        sizes, excerpts = found["bytes"].to_numpy(), found[EXCERPT]
+        sizes = found["bytes"].to_numpy()
+        excerpts = pc.if_else(pa.array(measured), found[EXCERPT], pa.scalar(None, pa.string()))
         thresholds = self.profile.of(source)
         bits = np.where(measured, failures(numbers, thresholds), np.uint64(0))
         places = {name: np.uint64(1) << np.uint64(place) for place, name in enumerate(RULES)}

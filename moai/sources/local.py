@@ -54,10 +54,10 @@ class LocalSource:
     batch_rows: int = 1000
     batch_bytes: int = 4 << 20
     trust_stamps: bool = True
-    transform_key: str = ""
-    """What finished shards are looked for under. With it, a compressed file of which a range is not finished is
-    decompressed once more, by the driver; without it, every range that is read again is decompressed to from the file's
-    beginning.
+    transform_keys: tuple[str, ...] = ()
+    """What finished shards are looked for under. With them, a compressed file of which a range is not finished is
+    decompressed once more, by the driver; without them, every range that is read again is decompressed to from the
+    file's beginning.
     """
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class LocalSource:
             ledger.remember(digest_json(identity), {"ends": ends})
 
     def _finished(self, ledger: Ledger, raws: list[Raw | None]) -> bool:
-        return not self.transform_key or all(raw and ledger.receipt(shard_key(raw, self.transform_key)) for raw in raws)
+        return all(raw and ledger.receipt(shard_key(raw, key)) for key in self.transform_keys for raw in raws)
 
     def _whole(self, kind: Stream, file: File) -> Iterator[bytes]:
         with input_errors(file.path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 
 from moai.cli import main
 from moai.core.errors import ConfigError, SourceError
+from moai.engine.part import Map, Signal
+from moai.engine.schema import Column
 from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
 from moai.pretraining.options import DataConfig
 from moai.pretraining.repair import repair
 from moai.quality import plain
 from moai.quality.rules import PROFILES, RULES, Profile, failures, parse_profile
+from moai.quality.statistics import TextStatistics
 
 GOOD = "A sentence of {0} that has enough different words to be kept by every rule number {0}."
 LOUD = "# # # # # # {0} # # # #"
@@ -55,9 +59,10 @@ def test_the_directory_tells_of_each_document_what_was_measured_and_which_rules_
     prepared = prepare(str(web), **RULE)
     words, failed = [], []
     for number in range(len(prepared.content["shards"])):
-        for name, column, into in (("signals", "words", words), ("verdicts", "failed", failed)):
-            with pa.memory_map(str(prepared.path / f"{name}-{number:05d}.arrow")) as file:
-                into += pa.ipc.open_file(file).read_all()[column].to_pylist()
+        with pa.memory_map(str(prepared.path / f"signals-{number:05d}-text_statistics.arrow")) as file:
+            words += pa.ipc.open_stream(file).read_all()["words"].to_pylist()
+        with pa.memory_map(str(prepared.path / f"verdicts-{number:05d}.arrow")) as file:
+            failed += pa.ipc.open_file(file).read_all()["failed"].to_pylist()
     bit = 1 << list(RULES).index("gopher.max_hashes")
     assert failed == [bit if number % 3 == 2 else 0 for number in range(120)]
     assert words[:3] == [len(plain.words_of(text.format(n))) for n, text in enumerate((GOOD, GOOD, LOUD))]
@@ -90,6 +95,50 @@ def test_another_threshold_measures_nothing_and_packs_only_what_changed(
     assert f"{shards} shards ({shards} reused)" not in packed
 
 
+@dataclass(frozen=True)
+class Vowels(Signal):
+    needs = ("text",)
+    adds = (Column("vowels", "uint32", per="document"),)
+
+    def measure(self, batch: pa.RecordBatch) -> dict[str, list[int]]:
+        return {"vowels": [sum(letter in "aeiou" for letter in text) for text in batch["text"].to_pylist()]}
+
+
+@dataclass(frozen=True)
+class Loud(Map):
+    needs = ("text",)
+
+    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch([pa.array(text.upper() for text in batch["text"].to_pylist())], names=["text"])
+
+
+def test_a_new_signal_or_filter_measures_only_itself_and_a_map_measures_again(
+    web: Path, prepare: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(str(web), **RULE)
+    measured: list[int] = []
+    measure = TextStatistics.measure
+
+    def counting(self: TextStatistics, batch: pa.RecordBatch) -> dict[str, Any]:
+        measured.append(batch.num_rows)
+        return measure(self, batch)
+
+    monkeypatch.setattr(TextStatistics, "measure", counting)
+    vowels = []
+    prepared = prepare(str(web), **RULE, transforms=(Vowels(),))
+    for number in range(len(prepared.content["shards"])):
+        with pa.memory_map(str(prepared.path / f"signals-{number:05d}-vowels.arrow")) as file:
+            vowels += pa.ipc.open_stream(file).read_all()["vowels"].to_pylist()
+    assert vowels[:3] == [
+        sum(letter in "aeiou" for letter in text.format(n)) for n, text in enumerate((GOOD, GOOD, LOUD))
+    ]
+    shorter = prepare(str(web), **RULE, max_chars=len(GOOD.format(99)))
+    assert shorter.content["filtered"] == {"judged": 40, "length.long": 13}
+    assert measured == []
+    prepare(str(web), **RULE, transforms=(Loud(),))
+    assert sum(measured) == 120
+
+
 def test_a_shard_that_loses_nothing_is_the_one_that_is_packed_without_judging(web: Path, prepare: Make) -> None:
     unjudged = prepare(str(web), shard_bytes=2000)
     judged = prepare(str(web), shard_bytes=2000, quality={"gopher.max_hashes": 1.0})
@@ -102,8 +151,8 @@ def test_what_is_held_out_is_judged_too_and_both_sides_are_measured_once(web: Pa
     sides = [prepare(str(web), **RULE, eval_ratio=0.3, held_out=held_out) for held_out in (False, True)]
     assert sum(side.content["documents"] for side in sides) == 80
     assert all(side.content["filtered"]["judged"] == 40 for side in sides)
-    measured = {(side.path / "signals-00000.arrow").stat().st_ino for side in sides}
-    assert len(measured) == 1
+    for name in ("signals-00000.arrow", "signals-00000-text_statistics.arrow"):
+        assert len({(side.path / name).stat().st_ino for side in sides}) == 1
 
 
 def test_a_file_without_a_record_is_warned_of_once(

@@ -345,7 +345,7 @@ def test_a_second_look_at_a_file_without_inner_doors_reads_it_once_or_not_at_all
     cache = tmp_path / "cache"
     for part in ("ranges", "shards", "spool"):
         (cache / part).mkdir(parents=True)
-    source = source_of(tmp_path / name, cache, spool_dir=cache / "spool", transform_key="key")
+    source = source_of(tmp_path / name, cache, spool_dir=cache / "spool", transform_keys=("key",))
     first = list(source.shards())
     assert len(first) > 3
     again = list(source.shards())
