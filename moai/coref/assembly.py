@@ -23,7 +23,7 @@ from moai.coref.documents import Documents
 from moai.coref.entities import Repetition
 from moai.coref.korean import CheapRules, Kiwi, KiwiQuality
 from moai.coref.manifest import FORMAT_VERSION
-from moai.coref.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
+from moai.coref.mlm_tokens import MlmTokenizer, check_spells_names, load_mlm_tokenizer
 from moai.coref.options import CorefConfig
 from moai.coref.picked import PickedSource, Picks
 from moai.coref.placement import Placement
@@ -86,6 +86,7 @@ def want(config: CorefConfig) -> Wanted:
     """Find files and tokenizer; read no data. Raises ConfigError, SourceError, TokenizerError."""
     kiwi = Kiwi(config.kiwi_model)
     tokenizer = load_mlm_tokenizer(config.model, config.mask_token)
+    check_spells_names(tokenizer)
     cache, output = places(config)
     columns = dict(config.inputs)
     inputs = find_inputs(tuple(columns), cache)

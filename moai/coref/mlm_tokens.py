@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moai.core.errors import TokenizerError
 from moai.tokenizers.backends import Reference
 from moai.tokenizers.load import TokenizerSpec, find_tokenizer, load_file, load_tokenizer
 
 _MASKS = ("[MASK]", "<mask>")
 _PADS = ("[PAD]", "<pad>")
+NAMES = (
+    "한국은행", "서울", "부산", "인천", "대구", "광주", "제주도", "대한민국",
+    "이순신", "김대중", "삼성전자", "현대자동차",
+)  # fmt: skip
+"""What every tokenizer for Korean can spell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,21 @@ def load_mlm_tokenizer(path: str, mask_token: str | None = None) -> MlmTokenizer
         prefix=tuple(whole[:begin]),
         suffix=tuple(whole[begin + len(bare) :]),
     )
+
+
+def check_spells_names(tokenizer: MlmTokenizer) -> None:
+    """Raises TokenizerError where common Korean names become the unknown token: every mention would be passed over."""
+    if tokenizer.unknown_id is None:
+        return
+    ids, offsets = tokenizer.reference.encode_batch(NAMES)
+    unknown = np.add.reduceat(ids == tokenizer.unknown_id, offsets[:-1])
+    if lost := [name for name, number in zip(NAMES, unknown) if number]:
+        raise TokenizerError(
+            f"{tokenizer.spec.path}: {len(lost)} of {len(NAMES)} common Korean names become the unknown token "
+            f"({', '.join(lost[:3])}): its vocabulary has no Hangul, or its normalizer takes syllables apart (an "
+            f"uncased conversion does); convert the vocabulary anew: python scripts/train_tokenizer.py --convert DIR "
+            f"--output_dir NEW_DIR"
+        )
 
 
 def _named(file: Path, name: str) -> list[str]:

@@ -17,9 +17,16 @@ import numpy.typing as npt
 from moai.coref.entities import Candidate
 
 MODES = ("span", "single", "text")
-SKIPS = ("untokenized", "unknown", "overlap", "widened", "single", "window")
-"""Why a candidate gives no sample; `skipped.<reason>` counts each. All are decided before the cap, which then counts
-real samples only.
+SKIPS = {
+    "untokenized": "the tokenizer's normalizer leaves nothing of them",
+    "unknown": "the tokenizer has no pieces for them; take one for Korean",
+    "overlap": "the tokenizer's pieces are longer than names; take one for Korean",
+    "widened": "their tokens hold more than the name; leave out --skip-widened",
+    "single": "they are more than one token; take --mode span",
+    "window": "antecedent and mask do not fit in a row; raise --seq-len",
+}
+"""Why a candidate gives no sample, and what would give one; `skipped.<reason>` counts each. All are decided before the
+cap, which then counts real samples only.
 """
 
 Range = tuple[int, int]

@@ -17,7 +17,7 @@ import logging
 import os
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,16 @@ def funnel(counts: Counter[str]) -> list[list[Any]]:
 
 
 def no_samples(counts: Counter[str]) -> SourceError:
+    """What lost most is named, and its way out: a rule, or a reason why mentions had no place."""
     lines = ", ".join(f"{name} {number:,}" for name, number, _ in funnel(counts))
-    skipped = ", ".join(f"{why} {number:,}" for why, number in _lost(counts, "skipped", SKIPS).items() if number)
-    return SourceError(
-        f"no sample could be made: {lines}{f'; mentions skipped: {skipped}' if skipped else ''}; widen the rule that "
-        f"drops most (--help lists them)"
-    )
+    skipped = {why: number for why, number in _lost(counts, "skipped", SKIPS).items() if number}
+    listed = ", ".join(f"{why} {number:,}" for why, number in skipped.items())
+    if skipped:
+        most = max(skipped, key=lambda why: skipped[why])
+        advice = f"most were lost by '{most}': {SKIPS[most]}"
+    else:
+        advice = "widen the rule that drops most (--help lists them)"
+    return SourceError(f"no sample could be made: {lines}{f'; mentions skipped: {listed}' if listed else ''}; {advice}")
 
 
 def metadata(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +194,7 @@ def spelled(found: Any) -> bytes:
     return json.dumps(found, indent=1, ensure_ascii=False).encode()
 
 
-def _lost(counts: Counter[str], prefix: str, names: Sequence[str]) -> dict[str, int]:
+def _lost(counts: Counter[str], prefix: str, names: Iterable[str]) -> dict[str, int]:
     return {name: counts[f"{prefix}.{name}"] for name in names}
 
 

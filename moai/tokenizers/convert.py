@@ -3,8 +3,10 @@ tokenizer.json lacks tokens that the files beside it declare is written with the
 
     python scripts/train_tokenizer.py --convert SLOW_DIR --output_dir FAST_DIR
 
-Where tokenizer_config.json or config.json names the model, transformers knows the class and builds it. A bare vocab.txt
-is BERT's WordPiece, a bare vocab.json with merges.txt is GPT-2's BPE. A bare SentencePiece .model is built here, with
+A vocab.txt with `##` pieces is BERT's WordPiece, whatever model stands beside it; unless `do_lower_case` is declared,
+its capitals, accents and Hangul syllables decide how text is normalized, and the result says so. Otherwise, where
+tokenizer_config.json or config.json names the model, transformers knows the class and builds it. A bare vocab.json with
+merges.txt is GPT-2's BPE. A bare SentencePiece .model is built here, with
 what its normalizer specification says, because the generic way of transformers 5.23 leaves out the dummy prefix and the
 collapsing of white space; it is then compared with the sentencepiece library on real lines. Known to differ: conjoining
 jamo that NFKC composes across what the tokenizers library takes for two graphemes (16 of 98,150 lines of the demo
@@ -15,9 +17,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from moai.core.errors import TokenizerError
 from moai.core.files import write_atomic
@@ -50,7 +53,10 @@ def convert(source: Path, place: Path) -> str:
             raise TokenizerError(f"--convert {source}: has a tokenizer.json, so it is fast already")
         return _through_transformers(source, place, "PreTrainedTokenizerFast")
     model = next(iter(sorted(source.glob("*.model"))), None)
-    if _class_is_named(source):
+    settings = _json(source / "tokenizer_config.json")
+    if _has_wordpieces(source / "vocab.txt") and not settings.get("tokenizer_class"):
+        return _through_transformers(source, place, "BertTokenizer")  # also beside a config.json of DeBERTa
+    if settings.get("tokenizer_class") or _json(source / "config.json").get("model_type"):
         return _through_transformers(source, place, None)
     if (source / "vocab.txt").exists():
         return _through_transformers(source, place, "BertTokenizer")
@@ -63,11 +69,6 @@ def convert(source: Path, place: Path) -> str:
             f"--convert {source}: holds no vocab.txt, vocab.json with merges.txt, or SentencePiece .model{advice}"
         )
     return _from_sentencepiece(model, place)
-
-
-def _class_is_named(source: Path) -> bool:
-    named = {name: _json(source / name) for name in ("tokenizer_config.json", "config.json")}
-    return bool(named["tokenizer_config.json"].get("tokenizer_class") or named["config.json"].get("model_type"))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -85,9 +86,12 @@ def _through_transformers(source: Path, place: Path, class_name: str | None) -> 
 
     transformers_log = logging.getLogger("transformers.tokenization_utils_tokenizers")
     transformers_log.setLevel(logging.ERROR)  # its advice on tiktoken misleads where sentencepiece is what is missing
-    options: dict[str, Any] = {}
-    if class_name == "BertTokenizer" and "do_lower_case" not in _json(source / "tokenizer_config.json"):
-        options["do_lower_case"] = not _has_upper_case(source / "vocab.txt")
+    settings, vocabulary = _json(source / "tokenizer_config.json"), source / "vocab.txt"
+    wordpieces = class_name != "PreTrainedTokenizerFast" and _has_wordpieces(vocabulary)
+    options: dict[str, bool] = {}
+    note = ""
+    if (wordpieces or class_name == "BertTokenizer") and "do_lower_case" not in settings:
+        options, note = _normalization(_pieces(vocabulary), settings)
     try:
         cls = transformers.AutoTokenizer if class_name is None else getattr(transformers, class_name)
         tokenizer = cls.from_pretrained(str(source), **options)
@@ -102,20 +106,42 @@ def _through_transformers(source: Path, place: Path, class_name: str | None) -> 
             f"--convert {source}: transformers has no fast form of {type(tokenizer).__name__}; train one: --dataset "
             f"FILE..."
         )
+    if wordpieces and len(tokenizer) < len(_pieces(vocabulary)):
+        raise TokenizerError(
+            f"--convert {source}: {type(tokenizer).__name__} took {len(tokenizer):,} of the "
+            f"{len(_pieces(vocabulary)):,} pieces of vocab.txt; "
+            f'it is WordPiece: set "tokenizer_class": "BertTokenizer" in tokenizer_config.json'
+        )
     tokenizer.save_pretrained(str(place))
-    note = (
-        ""
-        if not options
-        else f", lower-casing {'on' if options['do_lower_case'] else 'off'} (the vocabulary has "
-        f"{'no ' if options['do_lower_case'] else ''}capitals)"
-    )
     return f"converted as {type(tokenizer).__name__}, {len(tokenizer):,} tokens{note}"
 
 
-def _has_upper_case(vocabulary: Path) -> bool:
-    """Whether ordinary pieces have capitals; [UNK] and its kind say nothing."""
-    with open(vocabulary, encoding="utf-8") as lines:
-        return any(piece[:1] != "[" and piece != piece.lower() for piece in lines)
+def _pieces(vocabulary: Path) -> list[str]:
+    try:
+        return vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{vocabulary}: not UTF-8 at byte {error.start}; it should hold a piece a line") from error
+
+
+def _has_wordpieces(vocabulary: Path) -> bool:
+    return vocabulary.exists() and any(piece.startswith("##") for piece in _pieces(vocabulary))
+
+
+def _normalization(pieces: Sequence[str], settings: Mapping[str, Any]) -> tuple[dict[str, bool], str]:
+    """How BERT's normalizer must treat text so that it can meet every piece, and that in words.
+
+    Lower-casing takes accents away too unless told otherwise, by decomposing: every Hangul syllable would fall apart.
+    """
+    ordinary = [piece for piece in pieces if piece[:1] != "["]  # [UNK] and its kind say nothing
+    capitals = any(piece != piece.lower() for piece in ordinary)
+    options = {"do_lower_case": not capitals}
+    note = f", lower-casing {'off' if capitals else 'on'} (the vocabulary has {'' if capitals else 'no '}capitals)"
+    if not capitals and settings.get("strip_accents") is None:
+        composed = any(normalize("NFD", piece) != piece for piece in ordinary)
+        options["strip_accents"] = not composed
+        what = "kept (it has some, or Hangul syllables)" if composed else "taken away (it has none)"
+        note += f", accents {what}"
+    return options, note
 
 
 def _installed(package: str) -> bool:

@@ -18,7 +18,7 @@ from coref_corpus import byte_level, contents, failing, news, rows, wordpiece, w
 from moai import coref as entity_coref
 from moai.cache.shards import regroup
 from moai.core.config import resolve
-from moai.core.errors import ConfigError, SourceError, TooManyBadRecords
+from moai.core.errors import ConfigError, SourceError, TokenizerError, TooManyBadRecords
 from moai.coref import publishing
 from moai.coref.korean import RULES
 from moai.coref.manifest import read_manifest
@@ -289,8 +289,23 @@ def test_no_samples_ends_with_the_funnel(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no sample could be made: read 2, .*1 length 2.*widen") as caught:
         run(write(tmp_path / "short.jsonl", [failing("length"), failing("length", 1)]))
     assert caught.value.exit_code != 0
-    with pytest.raises(SourceError, match=r"with a sample to give 0; mentions skipped: window \d+"):
+    with pytest.raises(SourceError, match=r"with a sample to give 0; mentions skipped: window \d+; .*raise --seq-len"):
         run(write(tmp_path / "long.jsonl", DOCUMENTS[:2]), seq_len=12)
+
+
+def test_a_tokenizer_that_cannot_spell_names_is_refused_before_any_work(
+    run: Run, tmp_path: Path, models: dict[str, Path]
+) -> None:
+    from tokenizers import Tokenizer, normalizers
+
+    uncased = Tokenizer.from_file(str(models["wordpiece"] / "tokenizer.json"))
+    uncased.normalizer = normalizers.BertNormalizer(lowercase=True)  # which takes syllables apart
+    (tmp_path / "uncased").mkdir()
+    uncased.save(str(tmp_path / "uncased" / "tokenizer.json"))
+    models["uncased"] = tmp_path / "uncased"
+    with pytest.raises(TokenizerError, match=r"12 of 12 common Korean names .*\(한국은행, 서울, 부산\).*--convert"):
+        run(write(tmp_path / "a.jsonl", DOCUMENTS[:1]), model="uncased")
+    assert not (tmp_path / "out" / "cache_entity_coref" / "shards").exists()
 
 
 def test_a_second_run_finds_it_and_another_is_refused_or_set_aside(

@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from moai.core.errors import TooManyBadRecords
-from moai.tokenizers.convert import sentencepiece_as_fast
+from moai.core.errors import TokenizerError, TooManyBadRecords
+from moai.tokenizers.convert import convert, sentencepiece_as_fast
 from moai.tokenizers.train import SPECIAL_TOKENS, Documents, TokenizerConfig, main, train
 
 REPO = Path(__file__).resolve().parents[2]
@@ -253,6 +253,55 @@ def test_a_real_vocabulary_of_119_547_pieces_becomes_fast(tmp_path: Path) -> Non
     tokenizer = loaded(tmp_path / "fast")
     assert len(tokenizer) == 119_547
     assert tokenizer.tokenize("안녕하세요 Hello World") == ["안", "##녕", "##하", "##세", "##요", "Hello", "World"]
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "bert"}', '{"model_type": "deberta-v2"}'])
+@pytest.mark.parametrize(
+    ("pieces", "tokens", "said"),
+    [
+        (
+            ["한국은행", "Seoul", "##은"],
+            ["한국은행", "##은", "Seoul"],
+            "lower-casing off (the vocabulary has capitals)",
+        ),
+        (
+            ["한국은행", "seoul", "##은"],
+            ["한국은행", "##은", "seoul"],
+            "accents kept (it has some, or Hangul syllables)",
+        ),
+        (["seoul", "##s", "a"], ["[UNK]", "seoul"], "accents taken away (it has none)"),
+    ],
+)
+def test_a_configuration_beside_the_vocabulary_does_not_decide_the_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, pieces: list[str], tokens: list[str], said: str
+) -> None:
+    """config.json names a class whose default lower-cases and takes Hangul apart, or one that reads no vocab.txt."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]) + "\n")
+    (slow / "config.json").write_text(config)
+    assert main(["--convert", str(slow), "--output_dir", str(tmp_path / "fast")]) == 0
+    assert said in capsys.readouterr().out
+    assert loaded(tmp_path / "fast").tokenize("한국은행은 Seoul") == tokens
+
+
+@pytest.mark.skipif(not BERT_VOCABULARY.exists(), reason="the multilingual vocabulary is not beside this checkout")
+def test_the_real_vocabulary_beside_a_configuration_spells_korean_names(tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "vocab.txt").write_bytes(BERT_VOCABULARY.read_bytes())
+    (slow / "config.json").write_text('{"model_type": "bert"}')
+    assert main(["--convert", str(slow), "--output_dir", str(tmp_path / "fast")]) == 0
+    assert loaded(tmp_path / "fast").tokenize("한국은행") == ["한국", "##은", "##행"]
+
+
+def test_a_class_that_passes_over_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n" + "\n".join(f"##{n}" for n in range(40)))
+    (slow / "tokenizer_config.json").write_text('{"tokenizer_class": "DebertaV2Tokenizer"}')
+    with pytest.raises(TokenizerError, match=r"took \d of the 45 pieces of vocab.txt; it is WordPiece: set"):
+        convert(slow, tmp_path / "fast")
 
 
 def sentencepiece(model_type: int, pieces: list[tuple[str, float, int]]) -> Any:
