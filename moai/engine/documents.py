@@ -15,6 +15,7 @@ Nothing here depends on other files, on places or on times: a shard is shared by
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ Numbers = npt.NDArray[np.int64]
 def schema(measured: Sequence[Column] = ()) -> pa.Schema:
     """Of a documents file with these columns of Signals."""
     return pa.schema([*SCHEMA, *(pa.field(column.name, column.value_type) for column in measured)])
+
+
+def read_documents(path: Path) -> pa.Table:
+    """A documents file, mapped."""
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
 
 
 def places(segments: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

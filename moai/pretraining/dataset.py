@@ -63,6 +63,8 @@ class DatasetEntry:
     """As in --mixture."""
     max_epochs: float | None = None
     """As in --mixture_epochs."""
+    priority: int | None = None
+    """With --dedup: of two copies the one of the source with the higher priority stays; 0 otherwise."""
     split: str | None = None
     config: str | None = None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from moai.cache.ledger import Ledger
@@ -16,18 +17,22 @@ from moai.core.distributed import Report
 from moai.core.errors import SourceError
 from moai.core.failpoints import failpoint
 from moai.core.files import canonical_json, digest_json, link_or_copy
+from moai.engine.documents import read_documents
+from moai.engine.executor import Executor
 from moai.engine.part import Part, Signal, ordered
 from moai.engine.pipeline import Pipeline
 from moai.engine.progress import Progress
 from moai.engine.run import Done
-from moai.engine.stage import Results, Stage
+from moai.engine.stage import Results, Stage, run_stages
 from moai.prepared.bad_records import InputWatch
 from moai.prepared.manifest import write_file
 from moai.pretraining.assembly import Request, Stream
+from moai.pretraining.duplicates import Search
 from moai.pretraining.keys import transform_identity
 from moai.pretraining.options import DataConfig
+from moai.quality.corpus import Corpus, ShardSidecars
+from moai.quality.hashes import DocumentHash
 from moai.quality.report import Tally, read_summary
-from moai.quality.rules import Profile
 from moai.quality.sidecars import Sidecar, Sidecars, once, sidecars
 from moai.quality.statistics import TextStatistics, warn_without_numba
 from moai.quality.verdicts import Drained, JudgedSource, Verdict, write_bits, write_verdict
@@ -48,6 +53,7 @@ class Judgement:
     verdicts: tuple[dict[str, Verdict], ...]
     """By the ids of the shards, for each stream."""
     signals: tuple[Signal, ...]
+    dedup: str
     tally: Tally
     files: dict[str, Path]
     """What stands in the prepared directory of it, by name: signals and verdicts of each shard, in order."""
@@ -56,11 +62,19 @@ class Judgement:
     def digest(self) -> str:
         """Of what was measured and decided, over all shards."""
         found = [[verdict.measured, verdict.dropped] for one in self.verdicts for verdict in one.values()]
-        return digest_json([self.tally.profile.identity(), [one.identity() for one in self.signals], found])
+        return digest_json([self.tally.profile.identity(), self.dedup, [one.identity() for one in self.signals], found])
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "profile": self.tally.profile.identity(),
+            **({"dedup": self.dedup} if self.dedup != "none" else {}),
+            "sources": self.tally.sources,
+        }
 
     def reports(self) -> dict[str, bytes]:
         return {
-            QUALITY_JSON: canonical_json(self.tally.summary()) + b"\n",
+            QUALITY_JSON: canonical_json({**self.tally.summary(), **self.summary()}) + b"\n",
             QUALITY_HTML: self.tally.page("What was judged").encode(),
         }
 
@@ -89,6 +103,10 @@ class Measured:
     def keys(self) -> tuple[str, ...]:
         return (self.stream.transform_key, *(one.key for one in self.sidecars))
 
+    def named(self) -> Iterator[tuple[str, Sidecar]]:
+        """The sidecars, each under a name of its own."""
+        yield from zip(distinct_names(one.signal.name for one in self.sidecars), self.sidecars)
+
     def pipeline(self, wanted: Request, staging: Path) -> Pipeline:
         """Its shards have no rows, but a documents file and a sidecar for each Signal."""
         shards = ArrowShards(cache=wanted.cache, staging=staging, schema=pa.schema([]))
@@ -104,14 +122,17 @@ class Measured:
 
 def signals_of(config: DataConfig) -> tuple[Signal, ...]:
     """What is measured of every document under these settings."""
-    return (TextStatistics(),) if config.quality else ()
+    found: list[Signal] = [TextStatistics()] if config.quality else []
+    if config.dedup != "none":
+        found.append(DocumentHash())
+    return tuple(found)
 
 
 def measuring(stream: Stream, signals: Sequence[Signal]) -> Measured:
     """The same input up to its Signals, moai's and the user's."""
     maps, filters, own = ordered([part for part in stream.inner if not isinstance(part, Split)])
     first = [one for one in filters if isinstance(one, Sample)]
-    chain = (*maps, *first, *own, *signals, *(one for one in filters if one not in first))
+    chain = (*maps, *first, *signals, *own, *(one for one in filters if one not in first))
     to_text = stream.to_text
     if isinstance(to_text, ToExamples):
         to_text = replace(to_text, shown=to_text.shown | {"text"})
@@ -156,65 +177,84 @@ def watching(
     )
 
 
-def stage(
-    wanted: Request, profile: Profile, streams: Sequence[Stream], staging: Path, *, label: str, report: Report
-) -> Stage[None, Judgement]:
-    """Measure every document and decide."""
-    warn_without_numba()
+def judge(
+    wanted: Request, streams: Sequence[Stream], executor: Executor, staging: Path, *, label: str, report: Report
+) -> Judgement:
+    """Measure every document and decide. Raises SourceError beyond --max_dropped."""
+    if wanted.config.quality:
+        warn_without_numba()
     signals = signals_of(wanted.config)
     measured = [measuring(stream, signals) for stream in streams]
     progress = Progress(wanted.nominal_bytes, label=label, doing="Measuring")
     watch = watching(wanted, [one.stream for one in measured], progress, report)
 
-    def decide(_: None, results: Results) -> Judgement:
+    def note(_: None, results: Results) -> Results:
         progress.end()
         for one in (one for input_ in measured for one in input_.sidecars):
             Ledger(wanted.cache).note_transform(one.key, one.identity)
-        return _decide(wanted, profile, signals, measured, results, staging)
+        return results
 
-    return Stage(
+    stage = Stage(
         pipelines=lambda _: [one.pipeline(wanted, staging) for one in measured],
-        reduce=decide,
+        reduce=note,
         watch=lambda *_: watch,
     )
-
-
-def _decide(
-    wanted: Request,
-    profile: Profile,
-    signals: tuple[Signal, ...],
-    measured: Sequence[Measured],
-    results: Results,
-    staging: Path,
-) -> Judgement:
-    """Verdicts over what was measured of the shards. Raises SourceError beyond --max_dropped."""
+    results: Results = run_stages([stage], executor)
+    shards = [(at, done) for at, finished in enumerate(results) for done in finished]
+    tally, failed, kept = Tally(wanted.config.profile()), [], []
+    for at, done in shards:
+        table = _table(wanted.cache, measured[at], done)
+        failed.append(tally.judge(streams[at].given.name, table, done.receipt.counts))
+        kept.append(table["reason"].is_null().to_numpy() & (failed[-1] == 0))
+    duplicates = None
+    if wanted.config.dedup != "none":
+        corpus = Corpus(tuple(_listed(wanted.cache, measured[at], done) for at, done in shards))
+        search = Search(
+            wanted=wanted,
+            executor=executor,
+            staging=staging,
+            label=label,
+            report=report,
+            corpus=corpus,
+            source_of=np.array([at for at, _ in shards]),
+            priorities=[stream.reading.entry.priority or 0 for stream in streams],
+            names=[stream.given.name for stream in streams],
+        )
+        duplicates = search.duplicates(np.concatenate(kept))
     folder = staging / "verdicts"
     folder.mkdir(exist_ok=True)
-    tally, verdicts, files, number = Tally(profile), [], dict[str, Path](), 0
-    for one, done in zip(measured, results, strict=True):
-        found = {}
-        for shard in done:
-            table, bits = _table(wanted.cache, one, shard), f"verdicts-{number:05d}.arrow"
-            files[f"signals-{number:05d}.arrow"] = Ledger(wanted.cache).documents(shard.receipt.shard_key)
-            for name, sidecar in zip(distinct_names(each.signal.name for each in one.sidecars), one.sidecars):
-                files[f"signals-{number:05d}-{name}.arrow"] = sidecar.file(wanted.cache, shard.receipt)
-            files[bits] = folder / bits
-            failed = tally.judge(one.stream.given.name, table)
-            write_bits(files[bits], failed)
-            found[shard.shard.id] = write_verdict(folder, shard.shard.id, shard.receipt.raw.digest, table, failed > 0)
-            number += 1
-        verdicts.append(found)
+    files, verdicts = dict[str, Path](), [dict[str, Verdict]() for _ in streams]
+    for number, (at, done) in enumerate(shards):
+        documents, bits = Ledger(wanted.cache).documents(done.receipt.shard_key), f"verdicts-{number:05d}.arrow"
+        files[f"signals-{number:05d}.arrow"] = documents
+        for name, sidecar in measured[at].named():
+            files[f"signals-{number:05d}-{name}.arrow"] = sidecar.file(wanted.cache, done.receipt)
+        files[bits] = folder / bits
+        found = read_documents(documents)
+        copies = duplicates.of_shard(number) if duplicates else None
+        write_bits(files[bits], failed[number], copies)
+        gone = failed[number] > 0
+        if copies:
+            tally.lose(streams[at].given.name, found["bytes"].to_numpy()[copies.rows])
+            gone[copies.rows] = True
+        verdicts[at][done.shard.id] = write_verdict(folder, done.shard.id, done.receipt.raw.digest, found, gone)
     for line in read_summary(tally.summary()):
         logger.info("%s", line)
     _check_dropped(tally, wanted.config.max_dropped)
     failpoint("quality.decided")
-    return Judgement(tuple(verdicts), signals, tally, files)
+    return Judgement(tuple(verdicts), signals, wanted.config.dedup, tally, files)
+
+
+def _listed(cache: Path, measured: Measured, done: Done) -> ShardSidecars:
+    ledger = Ledger(cache)
+    files = {name: str(one.file(cache, done.receipt)) for name, one in measured.named()}
+    receipts = [ledger.receipt(one.shard_key(done.receipt)) for one in measured.sidecars]
+    return ShardSidecars(max(receipt.rows for receipt in receipts if receipt), done.receipt.shard_key, files)
 
 
 def _table(cache: Path, measured: Measured, done: Done) -> pa.Table:
     """Of the documents of a shard the places and all that was measured."""
-    with pa.memory_map(str(Ledger(cache).documents(done.receipt.shard_key))) as file:
-        table = pa.ipc.open_file(file).read_all()
+    table = read_documents(Ledger(cache).documents(done.receipt.shard_key))
     for sidecar in measured.sidecars:
         found = sidecar.read(cache, done.receipt)
         for name in found.column_names:
@@ -226,11 +266,11 @@ def _check_dropped(tally: Tally, most: float | None) -> None:
     if most is None:
         return
     totals: dict[str, Any] = dict(tally.sources)
-    names = ("documents", "dropped")
+    names = ("documents", "dropped", "duplicates")
     totals["all sources"] = {name: sum(one[name] for one in tally.sources.values()) for name in names}
     for source, one in totals.items():
-        if one["dropped"] > most * one["documents"]:
+        if (lost := one["dropped"] + one["duplicates"]) > most * one["documents"]:
             raise SourceError(
-                f"{source}: {one['dropped']:,} of {one['documents']:,} documents are judged away, more than "
+                f"{source}: {lost:,} of {one['documents']:,} documents are judged away, more than "
                 f"--max_dropped {most} allows; `moai quality` shows what each rule drops"
             )

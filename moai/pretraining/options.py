@@ -21,6 +21,7 @@ _DATASET, _PARTS, _RULES = "moai.pretraining.dataset", "moai.transforms.named", 
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
+DEDUPS = ("none", "exact")
 BACKENDS = ("auto", "tokenizers", "fastokens")
 
 
@@ -116,6 +117,9 @@ class DataConfig:
     quality_set: tuple[str, ...] = option(
         (), "other thresholds than the profile's, as gopher.min_words=40 or gopher.min_stop_words=off"
     )
+    dedup: str = option(
+        "none", "drop copies, within and across sources: of the same text, or also of similar ones", choices=DEDUPS
+    )
     max_dropped: float | None = option(
         None, "share of the documents read, of all and of each source, above which judging ends the run"
     )
@@ -179,9 +183,10 @@ class DataConfig:
             )
         if self.max_dropped is not None and not 0 <= self.max_dropped <= 1:
             raise ConfigError(f"max_dropped = {self.max_dropped}: must lie between 0 and 1")
-        if self.quality is None and (self.quality_set or self.max_dropped is not None):
-            name = "quality_set" if self.quality_set else "max_dropped"
-            raise ConfigError(f"{name} is set and quality is not: name a profile, as --quality gopher")
+        if self.quality is None and self.quality_set:
+            raise ConfigError("quality_set is set and quality is not: name a profile, as --quality gopher")
+        if self.max_dropped is not None and not self.judges:
+            raise ConfigError("max_dropped is set, and neither quality nor dedup is: nothing would be dropped")
         if self.transforms:
             _from("moai.engine.part", "ordered")(self.transforms)
         if self.data_format == "chat":
@@ -209,10 +214,14 @@ class DataConfig:
             except ValueError as error:
                 raise ConfigError(f"template_date = {self.template_date!r}: is no day like 2025-01-31") from error
 
+    @property
+    def judges(self) -> bool:
+        """Whether documents are measured and judged before they are packed."""
+        return bool(self.quality or self.dedup != "none")
+
     def profile(self) -> Any:
-        """The thresholds that documents are judged by (moai.quality.rules.Profile), or None. Raises ConfigError."""
-        found = _from(_RULES, "parse_profile")(self.quality)
-        return found.changed(self.quality_set) if found else None
+        """The thresholds that documents are judged by (moai.quality.rules.Profile). Raises ConfigError."""
+        return _from(_RULES, "parse_profile")(self.quality or {}).changed(self.quality_set)
 
     def of_mode(self, mode: str) -> DataConfig:
         """The data of a training: conversations for sft, texts for pretrain. Raises ConfigError where data_format says

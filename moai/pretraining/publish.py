@@ -98,7 +98,7 @@ def publish(
     listings = {SOURCES: sources, "quarantine.jsonl": bad}
     content = _content(cache, staged, config, tokenizer, parts, listings, template, judged_files)
     if judgement:
-        content["quality"] = {"profile": judgement.tally.profile.identity(), "sources": judgement.tally.sources}
+        content["quality"] = judgement.summary()
     if not content["rows"]:
         raise SourceError(
             f"{', '.join(part.stream.given.spec for part in parts)}: no document is left {_losses(content)}; "

@@ -12,7 +12,6 @@ from moai.core.config import option
 from moai.core.distributed import Ranks
 from moai.core.errors import ConfigError
 from moai.core.files import storage_errors
-from moai.engine.stage import run_stages
 from moai.pretraining import judging
 from moai.pretraining.assembly import complete, executor_of, find, streams
 from moai.pretraining.options import DataConfig
@@ -30,9 +29,11 @@ def judge(
     config: DataConfig, where: QualityConfig, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ
 ) -> Iterator[str]:
     """Measure, decide and write the report. Gives the path of the page. Raises ConfigError."""
-    profile = config.require().profile()
-    if profile is None:
-        raise ConfigError("no profile: name one with --quality (gopher, fineweb, repetition, or a YAML file)")
+    if not config.require().judges:
+        raise ConfigError(
+            "nothing to judge by: name a profile with --quality (gopher, fineweb, repetition, or a YAML file), or what "
+            "copies go with --dedup"
+        )
     found = find(config)
     planned = machine_plan(found, origins, Ranks(), environ)
     executor = executor_of(found, planned)
@@ -41,8 +42,7 @@ def judge(
     with attempt(wanted.cache, wanted.key) as staging:
         executor.start()
         inputs = streams(wanted, staging, planned.batch_bytes.value)
-        stage = judging.stage(wanted, profile, inputs, staging, label="Rank 0", report=lambda _: None)
-        judgement: judging.Judgement = run_stages([stage], executor)
+        judgement = judging.judge(wanted, inputs, executor, staging, label="Rank 0", report=lambda _: None)
     folder = Path(where.report).expanduser()
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,6 @@ CALLER: Mapping[str, str] = MappingProxyType({})
 """Where no option says where it came from, it is the caller's."""
 _FOLDERS = ("shards", "ranges", "transforms", "plans", "datasets", "attempts", "locks", "launches")
 _ALONE = Ranks()
-Packed = tuple[list[Processed[Stream]], judging.Judgement | None]
 Finish = Callable[[list[Prepared]], list[Prepared]]
 _SETTLE_SECONDS = 5.0
 """A directory that another launch renamed first, just now, may show up so much later."""
@@ -356,19 +355,17 @@ def _run(
     """All inputs from files to committed shards. Raises TooManyBadRecords, BackendDisagrees."""
     who = _who(here, held_out=wanted.config.held_out)
     progress = Progress(wanted.nominal_bytes, label=who)
-    profile = wanted.config.profile()
-    watch = judging.watching(wanted, inputs, progress, report, warns=profile is None)
-    pack: Stage[judging.Judgement | None, Packed] = Stage(
-        pipelines=lambda judgement: [
+    judges = wanted.config.judges
+    judgement = judging.judge(wanted, inputs, executor, staging, label=who, report=report) if judges else None
+    watch = judging.watching(wanted, inputs, progress, report, warns=judgement is None)
+    pack: Stage[None, list[Processed[Stream]]] = Stage(
+        pipelines=lambda _: [
             pipeline(wanted, stream, backend, staging) for stream in judging.judged(inputs, judgement)
         ],
-        reduce=lambda judgement, results: (watch.processed(results), judgement),
+        reduce=lambda _, results: watch.processed(results),
         watch=lambda *_: watch,
     )
-    stages: list[Stage[Any, Any]] = [pack]
-    if profile:
-        stages.insert(0, judging.stage(wanted, profile, inputs, staging, label=progress.label, report=report))
-    parts, judgement = run_stages(stages, executor)
+    parts = run_stages([pack], executor)
     progress.end()
     read, kept = (
         sum(done.receipt.counts.get(name, 0) for part in parts for done in part.done) for name in ("read", "kept")

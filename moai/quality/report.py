@@ -22,9 +22,15 @@ import pyarrow.compute as pc
 from moai.core.pages import bars, page
 from moai.engine.part import class_identity
 from moai.quality import plain
-from moai.quality.rules import RULES, Profile, failures, is_least
+from moai.quality.rules import RULES, Numbers, Profile, failures, is_least
 from moai.quality.statistics import EXCERPT, TextStatistics
 
+TOTALS = (
+    *("read", "quarantined", "filtered", "documents", "dropped", "duplicates", "kept"),
+    *("documents_bytes", "dropped_bytes", "duplicates_bytes", "kept_bytes"),
+)
+"""Of a source: records read, set aside and filtered, the documents that are judged, and what becomes of them."""
+_FATES = {"quarantined": "set aside", "filtered": "filtered", "dropped": "fail a rule", "duplicates": "copies"}
 _BINS, _SHOWN = 40, 20
 _STYLE = """
 details { border-top: 1px solid var(--line); padding: .4rem 0; } summary { cursor: pointer; }
@@ -57,14 +63,46 @@ class Tally:
     rules: dict[str, RuleTally] = field(default_factory=lambda: defaultdict(RuleTally))
     seen: int = 0
 
-    def judge(self, source: str, found: pa.Table) -> npt.NDArray[np.uint64]:
-        """The rules that each of these documents fails, a bit each. What was filtered has none."""
-        measured = found["reason"].is_null().to_numpy()
-        numbers = {name: found[name].fill_null(0).to_numpy() for name in plain.NAMES}
-        sizes = found["bytes"].to_numpy()
-        excerpts = pc.if_else(pa.array(measured), found[EXCERPT], pa.scalar(None, pa.string()))
+    def judge(self, source: str, found: pa.Table, counts: Mapping[str, int]) -> npt.NDArray[np.uint64]:
+        """The rules that each of these documents fails, a bit each. What was filtered has none. `counts` are those of
+        the receipt.
+        """
+        measured, sizes = found["reason"].is_null().to_numpy(), found["bytes"].to_numpy()
         thresholds = self.profile.of(source)
-        bits = np.where(measured, failures(numbers, thresholds), np.uint64(0))
+        bits = np.zeros(len(measured), np.uint64)
+        if thresholds:
+            numbers = {name: found[name].fill_null(0).to_numpy() for name in plain.NAMES}
+            excerpts = pc.if_else(pa.array(measured), found[EXCERPT], pa.scalar(None, pa.string()))
+            bits = np.where(measured, failures(numbers, thresholds), bits)
+            self._count_rules(source, thresholds, numbers, bits, measured, sizes, excerpts)
+        self.seen += len(measured)
+        dropped: npt.NDArray[np.bool_] = bits > 0
+        totals = self.sources.setdefault(source, dict.fromkeys(TOTALS, 0))
+        for name in ("read", "quarantined", "filtered"):
+            totals[name] += counts.get(name, 0)
+        for name, which in (("documents", measured), ("dropped", dropped), ("kept", measured & ~dropped)):
+            totals[name] += int(which.sum())
+            totals[f"{name}_bytes"] += int(sizes[which].sum())
+        return bits
+
+    def lose(self, source: str, sizes: npt.NDArray[Any]) -> None:
+        """Duplicates of these bytes, which every rule kept."""
+        totals, number, size = self.sources[source], len(sizes), int(sizes.sum())
+        totals["duplicates"] += number
+        totals["duplicates_bytes"] += size
+        totals["kept"] -= number
+        totals["kept_bytes"] -= size
+
+    def _count_rules(
+        self,
+        source: str,
+        thresholds: Mapping[str, float],
+        numbers: Numbers,
+        bits: npt.NDArray[np.uint64],
+        measured: npt.NDArray[np.bool_],
+        sizes: npt.NDArray[Any],
+        excerpts: pa.ChunkedArray,
+    ) -> None:
         places = {name: np.uint64(1) << np.uint64(place) for place, name in enumerate(RULES)}
         for name, threshold in thresholds.items():
             rule, value = self.rules[name], RULES[name](numbers)
@@ -76,17 +114,6 @@ class Tally:
             bins = np.minimum(value[measured] / _bin_width(threshold), _BINS - 1).astype(np.int64)
             rule.histogram += np.bincount(bins, minlength=_BINS)
             self._keep_nearest(rule, source, threshold, value, failed, excerpts)
-        self.seen += len(measured)
-        dropped: npt.NDArray[np.bool_] = bits > 0
-        totals = self.sources.setdefault(source, dict.fromkeys(("documents", "bytes", "dropped", "dropped_bytes"), 0))
-        for name, which, amount in (
-            ("documents", measured, None),
-            ("bytes", measured, sizes),
-            ("dropped", dropped, None),
-            ("dropped_bytes", dropped, sizes),
-        ):
-            totals[name] += int(which.sum() if amount is None else amount[which].sum())
-        return bits
 
     def _keep_nearest(
         self, rule: RuleTally, source: str, threshold: float, value: Any, failed: Any, excerpts: Any
@@ -121,32 +148,30 @@ class Tally:
 
     def page(self, title: str) -> str:
         """quality.html, one file that needs no other."""
-        total = {name: sum(one[name] for one in self.sources.values()) for name in ("documents", "dropped")}
+        total = {name: sum(one[name] for one in self.sources.values()) for name in TOTALS}
         of = max(1, total["documents"])
-        stays = total["documents"] - total["dropped"]
-        rows = [("judged", total["documents"], 1.0, ""), ("dropped", total["dropped"], total["dropped"] / of, "lost")]
-        by_source = [
-            row
-            for name, one in self.sources.items()
-            for row in (
-                (name, one["documents"], one["documents"] / of, ""),
-                ("  dropped", one["dropped"], one["dropped"] / of, "lost"),
-            )
-        ]
+        by_source = [row for name, one in self.sources.items() for row in _fates(one, name)]
         parts = [
-            f"<h1>{escape(title)}</h1><p class=soft>Documents that every rule keeps stay. Words: runs of "
-            f"letters, digits and _, or one other character.</p>",
+            f"<h1>{escape(title)}</h1>",
             "<h2>Documents</h2>",
-            bars([*rows, ("stay", stays, stays / of, "")]),
+            bars(_fates(total, "read")),
             *(["<h2>By source</h2>", bars(by_source)] if len(self.sources) > 1 else []),
-            "<h2>What each rule drops</h2><p class=soft><i>alone</i>: no other rule drops them, so they come back when "
-            "this one is switched off.</p>",
-            self._table(of),
-            "<h2>Near the thresholds</h2><p class=soft>Every rule, with documents that it just drops and just keeps "
-            "(beginnings; one document in eight can be shown).</p>",
-            *self._details(),
+            *(self._of_rules(of) if self.rules else []),
         ]
         return page(title, parts, style=_STYLE)
+
+    def _of_rules(self, of: int) -> Iterator[str]:
+        yield (
+            "<h2>What each rule drops</h2><p class=soft>Documents that every rule keeps stay. Words: runs of letters, "
+            "digits and _, or one other character. <i>alone</i>: no other rule drops them, so they come back when this "
+            "one is switched off.</p>"
+        )
+        yield self._table(of)
+        yield (
+            "<h2>Near the thresholds</h2><p class=soft>Every rule, with documents that it just drops and just keeps "
+            "(beginnings; one document in eight can be shown).</p>"
+        )
+        yield from self._details()
 
     def _table(self, of: int) -> str:
         lines = (
@@ -184,6 +209,16 @@ class Tally:
         return found if found is not None else next((value for value in own if value is not None), 0.0)
 
 
+def _fates(total: Mapping[str, int], name: str) -> Iterator[tuple[str, int, float, str]]:
+    """Bars: the records that were read, why some go, and how many stay."""
+    of = max(1, total["read"])
+    yield name, total["read"], total["read"] / of, ""
+    for what in ("quarantined", "filtered", "dropped", "duplicates"):
+        if total[what]:
+            yield f"  {_FATES[what]}", total[what], total[what] / of, "lost"
+    yield "  stay", total["kept"], total["kept"] / of, ""
+
+
 def _bin_width(threshold: float) -> float:
     return (2 * threshold or 1.0) / _BINS
 
@@ -217,9 +252,10 @@ def _excerpts(nearest: list[Any]) -> Iterator[str]:
 
 def read_summary(summary: Mapping[str, Any]) -> Iterator[str]:
     """The lines that a log shows of it: every rule that drops something, those that drop most first."""
-    dropped = sum(one["dropped"] for one in summary["sources"].values())
-    documents = sum(one["documents"] for one in summary["sources"].values())
-    yield f"Judged {documents:,} documents: {dropped:,} dropped ({dropped / max(1, documents):.1%})"
+    total = {name: sum(one[name] for one in summary["sources"].values()) for name in TOTALS}
+    of = max(1, total["documents"])
+    copies = f", {total['duplicates']:,} are copies ({total['duplicates'] / of:.1%})" if total["duplicates"] else ""
+    yield f"Judged {total['documents']:,} documents: {total['dropped']:,} dropped ({total['dropped'] / of:.1%}){copies}"
     for name, rule in sorted(summary["rules"].items(), key=lambda one: -one[1]["documents"]):
         if rule["documents"]:
             yield f"  {name:34} drops {rule['documents']:>9,}, alone {rule['alone_documents']:>9,}"

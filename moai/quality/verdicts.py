@@ -118,11 +118,35 @@ def write_verdict(
     return Verdict(measured, digest_json([int(place) for place in away]), str(path))
 
 
-def write_bits(path: Path, failed: npt.NDArray[np.uint64]) -> None:
-    """verdicts-NNNNN.arrow: for every document of a shard the rules that it fails, a bit each, as in moai.quality.rules
-    when it was written (`rules` in the schema's metadata).
+@dataclass(frozen=True)
+class Copies:
+    """Documents of a shard, by their rows, that go in favour of others: the shard and the row of what stays, and what
+    both have in common.
     """
-    table = pa.table({"failed": failed}).replace_schema_metadata({"rules": " ".join(RULES)})
+
+    rows: npt.NDArray[np.int64]
+    keeper_shards: npt.NDArray[np.int64]
+    keeper_rows: npt.NDArray[np.int64]
+    jaccards: npt.NDArray[np.float64]
+
+
+def write_bits(path: Path, failed: npt.NDArray[np.uint64], copies: Copies | None) -> None:
+    """verdicts-NNNNN.arrow: for every document of a shard the rules that it fails, a bit each, as in moai.quality.rules
+    when it was written (`rules` in the schema's metadata); where copies were looked for, of each that goes the shard
+    and row of the document that stays in its place, and their Jaccard similarity.
+    """
+    columns = {"failed": pa.array(failed)}
+    if copies:
+        where = np.full(len(failed), -1)
+        where[copies.rows] = np.arange(len(copies.rows))
+        at = pa.array(where, mask=where < 0)
+        for name, values, kind in (
+            ("keeper_shard", copies.keeper_shards, pa.uint32()),
+            ("keeper_row", copies.keeper_rows, pa.uint32()),
+            ("jaccard", copies.jaccards, pa.float64()),
+        ):
+            columns[name] = pa.array(values, kind).take(at)
+    table = pa.table(columns).replace_schema_metadata({"rules": " ".join(RULES)})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 

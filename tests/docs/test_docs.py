@@ -385,6 +385,7 @@ def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
         "transforms",
         "quality",
         "quality_set",
+        "dedup",
     }  # these are in the key by what they hold
 
 

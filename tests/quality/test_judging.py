@@ -220,7 +220,7 @@ def test_the_command_writes_a_page_and_packs_nothing(web: Path, tmp_path: Path, 
     assert "<script" not in page
     assert not any((tmp_path / "cache" / "datasets").iterdir())
     assert main(["quality", *flags]) == 2
-    assert "no profile: name one with --quality" in capsys.readouterr().err
+    assert "nothing to judge by: name a profile with --quality" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

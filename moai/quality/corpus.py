@@ -1,0 +1,79 @@
+"""What was measured of all documents, in one numbering: shard after shard, row after row.
+
+    corpus = Corpus((ShardSidecars(rows=2500, content="ab12", files={"min_hash": "/.../x.arrow"}), ...))
+    for first, (band,), known in corpus.scan("min_hash", ("band_00",)): ...
+    corpus.take("document_hash", CONTENT, documents)            # uint64[documents, 2]
+
+Columns are mapped, one shard at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Ids = npt.NDArray[np.int64]
+"""Numbers of documents."""
+
+
+@dataclass(frozen=True)
+class ShardSidecars:
+    """Of one shard how many documents it has, what names its content, and its sidecars by the names of their
+    signals.
+    """
+
+    rows: int
+    content: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    shards: tuple[ShardSidecars, ...]
+
+    @cached_property
+    def starts(self) -> Ids:
+        """int64[shards + 1]: the number of the first document of each shard, and behind the last one."""
+        return np.cumsum([0, *(shard.rows for shard in self.shards)])
+
+    @property
+    def documents(self) -> int:
+        return int(self.starts[-1])
+
+    def shards_of(self, documents: Ids) -> Ids:
+        return np.searchsorted(self.starts, documents, side="right") - 1
+
+    def scan(
+        self, signal: str, names: Sequence[str]
+    ) -> Iterator[tuple[int, list[npt.NDArray[np.uint64]], npt.NDArray[np.bool_]]]:
+        """(number of the first document, columns, which documents were measured) of each shard."""
+        for start, shard in zip(self.starts.tolist(), self.shards):
+            table = _read(shard.files[signal])
+            known = table[names[0]].is_valid().to_numpy()
+            yield start, [_numbers(table[name]) for name in names], known
+
+    def take(self, signal: str, names: Sequence[str], documents: Ids) -> npt.NDArray[np.uint64]:
+        """uint64[documents, names] of documents in ascending order."""
+        out = np.empty((len(documents), len(names)), np.uint64)
+        bounds = np.searchsorted(documents, self.starts)
+        for at in np.flatnonzero(np.diff(bounds)).tolist():
+            first, last = int(bounds[at]), int(bounds[at + 1])
+            rows = documents[first:last] - self.starts[at]
+            table = _read(self.shards[at].files[signal])
+            for column, name in enumerate(names):
+                out[first:last, column] = _numbers(table[name])[rows]
+        return out
+
+
+def _read(path: str) -> pa.Table:
+    with pa.memory_map(path) as file:
+        return pa.ipc.open_stream(file).read_all()
+
+
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    return np.asarray((column.fill_null(0) if column.null_count else column).to_numpy(), np.uint64)
