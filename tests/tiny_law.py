@@ -4,7 +4,7 @@
 
 The encoder's vectors depend on the whole device batch, on purpose: a run that resumes with other batches than the
 undisturbed run had gives other bits. Each of its calls appends the number of its rows to the file named by CALLS, if
-that is set.
+that is set, and takes SLOW seconds.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ class HashingEncoder:
         if os.environ.get("CALLS"):
             with open(os.environ["CALLS"], "a") as calls:
                 calls.write(f"{len(rows)}\n")
+        time.sleep(float(os.environ.get("SLOW", "0")))
         batch = zlib.crc32(repr([len(row) for row in rows]).encode()) % 1000 / 1e5
         found = np.stack(
             [np.sin(np.outer(np.array(row), np.arange(1, self.dim + 1))).sum(axis=0) + batch for row in rows]

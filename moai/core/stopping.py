@@ -43,12 +43,14 @@ def by_others() -> set[signal.Signals]:
 
 
 @contextlib.contextmanager
-def stoppable(what_remains: str, *, within_seconds: float | None = None) -> Iterator[None]:
+def stoppable(
+    what_remains: str, *, within_seconds: float | None = None, tidy_seconds: float | None = None
+) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP as Interrupted, so that there is time to tidy up and to tell others. Only where
     signals can be handled.
 
     Python hears of a signal once the library call that it is in returns; `within_seconds` ends a process that has not
-    by then, untidied: for work that survives a kill.
+    by then, untidied: for work that survives a kill. So does `tidy_seconds`, where tidying up takes longer.
 
     After the first, one of another kind is the same wish, since a launcher passes on what its group has had from the
     terminal; the same one again is an impatient person, and ends the process at once. Not SIGHUP, which a shell passes
@@ -62,7 +64,7 @@ def stoppable(what_remains: str, *, within_seconds: float | None = None) -> Iter
 
     def force() -> None:
         told.wait()
-        if not over.wait(_TIDY_SECONDS):
+        if not over.wait(_TIDY_SECONDS if tidy_seconds is None else tidy_seconds):
             with contextlib.suppress(OSError):
                 os.write(2, f"stopped by {seen[0].name}; {what_remains}\n".encode())
             os._exit(128 + seen[0])

@@ -16,23 +16,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from moai.core.errors import MoaiError, StorageError
 from moai.core.stopping import Stop
 from moai.reembedding import schema, search, versions
-from moai.reembedding.chunk import Chunk
+from moai.reembedding.chunk import GONE, Chunk
 from moai.reembedding.database import Database, sqlite_version, wal_reset_bug
-from moai.reembedding.documents import GONE, LawDocuments, check_tables
+from moai.reembedding.documents import LawDocuments, check_tables, count_characters
 from moai.reembedding.embed import Embed, Model
 from moai.reembedding.loading import LoadedWhenNeeded, sample_rows
 from moai.reembedding.making import Making, dimensions, settle
 from moai.reembedding.options import ReembedConfig, pragmas
-from moai.reembedding.prefetch import Seconds, prefetch
+from moai.reembedding.prefetch import Prefetch, Seconds
 from moai.reembedding.progress import Progress
 from moai.reembedding.runs import Run, refuse_while_running
 from moai.reembedding.versions import Version
 from moai.reembedding.writer import VersionWriter
 
 logger = logging.getLogger(__name__)
+
+DEVICE_BATCHES = 32
+"""In an encoded batch, by tokens: enough to sort by length and to keep every lane busy, little to lose in a crash."""
+_LAST_SECONDS, _CLOSE_SECONDS = 1.5, 0.5
+"""A stop waits so long for the device batches at work, and for a thread; what takes longer is left behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,13 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
             "embedding_batch_size": making.embedding_batch_size.value,
         }
         # From here on other runs are refused: two would write to one backup.
-        run = Run.begin(database, version_id=version.id, documents_total=total, settings=settings)
+        run = Run.begin(
+            database,
+            version_id=version.id,
+            documents_total=total,
+            characters_total=count_characters(database, config.source_types),
+            settings=settings,
+        )
         with _ended(run):
             old = None if one_version else schema.old_index(database)
             backup = schema.migrate(database, old, backup=config.backup, indexes=not config.skip_index_optimization)
@@ -173,6 +186,7 @@ def _update(config: ReembedConfig, making: Making, version: Version, database: D
         query_type=config.query_type,
         embedding_batch_size=making.embedding_batch_size.value,
         tokens=encoder.tokens,
+        batch_tokens=lambda: DEVICE_BATCHES * encoder.batch_tokens,
     )
 
     def note_making() -> None:
@@ -204,10 +218,12 @@ def _update(config: ReembedConfig, making: Making, version: Version, database: D
         query_type=config.query_type,
         model_name=making.model.name,
         commit_interval=config.commit_interval,
+        commit_seconds=config.commit_seconds,
         replace_all_versions=one_version,
         on_change=note_making,
     )
-    _work(documents, cut, Embed(encoder=encoder, vector_dtype=making.vector_dtype), writer, seconds)
+    embed = Embed(encoder=encoder, vector_dtype=making.vector_dtype, kept=writer.unfinished())
+    _work(documents, cut, embed, writer, seconds)
 
 
 def _work(documents: LawDocuments, cut: Chunk, embed: Embed, writer: VersionWriter, seconds: Seconds) -> None:
@@ -218,11 +234,12 @@ def _work(documents: LawDocuments, cut: Chunk, embed: Embed, writer: VersionWrit
     progress = Progress(run)
 
     def idle() -> None:
-        writer.beat()
+        writer.beat(lambda: embed.unfinished)
         progress.say()
 
-    chunks = prefetch(seconds.waiting("chunk", cut(seconds.waiting("read", documents.pages()))))
-    encoded = prefetch(seconds.waiting("encode", embed(seconds.waiting("wait", chunks))), idle=idle)
+    read = seconds.waiting("chunk", cut(seconds.waiting("read", documents.pages())))
+    chunks = Prefetch(read, stop=embed.stop)
+    encoded = Prefetch(seconds.waiting("encode", embed(seconds.waiting("wait", chunks))), idle=idle, stop=embed.stop)
     try:
         for batch in encoded:
             with seconds.of("write"):
@@ -232,13 +249,26 @@ def _work(documents: LawDocuments, cut: Chunk, embed: Embed, writer: VersionWrit
             writer.commit()
     except BaseException as error:
         embed.stop.set()
-        encoded.close()
         if not isinstance(error, StorageError):  # what is encoded is kept, unless the disk refused it already
             with contextlib.suppress(MoaiError):
-                writer.commit()
+                _keep(encoded, embed, writer)
         raise
     finally:
+        for stage in (encoded, chunks):
+            stage.close(within_seconds=_CLOSE_SECONDS)
         progress.end()
+
+
+def _keep(encoded: Prefetch[pa.RecordBatch], embed: Embed, writer: VersionWriter) -> None:
+    """Commit what is encoded: at once what waits, then what the device batches at work give while there is time."""
+    writer.commit(embed.unfinished)
+    for batch in encoded.rest(within_seconds=_LAST_SECONDS):
+        writer.hold(batch)
+    unfinished = embed.unfinished
+    writer.commit(unfinished)
+    if unfinished:
+        said = "Stopped inside a batch: %s encoded chunks of it are kept for the next run"
+        logger.info(said, f"{len(unfinished.vectors):,}")
 
 
 def _complete(database: Database, version_id: int, *, faiss: str | None, activate: bool) -> None:

@@ -13,8 +13,10 @@ blank in the last part of the window.
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +28,8 @@ VERSION = 1
 """Part of every document's content hash: raise it when the same text would be cut otherwise."""
 
 STRATEGIES = ("standard", "dynamic", "hybrid")
+GONE = "gone from its table"
+"""The reason of a document that has to leave the version."""
 _DOCUMENTS_AT_ONCE = 64
 _PARAGRAPHS_A_CHUNK = 3
 _LATE_PART = 0.6
@@ -119,17 +123,29 @@ class Chunk:
     embedding_batch_size: int
     """Chunks in a batch, unless one document has more."""
     query_type: str | None = None
+    batch_tokens: Callable[[], int] = lambda: sys.maxsize
+    """Tokens in a batch, unless one document has more: asked for when there is a chunk, since only the model knows."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
+            looked_at = looked_at_in(batch)
             waiting: list[tuple[Any, ...]] = []
+            seen, tokens = Counter[str](), 0
             for start in range(0, batch.num_rows, _DOCUMENTS_AT_ONCE):
-                for rows in self._documents(batch.slice(start, _DOCUMENTS_AT_ONCE).to_pylist()):
-                    if waiting and len(waiting) + len(rows) > self.embedding_batch_size:
-                        yield _batch(waiting, {})
-                        waiting = []
+                documents = batch.slice(start, _DOCUMENTS_AT_ONCE).to_pylist()
+                for document, rows in zip(documents, self._documents(documents)):
+                    more = sum(len(row[-1] or ()) for row in rows)
+                    if waiting and (
+                        len(waiting) + len(rows) > self.embedding_batch_size or tokens + more > self.batch_tokens()
+                    ):
+                        yield _batch(waiting, seen)
+                        waiting, tokens = [], 0
+                        looked_at.subtract(seen)
+                        seen.clear()
                     waiting += rows
-            yield _batch(waiting, batch.schema.metadata)
+                    tokens += more
+                    seen.update(documents=int(document["reason"] != GONE), characters=document["characters"])
+            yield _batch(waiting, looked_at)  # with the unchanged ones of the page
 
     def _documents(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
         """The rows of each document, all of them tokenized in two calls."""
@@ -349,9 +365,14 @@ def _middle(text: str, span: Span) -> int | None:
     return min((mark for mark in blanks if first < mark < last), key=lambda mark: abs(mark - middle), default=middle)
 
 
-def _batch(rows: list[tuple[Any, ...]], metadata: dict[bytes, bytes] | None) -> pa.RecordBatch:
+def looked_at_in(batch: pa.RecordBatch) -> Counter[str]:
+    """How many documents, and characters of them, were looked at up to this batch's end."""
+    return Counter({name.decode(): int(number) for name, number in (batch.schema.metadata or {}).items()})
+
+
+def _batch(rows: list[tuple[Any, ...]], looked_at: Mapping[str, int]) -> pa.RecordBatch:
     columns: list[Sequence[Any]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)],
-        schema=SCHEMA.with_metadata(metadata if metadata is not None else {}),
+        schema=SCHEMA.with_metadata({name: str(number) for name, number in looked_at.items()}),
     )

@@ -30,6 +30,8 @@ from moai.reembedding.runs import STAGES, refuse_while_running
 logger = logging.getLogger(__name__)
 
 _MOST_PROBLEMS = 20
+_HEARD_SECONDS, _TIDY_SECONDS = 1.5, 3.0
+"""Of a signal: together under the 5 s in which a run ends. What is not tidied up by then survives it, as a kill."""
 KEPT = "what was committed is kept, run again to go on from it"
 
 
@@ -60,7 +62,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: 
     name = flags.pop(0) if flags and not flags[0].startswith("-") else ""
     if name not in ("", "build", *ACTIONS):
         raise ConfigError(f"unknown action {name!r}: choose from build, {', '.join(ACTIONS)}")
-    with stoppable(KEPT):
+    with stoppable(KEPT, within_seconds=_HEARD_SECONDS, tidy_seconds=_TIDY_SECONDS):
         for line in (_act if name in ACTIONS else _build)(name, flags, environ, f"{prog} {name}".rstrip()):
             print(line)
     return 0

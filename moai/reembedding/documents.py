@@ -12,6 +12,7 @@ paragraphs.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ import pyarrow as pa
 from moai.core.errors import SourceError
 from moai.core.files import digest_json
 from moai.reembedding import chunk
+from moai.reembedding.chunk import GONE
 from moai.reembedding.database import Database, Row
 
-GONE = "gone from its table"
 NO_TEXT = "no text"
 TOO_SHORT = "under 50 characters"
 LEAST_CHARACTERS = 50
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         ("paragraphs", pa.list_(pa.string())),
         ("content_hash", pa.string()),
         ("reason", pa.string()),
+        ("characters", pa.int64()),
     ]
 )
 """`reason` is set where the document gets no chunk; `paragraphs` is null then."""
@@ -70,10 +72,13 @@ class Kind:
         # In order, so that both sides are merged: an older SQLite keeps all ids in a temporary table otherwise.
         return f"SELECT count(*) FROM ({parents}SELECT {self.key} FROM {self.texts} ORDER BY 1)"
 
+    def characters_sql(self) -> str:
+        return f"SELECT coalesce(sum(length(text)), 0) FROM {self.texts}"
+
     def text_sql(self) -> str:
         order = f"{self.key}, para_index" if self.parents else self.key
         # As bytes: SQLite keeps in a TEXT column whatever was put there, valid UTF-8 or not.
-        listed = f"SELECT {self.key}, CAST(text AS BLOB) FROM {self.texts}"
+        listed = f"SELECT {self.key}, CAST(text AS BLOB), length(text) FROM {self.texts}"
         return f"{listed} WHERE {self.key} BETWEEN ?1 AND ?2 ORDER BY {order}"
 
 
@@ -115,6 +120,10 @@ def count_documents(database: Database, source_types: Sequence[str]) -> dict[str
     return {source_type: int(database.value(KINDS[source_type].count_sql())) for source_type in source_types}
 
 
+def count_characters(database: Database, source_types: Sequence[str]) -> int:
+    return sum(int(database.value(KINDS[source_type].characters_sql())) for source_type in source_types)
+
+
 def content_key(strategy: str, query_type: str | None, revision: str) -> str:
     """All that decides a document's chunks and vectors besides its text. Precision is not in it: it belongs to a
     version and does not change within one.
@@ -146,25 +155,26 @@ class LawDocuments:
     """Documents that need work, at most; None for all."""
 
     def pages(self) -> Iterator[pa.RecordBatch]:
-        """A batch a page: the documents that need work; "documents" in its schema's metadata says how many were looked
-        at. The connection belongs to the thread that asks for the first batch.
+        """A batch a page: the documents that need work; "documents" and "characters" in its schema's metadata say how
+        many were looked at. The connection belongs to the thread that asks for the first batch.
         """
         left = self.limit
         with Database.open(self.path) as database:
             codec = str(database.value("PRAGMA encoding"))  # Python knows UTF-8, UTF-16le and UTF-16be by these names
             for source_type in self.source_types:
-                for documents, rows in self._pages_of(database, source_type, codec):
+                for documents, characters, rows in self._pages_of(database, source_type, codec):
                     if left is not None and len(rows) > left:
                         documents = max(0, documents - len(rows) + left)  # what is left out was not looked at
+                        characters -= sum(row[-1] for row in rows[left:])
                         rows = rows[:left]
-                    yield _batch(rows, documents)
+                    yield _batch(rows, documents, characters)
                     if left is not None:
                         left -= len(rows)
                         if left == 0:
                             return
 
-    def _pages_of(self, database: Database, source_type: str, codec: str) -> Iterator[tuple[int, list[Row]]]:
-        """(documents looked at, rows of those that need work)."""
+    def _pages_of(self, database: Database, source_type: str, codec: str) -> Iterator[tuple[int, int, list[Row]]]:
+        """(documents looked at, their characters, rows of those that need work)."""
         kind, last = KINDS[source_type], _BEFORE_ALL
         while ids := [row[0] for row in database.rows(kind.page_sql(), (last, self.doc_batch_size))]:
             here = set(ids)
@@ -172,11 +182,13 @@ class LawDocuments:
             for receipts in self._receipts(database, source_type, last, ids[-1]):
                 known |= {source_id: digest for source_id, digest in receipts if source_id in here}
                 if gone := [receipt for receipt in receipts if receipt[0] not in here]:
-                    yield 0, _gone(source_type, gone)
+                    yield 0, 0, _gone(source_type, gone)
             texts: dict[int, list[bytes]] = {}
-            for source_id, data in database.rows(kind.text_sql(), (ids[0], ids[-1])):
+            characters = Counter[int]()
+            for source_id, data, length in database.rows(kind.text_sql(), (ids[0], ids[-1])):
                 if data is not None:
                     texts.setdefault(source_id, []).append(bytes(data))
+                    characters[source_id] += length
             rows = []
             for source_id in ids:
                 stored = texts.get(source_id, [])
@@ -184,11 +196,12 @@ class LawDocuments:
                 if known.get(source_id) != digest:
                     paragraphs = [paragraph.decode(codec, "replace") for paragraph in stored]
                     reason = _skip_reason(paragraphs)
-                    rows.append((source_type, source_id, None if reason else paragraphs, digest, reason))
-            yield len(ids), rows
+                    kept = None if reason else paragraphs
+                    rows.append((source_type, source_id, kept, digest, reason, characters[source_id]))
+            yield len(ids), characters.total(), rows
             last = ids[-1]
         for receipts in self._receipts(database, source_type, last, _AFTER_ALL):
-            yield 0, _gone(source_type, receipts)
+            yield 0, 0, _gone(source_type, receipts)
 
     def _receipts(self, database: Database, source_type: str, after: int, last: int) -> Iterator[list[Row]]:
         """A page at a time: between two documents that are there, any number may be gone."""
@@ -206,13 +219,14 @@ class LawDocuments:
 
 
 def _gone(source_type: str, receipts: Sequence[Row]) -> list[Row]:
-    return [(source_type, source_id, None, digest, GONE) for source_id, digest in receipts]
+    return [(source_type, source_id, None, digest, GONE, 0) for source_id, digest in receipts]
 
 
-def _batch(rows: Sequence[Row], documents: int) -> pa.RecordBatch:
+def _batch(rows: Sequence[Row], documents: int, characters: int) -> pa.RecordBatch:
     columns: list[Sequence[object]] = list(zip(*rows)) if rows else [()] * len(SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)]
-    return pa.record_batch(arrays, schema=SCHEMA.with_metadata({b"documents": str(documents).encode()}))
+    looked_at = {"documents": str(documents), "characters": str(characters)}
+    return pa.record_batch(arrays, schema=SCHEMA.with_metadata(looked_at))
 
 
 def _skip_reason(paragraphs: Sequence[str]) -> str | None:

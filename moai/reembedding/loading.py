@@ -7,6 +7,7 @@ that writes the version's first vectors, so a run that goes on after a crash com
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -140,7 +141,7 @@ class _Later:
 
 def sample_rows(documents: LawDocuments, chunk: Chunk, tokens: Tokens) -> list[list[int]]:
     """Token ids of chunks from the first documents of every source type, evenly over them."""
-    cut, rows = replace(chunk, tokens=tokens), []
+    cut, rows = replace(chunk, tokens=tokens, batch_tokens=lambda: sys.maxsize), []
     for source_type in documents.source_types:
         few = replace(documents, source_types=(source_type,), limit=SAMPLE_DOCUMENTS)
         rows += [row for batch in cut(few.pages()) for row in batch["ids"].to_pylist() if row is not None]

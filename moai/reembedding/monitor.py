@@ -134,8 +134,17 @@ class State:
         return self.total - self.done
 
     @property
+    def characters_left(self) -> int:
+        """Of the live run; documents differ too much in length to tell the time by."""
+        return max(0, int(self.run.get("characters_total", 0)) - int(self.run.get("characters_seen", 0)))
+
+    @property
     def eta_seconds(self) -> float | None:
-        return self.left / self.pace.documents if self.pace and self.pace.documents > 0 else None
+        if not self.pace:
+            return None
+        if self.is_running and self.pace.characters > 0:
+            return self.characters_left / self.pace.characters
+        return self.left / self.pace.documents if self.pace.documents > 0 else None
 
     @property
     def is_paused(self) -> bool:
@@ -166,9 +175,10 @@ def look(config: WatchConfig) -> State:
         receipts = {row[0]: row[1:] for row in database.rows(sql, (version_id,))}
         row = database.row("SELECT * FROM reembed_runs WHERE version_id = ? ORDER BY id DESC LIMIT 1", (version_id,))
         newest_run = dict(zip(database.columns("reembed_runs"), row)) if row else {}
+        counted = ", characters" * ("characters" in database.columns("reembed_samples"))  # none of an earlier moai
         samples = database.rows(
-            "SELECT at, documents, chunks FROM reembed_samples WHERE run_id = (SELECT max(id) FROM reembed_runs WHERE "
-            "version_id = ? AND chunks_encoded > 0) ORDER BY at",
+            f"SELECT at, documents, chunks{counted} FROM reembed_samples WHERE run_id = (SELECT max(id) FROM "
+            "reembed_runs WHERE version_id = ? AND chunks_encoded > 0) ORDER BY at",
             (version_id,),
         )
         return State(
@@ -209,6 +219,12 @@ def progress_lines(state: State) -> Iterator[str]:
         word = state.run["state"]
         word = "paused" if state.is_paused else "died" if word == "running" and not state.is_running else word
         said = f"{state.run['id']} {word}, started {state.run['started_at']}, heartbeat {state.run['heartbeat_at']}"
+        encoded, committed = state.run["chunks_encoded"], state.run["chunks"]
+        total = state.run.get("characters_total", 0)
+        yield (
+            f"this run   {state.run.get('characters_seen', 0) / total if total else 1.0:.1%} of the characters; "
+            f"{encoded:,} chunks encoded, {committed:,} of them committed"
+        )
         if state.is_running and state.pace:
             said += f", {state.pace.chunks:,.1f} chunks/s, about {clock(state.eta_seconds)} left"
         said += f" ({state.run['message']})" if state.run.get("message") else ""

@@ -41,6 +41,7 @@ class ReembedConfig:
         None, "chunks handed to the encoder at once; the default follows the memory of the machine or GPU"
     )
     commit_interval: int = option(5, "encoded batches in one transaction")
+    commit_seconds: float = option(60.0, "what is encoded is committed after so many seconds at the latest")
     dry_run: bool = option(False, "say what would be done; write nothing, load no model")
     skip_index_optimization: bool = option(False, "create none of the indexes that speed up replacing and counting")
     replace_all_versions: bool = option(
@@ -78,6 +79,8 @@ class ReembedConfig:
         for name in ("version_id", "doc_batch_size", "embedding_batch_size", "commit_interval", "limit"):
             check_number(name, getattr(self, name))
         check_device(self.device)
+        if not self.commit_seconds > 0:
+            raise ConfigError(f"commit_seconds = {self.commit_seconds}: above 0")
         for name in self.source_type:
             if name not in KINDS:
                 raise ConfigError(f"source_type = {name!r}: choose from {', '.join(KINDS)}")

@@ -22,24 +22,25 @@ _BAR_WIDTH = 30
 @dataclass
 class Progress:
     run: Run
-    _samples: deque[Sample] = field(default_factory=lambda: deque([Sample(datetime.now(UTC), 0, 0)], maxlen=_SAMPLES))
+    _samples: deque[Sample] = field(
+        default_factory=lambda: deque([Sample(datetime.now(UTC), 0, 0, 0)], maxlen=_SAMPLES)
+    )
     _said_at: float = field(default_factory=time.monotonic)
     _said_share: float = 0.0
     _has_bar: bool = False
 
     def say(self) -> None:
-        live = {**self.run.counts, **self.run.live()}
-        done, total = live["documents_seen"] + self.run.waiting, self.run.documents_total
-        self._samples.append(Sample(datetime.now(UTC), done, live["chunks_encoded"]))
-        share, now = min(1.0, done / total), time.monotonic()
+        done, encoded = self.run.looked_at(), self.run.live()["chunks_encoded"]
+        self._samples.append(Sample(datetime.now(UTC), done["documents"], encoded, done["characters"]))
+        share, now = min(1.0, done["characters"] / max(1, self.run.characters_total)), time.monotonic()
         if sys.stderr.isatty():
             if now - self._said_at >= _BAR_SECONDS or share == 1:
                 bar = "#" * int(share * _BAR_WIDTH)
-                sys.stderr.write(f"\r[{bar:{_BAR_WIDTH}}] {self._line(done, total)}\033[K")
+                sys.stderr.write(f"\r[{bar:{_BAR_WIDTH}}] {self._line(share)}\033[K")
                 sys.stderr.flush()
                 self._said_at, self._has_bar = now, True
         elif now - self._said_at >= _LINE_SECONDS or share - self._said_share >= _LINE_SHARE:
-            logger.info("Re-embedding: %s", self._line(done, total))
+            logger.info("Re-embedding: %s", self._line(share))
             self._said_at, self._said_share = now, share
 
     def end(self) -> None:
@@ -47,10 +48,14 @@ class Progress:
         if self._has_bar:
             sys.stderr.write("\n")
 
-    def _line(self, done: int, total: int) -> str:
-        line = f"{done / total:.0%}, {done:,} of {total:,} documents, {self._samples[-1].chunks:,} chunks"
+    def _line(self, share: float) -> str:
+        newest, total = self._samples[-1], self.run.characters_total
+        line = (
+            f"{share:.0%} of the characters, {newest.documents:,} of {self.run.documents_total:,} documents, "
+            f"{newest.chunks:,} chunks encoded, {self.run.counts['chunks']:,} committed"
+        )
         rate = pace(self._samples)
-        if rate and rate.documents:
+        if rate and rate.characters:
             line += f", {rate.chunks:,.1f} chunks/s"
-            line += f", about {clock((total - done) / rate.documents)} left" if total > done else ""
+            line += f", about {clock((total - newest.characters) / rate.characters)} left" if share < 1 else ""
         return line

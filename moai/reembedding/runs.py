@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ SILENT_SECONDS = 600.0
 _SAMPLES_KEPT = 2000
 
 COUNTERS = (
-    *("documents_seen", "documents_embedded", "documents_skipped", "documents_gone"),
+    *("documents_seen", "characters_seen", "documents_embedded", "documents_skipped", "documents_gone"),
     *("chunks", "tokens", "truncated", "chunks_encoded", "encode_batches"),
 )
 STAGES = ("read", "chunk", "load", "encode", "wait", "write")
@@ -41,13 +42,19 @@ WINDOW_SECONDS = 600.0
 TABLES = (
     "CREATE TABLE IF NOT EXISTS reembed_runs(id INTEGER PRIMARY KEY, version_id INTEGER NOT NULL, state TEXT NOT NULL, "
     "owner TEXT NOT NULL, started_at TEXT NOT NULL, heartbeat_at TEXT NOT NULL, ended_at TEXT, "
-    "documents_total INTEGER NOT NULL, "
+    "documents_total INTEGER NOT NULL, characters_total INTEGER NOT NULL DEFAULT 0, "
     + "".join(f"{name} INTEGER NOT NULL DEFAULT 0, " for name in COUNTERS)
     + "".join(f"seconds_{name} REAL NOT NULL DEFAULT 0, " for name in STAGES)
     + "settings TEXT, message TEXT)",
     "CREATE TABLE IF NOT EXISTS reembed_samples(run_id INTEGER NOT NULL, at TEXT NOT NULL, documents INTEGER NOT NULL, "
-    "chunks INTEGER NOT NULL, PRIMARY KEY(run_id, at)) WITHOUT ROWID",
+    "chunks INTEGER NOT NULL, characters INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(run_id, at)) WITHOUT ROWID",
 )
+ADDED_COLUMNS = {
+    "reembed_runs": ("characters_total", "characters_seen"),
+    "reembed_samples": ("characters",),
+}
+"""Of tables that an earlier moai made without them."""
+_SAMPLE = "INSERT OR REPLACE INTO reembed_samples(run_id, at, documents, chunks, characters) VALUES(?,?,?,?,?)"
 
 
 def now() -> str:
@@ -75,17 +82,26 @@ class Run:
     database: Database
     id: int
     documents_total: int
+    characters_total: int
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By stage; whoever measures keeps writing to it."""
-    waiting: int = 0
-    """Documents that were looked at and wait for their commit."""
+    waiting: Counter[str] = field(default_factory=Counter)
+    """Documents and characters that were looked at and wait for their commit."""
     live: Callable[[], Mapping[str, int]] = dict
     """Counters of the stages that run beside the writer."""
     _said_at: float = 0.0
 
     @classmethod
-    def begin(cls, database: Database, *, version_id: int, documents_total: int, settings: Mapping[str, object]) -> Run:
+    def begin(
+        cls,
+        database: Database,
+        *,
+        version_id: int,
+        documents_total: int,
+        characters_total: int,
+        settings: Mapping[str, object],
+    ) -> Run:
         """Raises StorageError while another run writes to this database."""
         with database.transaction("reembed.run"):
             for run_id in refuse_while_running(database):
@@ -93,16 +109,23 @@ class Run:
             at = now()
             database.run(
                 "INSERT INTO reembed_runs(version_id, state, owner, started_at, heartbeat_at, documents_total, "
-                "settings) VALUES(?,'running',?,?,?,?,?)",
-                (version_id, json.dumps(owner()), at, at, documents_total, json.dumps(settings, ensure_ascii=False)),
+                "characters_total, settings) VALUES(?,'running',?,?,?,?,?,?)",
+                (
+                    *(version_id, json.dumps(owner()), at, at, documents_total, characters_total),
+                    json.dumps(settings, ensure_ascii=False),
+                ),
             )
             run_id = int(database.value("SELECT last_insert_rowid()"))
-            database.run("INSERT INTO reembed_samples VALUES(?,?,0,0)", (run_id, at))
-        return cls(database, run_id, documents_total, _said_at=time.monotonic())
+            database.run(_SAMPLE, (run_id, at, 0, 0, 0))
+        return cls(database, run_id, documents_total, characters_total, _said_at=time.monotonic())
 
     def add(self, **counts: int) -> None:
         for name, number in counts.items():
             self.counts[name] += number
+
+    def looked_at(self) -> Mapping[str, int]:
+        """Documents and characters, those that wait for their commit included."""
+        return {name: self.counts[f"{name}_seen"] + self.waiting[name] for name in ("documents", "characters")}
 
     def write(self) -> None:
         """Counts, seconds and a sample, in the caller's transaction: they are what is committed, never more."""
@@ -112,10 +135,9 @@ class Run:
         at = now()
         self.database.run(f"UPDATE reembed_runs SET heartbeat_at = ?, {names} WHERE id = ?", (at, *values, self.id))
         failpoint("reembed.sample", self.database.path)
-        self.database.run(
-            "INSERT OR REPLACE INTO reembed_samples VALUES(?,?,?,?)",
-            (self.id, at, self.counts["documents_seen"] + self.waiting, self.counts["chunks_encoded"]),
-        )
+        done = self.looked_at()
+        sample = (done["documents"], self.counts["chunks_encoded"], done["characters"])
+        self.database.run(_SAMPLE, (self.id, at, *sample))
         self._said_at = time.monotonic()
 
     def beat(self) -> None:
@@ -158,19 +180,21 @@ def refuse_while_running(database: Database) -> list[int]:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a run had done by a moment: documents that were looked at, chunks that were encoded."""
+    """What a run had done by a moment: documents and their characters that were looked at, chunks that were encoded."""
 
     at: datetime
     documents: int
     chunks: int
+    characters: int = 0
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Documents and chunks a second, over `seconds` of work."""
+    """Documents, chunks and characters a second, over `seconds` of work."""
 
     documents: float
     chunks: float
+    characters: float
     seconds: float
 
 
@@ -180,7 +204,7 @@ def pace(samples: Sequence[Sample], *, window_seconds: float = WINDOW_SECONDS) -
     What counts for nothing: gaps longer than PAUSE_SECONDS, the time until the first chunk (a model is loaded), and
     stretches of documents without a chunk, which pass a thousand times as fast as what is left.
     """
-    seconds = documents = chunks = 0.0
+    seconds = documents = chunks = characters = 0.0
     for before, after in reversed(list(itertools.pairwise(samples))):
         gap = (after.at - before.at).total_seconds()
         burst = after.chunks == before.chunks and after.documents > before.documents
@@ -189,9 +213,12 @@ def pace(samples: Sequence[Sample], *, window_seconds: float = WINDOW_SECONDS) -
         seconds += gap
         documents += after.documents - before.documents
         chunks += after.chunks - before.chunks
+        characters += after.characters - before.characters
         if seconds >= window_seconds:
             break
-    return Pace(documents / seconds, chunks / seconds, seconds) if seconds > 0 else None
+    if seconds == 0:
+        return None
+    return Pace(documents / seconds, chunks / seconds, characters / seconds, seconds)
 
 
 def _is_dead(who: Mapping[str, object], heartbeat: str) -> bool:

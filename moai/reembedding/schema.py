@@ -102,6 +102,9 @@ def create_tables(database: Database) -> None:
         for sql in (*writer.TABLES, *runs.TABLES, ACTIVATIONS):
             failpoint("reembed.create", database.path)
             database.run(sql)
+        for table, columns in runs.ADDED_COLUMNS.items():
+            for column in set(columns) - set(database.columns(table)):
+                database.run(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
 
 
 def restore_index(database: Database) -> str:

@@ -1,27 +1,32 @@
 """The one writer of a version: several batches with their receipts and the run's counts in one short transaction.
 
     writer = VersionWriter(database=database, run=run, version_id=5, ...)
-    for batch in prefetch(...):
+    for batch in Prefetch(...):
         writer.add(batch)        # every `commit_interval` batches that change something: delete, insert, receipts
     writer.commit()
 
-What a transaction needs is encoded before it begins. A document without a receipt has nothing that counts.
+What a transaction needs is encoded before it begins. A document without a receipt has nothing that counts. What is
+encoded of a batch that is not done is kept beside, when a minute has passed or the run is stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from moai.core.errors import StorageError
 from moai.core.failpoints import failpoint
+from moai.reembedding.chunk import GONE, looked_at_in
 from moai.reembedding.database import Database
-from moai.reembedding.documents import GONE
+from moai.reembedding.embed import Unfinished
 from moai.reembedding.runs import Run, now
 
 TABLES = (
@@ -29,8 +34,12 @@ TABLES = (
     "source_id INTEGER NOT NULL, content_hash TEXT NOT NULL, chunks INTEGER NOT NULL, tokens INTEGER NOT NULL, "
     "truncated INTEGER NOT NULL, reason TEXT, embedded_at TEXT NOT NULL, "
     "PRIMARY KEY(version_id, source_type, source_id)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS reembed_unfinished(version_id INTEGER NOT NULL, batch TEXT NOT NULL, "
+    "place INTEGER NOT NULL, vector BLOB NOT NULL, PRIMARY KEY(version_id, place)) WITHOUT ROWID",
 )
-"""A row a document that was looked at: with chunks, or with the reason why it has none."""
+"""`reembed_receipts`: a row a document that was looked at, with chunks, or with the reason why it has none.
+`reembed_unfinished`: float32 vectors of the one batch of a version that was left half encoded.
+"""
 
 _CHUNK_COLUMNS = (
     "id, source_type, source_id, level, chunk_index, start_char, end_char, overlap_chars, text, token_count, meta, "
@@ -61,41 +70,60 @@ class VersionWriter:
     query_type: str | None
     model_name: str
     commit_interval: int
+    commit_seconds: float = 60.0
     replace_all_versions: bool = False
     on_change: Callable[[], None] = lambda: None
     """Called inside every transaction that changes the version: what was derived from it is stale now."""
     _waiting: list[pa.RecordBatch] = field(default_factory=list)
     """As Arrow until their transaction: as rows of Python objects they take several times as much."""
+    _committed_at: float = field(default_factory=time.monotonic)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        self.run.waiting += int((batch.schema.metadata or {}).get(b"documents", b"0"))
-        if batch.num_rows:
-            self._waiting.append(batch)
+        self.hold(batch)
         # Batches without a chunk count too: a million deleted documents may not wait in memory.
         if not self._waiting or len(self._waiting) >= self.commit_interval:
             self.commit()
 
-    def commit(self) -> None:
+    def hold(self, batch: pa.RecordBatch) -> None:
+        """Take the batch for the next commit."""
+        self.run.waiting.update(looked_at_in(batch))
+        if batch.num_rows:
+            self._waiting.append(batch)
+
+    def commit(self, unfinished: Unfinished | None = None) -> None:
         """Commit what waits. Without anything but unchanged documents there is nothing to commit."""
-        if self._waiting:
-            self._transact()
+        if self._waiting or unfinished:
+            self._transact(unfinished)
             self._waiting = []
         self._note_seen()
+        self._committed_at = time.monotonic()
 
-    def beat(self) -> None:
+    def beat(self, unfinished: Callable[[], Unfinished | None] = lambda: None) -> None:
+        """A sign of life; and a commit where the last one is `commit_seconds` ago."""
+        if time.monotonic() - self._committed_at >= self.commit_seconds:
+            self.commit(unfinished())
         with contextlib.suppress(StorageError):  # a sign of life is not worth a run
             self.run.beat()
 
-    def _note_seen(self) -> None:
-        self.run.add(documents_seen=self.run.waiting)
-        self.run.waiting = 0
+    def unfinished(self) -> Unfinished | None:
+        """What the run before left of a batch."""
+        rows = self.database.rows(
+            "SELECT batch, place, vector FROM reembed_unfinished WHERE version_id = ?", (self.version_id,)
+        )
+        return Unfinished(rows[0][0], {place: np.frombuffer(data, "<f4") for _, place, data in rows}) if rows else None
 
-    def _transact(self) -> None:
+    def _note_seen(self) -> None:
+        waiting = self.run.waiting
+        self.run.add(documents_seen=waiting["documents"], characters_seen=waiting["characters"])
+        self.run.waiting = Counter()
+
+    def _transact(self, unfinished: Unfinished | None) -> None:
         before, waiting = dict(self.run.counts), self.run.waiting
         try:
             self._note_seen()
             with self.database.transaction("reembed.batch"):
                 self.on_change()
+                self._keep(unfinished)
                 for batch in self._waiting:
                     self._write(_documents(batch))
                 failpoint("reembed.run_row", self.database.path)
@@ -104,6 +132,17 @@ class VersionWriter:
             self.run.counts, self.run.waiting = before, waiting  # what was rolled back was not done
             raise
         self.database.run("PRAGMA shrink_memory")  # a page cache that is kept would grow with the database
+
+    def _keep(self, unfinished: Unfinished | None) -> None:
+        self.database.run("DELETE FROM reembed_unfinished WHERE version_id = ?", (self.version_id,))
+        if unfinished:
+            self.database.run_many(
+                "INSERT INTO reembed_unfinished VALUES(?,?,?,?)",
+                (
+                    (self.version_id, unfinished.batch, place, vector.astype("<f4").tobytes())
+                    for place, vector in unfinished.vectors.items()
+                ),
+            )
 
     def _write(self, documents: Sequence[_Document]) -> None:
         self._delete(documents)

@@ -5,6 +5,7 @@ lost some.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_law import Pieces, sentence
 
-from moai.reembedding.chunk import HYBRID, STRATEGIES, Chunk, sizes
+from moai.reembedding.chunk import HYBRID, STRATEGIES, Chunk, looked_at_in, sizes
 from moai.reembedding.documents import SCHEMA as DOCUMENTS
 
 TYPES = ("statute_article", "case_paragraph", "decision_paragraph", "interpretation_paragraph")
@@ -54,7 +55,7 @@ def chunks(
     batch = pa.record_batch(
         [
             pa.array([value], field.type)
-            for value, field in zip((source_type, 7, list(paragraphs), "abcdef0123456789", None), DOCUMENTS)
+            for value, field in zip((source_type, 7, list(paragraphs), "abcdef0123456789", None, 99), DOCUMENTS)
         ],
         schema=DOCUMENTS,
     )
@@ -217,7 +218,10 @@ def test_a_text_whose_pieces_have_more_tokens_alone_is_cut_again() -> None:
 
     text = sentence(6, 2000)
     batch = pa.record_batch(
-        [pa.array([value], field.type) for value, field in zip(("case_paragraph", 1, [text], "ab", None), DOCUMENTS)],
+        [
+            pa.array([value], field.type)
+            for value, field in zip(("case_paragraph", 1, [text], "ab", None, 2000), DOCUMENTS)
+        ],
         schema=DOCUMENTS,
     )
     found = [
@@ -235,7 +239,7 @@ def test_what_no_cut_can_save_is_marked_as_truncated() -> None:
 
 
 def test_batches_end_between_documents() -> None:
-    rows = [("case_paragraph", n, [sentence(n, 3000)], f"{n:08x}", None) for n in range(6)]
+    rows = [("case_paragraph", n, [sentence(n, 3000)], f"{n:08x}", None, 3000) for n in range(6)]
     batch = pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(zip(*rows), DOCUMENTS)], schema=DOCUMENTS
     )
@@ -244,3 +248,11 @@ def test_batches_end_between_documents() -> None:
     assert len(out) > 2
     assert sum(map(len, ids)) == len(set.union(*ids)) == 6
     assert all(part.num_rows <= 20 or len(set(part["source_id"].to_pylist())) == 1 for part in out)
+    by_tokens = Chunk(strategy="standard", tokens=Pieces(), embedding_batch_size=100, batch_tokens=lambda: 1500)
+    parts = list(by_tokens(iter([batch.replace_schema_metadata({"documents": "9", "characters": "20000"})])))
+    tokens = [sum(map(len, part["ids"].to_pylist())) for part in parts]
+    assert len(parts) > 2
+    assert all(number <= 1500 or len(set(part["source_id"].to_pylist())) == 1 for number, part in zip(tokens, parts))
+    looked_at = [looked_at_in(part) for part in parts]
+    assert sum(looked_at, Counter()) == {"documents": 9, "characters": 20_000}  # three are unchanged
+    assert all(seen["characters"] >= 3000 for seen in looked_at)

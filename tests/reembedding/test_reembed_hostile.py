@@ -24,8 +24,10 @@ from moai.core.stopping import Stop
 from moai.reembedding import command, runs, search, versions
 from moai.reembedding import database as databases
 from moai.reembedding.build import plan
+from moai.reembedding.chunk import GONE
 from moai.reembedding.database import Database
-from moai.reembedding.documents import GONE, KINDS, LawDocuments
+from moai.reembedding.documents import KINDS, LawDocuments
+from moai.reembedding.embed import Unfinished
 from moai.reembedding.options import ReembedConfig
 from moai.reembedding.writer import VersionWriter
 
@@ -314,9 +316,9 @@ def test_documents_that_are_gone_come_and_go_a_page_at_a_time(law: Path, monkeyp
     assert max(batch.num_rows for batch in batches) == 2
     committed, honest = [], VersionWriter._transact
 
-    def count(into: VersionWriter) -> None:
+    def count(into: VersionWriter, unfinished: Unfinished | None) -> None:
         committed.append(len(into._waiting))
-        honest(into)
+        honest(into, unfinished)
 
     monkeypatch.setattr(VersionWriter, "_transact", count)
     report = reembed(law, doc_batch_size=2, commit_interval=2)

@@ -42,7 +42,8 @@ def running(law: Path, *, silent_seconds: float = 0.0, seen: int = 10) -> None:
     at = (datetime.now(UTC) - timedelta(seconds=silent_seconds)).isoformat(timespec="milliseconds")
     tiny_law.change(
         law,
-        "UPDATE reembed_runs SET state = 'running', owner = ?, heartbeat_at = ?, documents_seen = ?",
+        "UPDATE reembed_runs SET state = 'running', owner = ?, heartbeat_at = ?, documents_seen = ?, "
+        "characters_total = 10000, characters_seen = 9000, chunks_encoded = chunks + 7",
         (json.dumps(owner()), at, seen),
     )
 
@@ -94,12 +95,16 @@ def test_what_is_left_follows_the_live_run_and_its_pace(law: Path) -> None:
     tiny_law.change(law, "DELETE FROM reembed_samples")
     for n in range(3):
         at = (datetime.now(UTC) - timedelta(seconds=20 - 10 * n)).isoformat(timespec="milliseconds")
-        tiny_law.change(law, "INSERT INTO reembed_samples VALUES(1, ?, ?, ?)", (at, 5 * n, 10 * n))
+        tiny_law.change(law, "INSERT INTO reembed_samples VALUES(1, ?, ?, ?, ?)", (at, 5 * n, 10 * n, 400 * n))
     state = look(WatchConfig(db=str(law)))
     assert state.is_running
     assert not state.is_paused
     assert state.left == 16
-    assert state.eta_seconds == pytest.approx(32, rel=0.01)
+    # A tenth of the characters is left, at 40 a second. By documents, of which the short ones come first, it is 32.
+    assert state.eta_seconds == pytest.approx(25, rel=0.01)
+    chunks = state.run["chunks"]
+    counted = f"90.0% of the characters; {chunks + 7:,} chunks encoded, {chunks:,} of them committed"
+    assert counted in "\n".join(monitor.progress_lines(state))
     said = "\n".join(monitor.performance_lines(state))
     assert state.pace is not None
     assert (state.pace.documents, state.pace.chunks) == (pytest.approx(0.5, rel=0.01), pytest.approx(1, rel=0.01))
@@ -168,7 +173,9 @@ def test_the_bar_of_a_terminal_ends_full_and_on_its_own_line(tmp_path: Path, mon
     path, terminal = tiny_law.make(tmp_path / "law.db"), Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     build(ReembedConfig(db=str(path), version_id=5), model=tiny_law.HashingModel(), environ={})
-    assert terminal.getvalue().rpartition("\r")[2].startswith(f"[{'#' * 30}] 100%, 26 of 26 documents")
+    assert (
+        terminal.getvalue().rpartition("\r")[2].startswith(f"[{'#' * 30}] 100% of the characters, 26 of 26 documents")
+    )
     assert terminal.getvalue().endswith("\033[K\n")
 
 

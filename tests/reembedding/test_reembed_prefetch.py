@@ -1,5 +1,5 @@
-"""`prefetch`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives the loop over
-it.
+"""`Prefetch`: reading, encoding and writing beside each other, bounded, in order, and no thread outlives its
+end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from moai.reembedding.prefetch import Seconds, prefetch
+from moai.core.errors import Interrupted
+from moai.reembedding.prefetch import Prefetch, Seconds
 
 
 def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:
@@ -21,14 +22,14 @@ def numbers(count: int, seen: list[int] | None = None) -> Iterator[int]:
 
 
 def test_order_is_kept_through_two_stages() -> None:
-    doubled = (2 * number for number in prefetch(numbers(500)))
-    assert list(prefetch(doubled, depth=3)) == [2 * number for number in range(500)]
+    doubled = (2 * number for number in Prefetch(numbers(500)))
+    assert list(Prefetch(doubled, depth=3)) == [2 * number for number in range(500)]
 
 
 def test_a_slow_consumer_holds_the_producer_back() -> None:
     """`depth` wait in the queue, one in the producer's hand; a pool's imap would have pulled all of them."""
     seen: list[int] = []
-    stage = prefetch(numbers(10_000, seen), depth=2)
+    stage = Prefetch(numbers(10_000, seen), depth=2)
     assert next(stage) == 0
     deadline = time.monotonic() + 10
     while len(seen) < 4 and time.monotonic() < deadline:
@@ -49,7 +50,7 @@ def test_stages_run_beside_each_other() -> None:
             event.set()
             yield number
 
-    for number in prefetch(produce()):
+    for number in Prefetch(produce()):
         if number + 1 < len(made):
             assert made[number + 1].wait(timeout=10)
 
@@ -60,13 +61,13 @@ def test_an_error_comes_out_behind_what_was_made_before_it() -> None:
         yield 2
         raise ValueError("third")
 
-    stage = prefetch(prefetch(failing()))
+    stage = Prefetch(Prefetch(failing()))
     assert [next(stage), next(stage)] == [1, 2]
     with pytest.raises(ValueError, match="third"):
         next(stage)
 
 
-def test_leaving_the_loop_ends_every_thread_and_closes_the_source() -> None:
+def test_closing_it_ends_every_thread_and_closes_the_source() -> None:
     before, closed = threading.active_count(), []
 
     def endless() -> Iterator[int]:
@@ -75,14 +76,39 @@ def test_leaving_the_loop_ends_every_thread_and_closes_the_source() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    for number in prefetch(number + 1 for number in prefetch(endless())):
+    inner = Prefetch(endless())
+    outer = Prefetch(number + 1 for number in inner)
+    for number in outer:
         if number > 10:
             break
+    outer.close()
+    inner.close()
     deadline = time.monotonic() + 10
     while (threading.active_count() > before or not closed) and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     assert threading.active_count() == before
     assert closed == ["prefetch"]
+
+
+def test_after_a_stop_what_is_made_is_given_and_nobody_waits_for_what_takes_long() -> None:
+    stop, over = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 1
+        yield 2
+        over.wait(timeout=60)
+
+    stage = Prefetch(slow(), stop=stop)
+    assert next(stage) == 1
+    deadline = time.monotonic() + 10
+    while stage._ready.empty() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    stop.set()
+    assert list(stage.rest(within_seconds=0.5))[:1] == [2]
+    with pytest.raises(Interrupted):
+        next(stage)
+    stage.close(within_seconds=0.1)
+    over.set()
 
 
 def test_while_it_waits_it_has_time_for_a_heartbeat() -> None:
@@ -92,7 +118,7 @@ def test_while_it_waits_it_has_time_for_a_heartbeat() -> None:
         assert beaten.wait(timeout=10)
         yield 1
 
-    assert list(prefetch(slow(), idle=beaten.set, idle_seconds=0.01)) == [1]
+    assert list(Prefetch(slow(), idle=beaten.set, idle_seconds=0.01)) == [1]
 
 
 def test_seconds_of_a_stage_leave_out_the_stages_inside_it() -> None:
