@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +22,12 @@ from moai.engine.progress import Progress
 from moai.engine.run import Done
 from moai.engine.stage import Results, Stage, run_stages
 from moai.pretraining.assembly import Request
-from moai.quality.buckets import EXACT, SCHEMA, Buckets
+from moai.pretraining.similarity import Comparison, Shards
+from moai.quality import bands
+from moai.quality.bands import FLOOR, Bands, slots_for
+from moai.quality.buckets import EXACT, SAME_WORDS, SCHEMA, Buckets, Key
 from moai.quality.corpus import Corpus, Ids
+from moai.quality.crowds import Crowds
 from moai.quality.duplicates import settle
 from moai.quality.hashes import CONTENT
 from moai.quality.verdicts import Copies
@@ -46,8 +52,8 @@ class Duplicates:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """All that finding duplicates needs. `priorities` and `names` are those of the sources, `source_of` says of a shard
-    which it belongs to.
+    """All that finding duplicates needs. `shards` are those of the corpus, `source_of` says which source each belongs
+    to, `priorities` and `names` are those of the sources.
     """
 
     wanted: Request
@@ -56,15 +62,63 @@ class Search:
     label: str
     report: Report
     corpus: Corpus
+    shards: Shards
     source_of: Ids
     priorities: Sequence[int]
     names: Sequence[str]
 
     def duplicates(self, kept: npt.NDArray[np.bool_]) -> Duplicates:
         """Of the documents that are kept so far: a bool each."""
-        equal = self._run(Buckets(name="exact", corpus=self.corpus, key=EXACT))
-        ids = np.unique(equal)
-        return self._settled(ids, kept, equal, np.empty((0, 2), np.int64), np.empty(0))
+        config = self.wanted.config
+        if config.dedup == "exact":
+            equal = self._equal(EXACT)
+            return self._settled(np.unique(equal), kept, equal, np.empty((0, 2), np.int64), np.empty(0))
+        equal, slots = self._equal(SAME_WORDS), slots_for(config.dedup_similarity)
+        found = self._tables(Bands(name="bands", corpus=self.corpus, slots=slots), bands.SCHEMA)
+        crowded = found["crowd"].to_numpy()
+        crowds = Crowds.of(found.filter(crowded), self.corpus, FLOOR[slots])
+        known = _unique(_columns(found.filter(~crowded)))
+        jaccards = self._compared(known)
+        while True:
+            alike = jaccards >= config.dedup_similarity
+            ids = np.unique(np.concatenate((equal.ravel(), known[alike].ravel())))
+            settled = self._settled(ids, kept, equal, known[alike], jaccards[alike])
+            stays = kept.copy()
+            stays[settled.documents] = False
+            more = crowds.uncompared(_of_classes(stays, equal), known, self._order)
+            if not len(more):
+                return settled
+            known, jaccards = np.concatenate((known, more)), np.concatenate((jaccards, self._compared(more)))
+
+    def _equal(self, key: Key) -> Ids:
+        """The first document of each class beside each other one."""
+        return _columns(self._tables(Buckets(name=key.signal, corpus=self.corpus, key=key), SCHEMA))
+
+    def _compared(self, pairs: Ids) -> npt.NDArray[np.float64]:
+        """The similarity of each."""
+        if not len(pairs):
+            return np.empty(0)
+        folder = self.staging / f"pairs-{uuid.uuid4().hex}"
+        folder.mkdir()
+        compared = Comparison(
+            cache=self.wanted.cache, folder=folder, corpus=self.corpus, shards=self.shards, pairs=pairs
+        )
+        chunks = compared.chunks()
+        read, numbers = compared.reading(chunks, self.staging)
+        size = sum(self.shards[at][1].shard.nominal_bytes for some in numbers for at in some)
+
+        def files(_: None, results: Results) -> dict[int, str]:
+            shards = zip((at for some in numbers for at in some), (done for finished in results for done in finished))
+            return {at: str(Ledger(self.wanted.cache).shard(done.receipt.shard_key)) for at, done in shards}
+
+        reading = Stage(pipelines=lambda _: read, reduce=files, watch=self._watch("Reading candidates", size))
+        comparing = Stage(
+            pipelines=lambda shingles: [compared.comparing(chunks, shingles, self.staging)],
+            reduce=lambda _, results: compared.jaccards(results),
+            watch=self._watch("Comparing candidates", len(pairs)),
+        )
+        found: npt.NDArray[np.float64] = run_stages([reading, comparing], self.executor)
+        return found
 
     def _settled(
         self,
@@ -96,24 +150,25 @@ class Search:
         by_name = np.argsort(np.argsort(np.array(self.names)))
         return np.lexsort((ids, by_name[sources], low, high, -np.array(self.priorities)[sources]))
 
-    def _run(self, source: Buckets) -> Ids:
-        """The pairs that a stage finds."""
-        key = digest_json(source.identity)[:40]
-        cache = self.wanted.cache
-        progress = Progress(self.corpus.documents, label=self.label, doing="Comparing")
+    def _tables(self, source: Buckets | Bands, schema: pa.Schema) -> pa.Table:
+        """What a stage over sidecars finds."""
+        key, cache = digest_json(source.identity)[:40], self.wanted.cache
 
-        def read(_: None, results: Results) -> Ids:
+        def read(_: None, results: Results) -> pa.Table:
             Ledger(cache).note_transform(key, source.identity)
-            return np.concatenate([pairs_in(cache, done) for done in results[0]])
+            return pa.concat_tables(_table(cache, done) for done in results[0])
 
-        sink = ArrowShards(cache=cache, staging=self.staging, schema=SCHEMA)
+        sink = ArrowShards(cache=cache, staging=self.staging, schema=schema, rows_per_batch=1 << 16)
         stage = Stage(
             pipelines=lambda _: [Pipeline(source=source, transforms=(), sink=sink, transform_key=key)],
             reduce=read,
-            watch=lambda *_: _Watch(progress, self.report),
+            watch=self._watch("Looking for copies", sum(shard.nominal_bytes for shard in source.shards())),
         )
-        found: Ids = run_stages([stage], self.executor)
+        found: pa.Table = run_stages([stage], self.executor)
         return found
+
+    def _watch(self, doing: str, size: int) -> Callable[[Any, Sequence[Pipeline]], _Watch]:
+        return lambda *_: _Watch(Progress(size, label=self.label, doing=doing), self.report)
 
 
 @dataclass
@@ -130,10 +185,29 @@ class _Watch:
         self.report(self.progress.snapshot())
 
     def close(self, results: Results) -> None:
-        self.progress.end()
+        if self.progress.shards:
+            self.progress.end()
 
 
-def pairs_in(cache: Path, done: Done) -> Ids:
+def _table(cache: Path, done: Done) -> pa.Table:
     with pa.memory_map(str(Ledger(cache).shard(done.receipt.shard_key))) as file:
-        table = pa.ipc.open_stream(file).read_all()
-    return np.stack([table[name].to_numpy() for name in SCHEMA.names], axis=1)
+        return pa.ipc.open_stream(file).read_all()
+
+
+def _columns(table: pa.Table) -> Ids:
+    return np.stack([table[name].to_numpy() for name in ("first", "second")], axis=1)
+
+
+def _unique(pairs: Ids) -> Ids:
+    """Ordered, each once."""
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    new = np.ones(len(pairs), bool)
+    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[new]
+
+
+def _of_classes(stays: npt.NDArray[np.bool_], equal: Ids) -> npt.NDArray[np.bool_]:
+    """Of the first document of each class whether any of the class stays; the first one speaks for all."""
+    found = stays.copy()
+    np.logical_or.at(found, equal[:, 0], stays[equal[:, 1]])
+    return found

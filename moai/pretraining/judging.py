@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Judgement:
     verdicts: tuple[dict[str, Verdict], ...]
     """By the ids of the shards, for each stream."""
     signals: tuple[Signal, ...]
-    dedup: str
+    copies: Mapping[str, Any]
+    """What counts as one: `dedup` and `similarity` as they were set."""
     tally: Tally
     files: dict[str, Path]
     """What stands in the prepared directory of it, by name: signals and verdicts of each shard, in order."""
@@ -53,13 +54,15 @@ class Judgement:
     def digest(self) -> str:
         """Of what was measured and decided, over all shards."""
         found = [[verdict.measured, verdict.dropped] for one in self.verdicts for verdict in one.values()]
-        return digest_json([self.tally.profile.identity(), self.dedup, [one.identity() for one in self.signals], found])
+        return digest_json(
+            [self.tally.profile.identity(), dict(self.copies), [one.identity() for one in self.signals], found]
+        )
 
     def summary(self) -> dict[str, Any]:
         """What the manifest says of it."""
         return {
             "profile": self.tally.profile.identity(),
-            **({"dedup": self.dedup} if self.dedup != "none" else {}),
+            **self.copies,
             "sources": self.tally.sources,
         }
 
@@ -143,6 +146,7 @@ def judge(
             label=label,
             report=report,
             corpus=corpus,
+            shards=[(measured[at], done) for at, done in shards],
             source_of=np.array([at for at, _ in shards]),
             priorities=[stream.reading.entry.priority or 0 for stream in streams],
             names=[stream.given.name for stream in streams],
@@ -169,14 +173,14 @@ def judge(
         logger.info("%s", line)
     _check_dropped(tally, wanted.config.max_dropped)
     failpoint("quality.decided")
-    return Judgement(tuple(verdicts), signals, wanted.config.dedup, tally, files)
+    return Judgement(tuple(verdicts), signals, wanted.config.copies, tally, files)
 
 
 def _listed(cache: Path, measured: Measured, done: Done) -> ShardSidecars:
     ledger = Ledger(cache)
     files = {name: str(one.file(cache, done.receipt)) for name, one in measured.named()}
     receipts = [ledger.receipt(one.shard_key(done.receipt)) for one in measured.sidecars]
-    return ShardSidecars(max(receipt.rows for receipt in receipts if receipt), done.receipt.shard_key, files)
+    return ShardSidecars(max(receipt.rows for receipt in receipts if receipt), files)
 
 
 def _table(cache: Path, measured: Measured, done: Done) -> pa.Table:

@@ -67,7 +67,7 @@ def plan_fields(
             **({"sources": own} if own else {}),
             **({"left_out": left_out} if left_out else {}),
             **({"quality": config.profile().identity()} if config.quality else {}),
-            **({"dedup": config.dedup} if config.dedup != "none" else {}),
+            **config.copies,
         },
         "tokenizer": tokenizer_identity(tokenizer, template),
         "format": {"format_version": FORMAT_VERSION, "parts": digest_json([class_identity(part) for part in PARTS])},

@@ -18,6 +18,7 @@ from moai.pretraining.assembly import Request, Stream
 from moai.pretraining.keys import transform_identity
 from moai.pretraining.options import DataConfig
 from moai.quality.hashes import DocumentHash
+from moai.quality.minhash import MinHash
 from moai.quality.sidecars import Sidecar, Sidecars, once, sidecars
 from moai.quality.statistics import TextStatistics
 from moai.quality.verdicts import Drained
@@ -43,6 +44,15 @@ class Measured:
     def keys(self) -> tuple[str, ...]:
         return (self.stream.transform_key, *(one.key for one in self.sidecars))
 
+    def identity(self, parts: Sequence[Part]) -> Mapping[str, Any]:
+        """Of what these parts make of its texts."""
+        return _identity(self.stream, parts)
+
+    def read_for(self, *keys: str) -> Any:
+        """Its source, where finished shards have these transform keys."""
+        source = self.stream.source
+        return replace(source, transform_keys=keys) if isinstance(source, LocalSource) else source
+
     def named(self) -> Iterator[tuple[str, Sidecar]]:
         """The sidecars, each under a name of its own."""
         yield from zip(distinct_names(one.signal.name for one in self.sidecars), self.sidecars)
@@ -65,6 +75,8 @@ def signals_of(config: DataConfig) -> tuple[Signal, ...]:
     found: list[Signal] = [TextStatistics()] if config.quality else []
     if config.dedup != "none":
         found.append(DocumentHash())
+    if config.dedup == "minhash":
+        found.append(MinHash())
     return tuple(found)
 
 
@@ -73,19 +85,16 @@ def measuring(stream: Stream, signals: Sequence[Signal]) -> Measured:
     maps, filters, own = ordered([part for part in stream.inner if not isinstance(part, Split)])
     first = [one for one in filters if isinstance(one, Sample)]
     chain = (*maps, *first, *signals, *own, *(one for one in filters if one not in first))
-    to_text = stream.to_text
-    if isinstance(to_text, ToExamples):
-        to_text = replace(to_text, shown=to_text.shown | {"text"})
+    if isinstance(stream.to_text, ToExamples):
+        stream = replace(stream, to_text=replace(stream.to_text, shown=stream.to_text.shown | {"text"}))
+    what = _identity(stream, [part for part in chain if not isinstance(part, Signal)])
+    found = sidecars(chain, lambda parts: _identity(stream, parts))
+    measured = Measured(replace(stream, identity=what, transform_key=digest_json(what)[:40]), chain, found)
+    return replace(measured, stream=replace(measured.stream, source=measured.read_for(*measured.keys)))
 
-    def identity(parts: Sequence[Part]) -> Mapping[str, Any]:
-        needs = {name for part in parts for name in part.needs}
-        looked_at = tuple(column for column in to_text.columns if column.name in needs)
-        return transform_identity(stream.given, (replace(to_text, columns=looked_at), *parts), ())
 
-    what = identity([part for part in chain if not isinstance(part, Signal)])
-    found, source = sidecars(chain, identity), stream.source
-    key = digest_json(what)[:40]
-    if isinstance(source, LocalSource):
-        source = replace(source, transform_keys=(key, *(one.key for one in found)))
-    stream = replace(stream, source=source, to_text=to_text, identity=what, transform_key=key)
-    return Measured(stream, chain, found)
+def _identity(stream: Stream, parts: Sequence[Part]) -> Mapping[str, Any]:
+    """The text with the columns that these parts look at, and the parts."""
+    needs = {name for part in parts for name in part.needs}
+    looked_at = tuple(column for column in stream.to_text.columns if column.name in needs)
+    return transform_identity(stream.given, (replace(stream.to_text, columns=looked_at), *parts), ())

@@ -21,7 +21,7 @@ _DATASET, _PARTS, _RULES = "moai.pretraining.dataset", "moai.transforms.named", 
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
-DEDUPS = ("none", "exact")
+DEDUPS = ("none", "exact", "minhash")
 BACKENDS = ("auto", "tokenizers", "fastokens")
 
 
@@ -120,6 +120,9 @@ class DataConfig:
     dedup: str = option(
         "none", "drop copies, within and across sources: of the same text, or also of similar ones", choices=DEDUPS
     )
+    dedup_similarity: float = option(
+        0.8, "minhash: share of the word 5-grams of both that two documents have in common at least to be copies"
+    )
     max_dropped: float | None = option(
         None, "share of the documents read, of all and of each source, above which judging ends the run"
     )
@@ -185,6 +188,12 @@ class DataConfig:
             raise ConfigError(f"max_dropped = {self.max_dropped}: must lie between 0 and 1")
         if self.quality is None and self.quality_set:
             raise ConfigError("quality_set is set and quality is not: name a profile, as --quality gopher")
+        if not 0.5 <= self.dedup_similarity <= 1:
+            raise ConfigError(f"dedup_similarity = {self.dedup_similarity}: must lie between 0.5 and 1")
+        if self.dedup_similarity != 0.8 and self.dedup != "minhash":
+            raise ConfigError(
+                f"dedup_similarity = {self.dedup_similarity} with dedup = {self.dedup}: is for --dedup minhash"
+            )
         if self.max_dropped is not None and not self.judges:
             raise ConfigError("max_dropped is set, and neither quality nor dedup is: nothing would be dropped")
         if self.transforms:
@@ -218,6 +227,12 @@ class DataConfig:
     def judges(self) -> bool:
         """Whether documents are measured and judged before they are packed."""
         return bool(self.quality or self.dedup != "none")
+
+    @property
+    def copies(self) -> dict[str, Any]:
+        """What counts as a copy, as keys and manifests say it."""
+        similarity = {"similarity": self.dedup_similarity} if self.dedup == "minhash" else {}
+        return {"dedup": self.dedup, **similarity} if self.dedup != "none" else {}
 
     def profile(self) -> Any:
         """The thresholds that documents are judged by (moai.quality.rules.Profile). Raises ConfigError."""

@@ -21,6 +21,7 @@ from moai.core.files import digest_json
 from moai.engine.pipeline import Meter, Raw, Shard
 from moai.quality.corpus import Corpus, Ids
 from moai.quality.hashes import CONTENT
+from moai.quality.minhash import WORDS
 
 DOCUMENTS_AT_ONCE = 1 << 20
 """Of one key, sorted together."""
@@ -39,6 +40,7 @@ class Key:
 
 EXACT = Key("document_hash", CONTENT)
 """The texts are the same, byte for byte."""
+SAME_WORDS = Key("min_hash", WORDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,7 @@ class Buckets:
         return {"buckets": self.version, "signal": self.key.signal, "columns": self.key.columns}
 
     def shards(self) -> Iterator[Shard]:
-        parts = 1
-        while self.corpus.documents > parts * DOCUMENTS_AT_ONCE:
-            parts *= 2
-        content = [shard.content for shard in self.corpus.shards]
+        parts, content = parts_of(self.corpus), self.corpus.content(self.key.signal)
         for part in range(parts):
             digest = digest_json([content, part, parts])[:32]
             size = self.corpus.documents // parts
@@ -83,6 +82,14 @@ class Buckets:
 
     def remember(self, shard: Shard, raw: Raw) -> None:
         pass
+
+
+def parts_of(corpus: Corpus) -> int:
+    """Into how many parts a key is split, so that each can be sorted at once."""
+    parts = 1
+    while corpus.documents > parts * DOCUMENTS_AT_ONCE:
+        parts *= 2
+    return parts
 
 
 def gathered(corpus: Corpus, key: Key, part: int, parts: int) -> tuple[Ids, list[npt.NDArray[np.uint64]]]:

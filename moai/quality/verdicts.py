@@ -51,6 +51,7 @@ class JudgedSource:
 
     source: Any
     verdicts: Mapping[str, Verdict]
+    """By the ids of shards; those without one are left out."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "verdicts": {}}  # a worker reads what its orders name
@@ -61,7 +62,11 @@ class JudgedSource:
 
     def shards(self) -> Iterator[Shard]:
         for shard in self.source.shards():
-            verdict = self.verdicts[shard.id]
+            verdict = self.verdicts.get(shard.id)
+            if verdict is None:
+                if shard.raw:
+                    self.source.remember(shard, shard.raw)
+                continue
             raw = self._checked(shard.raw, verdict) if shard.raw else None
             yield JudgedShard(**{**vars(shard), "raw": raw}, verdict=verdict)
 

@@ -386,6 +386,7 @@ def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
         "quality",
         "quality_set",
         "dedup",
+        "dedup_similarity",
     }  # these are in the key by what they hold
 
 

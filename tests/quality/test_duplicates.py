@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +20,10 @@ from moai.core.errors import ConfigError
 from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
 from moai.pretraining.options import DataConfig
+from moai.quality.bands import HEADS
 from moai.quality.duplicates import settle
 
+needs_rensa = pytest.mark.skipif(find_spec("rensa") is None, reason="rensa is not installed")
 Make = Callable[..., Prepared]
 ONE = "A document of its own, number {0}, with words enough for it to be told from all others."
 
@@ -151,6 +156,117 @@ def test_without_dedup_no_key_and_no_byte_is_another(prepare: Make, tmp_path: Pa
     assert "quality" not in one.content
 
 
+def near(rng: random.Random, words: list[str], changes: int) -> list[str]:
+    """The same words but for some."""
+    found = list(words)
+    for place in rng.sample(range(len(found)), changes):
+        found[place] = f"other{rng.randrange(10**6)}"
+    return found
+
+
+@pytest.fixture(scope="module")
+def planted() -> list[str]:
+    """Texts of 120 words, with near copies of Jaccard .4 to .95 and copies of copies; exact copies and short texts."""
+    rng, found = random.Random(5), list[str]()
+    for number in range(60):
+        words = [f"w{rng.randrange(5000)}" for _ in range(120)]
+        chain = [words]
+        for _ in range(number % 4):
+            chain.append(near(rng, chain[-1], rng.choice((1, 2, 3, 6))))
+        found += [" ".join(one) for one in chain]
+        if number % 10 == 0:
+            found += [" ".join(words), " ".join(words).upper()]
+    found += ["two words", "Two  words", "three words here"]
+    rng.shuffle(found)
+    return found
+
+
+def kept_by_force(texts: list[str], similarity: float) -> list[str]:
+    """All pairs, in the order of the hash."""
+    sets = []
+    for text in texts:
+        words = text.lower().split()
+        sets.append({tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))})
+    stays: list[int] = []
+    for at in sorted(range(len(texts)), key=lambda at: xxhash.xxh3_128_digest(texts[at].encode())):
+        if not any(len(sets[at] & sets[one]) >= similarity * len(sets[at] | sets[one]) for one in stays):
+            stays.append(at)
+    return sorted(texts[at] for at in stays)
+
+
+@needs_rensa
+def test_near_copies_go_exactly_as_by_comparing_all_pairs(
+    planted: list[str], prepare: Make, texts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, kept = write(tmp_path / "data.jsonl", planted), {}
+    for similarity in (0.8, 0.9, 0.6):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            kept[similarity] = sorted(
+                texts(prepare(path, dedup="minhash", dedup_similarity=similarity, shard_bytes=10_000))
+            )
+        assert kept[similarity] == kept_by_force(planted, similarity)
+        assert any("Reading candidates" in line for line in caplog.messages) == (similarity != 0.9)
+    assert len({len(one) for one in kept.values()}) == 3
+
+
+@needs_rensa
+def test_the_same_near_copies_go_for_any_order_and_workers_and_from_old_to_new(
+    planted: list[str], prepare: Make, texts: Any, tmp_path: Path
+) -> None:
+    kept = []
+    for turn, num_proc in ((0, 0), (50, 2)):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        turned = planted[turn:] + planted[:turn]
+        for part in range(3):
+            write(folder / f"{part}.jsonl", turned[part::3])
+        kept.append(sorted(texts(prepare(str(folder), dedup="minhash", shard_bytes=9000, num_proc=num_proc))))
+    assert kept[0] == kept[1]
+    old, new = write(tmp_path / "old.jsonl", planted[:60]), write(tmp_path / "new.jsonl", planted[60:])
+    entries = [{"path": old, "priority": 1, "name": "old"}, {"path": new, "name": "new"}]
+    alone = sorted(texts(prepare(entries[0], dedup="minhash")))
+    both = prepare(*entries, dedup="minhash")
+    assert both.content["quality"]["sources"]["old"]["kept"] == len(alone)
+    assert {*alone} <= {*texts(both)}
+
+
+@needs_rensa
+def test_a_bucket_of_many_documents_is_settled_by_those_that_stay(prepare: Make, texts: Any, tmp_path: Path) -> None:
+    rng = random.Random(2)
+    words = [f"w{number}" for number in range(300)]
+    letters = [" ".join(near(rng, words, 1)) for _ in range(80)]
+    first = min(letters, key=lambda text: xxhash.xxh3_128_digest(text.encode()))
+    last = max(letters, key=lambda text: xxhash.xxh3_128_digest(text.encode()))
+    many = write(tmp_path / "many.jsonl", letters)
+    assert texts(prepare(many, dedup="minhash")) == [first]
+    one = write(tmp_path / "one.jsonl", [last])
+    entries = [{"path": many, "name": "many"}, {"path": one, "name": "one", "priority": 1}]
+    assert texts(prepare(*entries, dedup="minhash")) == [last]
+    # What a bucket is sorted by first may all be dropped: the others are still compared with one another.
+    ordered = sorted(letters, key=lambda text: xxhash.xxh3_128_digest(text.encode()))
+    short = [" ".join(text.split()[:-1]) for text in ordered[:HEADS]]
+    mixed = write(tmp_path / "mixed.jsonl", short + letters[HEADS:])
+    left = texts(prepare(mixed, dedup="minhash", min_chars=max(map(len, short)) + 1))
+    assert len(left) == 1
+
+
+@needs_rensa
+def test_near_copies_never_stand_on_both_sides_of_the_split(
+    planted: list[str], prepare: Make, texts: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "data.jsonl", planted)
+    whole = sorted(texts(prepare(path, dedup="minhash")))
+    sides = [texts(prepare(path, dedup="minhash", eval_ratio=0.4, held_out=held_out)) for held_out in (False, True)]
+    assert sorted(sides[0] + sides[1]) == whole
+    assert min(map(len, sides)) > 5
+    assert kept_by_force(whole, 0.8) == whole  # no two of either side are similar
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="max_dropped is set, and neither quality nor dedup is"):
         DataConfig(max_dropped=0.5)
+    with pytest.raises(ConfigError, match=r"dedup_similarity = 0.4: must lie between 0.5 and 1"):
+        DataConfig(dedup="minhash", dedup_similarity=0.4)
+    with pytest.raises(ConfigError, match=r"dedup_similarity = 0.9 with dedup = exact: is for --dedup minhash"):
+        DataConfig(dedup="exact", dedup_similarity=0.9)
