@@ -106,7 +106,7 @@ class _Look:
             else:
                 middle = max(begin, (begin + end - _WINDOW_CHARS) // 2)
                 window = self.codes[middle : min(end, middle + _WINDOW_CHARS)]
-                shown = str(window, "utf-32-le").translate(_LETTERS)
+                shown = window.tobytes().decode("utf-32-le").translate(_LETTERS)
                 yield fasttext.predict(_model(), shown) if self.is_text[at] else (NO_LANGUAGE, 1.0)
 
 
@@ -150,4 +150,5 @@ def _lines(codes: Any, kinds: Any, edges: Any) -> tuple[Any, Any]:
     last = kinds[solid[behind[filled] - 1]]
     is_code = np.isin(codes[begins[filled]], _INDENTS) | (last == _STATEMENT_END)
     owners = np.searchsorted(edges, begins[filled], side="right") - 1
-    return tuple(np.bincount(some, minlength=len(edges) - 1) for some in (owners, owners[is_code]))
+    documents = len(edges) - 1
+    return np.bincount(owners, minlength=documents), np.bincount(owners[is_code], minlength=documents)
