@@ -36,9 +36,9 @@ CREATE TABLE domains(id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
 CREATE TABLE statutes(id INTEGER PRIMARY KEY, domain_id INTEGER REFERENCES domains(id), name TEXT NOT NULL,
   UNIQUE(domain_id, name));
 CREATE TABLE statute_articles(id INTEGER PRIMARY KEY,
-  statute_id INTEGER NOT NULL REFERENCES statutes(id) ON DELETE CASCADE, article_no TEXT, heading TEXT,
-  text TEXT NOT NULL);
-CREATE TABLE cases(id INTEGER PRIMARY KEY, doc_id TEXT UNIQUE);
+  statute_id INTEGER NOT NULL REFERENCES statutes(id) ON DELETE CASCADE, article_no TEXT, clause_no TEXT,
+  heading TEXT, text TEXT NOT NULL);
+CREATE TABLE cases(id INTEGER PRIMARY KEY, doc_id TEXT UNIQUE, court TEXT);
 CREATE TABLE case_paragraphs(id INTEGER PRIMARY KEY, case_id INTEGER NOT NULL REFERENCES cases(id) ON DELETE CASCADE,
   para_index INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE(case_id, para_index));
 CREATE TABLE decisions(id INTEGER PRIMARY KEY, doc_id TEXT UNIQUE);
@@ -81,7 +81,7 @@ def sentence(seed: int, characters: int) -> str:
 
 
 def make(path: Path, *, documents: int = 6) -> Path:
-    """`documents` of each type, with the same ids in every type; one statute too short, one case without paragraphs, an
+    """`documents` of each type, with the same ids in every type; one deleted statute, one case without paragraphs, an
     old version 1.
     """
     with contextlib.closing(sqlite3.connect(path)) as db, db:
@@ -89,21 +89,24 @@ def make(path: Path, *, documents: int = 6) -> Path:
         db.execute("INSERT INTO domains VALUES(1, '헌법')")
         db.execute("INSERT INTO statutes VALUES(1, 1, '대한민국헌법')")
         articles = [
-            (n, f"제{n}조(목적) ① {sentence(n, 150 + 130 * (n % 9))}\n② {sentence(1000 + n, 120)}")
+            (n, str(n), f"제{n}조(목적) ① {sentence(n, 150 + 130 * (n % 9))}\n② {sentence(1000 + n, 120)}")
             for n in range(1, documents + 1)
         ]
         db.executemany(
-            "INSERT INTO statute_articles(id, statute_id, text) VALUES(?, 1, ?)", [*articles, (documents + 1, "(삭제)")]
+            "INSERT INTO statute_articles(id, statute_id, article_no, text) VALUES(?, 1, ?, ?)",
+            [*articles, (documents + 1, None, "(삭제)")],
         )
         for table, name in PARENTS.items():
-            db.executemany(f"INSERT INTO {table} VALUES(?, ?)", [(n, f"{name}-{n}") for n in range(1, documents + 1)])
+            db.executemany(
+                f"INSERT INTO {table}(id, doc_id) VALUES(?, ?)", [(n, f"{name}-{n}") for n in range(1, documents + 1)]
+            )
             rows = [
                 (n, index, sentence(10_000 * len(table) + 10 * n + index, 200 + 250 * ((n + index) % 4)))
                 for n in range(1, documents + 1)
                 for index in (2, 0, 1)
             ]
             db.executemany(f"INSERT INTO {name}_paragraphs({name}_id, para_index, text) VALUES(?,?,?)", rows)
-        db.execute("INSERT INTO cases VALUES(?, 'empty')", (documents + 1,))
+        db.execute("INSERT INTO cases(id, doc_id) VALUES(?, 'empty')", (documents + 1,))
         db.execute(
             "INSERT INTO embedding_versions(id, version_name, chunking_strategy, model_name, is_active) VALUES(1, "
             "'v1.0.0-standard', 'standard', 'legacy-model', 1)"

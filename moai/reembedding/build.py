@@ -23,8 +23,9 @@ from moai.core.stopping import Stop
 from moai.reembedding import schema, search, versions
 from moai.reembedding.chunk import GONE, Chunk
 from moai.reembedding.database import Database, sqlite_version, wal_reset_bug
-from moai.reembedding.documents import LawDocuments, check_tables, count_characters
+from moai.reembedding.documents import LawDocuments
 from moai.reembedding.embed import Embed, Model
+from moai.reembedding.kinds import NOT_UTF8, check_tables, count_characters
 from moai.reembedding.loading import LoadedWhenNeeded, sample_rows
 from moai.reembedding.making import Making, dimensions, settle
 from moai.reembedding.options import ReembedConfig, pragmas
@@ -52,6 +53,8 @@ class Report:
     seconds: Mapping[str, float]
     complete: bool
     active: bool
+    skipped: Mapping[str, int]
+    """Documents of the version without chunks, by reason."""
     backup: Path | None
     """The copy that was made before the unique index was migrated, if this run did that."""
 
@@ -59,7 +62,7 @@ class Report:
 def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[str, str] = os.environ) -> Report:
     """Raises a MoaiError for everything a person can do something about; what was committed is kept."""
     with Database.open(Path(config.db), writable=True) as database:
-        check_tables(database)
+        check_tables(database, config.source_types)
         making = settle(config, database, model, environ)
         total = sum(making.totals.values())
         one_version = config.replace_all_versions
@@ -99,6 +102,11 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
                 _complete(database, version.id, faiss=config.faiss, activate=config.activate)
         database.run("PRAGMA wal_checkpoint(TRUNCATE)")
         now = versions.get(database, version.id)
+        skipped = versions.skipped(database, version.id)
+        if number := skipped.get(NOT_UTF8):
+            first = versions.skipped_for(database, version.id, NOT_UTF8)
+            said = "%s documents are set aside, since their text is no valid UTF-8, the first: %s"
+            logger.warning(said, f"{number:,}", ", ".join(first))
     return Report(
         version_id=version.id,
         documents_total=total,
@@ -106,6 +114,7 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
         seconds=dict(run.seconds),
         complete=now.is_complete,
         active=now.is_active,
+        skipped=skipped,
         backup=backup,
     )
 
@@ -113,12 +122,12 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
 def plan(config: ReembedConfig, *, model: Model | None = None, environ: Mapping[str, str] = os.environ) -> list[str]:
     """What a run would do, a line each; nothing is written and no model is loaded."""
     with Database.open(Path(config.db)) as database:
-        check_tables(database)
+        check_tables(database, config.source_types)
         making = settle(config, database, model, environ)
         migrated = not config.replace_all_versions and schema.old_index(database) is not None
     version_id = making.version.id if making.version else config.version_id
     found = {name: {"changed": 0, "without chunks": 0, GONE: 0} for name in config.source_types}
-    for batch in _documents(config, version_id or 0, making.content_key).pages():
+    for batch in _documents(config, version_id or 0, making).pages():
         for source_type, reason in zip(batch["source_type"].to_pylist(), batch["reason"].to_pylist()):
             found[source_type][GONE if reason == GONE else "without chunks" if reason else "changed"] += 1
     said = [
@@ -153,11 +162,12 @@ def _ended(run: Run) -> Iterator[None]:
     run.end("done")
 
 
-def _documents(config: ReembedConfig, version_id: int, content_key: str) -> LawDocuments:
+def _documents(config: ReembedConfig, version_id: int, making: Making) -> LawDocuments:
     return LawDocuments(
         path=Path(config.db),
         version_id=version_id,
-        content_key=content_key,
+        content_key=making.content_key,
+        templates=making.templates,
         doc_batch_size=config.doc_batch_size,
         source_types=config.source_types,
         limit=config.limit,
@@ -170,7 +180,7 @@ def _update(config: ReembedConfig, making: Making, version: Version, database: D
     if lost := versions.forget_lost(database, version.id):
         said = "%s documents of version %d had lost chunks or embeddings to another program: they are embedded again"
         logger.warning(said, f"{lost:,}", version.id)
-    documents = _documents(config, version.id, making.content_key)
+    documents = _documents(config, version.id, making)
     seconds = Seconds()
     encoder = LoadedWhenNeeded(
         model=making.model,
@@ -199,6 +209,7 @@ def _update(config: ReembedConfig, making: Making, version: Version, database: D
             revision=making.model.revision,
             query_type=config.query_type,
             content_key=making.content_key,
+            context=making.templates.spec,
             backend=making.backend,
             vector_dtype=making.vector_dtype,
             complete=False,

@@ -2,8 +2,9 @@
 
     Chunk(strategy="dynamic", tokens=encoder.tokens)     # RecordBatch of documents -> RecordBatches of chunks
 
-A chunk is a span of its document, the paragraphs joined by a newline. The spans of a pass cover every character, none
-is blank, and without the blanks at its ends none is longer than the strategy's size or the model's limit of tokens.
+A chunk is a span of its document, the paragraphs joined by a newline. The spans of a pass cover every character but
+blanks, none begins or ends with one, and none is longer than the strategy's size or, with the document's context before
+it, than the model's limit of tokens.
 
 Where the text is cut, best first: statutes at articles (제N조), clauses (①, 제N항), items (1., 가.); paragraphs at
 their rows and at blank lines; what is still too long in windows that overlap, at a line's end, a sentence's end or a
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2  # 1 knew no context
 """Part of every document's content hash: raise it when the same text would be cut otherwise."""
 
 STRATEGIES = ("standard", "dynamic", "hybrid")
@@ -32,6 +33,8 @@ GONE = "gone from its table"
 """The reason of a document that has to leave the version."""
 _DOCUMENTS_AT_ONCE = 64
 _PARAGRAPHS_A_CHUNK = 3
+_CONTEXT_PART = 4
+"""At most this part of what the model reads is context."""
 _LATE_PART = 0.6
 """A window ends at a boundary if there is one behind this share of it."""
 
@@ -107,6 +110,7 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("category", pa.string()),
         ("group_id", pa.string()),
+        ("context_chars", pa.int32()),
         ("truncated", pa.bool_()),
         ("ids", pa.list_(pa.int32())),
     ]
@@ -160,15 +164,31 @@ class Chunk:
     def _chunked(self, documents: list[dict[str, Any]]) -> Iterator[list[tuple[Any, ...]]]:
         texts = ["\n".join(document["paragraphs"]) for document in documents]
         limit = self.tokens.max_tokens - len(self.tokens.ids([""])[0])
+        before = self._contexts([document["context"] for document in documents], limit // _CONTEXT_PART)
         cut = [
-            self._passes(document, _Measured(text, spans, limit))
-            for document, text, spans in zip(documents, texts, self.tokens.spans(texts))
+            self._passes(document, _Measured(text, spans, limit - tokens))
+            for document, text, spans, (_, tokens) in zip(documents, texts, self.tokens.spans(texts), before)
         ]
-        spans_of = [(text, span) for text, passes in zip(texts, cut) for spans in passes for span in spans]
-        ids = iter(self.tokens.ids([text[start:end].strip() for text, (start, end) in spans_of]))
-        for document, text, passes in zip(documents, texts, cut):
-            pieces = [[piece for span in spans for piece in self._within(text, span, next(ids))] for spans in passes]
-            yield list(self._rows(document, text, pieces))
+        of_spans = [
+            context + text[slice(*_stripped(text, *span))]
+            for text, passes, (context, _) in zip(texts, cut, before)
+            for spans in passes
+            for span in spans
+        ]
+        ids = iter(self.tokens.ids(of_spans))
+        for document, text, passes, (context, _) in zip(documents, texts, cut, before):
+            pieces = [
+                [piece for span in spans for piece in self._within(text, context, span, next(ids))] for spans in passes
+            ]
+            yield list(self._rows(document, text, context, pieces))
+
+    def _contexts(self, contexts: Sequence[str], most_tokens: int) -> list[tuple[str, int]]:
+        """(what stands before each chunk with its newline, how many tokens that has); cut where it is too long."""
+        found = []
+        for context, spans in zip(contexts, self.tokens.spans(contexts)):
+            kept = context if len(spans) <= most_tokens else context[: spans[most_tokens - 1][1] if most_tokens else 0]
+            found.append((f"{kept}\n", min(len(spans), most_tokens) + 1) if kept.strip() else ("", 0))
+        return found
 
     def _passes(self, document: dict[str, Any], measured: _Measured) -> list[list[Span]]:
         wanted = sizes(self.strategy, document["source_type"], self.query_type)
@@ -176,22 +196,22 @@ class Chunk:
             return [cut_statute(measured, size) for size in wanted]
         return [cut_paragraphs(measured, size, document["paragraphs"]) for size in wanted]
 
-    def _within(self, text: str, span: Span, ids: list[int]) -> list[tuple[Span, list[int], bool]]:
+    def _within(self, text: str, context: str, span: Span, ids: list[int]) -> list[tuple[Span, list[int], bool]]:
         """The span, or halves of it where it has more tokens by itself than it had inside its document."""
         if len(ids) <= self.tokens.max_tokens:
-            return [(span, ids, False)]
+            return [(_stripped(text, *span), ids, False)]
         middle = _middle(text, span)
         if middle is None:
-            return [(span, ids[: self.tokens.max_tokens], True)]
+            return [(_stripped(text, *span), ids[: self.tokens.max_tokens], True)]
         halves = [(span[0], middle), (middle, span[1])]
         return [
             piece
-            for half, of_half in zip(halves, self.tokens.ids([text[a:b].strip() for a, b in halves]))
-            for piece in self._within(text, half, of_half)
+            for half, of_half in zip(halves, self.tokens.ids([context + text[a:b].strip() for a, b in halves]))
+            for piece in self._within(text, context, half, of_half)
         ]
 
     def _rows(
-        self, document: dict[str, Any], text: str, passes: list[list[tuple[Span, list[int], bool]]]
+        self, document: dict[str, Any], text: str, context: str, passes: list[list[tuple[Span, list[int], bool]]]
     ) -> Iterator[tuple[Any, ...]]:
         which = document["source_type"], document["source_id"], document["content_hash"]
         group = f"{which[0]}_{which[1]}_{which[2][:8]}" if self.strategy == "hybrid" else None
@@ -200,7 +220,8 @@ class Chunk:
             before = 0
             for (start, end), ids, truncated in pieces:
                 place = index, start, end, max(0, before - start)
-                yield (*which, None, *place, text[start:end], category(end - start), group, truncated, ids)
+                said = context + text[start:end], category(end - start), group, max(0, len(context) - 1)
+                yield (*which, None, *place, *said, truncated, ids)
                 index, before = index + 1, end
 
 

@@ -20,9 +20,9 @@ from moai.core.stopping import stoppable
 from moai.reembedding import schema, search, versions
 from moai.reembedding.build import Report, build, plan
 from moai.reembedding.database import Database
-from moai.reembedding.documents import check_tables
 from moai.reembedding.embed import TokenBudget, encode_all
 from moai.reembedding.encoders import SentenceEncoder, SentenceModel
+from moai.reembedding.kinds import check_tables
 from moai.reembedding.loading import load_encoder
 from moai.reembedding.options import ReembedConfig, check_device, check_number
 from moai.reembedding.runs import STAGES, refuse_while_running
@@ -83,10 +83,12 @@ def summary(report: Report) -> list[str]:
     encode = seconds.get("encode", 0.0)
     rate = f"; {counts['chunks'] / encode:,.1f} chunks/s while encoding" if encode and counts["chunks"] else ""
     state = "complete" if report.complete else "not complete (only a run over all documents completes it)"
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(report.skipped.items())) or "none"
     return [
         f"documents    {counts['documents_seen']:,} of {report.documents_total:,} looked at = "
         f"{counts['documents_embedded']:,} embedded + {counts['documents_skipped']:,} without chunks + "
         f"{unchanged:,} unchanged; {counts['documents_gone']:,} gone",
+        f"left out     {reasons}",
         f"chunks       {counts['chunks']:,} with {counts['tokens']:,} tokens, {counts['truncated']:,} truncated; "
         f"{counts['encode_batches']:,} encode calls",
         f"seconds      {', '.join(f'{name} {seconds[name]:.2f}' for name in STAGES if name in seconds)}{rate}",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moai.core import resources
 from moai.core.config import Setting
 from moai.core.errors import ConfigError, SourceError
 from moai.reembedding import versions
+from moai.reembedding.context import Templates
 from moai.reembedding.database import Database
-from moai.reembedding.documents import content_key, count_documents
+from moai.reembedding.documents import content_key
 from moai.reembedding.embed import Model
 from moai.reembedding.encoders import SentenceModel
+from moai.reembedding.kinds import count_documents
 from moai.reembedding.options import DEFAULT_MODEL, ReembedConfig, cuda_bytes, embedding_batch_size
 from moai.reembedding.versions import Version
 
@@ -31,6 +34,7 @@ class Making:
     """How it was made so far."""
     model: Model
     content_key: str
+    templates: Templates
     precision: str
     backend: str
     vector_dtype: str
@@ -46,6 +50,7 @@ class Making:
 def settle(config: ReembedConfig, database: Database, model: Model | None, environ: Mapping[str, str]) -> Making:
     """Raises ConfigError where the flags do not fit the version, SourceError without such a model or any document."""
     strategy = config.chunking_strategy
+    given = Templates.read(Path(config.context)) if config.context else None
     totals = count_documents(database, config.source_types)
     # None are not taken for deleted, and nothing would be a complete version.
     if not any(totals.values()):
@@ -84,6 +89,7 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
         made=made,
         model=model,
         content_key=content_key(strategy, config.query_type, model.revision),
+        templates=given or templates_of(made),
         precision=precision,
         backend=backend,
         vector_dtype=vector_dtype,
@@ -94,6 +100,11 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
     if version and not config.replace_all_versions:
         _check_fits(making, version, database)
     return making
+
+
+def templates_of(made: Mapping[str, Any]) -> Templates:
+    """What the version was made with, else the default."""
+    return Templates.of(made["context"], "the version's") if made.get("context") else Templates.default()
 
 
 def dimensions(database: Database, version_id: int) -> int | None:

@@ -22,7 +22,7 @@ from moai.core.errors import ConfigError, MoaiError, StorageError
 from moai.core.without_pandas import without_pandas
 from moai.reembedding import runs, versions
 from moai.reembedding.database import Database
-from moai.reembedding.documents import KINDS, check_tables, count_documents
+from moai.reembedding.kinds import check_tables, count_documents, present
 from moai.reembedding.options import check_number
 from moai.reembedding.runs import PAUSE_SECONDS, STAGES, WINDOW_SECONDS, Pace, Sample, clock, pace, parse
 
@@ -167,7 +167,7 @@ def look(config: WatchConfig) -> State:
                 f"{config.db}: no re-embedding has run here yet; start one with python -m moai reembed --db {config.db}"
             )
         version_id = versions.get(database, newest if config.version_id is None else config.version_id).id
-        totals = count_documents(database, tuple(KINDS))
+        totals = count_documents(database, present(database))
         sql = (
             "SELECT source_type, count(*), sum(chunks), sum(reason IS NOT NULL) FROM reembed_receipts WHERE "
             "version_id = ? GROUP BY source_type"
@@ -184,7 +184,7 @@ def look(config: WatchConfig) -> State:
         return State(
             version_id,
             datetime.now(UTC),
-            {name: OfType(totals[name], *receipts.get(name, (0, 0))[:2]) for name in KINDS},
+            {name: OfType(totals[name], *receipts.get(name, (0, 0))[:2]) for name in totals},
             sum(row[2] for row in receipts.values()),
             newest_run,
             newest_run.get("state") == "running" and _lives(database),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from moai.core.config import Setting, option
 from moai.core.errors import ConfigError
 from moai.reembedding.chunk import BY_QUERY, STRATEGIES
-from moai.reembedding.documents import KINDS
 from moai.reembedding.embed import VECTOR_DTYPES
 from moai.reembedding.encoders import BACKENDS, PRECISIONS
+from moai.reembedding.kinds import KINDS
 
 INDEXES = ("flat", "hnsw")
 DEFAULT_MODEL = "snunlp/KR-SBERT-V40K-klueNLI-augSTS"
@@ -36,6 +36,11 @@ class ReembedConfig:
     )
     source_type: tuple[str, ...] = option((), "only these source types; the version is not activated then")
     limit: int | None = option(None, "embed at most so many documents; the version is not activated then")
+    context: str | None = option(
+        None,
+        "YAML file of what stands before a chunk and how it is cited, by source type. Default: the version's, else "
+        "statute and article, court and case number",
+    )
     doc_batch_size: int = option(500, "documents of one look into the tables")
     embedding_batch_size: int | None = option(
         None, "chunks handed to the encoder at once; the default follows the memory of the machine or GPU"

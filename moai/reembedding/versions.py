@@ -208,12 +208,6 @@ def statistics(database: Database, version_id: int) -> dict[str, Any]:
         "embedding_version_id = ?",
         (version_id,),
     )[0]
-    skipped: dict[str, int] = {}
-    if database.columns("reembed_receipts"):
-        sql = (
-            "SELECT reason, count(*) FROM reembed_receipts WHERE version_id = ? AND reason IS NOT NULL GROUP BY reason"
-        )
-        skipped = dict(database.rows(sql, (version_id,)))
     return {
         "documents": documents,
         "chunks": chunks,
@@ -222,8 +216,25 @@ def statistics(database: Database, version_id: int) -> dict[str, Any]:
         "mean_characters": round(characters / chunks, 1) if chunks else 0.0,
         "longest_characters": longest,
         "tokens": tokens or 0,
-        "skipped": skipped,
+        "skipped": skipped(database, version_id),
     }
+
+
+def skipped(database: Database, version_id: int) -> dict[str, int]:
+    """Documents without chunks, by reason."""
+    if not database.columns("reembed_receipts"):
+        return {}
+    sql = "SELECT reason, count(*) FROM reembed_receipts WHERE version_id = ? AND reason IS NOT NULL GROUP BY reason"
+    return dict(database.rows(sql, (version_id,)))
+
+
+def skipped_for(database: Database, version_id: int, reason: str, *, most: int = 3) -> list[str]:
+    """The first documents that have no chunks for this reason."""
+    sql = (
+        "SELECT source_type || ' ' || source_id FROM reembed_receipts WHERE version_id = ? AND reason = ? ORDER BY "
+        "source_type, source_id LIMIT ?"
+    )
+    return [str(row[0]) for row in database.rows(sql, (version_id, reason, most))]
 
 
 def only_in(database: Database, version_id: int, other_id: int) -> int:

@@ -45,7 +45,6 @@ _CHUNK_COLUMNS = (
     "id, source_type, source_id, level, chunk_index, start_char, end_char, overlap_chars, text, token_count, meta, "
     "chunking_strategy, chunk_size_category, query_type, chunk_group_id, original_document_id, embedding_version_id"
 )
-_META = {False: json.dumps({"truncated": False}), True: json.dumps({"truncated": True})}
 
 
 @dataclass
@@ -200,7 +199,8 @@ class VersionWriter:
             *(chunk_id, chunk["source_type"], chunk["source_id"]),
             "article" if chunk["source_type"] == "statute_article" else "paragraph",
             *(chunk[name] for name in named),
-            *(_META[chunk["truncated"]], self.strategy, chunk["category"], self.query_type),
+            json.dumps({name: chunk[name] for name in ("truncated", "context_chars")}),
+            *(self.strategy, chunk["category"], self.query_type),
             *(chunk["group_id"], chunk["source_id"], self.version_id),
         )
 

@@ -51,11 +51,14 @@ def chunks(
     max_tokens: int = 128,
     query_type: str | None = None,
     size: int = 1000,
+    context: str = "",
 ) -> list[dict[str, Any]]:
     batch = pa.record_batch(
         [
             pa.array([value], field.type)
-            for value, field in zip((source_type, 7, list(paragraphs), "abcdef0123456789", None, 99), DOCUMENTS)
+            for value, field in zip(
+                (source_type, 7, context, list(paragraphs), "abcdef0123456789", None, 99), DOCUMENTS
+            )
         ],
         schema=DOCUMENTS,
     )
@@ -64,12 +67,13 @@ def chunks(
 
 
 def covered(text: str, found: list[dict[str, Any]]) -> bool:
+    """Every character but blanks."""
     reached = 0
     for row in sorted(found, key=lambda row: (row["start_char"], row["end_char"])):
-        if row["start_char"] > reached:
+        if text[reached : row["start_char"]].strip():
             return False
         reached = max(reached, row["end_char"])
-    return reached == len(text)
+    return not text[reached:].strip()
 
 
 def check(
@@ -79,10 +83,12 @@ def check(
     assert [row["chunk_index"] for row in found] == list(range(len(found)))
     most = max(size.most for size in sizes(strategy, source_type, None))
     for row in found:
-        assert row["text"] == text[row["start_char"] : row["end_char"]]
-        assert row["text"].strip()
-        assert len(row["text"].strip()) <= most
-        assert row["ids"] == Pieces(max_tokens).ids([row["text"].strip()])[0]
+        part = text[row["start_char"] : row["end_char"]]
+        assert part
+        assert part == part.strip()
+        assert len(part) <= most
+        assert row["text"] == (f"{row['text'][: row['context_chars']]}\n{part}" if row["context_chars"] else part)
+        assert row["ids"] == Pieces(max_tokens).ids([row["text"]])[0]
         assert len(row["ids"]) <= max_tokens
         assert not row["truncated"]
     assert covered(text, found)
@@ -220,7 +226,7 @@ def test_a_text_whose_pieces_have_more_tokens_alone_is_cut_again() -> None:
     batch = pa.record_batch(
         [
             pa.array([value], field.type)
-            for value, field in zip(("case_paragraph", 1, [text], "ab", None, 2000), DOCUMENTS)
+            for value, field in zip(("case_paragraph", 1, "", [text], "ab", None, 2000), DOCUMENTS)
         ],
         schema=DOCUMENTS,
     )
@@ -239,7 +245,7 @@ def test_what_no_cut_can_save_is_marked_as_truncated() -> None:
 
 
 def test_batches_end_between_documents() -> None:
-    rows = [("case_paragraph", n, [sentence(n, 3000)], f"{n:08x}", None, 3000) for n in range(6)]
+    rows = [("case_paragraph", n, "", [sentence(n, 3000)], f"{n:08x}", None, 3000) for n in range(6)]
     batch = pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(zip(*rows), DOCUMENTS)], schema=DOCUMENTS
     )

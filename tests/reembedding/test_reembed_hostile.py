@@ -26,8 +26,9 @@ from moai.reembedding import database as databases
 from moai.reembedding.build import plan
 from moai.reembedding.chunk import GONE
 from moai.reembedding.database import Database
-from moai.reembedding.documents import KINDS, LawDocuments
+from moai.reembedding.documents import LawDocuments
 from moai.reembedding.embed import Unfinished
+from moai.reembedding.kinds import KINDS
 from moai.reembedding.options import ReembedConfig
 from moai.reembedding.writer import VersionWriter
 

@@ -25,7 +25,7 @@ from moai.reembedding.build import plan
 from moai.reembedding.database import Database
 from moai.reembedding.options import ReembedConfig
 
-NO_CHUNKS = [("no text", "case_paragraph"), ("under 50 characters", "statute_article")]
+NO_CHUNKS = [("deleted (삭제)", "statute_article"), ("no text", "case_paragraph")]
 
 
 @pytest.fixture
@@ -63,9 +63,11 @@ def test_a_version_is_built_beside_the_old_one_and_covers_every_document(law: Pa
     )
     assert len({row[:2] for row in found}) == 24  # six of each of the four types
     for source_type, source_id, _, start, end, text, tokens, meta in found:
-        assert text == tiny_law.document(law, str(source_type), int(str(source_id)))[int(str(start)) : int(str(end))]
-        assert tokens == len(tiny_law.Pieces().ids([str(text).strip()])[0])
-        assert json.loads(str(meta)) == {"truncated": False}
+        noted = json.loads(str(meta))
+        source = tiny_law.document(law, str(source_type), int(str(source_id)))[int(str(start)) : int(str(end))]
+        assert str(text)[noted["context_chars"] + 1 :] == source
+        assert tokens == len(tiny_law.Pieces().ids([str(text)])[0])
+        assert not noted["truncated"]
     vectors = tiny_law.rows(law, "SELECT vector, dim FROM embeddings WHERE version_id = 5")
     assert len(vectors) == len(found)
     assert all(
