@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -36,6 +37,7 @@ class StageProgress(Progress):
     it was read.
     """
 
+    draws: ClassVar[bool] = False  # people grep the lines
     name: str
     batches: int
     record: Path

@@ -94,6 +94,11 @@ class Meter:
         """
         self._hash.update(xxhash.xxh3_128_digest(data))
 
+    @property
+    def num_bytes(self) -> int:
+        """Read so far."""
+        return sum(self._bytes)
+
     def raw(self) -> Raw:
         """The segments' lengths are hashed too: the same bytes cut into other files are other records."""
         content = self._hash.hexdigest()

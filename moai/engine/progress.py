@@ -1,6 +1,6 @@
-"""How far a run is: one object that the log, the status file and the waiting ranks read from.
+"""How far a run is: one object that the bar or the log, the status file and the waiting ranks read from.
 
-Lines come at most every 15 s or 5 %, so that a log of a long run stays readable; rates are over the last minute.
+Rates are over the last minute.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from moai.core.progress import Reporter, clock
 from moai.engine.run import Done
 from moai.engine.stage import Results
 
 logger = logging.getLogger(__name__)
 
-_LINE_SECONDS = 15.0
-_LINE_SHARE = 0.05
 _WINDOW_SECONDS = 60.0
 
 
@@ -36,8 +35,12 @@ class Progress:
     documents: int = 0
     started: float = field(default_factory=time.monotonic)
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
-    _said_at: float = field(default_factory=time.monotonic)
-    _said_share: float = 0.0
+    _reporter: Reporter = field(init=False)
+    draws: ClassVar[bool] = True
+    """In a terminal as a bar."""
+
+    def __post_init__(self) -> None:
+        self._reporter = Reporter(self._log, draws=self.draws)
 
     def on_documents(self, number: int) -> None:
         self.documents += number
@@ -54,6 +57,7 @@ class Progress:
 
     def end(self) -> None:
         """The last line, with the rate of the whole run."""
+        self._reporter.end()
         logger.info(
             "[%s] %s: %s",
             self.label,
@@ -93,7 +97,7 @@ class Progress:
     def line(self, documents_per_second: float) -> str:
         eta = self.eta_seconds()
         reused = f" ({self.reused} reused)" if self.reused else ""
-        left = f", about {_clock(eta)} left" if eta is not None and self.share < 1 else ""
+        left = f", about {clock(eta)} left" if eta is not None and self.share < 1 else ""
         return (
             f"{self.share:.0%}, {self.shards} shards{reused}, {self.documents:,} documents, "
             f"{documents_per_second:,.0f} examples/s{left}"
@@ -101,24 +105,14 @@ class Progress:
 
     def _say(self) -> None:
         now = time.monotonic()
-        if now - self._said_at < 1.0:
-            return
         if not self._recent or now - self._recent[-1][0] >= 1.0:
             self._recent.append((now, self.documents))
             while now - self._recent[0][0] > _WINDOW_SECONDS:
                 self._recent.popleft()
-        if now - self._said_at >= _LINE_SECONDS or self.share - self._said_share >= _LINE_SHARE:
-            self._said_at, self._said_share = now, self.share
-            self._log()
+        self._reporter.tell(self._line, self.share)
 
-    def _log(self) -> None:
-        logger.info("[%s] %s: %s", self.label, self.doing, self.line(self.documents_per_second()))
+    def _line(self) -> str:
+        return self.line(self.documents_per_second())
 
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
+    def _log(self, line: str) -> None:
+        logger.info("[%s] %s: %s", self.label, self.doing, line)

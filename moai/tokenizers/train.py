@@ -16,13 +16,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moai.core.config import option, resolve
 from moai.core.errors import ConfigError, MoaiError, SourceError, StorageError, TooManyBadRecords
 from moai.core.files import write_atomic
+from moai.core.progress import Waiting
 from moai.engine.pipeline import Meter, tallied
 from moai.sources.discover import Input, discover, some
 from moai.sources.kinds import Stream
@@ -146,7 +149,9 @@ def train(documents: Iterable[str], *, vocab_size: int, min_frequency: int = 2) 
 
 
 def save(tokenizer: Tokenizer, place: Path, *, model_max_length: int) -> None:
-    """tokenizer.json and tokenizer_config.json, as `AutoTokenizer.from_pretrained(place)` reads them."""
+    """tokenizer.json, tokenizer_config.json and a ChatML template, as `AutoTokenizer.from_pretrained(place)` reads
+    them.
+    """
     settings = {
         "bos_token": "<s>",
         "clean_up_tokenization_spaces": False,
@@ -158,6 +163,7 @@ def save(tokenizer: Tokenizer, place: Path, *, model_max_length: int) -> None:
     }
     place.mkdir(parents=True, exist_ok=True)
     write_atomic(place / "tokenizer_config.json", (json.dumps(settings, indent=2) + "\n").encode())
+    write_atomic(place / "chat_template.jinja", Path(__file__).with_name("chatml.jinja").read_bytes())
     # Last: a directory without it is no tokenizer, a directory without the other one loads without an end-of-document
     # token.
     write_atomic(place / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
@@ -166,7 +172,18 @@ def save(tokenizer: Tokenizer, place: Path, *, model_max_length: int) -> None:
 def _train_into(place: Path, config: TokenizerConfig) -> None:
     started = time.monotonic()
     documents = Documents(config)
-    tokenizer = train(documents, vocab_size=config.vocab_size, min_frequency=config.min_frequency)
+    with ExitStack() as waiting:
+        total = sum(given.text_bytes for given in documents.inputs)
+        reading = waiting.enter_context(Waiting("Reading", total=total, unit="MB", scale=1e6, say=_say))
+
+        def texts() -> Iterator[str]:
+            for text in documents:
+                reading.add(documents.raw_bytes - reading.done)
+                yield text
+            waiting.close()
+            waiting.enter_context(Waiting(f"Learning {config.vocab_size:,} tokens", say=_say))
+
+        tokenizer = train(texts(), vocab_size=config.vocab_size, min_frequency=config.min_frequency)
     if not documents.num_bytes:
         raise SourceError(
             f"{', '.join(config.dataset)}: no text in {documents.read} records, so there is nothing to learn from"
@@ -197,6 +214,10 @@ def _train_into(place: Path, config: TokenizerConfig) -> None:
     )
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _output_place(config: TokenizerConfig) -> Path:
     place = Path(config.output_dir).expanduser()
     if place.exists() and not place.is_dir():
@@ -214,6 +235,8 @@ class Documents:
 
     config: TokenizerConfig
     read: int = 0
+    raw_bytes: int = 0
+    """Of the files, decompressed."""
     num_bytes: int = 0
     bad: int = 0
     first_bad: str = ""
@@ -221,14 +244,16 @@ class Documents:
     """Those with records, and whether any could be read. A file that is one record counts as a record alone."""
     sample: list[str] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[str]:
-        config = self.config
-        inputs = [
+    @cached_property
+    def inputs(self) -> list[Input]:
+        return [
             given
-            for index, spec in enumerate(config.dataset)
-            for given in discover(spec, None if index else config.dataset_config)
+            for index, spec in enumerate(self.config.dataset)
+            for given in discover(spec, None if index else self.config.dataset_config)
         ]
-        for given in without_mistaken(inputs, 0.0):
+
+    def __iter__(self) -> Iterator[str]:
+        for given in without_mistaken(self.inputs, 0.0):
             yield from map(self._watched, self._of_input(given))
         if lost := [path for path, read in self.files.items() if not read]:
             raise TooManyBadRecords(
@@ -270,7 +295,9 @@ class Documents:
         to_text = ToText(shape=shape, plain=kind.plain)
         is_one_record = isinstance(kind, Stream) and kind.is_one_record
         for shard in source.shards():
-            for batch in source.read(shard, Meter()):
+            meter, before = Meter(), self.raw_bytes
+            for batch in source.read(shard, meter):
+                self.raw_bytes = before + meter.num_bytes
                 with tallied() as tally:
                     texts = to_text.strings(batch)
                 if kind.plain:  # a blank line is no document

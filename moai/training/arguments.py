@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from moai.core.config import option
 from moai.core.errors import ConfigError
+from moai.training.portable import SAVE_DTYPES
+from moai.training.sizes import SIZES
 from moai.training.trackers import trackers
 
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay")
@@ -34,6 +36,9 @@ class TrainConfig:
     )
     model_config: str | None = option(
         None, "JSON file of the model: moai's fields, or any transformers configuration with its model_type"
+    )
+    model_size: str | None = option(
+        None, "a new model of about so many parameters, with the tokenizer's vocabulary; no JSON needed", choices=SIZES
     )
     pretrained_model: str | None = option(None, "directory of a saved model to start from: old weights, new optimizer")
     output_dir: str = option("", "where checkpoints, logs, settings.json and final_model/ go (required)")
@@ -70,6 +75,9 @@ class TrainConfig:
     logging_steps: int = option(100, "steps between two log lines")
     save_steps: int = option(1000, "steps between two checkpoints; the last step always makes one")
     save_total_limit: int = option(3, "checkpoints kept")
+    save_dtype: str = option(
+        "float32", "precision of the weights in final_model/; checkpoints keep all 32 bits", choices=SAVE_DTYPES
+    )
     eval_dataset: tuple[str, ...] = option(
         (), "files, folders or Hub names to evaluate on, where not --eval_ratio holds documents out"
     )
@@ -100,6 +108,9 @@ class TrainConfig:
     )
     report_to: str = option("none", "none, or tensorboard, wandb, mlflow, ... (several with commas), where installed")
     run_name: str | None = option(None, "the run's name there")
+    logging_dir: str | None = option(
+        None, "where trackers write; TensorBoard's default is OUTPUT_DIR/runs, and a resumed run goes on in it"
+    )
     ddp_timeout: int = option(1800, "seconds a collective may take; preparation is not part of any")
     use_cpu: bool | None = option(None, "train on the CPU; by default where there is no accelerator")
 
@@ -138,10 +149,10 @@ class TrainConfig:
         """This configuration if it names a model and a place. Raises ConfigError with the missing flag."""
         if not self.output_dir:
             raise ConfigError("no place for the model: set --output_dir DIR")
-        if not self.model_config and not self.pretrained_model:
+        if not (self.model_size or self.model_config or self.pretrained_model):
             raise ConfigError(
-                "no model: set --model_config FILE for a new one (configs/model_config_demo.json is one) or "
-                "--pretrained_model DIR"
+                f"no model: set --model_size for a new one ({', '.join(SIZES)}), --model_config FILE for another "
+                f"shape, or --pretrained_model DIR"
             )
         trackers(self.report_to)
         return self

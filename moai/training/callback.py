@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moai.core.progress import Waiting
 from moai.training import checkpoints
 from moai.training.evaluate import Evaluation
 from moai.training.history import NAME, History
@@ -100,6 +101,7 @@ class RunCallback(TrainerCallback):
         self.consumption = Consumption(plan.order)
         self.first_step = 0
         self.page_at = -math.inf
+        self.starting: Waiting | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # The state of a checkpoint has the --save_steps and --logging_steps of the session before.
@@ -118,7 +120,15 @@ class RunCallback(TrainerCallback):
             }
             self.history.begin(state.global_step, state.log_history, start)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.first_step == state.global_step:
+            self.starting = Waiting("First step, which compiles" if args.torch_compile else "First step")
+            self.starting.__enter__()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.starting:
+            self.starting.__exit__(None, None, None)
+            self.starting = None
         # With the log comes the look at the loss, before weights that are no numbers become the newest checkpoint.
         last = state.global_step >= state.max_steps
         if last or control.should_save:

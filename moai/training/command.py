@@ -153,6 +153,8 @@ def show_settings(resolved: Resolved) -> None:
 
 def check_model(config: TrainConfig, data: DataConfig) -> None:
     """Refuse a model that cannot fit before hours are spent on its data."""
+    if config.model_size and not config.pretrained_model:  # fits any vocabulary and length
+        return
     from moai.tokenizers.load import load_tokenizer
     from moai.training.model import check_early
 

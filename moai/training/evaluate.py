@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from moai.core.distributed import Ranks
+from moai.core.progress import Waiting
 from moai.prepared.manifest import Prepared
 from moai.prepared.rows import PackedRows
 from moai.training.data import IGNORE
@@ -120,9 +121,10 @@ def evaluate(
     sums = torch.zeros(len(names), 4, dtype=torch.float64)
     training = model.training
     model.eval()
+    batches = held_out.batches(batch_size)
     try:
-        with torch.no_grad(), autocast():
-            for name, numbers, counts in _share(held_out.batches(batch_size), here):
+        with torch.no_grad(), autocast(), Waiting("Evaluating", total=len(batches), unit="batches") as waiting:
+            for name, numbers, counts in _share(batches, here):
                 batch = collator(held_out.rows.__getitems__(numbers))
                 predicted = batch["labels"].numpy() != IGNORE
                 moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
@@ -131,6 +133,7 @@ def evaluate(
                     text_bytes = bytes_of(batch["input_ids"].numpy(), predicted)
                     found = [len(numbers), int(predicted.sum()), text_bytes, nll]
                     sums[names.index(name)] += torch.tensor(found, dtype=torch.float64)
+                waiting.add(here.world_size)
     finally:
         model.train(training)
     return _scores(names, _total(sums, here, device).numpy())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from moai.core.config import option
 from moai.core.errors import ConfigError, DamagedError
+from moai.core.progress import Waiting
 from moai.training.checkpoints import newest_complete, weights_problem
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class GenerateConfig:
 def generate(config: GenerateConfig, *, write: Callable[[str], Any] = sys.stdout.write) -> None:
     """Write a continuation of every prompt. Raises ConfigError or DamagedError, naming what is missing and where."""
     prompts = [sys.stdin.read().removesuffix("\n") if prompt == STDIN else prompt for prompt in config.prompt]
-    model, tokenizer = load(config)
+    with Waiting("Loading the model"):
+        model, tokenizer = load(config)
     for prompt in prompts:
         if len(prompts) > 1:
             write(f"> {prompt}\n")
@@ -82,6 +84,8 @@ def load(config: GenerateConfig) -> tuple[Any, Any]:
             f"{folder}: no tokenizer.json; name the directory of the tokenizer the model was trained with: "
             f"--tokenizer_path DIR"
         )
+    if config.chat:
+        _check_template(folder)
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from transformers.utils import logging as library
@@ -202,15 +206,24 @@ def _ids(tokenizer: Any, prompt: str, config: GenerateConfig) -> list[int]:
     return ids
 
 
+def _check_template(folder: Path) -> None:
+    """Raises ConfigError where the tokenizer has no chat template: before anything slow is imported."""
+    beside = [folder / "chat_template.jinja", *(folder / "additional_chat_templates").glob("*.jinja")]
+    settings = folder / "tokenizer_config.json"
+    if any(path.is_file() for path in beside) or (settings.is_file() and b'"chat_template"' in settings.read_bytes()):
+        return
+    raise ConfigError(
+        f"--chat: {folder} has no chat template, so this model was not taught to answer. Teach it: train.py --mode sft "
+        f"--pretrained_model {folder} --dataset CONVERSATIONS (docs/instruction-tuning.md); without --chat it "
+        f"continues a text"
+    )
+
+
 def _template(tokenizer: Any) -> ChatTemplate:
     """The tokenizer's own, on the day it is."""
     from moai.transforms.template import TOKENS, ChatTemplate
 
     own = tokenizer.chat_template
-    if not own:
-        raise ConfigError(
-            "--chat: this tokenizer has no chat template; leave --chat out, or name one that has: --tokenizer_path DIR"
-        )
     return ChatTemplate(
         source=own.get("default", "") if isinstance(own, dict) else own,
         tokens={name: token for name in TOKENS if (token := getattr(tokenizer, name, None))},

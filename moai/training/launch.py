@@ -379,7 +379,7 @@ def _summary(run: Run, resolved: Resolved, nodes: Nodes) -> list[str]:
     table = {
         "config": run.config,
         "ranks": f"{ranks}{where}, port {nodes.port}" if nodes.world_size > 1 else ranks,
-        "model": training.pretrained_model or training.model_config,
+        "model": training.pretrained_model or training.model_config or training.model_size,
         "data": ", ".join(training.prepared) or f"{', '.join(map(str, data.dataset))} -> {data.cache_dir}",
         "rows": "as prepared"
         if training.prepared

@@ -27,6 +27,7 @@ from moai.training.callback import Clock, RunCallback
 from moai.training.data import IGNORE
 from moai.training.evaluate import Evaluation, log_figures
 from moai.training.order import Sampler
+from moai.training.portable import make_portable
 from moai.training.record import Files, digests
 from moai.training.steps import Plan
 from moai.training.stop import SaveAndStop, Word, obey_own_rank
@@ -196,6 +197,7 @@ class PackedTrainer(Trainer):
             tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
+        make_portable(Path(output_dir or str(self.args.output_dir)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:

@@ -15,7 +15,7 @@ from typing import Any
 
 from moai.core.config import did_you_mean
 from moai.core.errors import ConfigError, DamagedError
-from moai.training import vocabulary
+from moai.training import sizes, vocabulary
 from moai.training.checkpoints import weights_problem
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,11 @@ def load_config(model_config: str | None, pretrained_model: str | None) -> Any:
             logger.info("%s; --model_config %s is not read", what, model_config)
         return _saved_config(Path(pretrained_model))
     return _new_config(str(model_config))
+
+
+def config_of_size(size: str, *, vocab_size: int, seq_len: int) -> Any:
+    """The transformers configuration of one of sizes.SIZES."""
+    return _moai_config(f"--model_size {size}", sizes.fields(size, vocab_size=vocab_size, seq_len=seq_len))
 
 
 def architecture(config: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from moai.core.config import option
 from moai.core.distributed import ranks
 from moai.core.errors import ConfigError, DamagedError, TokenizerError
+from moai.core.progress import Waiting
 from moai.prepared.manifest import Prepared
 from moai.tokenizers.load import load_file
 from moai.training.data import PackedCollator
@@ -60,7 +61,8 @@ def score(config: ScoreConfig) -> Iterator[str]:
     prepared = Prepared.open(Path(config.data))
     tokenizer = load_file(prepared.path / "tokenizer.json")
     try:
-        model, collator = _model(saved_model(Path(config.model)), prepared, tokenizer)
+        with Waiting("Loading the model"):
+            model, collator = _model(saved_model(Path(config.model)), prepared, tokenizer)
     except (ConfigError, DamagedError) as error:
         raise type(error)(str(error).replace("--pretrained_model", "--model")) from error
     device = torch.accelerator.current_accelerator(check_available=True)

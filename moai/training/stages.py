@@ -103,7 +103,9 @@ def _stage(config: TrainConfig, number: int) -> TrainConfig:
     if number == 0:
         return staged
     before = str(run / f"stage_{number - 1}" / FINAL)
-    return replace(staged, pretrained_model=before, model_config=None, warmup_steps=config.stage_warmup_steps)
+    return replace(
+        staged, pretrained_model=before, model_config=None, model_size=None, warmup_steps=config.stage_warmup_steps
+    )
 
 
 def check_places(config: TrainConfig, places: Sequence[TrainConfig], *, restarted: bool = False) -> None:

@@ -20,11 +20,12 @@ from typing import Any
 from moai.core import resources
 from moai.core.distributed import Ranks, ranks
 from moai.core.errors import DamagedError, Interrupted, MoaiError, TokenizerError
+from moai.core.progress import Waiting
 from moai.prepared.manifest import Prepared
 from moai.prepared.rows import PackedRows, read_ahead
 from moai.pretraining.options import DataConfig
 from moai.tokenizers.load import load_tokenizer
-from moai.training import checkpoints, report, sharding, vocabulary
+from moai.training import checkpoints, report, sharding, sizes, vocabulary
 from moai.training import model as models
 from moai.training import process_group as group
 from moai.training.arguments import TrainConfig
@@ -44,10 +45,12 @@ from moai.training.machine import (
     training_arguments,
 )
 from moai.training.packed_attention import packed_forward_selfcheck
+from moai.training.portable import cast_weights
 from moai.training.stages import Stage, link, remaining
-from moai.training.steps import plan_run
+from moai.training.steps import Steps, plan_run
 from moai.training.stop import Word
 from moai.training.token_bytes import TokenBytes
+from moai.training.trackers import same_run
 from moai.transforms.chat import turn_ends
 from moai.transforms.template import ChatTemplate
 
@@ -86,7 +89,8 @@ def _train(stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mappi
     if stage.prepared.memory_mode == "memory" and here.local_rank == 0:
         logger.info("Reading %.1f GB of rows ahead into memory", read_ahead(PackedRows.of(stage.prepared)) / 1e9)
     try:
-        return _train_and_save(stage, origins, here, environ)
+        with same_run(config, is_resumed=bool(config.resume_from_checkpoint) or checkpoints.is_restart(environ)):
+            return _train_and_save(stage, origins, here, environ)
     except torch.OutOfMemoryError as error:
         raise MoaiError(
             f"the accelerator's memory is full at batch_size {config.batch_size}: halve --batch_size and double "
@@ -110,7 +114,8 @@ def _train_and_save(
     stage: Stage, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]
 ) -> report.Summary:
     word = Word()
-    trainer, resumed_from = _set_up(stage, origins, here, environ, word)
+    with Waiting("Loading the model"):
+        trainer, resumed_from = _set_up(stage, origins, here, environ, word)
     # Not before: those of a run that is refused are not those of the run that lies there.
     if here.rank == 0 and stage.settings:
         report.save_settings(stage.run or Path(stage.config.output_dir), stage.settings)
@@ -158,6 +163,8 @@ def _set_up(
     model = _model(config, prepared, tokenizer, arguments)
     if ends and model.can_generate():
         model.generation_config.eos_token_id = list(dict.fromkeys((tokenizer.eos_token_id, *ends)))
+    if config.mode == "pretrain":
+        _say_budget(config, prepared, plan.steps, model, arguments)
     collator = _collator(config, prepared, tokenizer, model)
     trainer = packed_trainer(
         plan=plan,
@@ -226,8 +233,8 @@ def _agree(stage: Stage, digest: str, here: Ranks) -> None:
 def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: Any) -> Any:
     content = prepared.content
     pretrained = config.pretrained_model
-    model_config = models.load_config(config.model_config, pretrained)
     ids = max(len(tokenizer), content["vocab_size"])
+    model_config = _model_config(config, ids, content["seq_len"])
     models.check_fit(model_config, ids=ids, seq_len=content["seq_len"], pretrained=bool(pretrained))
     wish = "flash" if config.flash_attention else config.attention
     on_gpu = arguments.device.type == "cuda"
@@ -252,6 +259,35 @@ def _model(config: TrainConfig, prepared: Prepared, tokenizer: Any, arguments: A
     if wish == "flash" and attention.value != FLASH and arguments.process_index == 0:
         logger.warning("--attention flash: %s; using %s", attention.reason, attention.value)
     return model
+
+
+def _model_config(config: TrainConfig, ids: int, seq_len: int) -> Any:
+    if not config.model_size or config.pretrained_model:
+        return models.load_config(config.model_config, config.pretrained_model)
+    if config.model_config:
+        logger.info(
+            "--model_size %s says the shape; --model_config %s is not read", config.model_size, config.model_config
+        )
+    return models.config_of_size(config.model_size, vocab_size=ids, seq_len=seq_len)
+
+
+def _say_budget(config: TrainConfig, prepared: Prepared, steps: Steps, model: Any, arguments: Any) -> None:
+    """Tokens a parameter, passes and hours of this run, before it begins."""
+    import torch
+
+    content = prepared.content
+    tokens_per_row = content["tokens"] / max(1, content["rows"])
+    head = model.get_output_embeddings()
+    _, body = models.count_parameters(model)
+    dtype = half_precision(config) if config.bf16 or config.fp16 else torch.float32
+    flops = sizes.matrix_flops(arguments.device, dtype)
+    line = sizes.budget(
+        parameters=body + (head.weight.numel() if head is not None else 0),
+        tokens=round(steps.position(steps.last) * tokens_per_row),
+        distinct_tokens=content["tokens"],
+        flops_per_second=flops * arguments.world_size,
+    )
+    logger.info("Budget: %s", line)
 
 
 def _collator(config: TrainConfig, prepared: Prepared, tokenizer: Any, model: Any) -> PackedCollator:
@@ -331,6 +367,8 @@ def _save(trainer: PackedTrainer, stage: Stage, resumed_from: Path | None) -> re
         trainer.save_model(str(staged))
         if trainer.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nobody who loads a model needs it
+            if stage.config.save_dtype != "float32":
+                cast_weights(staged, stage.config.save_dtype)
             (staged / "README.md").write_text(card, encoding="utf-8")
             summary.save()
             put(staged, final)  # a stage that has it is not begun again

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -61,6 +62,7 @@ PAGES = (
     "re_embedding_troubleshooting.md",
     "reembedding.md",
     "reliability.md",
+    "serving.md",
     "training.md",
     "watching-training.md",
 )
@@ -520,9 +522,20 @@ def test_every_field_of_the_manifest_is_explained(document: Path, demo: Run) -> 
     assert set(json.loads(demo.manifest)["content"]) - explained == set()
 
 
-def test_the_directory_named_in_the_readme_is_the_demos(demo: Run) -> None:
-    for document in PAIRS[0]:
-        assert set(re.findall(r"datasets/([0-9a-f]{32})", read(document))) == {demo.directory.name}
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_no_command_names_a_directory_by_its_key(document: Path) -> None:
+    assert not [command for command in commands(document) if re.search(r"[0-9a-f]{32}", command)]
+
+
+def test_what_the_container_copies_and_runs_is_there() -> None:
+    said = (ROOT / "Dockerfile").read_text()
+    [context] = re.findall(r"^COPY (\S+) \.$", said, re.MULTILINE)
+    assert context == "."
+    [script] = re.findall(r"^RUN .*?(\S+\.sh)", said, re.MULTILINE)
+    assert os.access(ROOT / script, os.X_OK)
+    assert ".venv" in (ROOT / ".dockerignore").read_text().split()
+    for command in re.findall(r"^#   docker run .* moai ((?!--).+)$", said, re.MULTILINE):
+        check(f"python -m moai {command}" if "train.py" not in command else f"torchrun {command}")
 
 
 @pytest.mark.parametrize("document", CACHE, ids=name)

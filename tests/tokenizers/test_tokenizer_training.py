@@ -84,6 +84,15 @@ def test_transformers_loads_it_fast_with_its_special_tokens(small: Path) -> None
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_it_knows_how_conversations_are_written(small: Path) -> None:
+    from transformers import AutoTokenizer
+
+    said = [{"role": "user", "content": "수도는?"}, {"role": "assistant", "content": "서울"}]
+    assert AutoTokenizer.from_pretrained(str(small)).apply_chat_template(said, tokenize=False) == (
+        "<|im_start|>user\n수도는?<|im_end|>\n<|im_start|>assistant\n서울<|im_end|>\n"
+    )
+
+
 @given(st.text())
 @example("한글 자모 ㅋㅋ 각\u11a8 e\u0301\u0000\r\n\u2028 \u00a0")
 @example("<|endoftext|><s> <|im_start|>")
