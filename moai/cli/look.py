@@ -22,10 +22,13 @@ def inspect(call: Call) -> int:
 
     parser = call.parser()
     parser.add_argument("directory", type=Path, help="the prepared directory that `prepare` printed")
-    parser.add_argument("--rows", type=int, default=10, metavar="N", help="the first rows that are shown (10)")
+    parser.add_argument("--rows", type=int, default=10, metavar="N", help="how many rows are shown (10)")
+    parser.add_argument("--random", action="store_true", help="rows from everywhere instead of the first ones")
+    parser.add_argument("--source", metavar="NAME", help="rows of this source only")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of text")
     given = call.parsed(parser)
-    return show(lines(given.directory, rows=given.rows, html=given.html))
+    chosen = {"rows": given.rows, "at_random": given.random, "source": given.source}
+    return show(lines(given.directory, html=given.html, **chosen))
 
 
 def verify(call: Call) -> int:

@@ -1,6 +1,7 @@
 """Look at prepared rows as a model sees them: token by token, what is learned, where documents end.
 
     python -m moai inspect DIR                     the first rows as text, what is learned between « and »
+    python -m moai inspect DIR --random            rows from everywhere, as many of each source as its share
     python -m moai inspect DIR --html FILE         the same as a page: a colour for what is learned, an id for each
                                                    token under the pointer
 
@@ -9,11 +10,11 @@ A character that is several tokens (most Korean ones in a small vocabulary) is s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,15 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row by its number among all rows, and the source it is of."""
+
+    number: int
+    source: str
+    documents: list[Document]
+
+
+@dataclass(frozen=True)
 class View:
     """A prepared directory and its tokenizer. Raises DamagedError, TokenizerError."""
 
@@ -73,23 +83,46 @@ class View:
         spec = load_tokenizer(str(path / "tokenizer.json"), eos_token=prepared.content["tokenizer"]["eos_token"])
         return cls(prepared, Reference(spec=spec))
 
-    def rows(self) -> Iterator[list[Document]]:
-        """Every row as its documents."""
-        for shard in self.prepared.content["shards"]:
-            if shard["file"]:
-                with pa.memory_map(str(self.prepared.path / shard["file"])) as file:
-                    for batch in pa.ipc.open_stream(file):
-                        for row in range(batch.num_rows):
-                            yield list(self._documents({name: batch[name][row] for name in batch.schema.names}))
+    def rows(self, number: int, *, at_random: bool = False, source: str | None = None) -> Iterator[Row]:
+        """The first `number` rows, or as many from everywhere, the same ones each time; of one source or of all.
+        Raises ConfigError for a source that is not there.
+        """
+        shards = [shard for shard in self.prepared.content["shards"] if shard["rows"]]
+        names = sorted({shard["source"] for shard in shards})
+        if source is not None and source not in names:
+            raise ConfigError(f"--source {source}: has no rows here (sources: {', '.join(names)})")
+        chosen = [shard for shard in shards if source in (None, shard["source"])]
+        total = sum(shard["rows"] for shard in chosen)
+        number = min(number, total)
+        wanted = sorted(Random(0).sample(range(total), number)) if at_random else list(range(number))
+        first = before = at = 0  # rows before a shard: of all sources, and of the chosen ones
+        for shard in shards:
+            if source in (None, shard["source"]):
+                inside = []
+                while at < len(wanted) and wanted[at] < before + shard["rows"]:
+                    inside.append(wanted[at] - before)
+                    at += 1
+                yield from self._of_shard(shard, first, inside)
+                before += shard["rows"]
+            first += shard["rows"]
 
-    def lines(self, rows: int) -> Iterator[str]:
+    def _of_shard(self, shard: dict[str, Any], first: int, inside: Sequence[int]) -> Iterator[Row]:
+        if not inside:
+            return
+        with pa.memory_map(str(self.prepared.path / shard["file"])) as file:
+            table = pa.ipc.open_stream(file).read_all()  # mapped, not copied
+            for row in inside:
+                values = {name: table[name][row] for name in table.column_names}
+                yield Row(first + row, shard["source"], list(self._documents(values)))
+
+    def lines(self, rows: Iterable[Row]) -> Iterator[str]:
         """As text: a learned stretch stands between « and »."""
-        for number, documents in enumerate(islice(self.rows(), rows)):
-            yield f"--- {self._held_out}row {number}: {_figures(documents)}"
-            for document in documents:
+        for row in rows:
+            yield f"--- {self._held_out}row {row.number} of {row.source}: {_figures(row.documents)}"
+            for document in row.documents:
                 yield printable(_as_text(document))
 
-    def html(self, rows: int) -> str:
+    def html(self, rows: Iterable[Row]) -> str:
         content = self.prepared.content
         what = (
             "what the assistant says is learned"
@@ -111,7 +144,7 @@ class View:
         )
         return page(
             f"moai inspect {self.prepared.path.name}",
-            [head, *(_row(number, documents) for number, documents in enumerate(islice(self.rows(), rows)))],
+            [head, _sources(content), *map(_row, rows)],
             style=_STYLE,
         )
 
@@ -136,20 +169,23 @@ class View:
             start += length
 
 
-def inspect(directory: Path, *, rows: int, html: Path | None) -> Iterator[str]:
-    """Lines about the first rows; with `html`, the page is written and its path is the line."""
+def inspect(
+    directory: Path, *, rows: int, html: Path | None, at_random: bool = False, source: str | None = None
+) -> Iterator[str]:
+    """Lines about some rows; with `html`, the page is written and its path is the line."""
     if rows < 1:
         raise ConfigError(f"--rows {rows}: must be at least 1")
     view = View.open(directory)
+    chosen = view.rows(rows, at_random=at_random, source=source)
     if html is None:
-        yield from view.lines(rows)
+        yield from view.lines(chosen)
         return
     if html.is_dir():
         raise StorageError(f"--html {html}: is a directory; name a file")
     if not html.parent.is_dir():
         raise StorageError(f"--html {html}: there is no directory {html.parent}; make it, or name another file")
     with storage_errors(html):
-        write_atomic(html, view.html(rows).encode())
+        write_atomic(html, view.html(chosen).encode())
     yield str(html)
 
 
@@ -191,11 +227,21 @@ def _as_text(document: Document) -> str:
     return text + ("»" if inside else "")
 
 
-def _row(number: int, documents: Sequence[Document]) -> str:
-    boxes = "".join(
-        f"<div class=document>{_beside(document)}{''.join(map(_span, document.pieces))}</div>" for document in documents
+def _sources(content: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(source['name'])}</td><td>{source['documents']:,}</td><td>{source['tokens']:,}</td></tr>"
+        for source in content["sources"]
     )
-    return f"<div class=row><h2>Row {number} <small>{_figures(documents)}</small></h2>{boxes}</div>"
+    return f"<table><tr><th>source</th><th>documents</th><th>tokens</th></tr>{rows}</table>"
+
+
+def _row(row: Row) -> str:
+    boxes = "".join(
+        f"<div class=document>{_beside(document)}{''.join(map(_span, document.pieces))}</div>"
+        for document in row.documents
+    )
+    title = f"Row {row.number} of {escape(row.source)}"
+    return f"<div class=row><h2>{title} <small>{_figures(row.documents)}</small></h2>{boxes}</div>"
 
 
 def _beside(document: Document) -> str:

@@ -192,7 +192,11 @@ class PackedTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Of weights that were gathered from shards, tied ones are two tensors, where one is enough."""
+        """Of weights that were gathered from shards, tied ones are two tensors, where one is enough. transformers lets
+        every rank write the tokenizer's files; here one does, so that nobody writes them after `make_portable`.
+        """
+        if not self.args.should_save:
+            return
         if state_dict:
             tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}

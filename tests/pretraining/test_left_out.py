@@ -224,7 +224,8 @@ def test_what_is_held_out_is_called_that(
     assert all(line.startswith("[Rank 0, held out] ") for line in said)
     given = {"dataset": (str(folder),), "tokenizer_path": str(tokenizer_dir), "eval_ratio": 0.1}
     aside = prepare_or_wait(DataConfig(**given, cache_dir=str(tmp_path / "cache"), held_out=True), environ={})
-    assert next(View.open(aside.path).lines(1)).startswith("--- held-out row 0: ")
+    view = View.open(aside.path)
+    assert next(view.lines(view.rows(1))).startswith("--- held-out row 0 of ")
     (result,) = (line for line in show(StatusConfig(cache_dir=str(tmp_path / "cache"))) if line.startswith("result"))
     assert result == f"result       {aside.path} (held out)"
     config = DataConfig(**given, cache_dir=str(tmp_path / "other"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -471,8 +472,10 @@ def test_what_conversations_do_not_take_is_refused(
 
 
 def test_a_template_without_a_way_is_refused_before_any_work(prepare_chat: PrepareIt, tmp_path: Path) -> None:
+    plain = shutil.copytree(ROOT / "tokenizers" / "demo", tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
     with pytest.raises(TokenizerError, match="--chat_template FILE"):
-        prepare_chat(DEMO, chat_template=None)
+        prepare_chat(DEMO, chat_template=None, tokenizer_path=str(plain))
     forced = tmp_path / "forced.jinja"
     forced.write_text(chat.FORCED_THINKING)
     with pytest.raises(TokenizerError, match="generation"):
@@ -483,7 +486,7 @@ def test_the_page_shows_every_token_once_and_what_is_learned(
     prepare_chat: PrepareIt, prepare: PrepareIt, reference: Reference, tmp_path: Path
 ) -> None:
     prepared = prepare_chat(DEMO, seq_len=512, packing="bfd")
-    rows = list(View.open(prepared.path).rows())
+    rows = [row.documents for row in View.open(prepared.path).rows(1000)]
     for row, examples in zip(rows, rows_of(prepared), strict=True):
         for document, (ids, trained) in zip(row, examples, strict=True):
             assert [token for piece in document.pieces for token in piece.ids] == ids
@@ -496,7 +499,7 @@ def test_the_page_shows_every_token_once_and_what_is_learned(
     assert "src=" not in page
     assert "«대한민국의 수도는 서울입니다.<|im_end|>»" in "\n".join(inspect_lines(prepared.path, rows=1, html=None))
     text = lines(tmp_path / "t.jsonl", [{"text": "두 <문서> & 글"}])
-    (document,) = next(View.open(prepare(text).path).rows())
+    (document,) = next(View.open(prepare(text).path).rows(1)).documents
     assert [learn for piece in document.pieces for learn in piece.learned] == [
         False,
         *[True] * (sum(len(piece.ids) for piece in document.pieces) - 1),
