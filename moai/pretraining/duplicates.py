@@ -26,6 +26,7 @@ from moai.pretraining.similarity import Comparison, Shards
 from moai.quality import bands
 from moai.quality.bands import FLOOR, Bands, slots_for
 from moai.quality.buckets import EXACT, SAME_WORDS, SCHEMA, Buckets, Key
+from moai.quality.clusters import Clusters, Pair
 from moai.quality.corpus import Corpus, Ids
 from moai.quality.crowds import Crowds
 from moai.quality.duplicates import settle
@@ -41,6 +42,7 @@ class Duplicates:
     documents: Ids
     keepers: Ids
     jaccards: npt.NDArray[np.float64]
+    clusters: Clusters
 
     def of_shard(self, shard: int) -> Copies:
         first, last = np.searchsorted(self.documents, self.corpus.starts[shard : shard + 2])
@@ -48,6 +50,22 @@ class Duplicates:
         shards = self.corpus.shards_of(keepers)
         rows = self.documents[first:last] - self.corpus.starts[shard]
         return Copies(rows, shards, keepers - self.corpus.starts[shards], self.jaccards[first:last])
+
+
+@dataclass(frozen=True)
+class _Compared:
+    pairs: Ids
+    jaccards: npt.NDArray[np.float64]
+    shown: list[Pair]
+    """Some of them with their texts."""
+
+    @classmethod
+    def nothing(cls) -> _Compared:
+        return cls(np.empty((0, 2), np.int64), np.empty(0), [])
+
+    def and_(self, more: _Compared) -> _Compared:
+        pairs, jaccards = np.concatenate((self.pairs, more.pairs)), np.concatenate((self.jaccards, more.jaccards))
+        return _Compared(pairs, jaccards, self.shown + more.shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,33 +89,29 @@ class Search:
         """Of the documents that are kept so far: a bool each."""
         config = self.wanted.config
         if config.dedup == "exact":
-            equal = self._equal(EXACT)
-            return self._settled(np.unique(equal), kept, equal, np.empty((0, 2), np.int64), np.empty(0))
+            return self._settled(kept, self._equal(EXACT), _Compared.nothing(), 1.0)
         equal, slots = self._equal(SAME_WORDS), slots_for(config.dedup_similarity)
         found = self._tables(Bands(name="bands", corpus=self.corpus, slots=slots), bands.SCHEMA)
         crowded = found["crowd"].to_numpy()
         crowds = Crowds.of(found.filter(crowded), self.corpus, FLOOR[slots])
-        known = _unique(_columns(found.filter(~crowded)))
-        jaccards = self._compared(known)
+        compared = self._compared(_unique(_columns(found.filter(~crowded)), self.corpus.documents))
         while True:
-            alike = jaccards >= config.dedup_similarity
-            ids = np.unique(np.concatenate((equal.ravel(), known[alike].ravel())))
-            settled = self._settled(ids, kept, equal, known[alike], jaccards[alike])
+            settled = self._settled(kept, equal, compared, config.dedup_similarity)
             stays = kept.copy()
             stays[settled.documents] = False
-            more = crowds.uncompared(_of_classes(stays, equal), known, self._order)
+            more = crowds.uncompared(_of_classes(stays, equal), compared.pairs, self._order)
             if not len(more):
                 return settled
-            known, jaccards = np.concatenate((known, more)), np.concatenate((jaccards, self._compared(more)))
+            compared = compared.and_(self._compared(more))
 
     def _equal(self, key: Key) -> Ids:
         """The first document of each class beside each other one."""
         return _columns(self._tables(Buckets(name=key.signal, corpus=self.corpus, key=key), SCHEMA))
 
-    def _compared(self, pairs: Ids) -> npt.NDArray[np.float64]:
+    def _compared(self, pairs: Ids) -> _Compared:
         """The similarity of each."""
         if not len(pairs):
-            return np.empty(0)
+            return _Compared.nothing()
         folder = self.staging / f"pairs-{uuid.uuid4().hex}"
         folder.mkdir()
         compared = Comparison(
@@ -114,21 +128,21 @@ class Search:
         reading = Stage(pipelines=lambda _: read, reduce=files, watch=self._watch("Reading candidates", size))
         comparing = Stage(
             pipelines=lambda shingles: [compared.comparing(chunks, shingles, self.staging)],
-            reduce=lambda _, results: compared.jaccards(results),
+            reduce=lambda _, results: _Compared(
+                pairs, compared.jaccards(results), compared.shown(results, self.wanted.config.dedup_similarity)
+            ),
             watch=self._watch("Comparing candidates", len(pairs)),
         )
-        found: npt.NDArray[np.float64] = run_stages([reading, comparing], self.executor)
+        found: _Compared = run_stages([reading, comparing], self.executor)
         return found
 
-    def _settled(
-        self,
-        ids: Ids,
-        kept: npt.NDArray[np.bool_],
-        equal: Ids,
-        pairs: Ids,
-        jaccards: npt.NDArray[np.float64],
-    ) -> Duplicates:
-        """`ids` are all documents that `equal` (first of a class, another one) and `pairs` speak of."""
+    def _settled(self, kept: npt.NDArray[np.bool_], equal: Ids, compared: _Compared, similarity: float) -> Duplicates:
+        """What goes, by the classes of `equal` (its first document, another one) and the pairs that are similar
+        enough.
+        """
+        alike = compared.jaccards >= similarity
+        pairs, jaccards = compared.pairs[alike], compared.jaccards[alike]
+        ids = np.unique(np.concatenate((equal.ravel(), pairs.ravel())))
         order = self._order(ids)
         place = np.empty(len(ids), np.int64)
         place[order] = np.arange(len(ids))
@@ -139,7 +153,10 @@ class Search:
         goes = np.flatnonzero(found.keeper >= 0)
         documents, keepers = ids[order[goes]], ids[order[found.keeper[goes]]]
         ascending = np.argsort(documents)
-        return Duplicates(self.corpus, documents[ascending], keepers[ascending], found.jaccard[goes][ascending])
+        clusters = Clusters.of(similarity, keepers, found.jaccard[goes], compared.jaccards, compared.shown)
+        return Duplicates(
+            self.corpus, documents[ascending], keepers[ascending], found.jaccard[goes][ascending], clusters
+        )
 
     def _order(self, ids: Ids) -> Ids:
         """How documents are taken: the highest priority first, then by the hash of their content; of equal ones in two
@@ -198,12 +215,9 @@ def _columns(table: pa.Table) -> Ids:
     return np.stack([table[name].to_numpy() for name in ("first", "second")], axis=1)
 
 
-def _unique(pairs: Ids) -> Ids:
+def _unique(pairs: Ids, documents: int) -> Ids:
     """Ordered, each once."""
-    pairs = pairs[np.lexsort(pairs.T[::-1])]
-    new = np.ones(len(pairs), bool)
-    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return pairs[new]
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * documents + pairs[:, 1]), max(1, documents)), axis=1)
 
 
 def _of_classes(stays: npt.NDArray[np.bool_], equal: Ids) -> npt.NDArray[np.bool_]:

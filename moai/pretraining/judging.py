@@ -152,6 +152,7 @@ def judge(
             names=[stream.given.name for stream in streams],
         )
         duplicates = search.duplicates(np.concatenate(kept))
+        tally.clusters = duplicates.clusters
     folder = staging / "verdicts"
     folder.mkdir(exist_ok=True)
     files, verdicts = dict[str, Path](), [dict[str, Verdict]() for _ in streams]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from moai.engine.pipeline import Pipeline, Raw, shard_key
 from moai.engine.run import Done
 from moai.engine.stage import Results
 from moai.pretraining.measuring import Measured
+from moai.quality.clusters import Pair
 from moai.quality.corpus import Corpus, Ids
 from moai.quality.hashes import CONTENT
-from moai.quality.similar import PAIRS_SCHEMA, SHINGLES_SCHEMA, Chunk, PairSource, Shingles
+from moai.quality.similar import PAIRS_SCHEMA, SHINGLES_SCHEMA, SHOWN, Chunk, PairSource, Shingles
 from moai.quality.verdicts import Judged, JudgedSource, write_verdict
 
+_NEAREST = 100
 Shards = Sequence[tuple[Measured, Done]]
 
 
@@ -94,6 +97,12 @@ class Comparison:
         """Of the pairs, in their order."""
         tables = [_table(self.cache, done)["jaccard"].to_numpy() for done in results[0]]
         return np.concatenate(tables) if tables else np.empty(0)
+
+    def shown(self, results: Results, similarity: float) -> list[Pair]:
+        """Of those of which the texts are known the nearest to this similarity."""
+        tables = (_table(self.cache, done).slice(0, SHOWN) for done in results[0])
+        pairs = (tuple(row.values()) for table in tables for row in table.to_pylist())
+        return heapq.nsmallest(_NEAREST, pairs, key=lambda pair: (abs(pair[0] - similarity), pair))
 
     def _pipeline(self, measured: Measured, verdicts: Mapping[str, Any], staging: Path) -> Pipeline:
         maps = tuple(part for part in measured.chain if isinstance(part, Map))

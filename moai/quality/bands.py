@@ -26,7 +26,7 @@ from moai.quality.corpus import Corpus, Ids
 from moai.quality.hashes import CONTENT
 from moai.quality.minhash import SIGNATURE, SLOTS_TOGETHER, WORDS, agreement
 
-HEADS = 16
+HEADS = 8
 """Documents of a bucket that are paired with all others, as a bucket sorts them: by the hash of their content."""
 FLOOR = {8: 0.65, 4: 0.31}
 """By the slots of a band: where the estimate from 112 slots lies below it, the similarity is not .8 (4.0 standard

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from moai.core.pages import bars, page
 from moai.engine.part import class_identity
 from moai.quality import plain
+from moai.quality.clusters import STYLE, Clusters
 from moai.quality.rules import RULES, Numbers, Profile, failures, is_least
 from moai.quality.statistics import EXCERPT, TextStatistics
 
@@ -62,6 +63,8 @@ class Tally:
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     rules: dict[str, RuleTally] = field(default_factory=lambda: defaultdict(RuleTally))
     seen: int = 0
+    clusters: Clusters | None = None
+    """Where copies were looked for."""
 
     def judge(self, source: str, found: pa.Table, counts: Mapping[str, int]) -> npt.NDArray[np.uint64]:
         """The rules that each of these documents fails, a bit each. What was filtered has none. `counts` are those of
@@ -134,6 +137,7 @@ class Tally:
             "words": "unicode",
             "measured_by": class_identity(TextStatistics),
             "sources": self.sources,
+            **({"copies": self.clusters.summary()} if self.clusters else {}),
             "rules": {
                 name: {
                     "documents": rule.documents,
@@ -156,9 +160,10 @@ class Tally:
             "<h2>Documents</h2>",
             bars(_fates(total, "read")),
             *(["<h2>By source</h2>", bars(by_source)] if len(self.sources) > 1 else []),
+            *(self.clusters.parts() if self.clusters else []),
             *(self._of_rules(of) if self.rules else []),
         ]
-        return page(title, parts, style=_STYLE)
+        return page(title, parts, style=_STYLE + STYLE)
 
     def _of_rules(self, of: int) -> Iterator[str]:
         yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -261,6 +262,20 @@ def test_near_copies_never_stand_on_both_sides_of_the_split(
     assert sorted(sides[0] + sides[1]) == whole
     assert min(map(len, sides)) > 5
     assert kept_by_force(whole, 0.8) == whole  # no two of either side are similar
+
+
+@needs_rensa
+def test_the_report_shows_clusters_and_pairs_with_what_differs(
+    planted: list[str], prepare: Make, tmp_path: Path
+) -> None:
+    prepared = prepare(write(tmp_path / "data.jsonl", planted), dedup="minhash")
+    copies = json.loads((prepared.path / "quality.json").read_bytes())["copies"]
+    source = prepared.content["quality"]["sources"]["data.jsonl"]
+    assert copies["same"] + copies["near"] == source["duplicates"] > 0
+    assert sum(copies["similarities"]["pairs"]) == copies["compared_pairs"]
+    assert sum(copies["clusters"].values()) <= source["duplicates"]
+    page = (prepared.path / "quality.html").read_text()
+    assert re.search(r"<del>[^<]*w\d+</del><ins>[^<]*other\d+</ins>|<del>[^<]*other\d+</del><ins>[^<]*w\d+</ins>", page)
 
 
 def test_mistakes_are_named() -> None:
