@@ -220,6 +220,15 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_files(written: Any, *, place: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Names of files; of a YAML's those that lie beside it are looked for there first. Raises ConfigError."""
+    names = [written] if isinstance(written, str | Path) else written
+    if not isinstance(names, Sequence) or not all(isinstance(name, str | Path) for name in names):
+        raise ConfigError(f"{place}: expected names of files, found {written!r}")
+    beside = [Path(folder or "", Path(name).expanduser()) for name in names]
+    return tuple(str(path if path.exists() else Path(name)) for path, name in zip(beside, names, strict=True))
+
+
 def identity(instance: Any) -> dict[str, Any]:
     """The fields whose value changes the prepared bytes, as plain JSON values."""
     values = {

@@ -27,6 +27,7 @@ from moai.pretraining import keys as identity
 from moai.pretraining.dataset import DatasetEntry, entries_of
 from moai.pretraining.options import DataConfig
 from moai.pretraining.tokenizer_backend import SAMPLE_CHARS, Chosen
+from moai.quality.personal import MaskPersonalData
 from moai.quality.verdicts import Judged, JudgedSource
 from moai.sources.discover import Input, discover, named_as_splits
 from moai.sources.inputs import distinct, keep_apart, open_input, stamps_prove
@@ -388,7 +389,8 @@ def inner_parts(config: DataConfig) -> tuple[Part, ...]:
     length = Length(min_chars=config.min_chars, max_chars=config.max_chars)
     # The template writes something around an empty conversation too, so that by default none goes for its length.
     lengths = [] if config.data_format == "chat" and length.drops_only_blank else [length]
-    parts = (*maps, *sample, *split, *lengths, *filters, *signals)
+    mask = [MaskPersonalData()] if config.pii == "mask" else []
+    parts = (*maps, *mask, *sample, *split, *lengths, *filters, *signals)
     shown = ("text", "messages") if config.data_format == "chat" else ("text",)
     check_columns(parts, made=_MADE, shown=shown, kept_free=_OF_MODELS, carried=config.carry_columns)
     return parts

@@ -27,6 +27,8 @@ from moai.core.config import did_you_mean
 from moai.core.errors import ConfigError, SourceError
 from moai.engine.part import Part
 from moai.engine.part import described as described_part
+from moai.quality.rules import parse_profile
+from moai.quality.rules import spelled as spelled_profile
 from moai.sources.discover import short_name
 from moai.sources.inputs import distinct_names
 from moai.transforms.named import load_class, make, name_and_fields, parse_parts, spelled, yaml_value
@@ -65,6 +67,8 @@ class DatasetEntry:
     """As in --mixture_epochs."""
     priority: int | None = None
     """With --dedup: of two copies the one of the source with the higher priority stays; 0 otherwise."""
+    quality: Any = None
+    """Its own profile, in place of --quality's (moai.quality.rules.Profile)."""
     split: str | None = None
     config: str | None = None
 
@@ -101,13 +105,17 @@ class DatasetEntry:
 
     def settings(self) -> dict[str, Any]:
         """What it says itself, as JSON; not where its data lies, nor what is said of it in training."""
-        left = ("path", "source", "name", "weight", "max_epochs", "transforms")
+        left = ("path", "source", "name", "weight", "max_epochs", "transforms", "quality")
         said = {
             f.name: getattr(self, f.name)
             for f in fields(self)
             if f.name not in left and getattr(self, f.name) is not None
         }
-        return {**said, **({"transforms": [part.identity() for part in self.transforms]} if self.transforms else {})}
+        return {
+            **said,
+            **({"transforms": [part.identity() for part in self.transforms]} if self.transforms else {}),
+            **({"quality": self.quality.identity()} if self.quality else {}),
+        }
 
     def applied_to(self, config: DataConfig) -> DataConfig:
         """The configuration of this source alone."""
@@ -130,6 +138,7 @@ class DatasetEntry:
             **said,
             **({"transforms": [spelled(part) for part in self.transforms]} if self.transforms else {}),
             **({"source": spelled(self.source)} if self.source else {}),
+            **({"quality": spelled_profile(self.quality)} if self.quality else {}),
         }
 
 
@@ -208,7 +217,7 @@ def _of_flag(given: str, place: str) -> DatasetEntry:
         key, _, value = setting.partition("=")
         found[key] = (
             value
-            if key in ("text_column", "text_template", "split", "config", "encoding")
+            if key in ("text_column", "text_template", "split", "config", "encoding", "quality")
             else yaml_value(value, f"{place}: {named[1]}: {key}")
         )
     return _of_mapping(found, place, None)
@@ -226,6 +235,8 @@ def _of_mapping(given: Mapping[str, Any], place: str, folder: Path | None) -> Da
     where = f"{place}: {found.get('name') or found.get('path') or found.get('source')}"
     if "transforms" in found:
         found["transforms"] = parse_parts(found["transforms"], place=f"{where}: transforms", folder=folder)
+    if "quality" in found:
+        found["quality"] = parse_profile(found["quality"], place=f"{where}: quality", folder=folder)
     if isinstance(found.get("source"), str | Mapping):
         name, settings = name_and_fields(found["source"], where)
         found["source"] = make(
@@ -241,5 +252,7 @@ def _of_mapping(given: Mapping[str, Any], place: str, folder: Path | None) -> Da
 
 def described(entry: DatasetEntry) -> str:
     """Its own settings, for the log; empty where it has none."""
-    said = {name: value for name, value in entry.settings().items() if name != "transforms"}
+    said = {name: value for name, value in entry.settings().items() if name not in ("transforms", "quality")}
+    if entry.quality:
+        said["judged by"] = f"{len(entry.quality.thresholds)} rules of its own"
     return ", ".join([*(f"{name} {value}" for name, value in said.items()), *(part.name for part in entry.transforms)])

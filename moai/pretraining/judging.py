@@ -27,7 +27,9 @@ from moai.prepared.manifest import write_file
 from moai.pretraining.assembly import Request, Stream
 from moai.pretraining.duplicates import Search
 from moai.pretraining.measuring import Measured, measuring, signals_of
+from moai.quality.contamination import Contamination
 from moai.quality.corpus import Corpus, ShardSidecars
+from moai.quality.findings import Findings
 from moai.quality.report import Tally, read_summary
 from moai.quality.statistics import warn_without_numba
 from moai.quality.verdicts import JudgedSource, Verdict, write_bits, write_verdict
@@ -111,10 +113,15 @@ def judge(
     wanted: Request, streams: Sequence[Stream], executor: Executor, staging: Path, *, label: str, report: Report
 ) -> Judgement:
     """Measure every document and decide. Raises SourceError beyond --max_dropped."""
-    if wanted.config.quality:
+    if wanted.config.has_rules:
         warn_without_numba()
     signals = signals_of(wanted.config)
+    items = next((one.items for one in signals if isinstance(one, Contamination)), ())
     measured = [measuring(stream, signals) for stream in streams]
+    profile = wanted.config.profile().of_sources(
+        {stream.given.name: one for stream in streams if (one := stream.reading.entry.quality)}
+    )
+    profile.check([column for one in measured for each in one.sidecars for column in each.signal.adds])
     progress = Progress(wanted.nominal_bytes, label=label, doing="Measuring")
     watch = watching(wanted, [one.stream for one in measured], progress, report)
 
@@ -131,7 +138,7 @@ def judge(
     )
     results: Results = run_stages([stage], executor)
     shards = [(at, done) for at, finished in enumerate(results) for done in finished]
-    tally, failed, kept = Tally(wanted.config.profile()), [], []
+    tally, failed, kept = Tally(profile, Findings(items)), [], []
     for at, done in shards:
         table = _table(wanted.cache, measured[at], done)
         failed.append(tally.judge(streams[at].given.name, table, done.receipt.counts))
@@ -164,7 +171,7 @@ def judge(
         files[bits] = folder / bits
         found = read_documents(documents)
         copies = duplicates.of_shard(number) if duplicates else None
-        write_bits(files[bits], failed[number], copies)
+        write_bits(files[bits], failed[number], profile.names, copies)
         gone = failed[number] > 0
         if copies:
             tally.lose(streams[at].given.name, found["bytes"].to_numpy()[copies.rows])

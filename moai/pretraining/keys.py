@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.core.config import identity
+from moai.core.errors import ConfigError
 from moai.core.files import canonical_json, digest_json, is_plain_name, make_way, write_atomic
 from moai.core.fsops import read_regular
 from moai.engine.part import Part, class_identity, identity_of
@@ -26,6 +27,8 @@ from moai.engine.schema import Column
 from moai.prepared.manifest import FORMAT_VERSION
 from moai.pretraining.dataset import DatasetEntry
 from moai.pretraining.options import DataConfig
+from moai.quality.contamination import Contamination
+from moai.quality.personal import MaskPersonalData
 from moai.sources.discover import Input
 from moai.sources.inputs import plan_inputs
 from moai.tokenizers.load import TokenizerSpec, files_beside
@@ -66,7 +69,9 @@ def plan_fields(
             **({"transforms": [part.identity() for part in config.transforms]} if config.transforms else {}),
             **({"sources": own} if own else {}),
             **({"left_out": left_out} if left_out else {}),
-            **({"quality": config.profile().identity()} if config.quality else {}),
+            **({"quality": config.profile().identity()} if config.has_rules else {}),
+            **({"decontaminate": contamination.identity()} if (contamination := contamination_of(config)) else {}),
+            **({"pii": [config.pii, class_identity(MaskPersonalData)]} if config.pii != "none" else {}),
             **config.copies,
         },
         "tokenizer": tokenizer_identity(tokenizer, template),
@@ -75,6 +80,14 @@ def plan_fields(
         **plan_inputs(inputs),
     }
     return dict(json.loads(canonical_json(fields)))  # as a record gives them back: a tuple is a list there
+
+
+def contamination_of(config: DataConfig) -> Contamination | None:
+    """What looks for the items of evaluations, where some are named. Raises ConfigError."""
+    files = tuple(Path(name) for name in config.decontaminate)
+    if missing := next((path for path in files if not path.is_file()), None):
+        raise ConfigError(f"decontaminate: {missing}: no such file")
+    return Contamination(files=files) if files else None
 
 
 def plan_key(fields: Mapping[str, Any]) -> str:

@@ -15,10 +15,12 @@ from moai.core.files import digest_json
 from moai.engine.part import Part, Signal, ordered
 from moai.engine.pipeline import Pipeline
 from moai.pretraining.assembly import Request, Stream
-from moai.pretraining.keys import transform_identity
+from moai.pretraining.keys import contamination_of, transform_identity
 from moai.pretraining.options import DataConfig
 from moai.quality.hashes import DocumentHash
+from moai.quality.language import Language
 from moai.quality.minhash import MinHash
+from moai.quality.personal import MaskPersonalData, PersonalData
 from moai.quality.sidecars import Sidecar, Sidecars, once, sidecars
 from moai.quality.statistics import TextStatistics
 from moai.quality.verdicts import Drained
@@ -72,7 +74,13 @@ class Measured:
 
 def signals_of(config: DataConfig) -> tuple[Signal, ...]:
     """What is measured of every document under these settings."""
-    found: list[Signal] = [TextStatistics()] if config.quality else []
+    found: list[Signal] = [TextStatistics()] if config.has_rules else []
+    if config.profile().needs_language:
+        found.append(Language())
+    if contamination := contamination_of(config):
+        found.append(contamination)
+    if config.pii != "none":
+        found.append(PersonalData())
     if config.dedup != "none":
         found.append(DocumentHash())
     if config.dedup == "minhash":
@@ -84,7 +92,12 @@ def measuring(stream: Stream, signals: Sequence[Signal]) -> Measured:
     """The same input up to its Signals, moai's and the user's."""
     maps, filters, own = ordered([part for part in stream.inner if not isinstance(part, Split)])
     first = [one for one in filters if isinstance(one, Sample)]
-    chain = (*maps, *first, *signals, *own, *(one for one in filters if one not in first))
+    # Personal data is counted before it is masked; everything else sees what is left.
+    mask = [one for one in maps if isinstance(one, MaskPersonalData)]
+    before = [one for one in signals if mask and isinstance(one, PersonalData)]
+    behind = (*first, *(one for one in signals if one not in before), *own)
+    maps = [one for one in maps if one not in mask]
+    chain = (*maps, *before, *mask, *behind, *(one for one in filters if one not in first))
     if isinstance(stream.to_text, ToExamples):
         stream = replace(stream, to_text=replace(stream.to_text, shown=stream.to_text.shown | {"text"}))
     what = _identity(stream, [part for part in chain if not isinstance(part, Signal)])

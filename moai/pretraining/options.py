@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from importlib import import_module
@@ -18,9 +18,11 @@ def _from(module: str, name: str) -> Callable[..., Any]:
 
 
 _DATASET, _PARTS, _RULES = "moai.pretraining.dataset", "moai.transforms.named", "moai.quality.rules"
+_FILES = "moai.core.config"
 
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
+PII = ("none", "count", "mask")
 DEDUPS = ("none", "exact", "minhash")
 BACKENDS = ("auto", "tokenizers", "fastokens")
 
@@ -123,6 +125,15 @@ class DataConfig:
     dedup_similarity: float = option(
         0.8, "minhash: share of the word 5-grams of both that two documents have in common at least to be copies"
     )
+    languages: tuple[str, ...] = option(
+        (), "drop documents that are surely in another language than these, as ko en; what is of none stays"
+    )
+    decontaminate: tuple[str, ...] = option(
+        (), "drop documents that hold items of evaluations: files of JSON lines", parse=_from(_FILES, "parse_files")
+    )
+    pii: str = option(
+        "none", "count personal data (mail, IP, phone, resident numbers), or also put a mask over it", choices=PII
+    )
     max_dropped: float | None = option(
         None, "share of the documents read, of all and of each source, above which judging ends the run"
     )
@@ -186,7 +197,7 @@ class DataConfig:
             )
         if self.max_dropped is not None and not 0 <= self.max_dropped <= 1:
             raise ConfigError(f"max_dropped = {self.max_dropped}: must lie between 0 and 1")
-        if self.quality is None and self.quality_set:
+        if self.quality_set and not self.has_rules:
             raise ConfigError("quality_set is set and quality is not: name a profile, as --quality gopher")
         if not 0.5 <= self.dedup_similarity <= 1:
             raise ConfigError(f"dedup_similarity = {self.dedup_similarity}: must lie between 0.5 and 1")
@@ -195,7 +206,9 @@ class DataConfig:
                 f"dedup_similarity = {self.dedup_similarity} with dedup = {self.dedup}: is for --dedup minhash"
             )
         if self.max_dropped is not None and not self.judges:
-            raise ConfigError("max_dropped is set, and neither quality nor dedup is: nothing would be dropped")
+            raise ConfigError(
+                "max_dropped is set, and none of quality, dedup, languages and decontaminate: nothing would be dropped"
+            )
         if self.transforms:
             _from("moai.engine.part", "ordered")(self.transforms)
         if self.data_format == "chat":
@@ -217,6 +230,8 @@ class DataConfig:
                 f"{given[0]} = {getattr(self, given[0])}: is for texts; with data_format chat the chat template writes "
                 f"the text, drop it"
             )
+        if self.pii == "mask":
+            raise ConfigError("pii = mask: of conversations nothing is changed; --pii count only counts")
         if self.template_date is not None:
             try:
                 date.fromisoformat(self.template_date)
@@ -226,7 +241,15 @@ class DataConfig:
     @property
     def judges(self) -> bool:
         """Whether documents are measured and judged before they are packed."""
-        return bool(self.quality or self.dedup != "none")
+        return self.has_rules or self.dedup != "none" or self.pii != "none"
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether a document may go for what it is."""
+        own = any(
+            one.get("quality") if isinstance(one, Mapping) else getattr(one, "quality", None) for one in self.dataset
+        )
+        return bool(self.quality or self.languages or self.decontaminate or own)
 
     @property
     def copies(self) -> dict[str, Any]:
@@ -236,7 +259,8 @@ class DataConfig:
 
     def profile(self) -> Any:
         """The thresholds that documents are judged by (moai.quality.rules.Profile). Raises ConfigError."""
-        return _from(_RULES, "parse_profile")(self.quality or {}).changed(self.quality_set)
+        found = _from(_RULES, "parse_profile")(self.quality or {})
+        return found.asked(self.languages, decontaminates=bool(self.decontaminate)).changed(self.quality_set)
 
     def of_mode(self, mode: str) -> DataConfig:
         """The data of a training: conversations for sft, texts for pretrain. Raises ConfigError where data_format says

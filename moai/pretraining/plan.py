@@ -12,6 +12,7 @@ from moai.core import resources
 from moai.core.distributed import ranks
 from moai.core.files import free_bytes
 from moai.pretraining.assembly import Request, request, sound_inputs
+from moai.pretraining.measuring import signals_of
 from moai.pretraining.options import DataConfig
 from moai.pretraining.recipe import CALLER, find_prepared, machine_plan, why_missed
 from moai.sources.discover import documents_in, many_small_texts, some
@@ -53,6 +54,9 @@ def describe(
             yield f"passed over  {given.name}: {len(given.passed_over)} ({some(given.passed_over)})"
         if warning := many_small_texts(given):
             yield f"             {warning}"
+    if config.judges:
+        yield f"judging      a pass of its own measures {', '.join(one.name for one in signals_of(config))}"
+        yield "             only what the cache lacks; another Map or --pii mask changes the text: all behind it again"
     shards = _shards(wanted)
     yield f"shards       about {shards:,} of {config.shard_bytes:,} bytes ({files} files)"
     if shards > 20_000:

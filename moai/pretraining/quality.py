@@ -32,7 +32,7 @@ def judge(
     if not config.require().judges:
         raise ConfigError(
             "nothing to judge by: name a profile with --quality (gopher, fineweb, repetition, or a YAML file), or what "
-            "copies go with --dedup"
+            "else goes with --dedup, --languages or --decontaminate"
         )
     found = find(config)
     planned = machine_plan(found, origins, Ranks(), environ)

@@ -75,8 +75,12 @@ class Contamination(Signal):
     """JSON lines of evaluation items."""
 
     @cached_property
+    def items(self) -> list[Item]:
+        return read_items(self.files)
+
+    @cached_property
     def index(self) -> Index:
-        return Index.of(read_items(self.files))
+        return Index.of(self.items)
 
     def __getstate__(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(self)}  # a worker makes an index of its own

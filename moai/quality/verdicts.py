@@ -7,7 +7,7 @@ shard that loses no document is the one that is packed without judging.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from moai.core.files import digest_json
 from moai.engine.documents import DOCUMENT, places
 from moai.engine.part import Filter, Part
 from moai.engine.pipeline import Meter, Raw, Shard, documents
-from moai.quality.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,9 @@ class Copies:
     jaccards: npt.NDArray[np.float64]
 
 
-def write_bits(path: Path, failed: npt.NDArray[np.uint64], copies: Copies | None) -> None:
-    """verdicts-NNNNN.arrow: for every document of a shard the rules that it fails, a bit each, as in moai.quality.rules
-    when it was written (`rules` in the schema's metadata); where copies were looked for, of each that goes the shard
+def write_bits(path: Path, failed: npt.NDArray[np.uint64], rules: Sequence[str], copies: Copies | None) -> None:
+    """verdicts-NNNNN.arrow: for every document of a shard the rules that it fails, a bit each (`rules` in the schema's
+    metadata names them); where copies were looked for, of each that goes the shard
     and row of the document that stays in its place, and their Jaccard similarity.
     """
     columns = {"failed": pa.array(failed)}
@@ -151,7 +150,7 @@ def write_bits(path: Path, failed: npt.NDArray[np.uint64], copies: Copies | None
             ("jaccard", copies.jaccards, pa.float64()),
         ):
             columns[name] = pa.array(values, kind).take(at)
-    table = pa.table(columns).replace_schema_metadata({"rules": " ".join(RULES)})
+    table = pa.table(columns).replace_schema_metadata({"rules": " ".join(rules)})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 

@@ -24,9 +24,10 @@ from typing import Any
 from moai.core.config import did_you_mean
 from moai.core.errors import ConfigError
 from moai.engine.part import Part, described
+from moai.quality.fasttext import FastText
 from moai.transforms.filters import Length
 
-SHIPPED: dict[str, type[Part]] = {"Length": Length}
+SHIPPED: dict[str, type[Part]] = {"Length": Length, "FastText": FastText}
 
 
 def parse_parts(written: Any, *, place: str, folder: Path | None = None) -> tuple[Part, ...]:
