@@ -12,15 +12,18 @@ import pyarrow as pa
 from moai.cache.ledger import Ledger
 from moai.cache.shards import ArrowShards
 from moai.core.files import digest_json
-from moai.engine.part import Part, Signal, ordered
+from moai.engine.part import Map, Part, Signal, ordered
 from moai.engine.pipeline import Pipeline
 from moai.pretraining.assembly import Request, Stream
+from moai.pretraining.dataset import entries_of
 from moai.pretraining.keys import contamination_of, transform_identity
 from moai.pretraining.options import DataConfig
+from moai.quality.c4 import C4Statistics
 from moai.quality.hashes import DocumentHash
+from moai.quality.korean import KoreanWords
 from moai.quality.language import Language
 from moai.quality.minhash import MinHash
-from moai.quality.personal import MaskPersonalData, PersonalData
+from moai.quality.personal import PersonalData
 from moai.quality.sidecars import Sidecar, Sidecars, once, sidecars
 from moai.quality.statistics import TextStatistics
 from moai.quality.verdicts import Drained
@@ -75,8 +78,14 @@ class Measured:
 def signals_of(config: DataConfig) -> tuple[Signal, ...]:
     """What is measured of every document under these settings."""
     found: list[Signal] = [TextStatistics()] if config.has_rules else []
-    if config.profile().needs_language:
+    profiles = [config.profile(), *(one for entry in entries_of(config.dataset) if (one := entry.quality))]
+    used = {name for profile in profiles for name in profile.used}
+    if any(profile.needs_language for profile in profiles):
         found.append(Language())
+    if any(name.startswith("c4.") for name in used):
+        found.append(C4Statistics())
+    if any(name.startswith("fineweb2_ko.") for name in used):
+        found.append(KoreanWords())
     if contamination := contamination_of(config):
         found.append(contamination)
     if config.pii != "none":
@@ -88,16 +97,19 @@ def signals_of(config: DataConfig) -> tuple[Signal, ...]:
     return tuple(found)
 
 
+def _seen(maps: Sequence[Map], signals: Sequence[Signal]) -> Iterator[Part]:
+    """The Maps, each behind what measures the text that it changes."""
+    for one in maps:
+        yield from (signal for signal in signals if type(signal) is getattr(one, "seen_by", None))
+        yield one
+
+
 def measuring(stream: Stream, signals: Sequence[Signal]) -> Measured:
     """The same input up to its Signals, moai's and the user's."""
     maps, filters, own = ordered([part for part in stream.inner if not isinstance(part, Split)])
     first = [one for one in filters if isinstance(one, Sample)]
-    # Personal data is counted before it is masked; everything else sees what is left.
-    mask = [one for one in maps if isinstance(one, MaskPersonalData)]
-    before = [one for one in signals if mask and isinstance(one, PersonalData)]
-    behind = (*first, *(one for one in signals if one not in before), *own)
-    maps = [one for one in maps if one not in mask]
-    chain = (*maps, *before, *mask, *behind, *(one for one in filters if one not in first))
+    chain = (*_seen(maps, signals), *first, *signals, *own, *(one for one in filters if one not in first))
+    chain = tuple(dict.fromkeys(chain))  # a Signal stands where it stands first
     if isinstance(stream.to_text, ToExamples):
         stream = replace(stream, to_text=replace(stream.to_text, shown=stream.to_text.shown | {"text"}))
     what = _identity(stream, [part for part in chain if not isinstance(part, Signal)])

@@ -97,6 +97,8 @@ class MaskPersonalData(Map):
     """Puts the mask of its kind in place of all personal data. What is masked already stays as it is."""
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
+    seen_by: ClassVar[type[Signal]] = PersonalData
+    """What measures the text before it is changed."""
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         texts = batch["text"]

@@ -70,6 +70,10 @@ RULES: dict[str, Measure] = {
         found["dup_full_line_chars"] / np.maximum(found["chars"].astype(np.int64) - found["newlines"], 1.0)
     ),
     "fineweb.max_newlines": _share("newlines", "words"),
+    "c4.max_lorem_ipsum": _number("c4_lorem_ipsum"),
+    "c4.max_braces": _number("c4_braces"),
+    "c4.min_sentences": _number("c4_sentences"),
+    "fineweb2_ko.min_stop_words": _number("ko_stop_words"),
     "language.max_other": _number("other_language"),
     "contamination.max_share": _number("contaminated_share"),
 }
@@ -133,8 +137,12 @@ class Profile:
     @property
     def names(self) -> tuple[str, ...]:
         """All rules, in the order of their bits: moai's, then those over Signals of the user that it has."""
-        said = (self.thresholds, *self.sources.values(), *self.languages.values())
-        return (*RULES, *sorted({name for rules in said for name in rules} - {*RULES}))
+        return (*RULES, *sorted(self.used - {*RULES}))
+
+    @property
+    def used(self) -> set[str]:
+        """Rules that it says something of, for any document."""
+        return {name for rules in (self.thresholds, *self.sources.values(), *self.languages.values()) for name in rules}
 
     def of(self, source: str, language: str | None = None) -> dict[str, float]:
         """Those of one source, or of its documents in one language, in the order of `names`."""
@@ -264,7 +272,7 @@ def _checked(settings: Any, place: str) -> dict[str, float | None]:
             raise ConfigError(f"{place}: no rule is called {name!r}{did_you_mean(str(name), RULES)}")
         try:
             # YAML reads `off` as false.
-            found[name] = None if value in ("off", False, None) else float(value)
+            found[name] = None if value is None or value is False or value == "off" else float(value)
             canonical_json(found[name])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: {name} = {value!r}: expected a number, or off") from error

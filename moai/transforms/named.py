@@ -24,10 +24,11 @@ from typing import Any
 from moai.core.config import did_you_mean
 from moai.core.errors import ConfigError
 from moai.engine.part import Part, described
+from moai.quality.c4 import C4Lines
 from moai.quality.fasttext import FastText
 from moai.transforms.filters import Length
 
-SHIPPED: dict[str, type[Part]] = {"Length": Length, "FastText": FastText}
+SHIPPED: dict[str, type[Part]] = {"Length": Length, "C4Lines": C4Lines, "FastText": FastText}
 
 
 def parse_parts(written: Any, *, place: str, folder: Path | None = None) -> tuple[Part, ...]:
