@@ -112,7 +112,7 @@ class DataConfig:
     )
     quality: Any = option(  # noqa: RUF009
         None,
-        "judge documents by a profile: gopher, fineweb, repetition, or a YAML file of thresholds",
+        "judge documents by a profile: gopher, fineweb, fineweb2_ko, c4, repetition, code, demo, or a YAML file",
         parse=_from(_RULES, "parse_profile"),
         spell=_from(_RULES, "spelled"),
     )
@@ -207,7 +207,8 @@ class DataConfig:
             )
         if self.max_dropped is not None and not self.judges:
             raise ConfigError(
-                "max_dropped is set, and none of quality, dedup, languages and decontaminate: nothing would be dropped"
+                "max_dropped is set, and neither quality nor dedup is, nor languages or decontaminate: nothing would "
+                "be dropped"
             )
         if self.transforms:
             _from("moai.engine.part", "ordered")(self.transforms)

@@ -31,7 +31,7 @@ def judge(
     """Measure, decide and write the report. Gives the path of the page. Raises ConfigError."""
     if not config.require().judges:
         raise ConfigError(
-            "nothing to judge by: name a profile with --quality (gopher, fineweb, repetition, or a YAML file), or what "
+            "nothing to judge by: name a profile with --quality (gopher, fineweb, ..., or a YAML file), or what "
             "else goes with --dedup, --languages or --decontaminate"
         )
     found = find(config)

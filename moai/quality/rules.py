@@ -31,6 +31,7 @@ from moai.core.config import did_you_mean, read_names
 from moai.core.errors import ConfigError
 from moai.core.files import canonical_json, digest_json
 from moai.engine.schema import Column
+from moai.quality.profiles import LANGUAGES, PROFILES
 
 Numbers = Mapping[str, npt.NDArray[Any]]
 """The columns of Signals that are numbers, a value a document."""
@@ -84,39 +85,6 @@ SURE = 0.65
 _ASKED = {_OTHER: SURE, CONTAMINATED: 0.5}
 """Thresholds of rules that are asked for by a flag of their own, --languages and --decontaminate."""
 _MOST_RULES = 64  # bits of a verdict
-_REPETITION = {
-    **{f"repetition.max_dup_{what}": 0.3 for what in ("paragraphs", "lines")},
-    **{f"repetition.max_dup_{what}_chars": 0.2 for what in ("paragraph", "line")},
-    **{f"repetition.max_top_{n}_gram": top for n, top in ((2, 0.2), (3, 0.18), (4, 0.16))},
-    **{f"repetition.max_dup_{n}_grams": round(0.2 - 0.01 * n, 2) for n in range(5, 11)},
-}
-_GOPHER = {
-    "gopher.min_words": 50,
-    "gopher.max_words": 100_000,
-    "gopher.min_word_length": 3,
-    "gopher.max_word_length": 10,
-    "gopher.max_hashes": 0.1,
-    "gopher.max_ellipses": 0.1,
-    "gopher.max_bullet_lines": 0.9,
-    "gopher.max_ellipsis_lines": 0.3,
-    "gopher.min_alpha_words": 0.8,
-    "gopher.min_stop_words": 2,
-    **_REPETITION,
-}
-PROFILES: dict[str, dict[str, float]] = {
-    "gopher": _GOPHER,
-    "fineweb": {
-        **_GOPHER,
-        "fineweb.min_punctuated_lines": 0.12,
-        "fineweb.max_short_lines": 0.67,
-        "fineweb.max_dup_line_chars": 0.01,
-        "fineweb.max_newlines": 0.3,
-    },
-    "repetition": _REPETITION,
-}
-"""`gopher` after Rae et al. 2021 (arXiv 2112.11446), table A1; `fineweb` adds the rules of FineWeb (arXiv 2406.17557).
-Both expect English: of other languages and of code, `repetition` alone.
-"""
 
 
 @dataclass(frozen=True)
@@ -192,7 +160,7 @@ def parse_profile(written: Any, *, place: str = "quality", folder: Path | None =
     if written is None or isinstance(written, Profile):
         return written
     if isinstance(written, str) and written in PROFILES:
-        return Profile(PROFILES[written])
+        return Profile(PROFILES[written], languages=LANGUAGES.get(written, {}))
     if isinstance(written, str | Path):
         path = Path(folder or "", Path(written).expanduser())
         if not path.is_file():
@@ -205,14 +173,17 @@ def parse_profile(written: Any, *, place: str = "quality", folder: Path | None =
         raise ConfigError(f"{place}: expected rules and thresholds, found {type(written).__name__}")
     rest = dict(written)
     thresholds: dict[str, float] = {}
+    extended: dict[str, Mapping[str, float | None]] = {}
     extends = rest.pop("extends", [])
     for name in [extends] if isinstance(extends, str) else extends:
         if name not in PROFILES:
             raise ConfigError(f"{place}: extends {name!r}, which is none of {', '.join(PROFILES)}")
         thresholds |= PROFILES[name]
+        extended |= LANGUAGES.get(name, {})
     sources, languages = (
         _beside(rest.pop(f"{of}s", None) or {}, f"{place}: {of}s", of) for of in ("source", "language")
     )
+    languages = {name: {**extended.get(name, {}), **languages.get(name, {})} for name in {**extended, **languages}}
     profile = Profile(_merged(thresholds, rest.items(), place), sources, languages)
     if len(profile.names) > _MOST_RULES:
         raise ConfigError(f"{place}: {len(profile.names) - len(RULES)} rules over signals of your own are too many")

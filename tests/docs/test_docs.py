@@ -389,6 +389,9 @@ def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
         "quality_set",
         "dedup",
         "dedup_similarity",
+        "languages",
+        "decontaminate",
+        "pii",
     }  # these are in the key by what they hold
 
 
