@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import util
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from moai import cli
+from moai.engine.executor import Cluster
 from moai.prepared.manifest import Prepared
 from moai.pretraining import recipe as pretraining
 from moai.pretraining.options import DataConfig
@@ -194,6 +195,16 @@ def texts(tokenizer_dir: Path) -> Callable[[Prepared], list[str]]:
         return [backend.decode(row[:-1]) for row in rows]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A private Ray of two CPUs on loopback, started once for all tests. Whatever asks for Ray in this process finds
+    it.
+    """
+    with Cluster(shared=tmp_path_factory.mktemp("ray")) as cluster:
+        cluster.connect()
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,8 @@ def measure(
 ) -> Report:
     """Raises what prepare would raise, and Interrupted; leaves nothing behind."""
     started = time.monotonic() - _process_age()
+    if config.executor == "ray":
+        raise ConfigError("executor = ray: what is measured are the processes of one machine; leave it away")
     wanted = request(config.require())
     chosen = machine_plan(wanted, origins, ranks(environ), environ)
     workers, threads = chosen.num_proc.value, chosen.threads.value if chosen.num_proc.value else None

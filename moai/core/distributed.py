@@ -35,6 +35,8 @@ from moai.core.stopping import Stop, stoppable
 
 logger = logging.getLogger(__name__)
 
+LAUNCHES = "launches"
+"""The cache's folder of status files."""
 HEARTBEAT_SECONDS = 2.0
 DEAD_SECONDS = 30.0
 """A heartbeat that stands still this long, on the waiter's clock, is that of a dead host or process."""
@@ -63,6 +65,8 @@ _MOST_BYTES = 1 << 20
 _KEYS = {"state", "pid", "start_token", "host", "boot_id", "beat", "progress"}
 
 Report = Callable[[dict[str, Any]], None]
+JOIN = "join"
+"""In what is reported: where waiting ranks may join in. It stays until it is reported otherwise."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,13 @@ def build_once(
     scope: str,
     stall_timeout: float,
     environ: Mapping[str, str],
+    heed: Callable[[Mapping[str, Any]], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Run `prepare` in one process and give its result, a JSON object, to all of them.
 
     `prepare` gets a function to report progress with: a dict whose "line" is shown by the waiting ranks. It runs in
-    rank 0, or in local rank 0 of every node when the cache is the node's own.
+    rank 0, or in local rank 0 of every node when the cache is the node's own. Where a rank waits, `heed` hears of it
+    at every look, and shall not take long.
     Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on
     SIGINT, SIGTERM and SIGHUP.
     """
@@ -137,7 +143,7 @@ def build_once(
     with stoppable("finished shards are kept, run again to go on from them", within_seconds=4):
         if (ranks.rank if shared else ranks.local_rank) == 0:
             return _prepare(prepare, Status.open(cache, launch), ranks)
-        return _wait(cache, launch, ranks, stall_timeout)
+        return _wait(cache, launch, ranks, stall_timeout, heed)
 
 
 def launch_id(ranks: Ranks, *, shared: bool, environ: Mapping[str, str]) -> str:
@@ -195,7 +201,8 @@ class Status:
 
     def report(self, progress: dict[str, Any]) -> None:
         with self._lock:
-            self._content["progress"] = progress
+            offered = {name: value for name, value in self._content["progress"].items() if name == JOIN}
+            self._content["progress"] = offered | progress
 
     def end(self, state: str, **more: Any) -> None:
         """The last word; the thread stops."""
@@ -218,7 +225,7 @@ class Status:
 
 
 def status_folders(cache: Path) -> tuple[Path, Path]:
-    return cache / "launches", Path(tempfile.gettempdir()) / f"moai-{os.getuid()}" / "launches"
+    return cache / LAUNCHES, Path(tempfile.gettempdir()) / f"moai-{os.getuid()}" / LAUNCHES
 
 
 def owner() -> dict[str, Any]:
@@ -280,9 +287,11 @@ def _prepare(prepare: Callable[[Report], dict[str, Any]], status: Status, ranks:
     return result
 
 
-def _wait(cache: Path, launch: str, ranks: Ranks, stall_timeout: float) -> dict[str, Any]:
+def _wait(
+    cache: Path, launch: str, ranks: Ranks, stall_timeout: float, heed: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
     logger.info("[Rank %d] Waiting for rank 0 to complete all processing...", ranks.rank)
-    watch = _Watch(cache, launch, ranks, stall_timeout)
+    watch = _Watch(cache, launch, ranks, stall_timeout, heed)
     pause = _POLL_FIRST
     parent = os.getppid()
     try:
@@ -303,9 +312,16 @@ def _wait(cache: Path, launch: str, ranks: Ranks, stall_timeout: float) -> dict[
 class _Watch:
     """What a waiting rank knows of the preparer, judged on its own clock."""
 
-    def __init__(self, cache: Path, launch: str, ranks: Ranks, stall_timeout: float) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        launch: str,
+        ranks: Ranks,
+        stall_timeout: float,
+        heed: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+    ) -> None:
         self.paths = [folder / f"{launch}.json" for folder in status_folders(cache)]
-        self.ranks, self.stall_timeout = ranks, stall_timeout
+        self.ranks, self.stall_timeout, self.heed = ranks, stall_timeout, heed
         now = time.monotonic()
         self.started, self.beat_at, self.moved_at, self.said_at = now, now, now, now
         self.beat, self.progress = -1, ""
@@ -327,6 +343,7 @@ class _Watch:
             raise _failure(status)
         self._check_alive(status, now)
         self._check_progress(status, now)
+        self.heed(status["progress"])
         return None
 
     def _read(self) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from moai.core.config import Setting
@@ -75,7 +75,7 @@ class Plan:
 
     machine: Machine
     num_proc: Setting
-    """Worker processes; 0 works in this process."""
+    """Worker processes; 0 works in this process; None for what a cluster will have."""
     threads: Setting
     """Tokenizer (Rayon) threads in each worker."""
     batch_bytes: Setting
@@ -147,6 +147,12 @@ def plan(
     return Plan(
         machine=machine, num_proc=workers, threads=threads, batch_bytes=batch_bytes, memory_mode=mode, warnings=warnings
     )
+
+
+def over_cluster(chosen: Plan, num_proc: int | None) -> Plan:
+    """The same where a Ray cluster does the work, whose size is known once it is there."""
+    tasks = chosen.num_proc if num_proc else Setting(None, "as many as the Ray cluster has CPUs")
+    return replace(chosen, num_proc=tasks, threads=Setting(1, "of a task of Ray"), warnings=())
 
 
 def lines(chosen: Plan) -> tuple[str, ...]:

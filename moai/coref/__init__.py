@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import get_all_start_methods
@@ -30,7 +31,7 @@ from moai.coref.options import CorefConfig
 from moai.coref.progress import StageProgress
 from moai.coref.publishing import Corpus, funnel, is_published, no_samples, publish
 from moai.coref.selection import select
-from moai.engine.executor import Executor, make_executor
+from moai.engine.executor import Cluster, Executor, Ray, make_executor
 from moai.engine.pipeline import Pipeline
 from moai.engine.stage import Results, Stage, run_stages
 from moai.prepared.bad_records import InputWatch
@@ -49,41 +50,58 @@ _KIWI_BYTES = 500_000_000
 def prepare(config: CorefConfig, *, origins: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
     """Prepare the corpus, or find it prepared. Returns the published directory; raises errors of moai.core.errors."""
     with stoppable("finished shards are kept, run again to go on from them", within_seconds=4):
-        machine, method = machine_plan(config, origins, environ), start_method(config)
-        executor = make_executor(
-            machine.num_proc.value,
-            method=method.value,
-            threads=1,
-            stall_seconds=config.stall_timeout,
-            shards_per_worker=_SHARDS_PER_WORKER,
-            modules=assembly.WORKER_MODULES,
-            warm=assembly.warm(config),
-        )
         cache, output = assembly.places(config)
-        if not output.exists():
-            executor.start()  # Kiwi loads while the tokenizer and the files are looked at here
-        wanted = assembly.want(config)
-        if is_published(wanted):
-            logger.info("이미 준비되어 있고 바뀐 것이 없습니다: %s", output)
-            return output
-        with storage_errors(cache):
-            for folder in _FOLDERS:
-                (cache / folder).mkdir(parents=True, exist_ok=True)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            for line in (*resources.lines(machine), *machine.warnings):
-                logger.info("%s", line)
-            if machine.num_proc.value:
-                logger.info("start_method = %s: %s", method.value, method.reason)
-            with locked(cache, wanted.key, lambda _: None), attempt(cache, wanted.key) as staging:
-                _make(wanted, staging, executor, machine)
+        on_ray = config.executor == "ray"
+        with Cluster(shared=cache / "attempts", environ=environ) if on_ray else nullcontext() as cluster:
+            return _prepare(config, cache, output, cluster, origins, environ)
+
+
+def _prepare(
+    config: CorefConfig,
+    cache: Path,
+    output: Path,
+    cluster: Cluster | None,
+    origins: Mapping[str, str],
+    environ: Mapping[str, str],
+) -> Path:
+    machine, method = machine_plan(config, origins, environ), start_method(config)
+    executor = make_executor(
+        machine.num_proc.value,
+        cluster=cluster,
+        method=method.value,
+        threads=1,
+        stall_seconds=config.stall_timeout,
+        shards_per_worker=_SHARDS_PER_WORKER,
+        modules=assembly.WORKER_MODULES,
+        warm=assembly.warm(config),
+    )
+    if not output.exists():
+        executor.start()  # Kiwi loads while the tokenizer and the files are looked at here
+    wanted = assembly.want(config)
+    if is_published(wanted):
+        logger.info("이미 준비되어 있고 바뀐 것이 없습니다: %s", output)
         return output
+    with storage_errors(cache):
+        for folder in _FOLDERS:
+            (cache / folder).mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        executor.start()
+        if isinstance(executor, Ray):
+            machine = replace(machine, num_proc=executor.workers())
+        for line in (*resources.lines(machine), *machine.warnings):
+            logger.info("%s", line)
+        if machine.num_proc.value and not cluster:
+            logger.info("start_method = %s: %s", method.value, method.reason)
+        with locked(cache, wanted.key, lambda _: None), attempt(cache, wanted.key) as staging:
+            _make(wanted, staging, executor, machine)
+    return output
 
 
 def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mapping[str, str]) -> resources.Plan:
     """Workers and bytes. Forked workers share one Kiwi, so memory hardly limits them; of spawned ones each has its
     own.
     """
-    return resources.plan(
+    chosen = resources.plan(
         resources.detect(assembly.places(config)[0], environ=environ),
         num_proc=config.num_workers,
         num_proc_origin=origins.get("num_workers", "the caller"),
@@ -95,6 +113,7 @@ def machine_plan(config: CorefConfig, origins: Mapping[str, str], environ: Mappi
         environ=environ,
         worker_extra_bytes=_KIWI_BYTES if start_method(config).value == "spawn" else 0,
     )
+    return resources.over_cluster(chosen, config.num_workers) if config.executor == "ray" else chosen
 
 
 def start_method(config: CorefConfig) -> Setting:

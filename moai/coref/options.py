@@ -83,7 +83,12 @@ class CorefConfig:
     min_distance: int = keyed(10, "characters from the first mention to the masked one at least")
     max_distance: int = keyed(2000, "characters from the first mention to the masked one at most")
     kiwi_model: str = keyed("cong", "Kiwi's model type", choices=KIWI_MODELS)
-    num_workers: int | None = option(None, "worker processes; 0 works in this process", env="DATASET_NUM_PROC")
+    executor: str = option(
+        "auto", "what works on the shards: processes of this machine, or a Ray cluster", choices=("auto", "ray")
+    )
+    num_workers: int | None = option(
+        None, "worker processes, or tasks of Ray at a time; 0 works in this process", env="DATASET_NUM_PROC"
+    )
     start_method: str = option(
         "auto",
         "how workers start: forked from one process that holds Kiwi, or spawned with one Kiwi each; auto spawns only "
@@ -114,6 +119,8 @@ class CorefConfig:
         for name in _SHARES:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ConfigError(f"{name} = {value}: must lie between 0 and 1")
+        if self.executor == "ray" and self.num_workers == 0:
+            raise ConfigError("num_workers = 0 with executor = ray: tasks at a time; leave it away for all of its CPUs")
         for what in ("length", "nnp_ratio", "distance"):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if low > high:

@@ -1,4 +1,4 @@
-"""Executors: who runs `run_shard`. Serial in this process, or worker processes under a small supervisor.
+"""Executors: who runs `run_shard`. Serial in this process, worker processes under a small supervisor, or tasks of Ray.
 
 What one must be able to do is small: `map(pipelines, orders) -> finished`.
 """
@@ -29,9 +29,13 @@ from moai.core.stopping import machine_errors
 from moai.engine.pipeline import Finished as Finished
 from moai.engine.pipeline import Order as Order
 from moai.engine.pipeline import Pipeline
+from moai.engine.processes.memory import Kills, Room
 from moai.engine.processes.preload import WARM, without_interrupts
 from moai.engine.processes.supervisor import Supervisor
-from moai.engine.processes.worker import Worker, end_with_driver
+from moai.engine.processes.worker import Worker, end_with_driver, wait_for
+from moai.engine.ray.cluster import Cluster as Cluster
+from moai.engine.ray.cluster import Joining as Joining
+from moai.engine.ray.executor import Ray as Ray
 from moai.engine.serial import Serial as Serial
 
 T = TypeVar("T")
@@ -145,23 +149,26 @@ class Processes:
     ) -> Iterator[Finished]:
         self.start()
         load = "" if self.method == "forkserver" else json.dumps({"modules": self.modules, "calls": []})
+        context, given = multiprocessing.get_context(self.method), tuple(pipelines)
         yield from Supervisor(
-            start=partial(
-                Worker.start, multiprocessing.get_context(self.method), self._begin, pipelines, self.threads, load
-            ),
+            start=partial(Worker.start, context, self._begin, given, self.threads, load),
+            wait=wait_for,
+            room=Room(self.num_proc, self.root),
             orders=orders,
             on_documents=on_documents,
-            num_proc=self.num_proc,
             stall_seconds=self.stall_seconds,
             shards_per_worker=self.shards_per_worker,
-            root=self.root,
+            explained=Kills(self.root).explained,
         ).run()
 
 
-def make_executor(num_proc: int, **how: Any) -> Executor:
-    """Who does the work of a run, for every system: this process where `num_proc` is 0, else so many workers; `how` is
-    fields of Processes.
+def make_executor(num_proc: int | None, *, cluster: Cluster | None = None, **how: Any) -> Executor:
+    """Who does the work of a run, for every system: a Ray cluster, else this process where `num_proc` is 0, else so
+    many workers; `how` is fields of Processes.
     """
+    if cluster:
+        kept = {name: how[name] for name in ("stall_seconds", "shards_per_worker", "modules") if name in how}
+        return Ray(cluster=cluster, num_proc=num_proc, **kept)
     return Processes(num_proc=num_proc, **how) if num_proc else Serial(how.get("stall_seconds", math.inf))
 
 

@@ -179,6 +179,8 @@ class Pipeline:
     transform_key: str
     measured: tuple[Column, ...] | None = None
     """Columns of Signals in the documents file; None where the pipeline writes no such file."""
+    proof: Callable[[], None] | None = None
+    """Called before each shard, where it is worked on: raises where that is no place for it."""
     probe: bool = True
     """Hash a range before working on it: worth it once the cache holds anything made by `transform_key`."""
 
@@ -309,6 +311,8 @@ def run_shard(
     on_batch  hears (first record, records) of what the transforms work on; 0 records while the source reads, BEHIND
               once it has no more
     """
+    if pipeline.proof:
+        pipeline.proof()
     raw = shard.raw or (pipeline.source.digest(shard) if pipeline.probe else None)
     if raw and not care.left_out and (receipt := pipeline.sink.committed(shard_key(raw, pipeline.transform_key))):
         return receipt, True

@@ -4,8 +4,9 @@ here but a few to look at.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pyarrow as pa
 
 from moai.cache.ledger import Ledger
 from moai.cache.shards import ArrowShards
+from moai.core.distributed import LAUNCHES, Ranks, Report, cache_scope
 from moai.core.errors import ConfigError, SourceError
 from moai.core.files import digest_json
 from moai.core.resources import Plan
-from moai.engine.executor import Executor, make_executor
+from moai.engine.executor import Cluster, Executor, Joining, make_executor
 from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
 from moai.engine.pipeline import Pipeline, peek
 from moai.engine.schema import TRAINED, Column, Columns, arrow_schema, row_columns
@@ -267,6 +269,7 @@ def pipeline(wanted: Request, stream: Stream, chosen: Chosen, staging: Path) -> 
         ),
         transform_key=stream.transform_key,
         measured=stream.measured,
+        proof=chosen.proof,
         probe=Ledger(wanted.cache).has_transform(stream.transform_key),
     )
 
@@ -289,10 +292,42 @@ def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
     return (stream.to_text, *judged, *stream.inner, tokenize, stream.pack)
 
 
-def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how: Any) -> Executor:
-    """This process, or workers that find loaded what they need; `modules` are loaded too, `how` is further settings of
-    make_executor.
+def cluster_of(
+    config: DataConfig, here: Ranks, environ: Mapping[str, str], report: Report = lambda _: None
+) -> contextlib.AbstractContextManager[Cluster | None]:
+    """Of Ray, where that is wished: nothing is started before there is work, and it ends with the context."""
+    if config.executor != "ray":
+        return contextlib.nullcontext()
+    shared = Path(config.cache_dir).expanduser().absolute() / LAUNCHES
+    return Cluster(here=here, environ=environ, report=report, shared=shared)
+
+
+@contextlib.contextmanager
+def joining(
+    config: DataConfig, cache: Path, here: Ranks, environ: Mapping[str, str]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What a waiting rank does with what it hears: one of every node joins the private Ray of its launch. Raises
+    ConfigError where the nodes share no cache.
     """
+    if config.executor != "ray" or here.nodes == 1:
+        yield lambda progress: None
+        return
+    if cache_scope(cache, config.cache_scope) != "shared":
+        raise ConfigError(
+            f"--executor ray on {here.nodes} nodes: {cache} is each node's own; name a --cache_dir that all of them "
+            f"share, and say --cache_scope shared where its file system does not tell"
+        )
+    with Joining(environ) as own:
+        yield own.heed if here.local_rank == 0 else lambda progress: None
+
+
+def executor_of(
+    found: Found, planned: Plan, modules: Sequence[str] = (), cluster: Cluster | None = None, **how: Any
+) -> Executor:
+    """This process, workers that find loaded what they need, or the cluster; `modules` are loaded too, `how` is further
+    settings of make_executor.
+    """
+    assert cluster or found.config.executor != "ray"
     arguments = {
         "path": str(found.tokenizer_file),
         "digest": digest_of(found.tokenizer_file),
@@ -300,6 +335,7 @@ def executor_of(found: Found, planned: Plan, modules: Sequence[str] = (), **how:
     }
     return make_executor(
         planned.num_proc.value,
+        cluster=cluster,
         threads=planned.threads.value,
         stall_seconds=found.config.stall_timeout / _HANGS_BEFORE_STALL,
         modules=(*_WORKER_MODULES, *((RENDERER,) if found.config.data_format == "chat" else ()), *modules),

@@ -20,6 +20,7 @@ def _from(module: str, name: str) -> Callable[..., Any]:
 _DATASET, _PARTS, _RULES = "moai.pretraining.dataset", "moai.transforms.named", "moai.quality.rules"
 _FILES = "moai.core.config"
 
+EXECUTORS = ("auto", "ray")
 FORMATS = ("text", "chat")
 PACKINGS = ("none", "wrapped", "bfd", "bfd_split")
 PII = ("none", "count", "mask")
@@ -155,7 +156,12 @@ class DataConfig:
     cache_scope: str = option(
         "auto", "who sees the cache: all nodes, or one node each", choices=("auto", "shared", "node")
     )
-    num_proc: int | None = option(None, "worker processes; 0 works in this process", env="DATASET_NUM_PROC")
+    executor: str = option(
+        "auto", "what works on the shards: processes of this machine, or a Ray cluster", choices=EXECUTORS
+    )
+    num_proc: int | None = option(
+        None, "worker processes, or tasks of Ray at a time; 0 works in this process", env="DATASET_NUM_PROC"
+    )
     dataset_batch_size: int = option(1000, "documents in a batch at most", env="DATASET_BATCH_SIZE")
     writer_batch_size: int = option(10_000, "rows that wait in memory for the writer", env="DATASET_WRITER_BATCH_SIZE")
     memory_mode: str = option("auto", "how much memory speed may cost", choices=("auto", "memory", "balanced", "disk"))
@@ -177,6 +183,8 @@ class DataConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
         if self.num_proc is not None and self.num_proc < 0:
             raise ConfigError(f"num_proc = {self.num_proc}: must be 0 (work in this process) or more")
+        if self.executor == "ray" and self.num_proc == 0:
+            raise ConfigError("num_proc = 0 with executor = ray: tasks at a time; leave it away for all of its CPUs")
         if not 0 <= self.eval_ratio < 1 or (self.held_out and not self.eval_ratio):
             raise ConfigError(
                 f"eval_ratio = {self.eval_ratio}: must lie between 0 (nothing is held out) and 1"

@@ -70,9 +70,11 @@ def describe(
         f"disk         about {need / _GB:.2f} GB at {itemsize} bytes a token; {free_bytes(wanted.cache) / _GB:.1f} "
         f"GB free in {wanted.cache}"
     )
-    workers = max(1, chosen.num_proc.value)
+    workers, each = chosen.num_proc.value, resources.worker_bytes(config.shard_bytes) / _GB
     yield (
-        f"memory       about {workers * resources.worker_bytes(config.shard_bytes) / _GB:.1f} GB for {workers} workers"
+        f"memory       about {each:.1f} GB a task of Ray"
+        if config.executor == "ray"
+        else f"memory       about {max(1, workers) * each:.1f} GB for {max(1, workers)} workers"
     )
     for line in (*resources.lines(chosen), *chosen.warnings):
         yield f"             {line}"

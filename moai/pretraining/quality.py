@@ -13,7 +13,7 @@ from moai.core.distributed import Ranks
 from moai.core.errors import ConfigError
 from moai.core.files import storage_errors
 from moai.pretraining import judging
-from moai.pretraining.assembly import complete, executor_of, find, streams
+from moai.pretraining.assembly import cluster_of, complete, executor_of, find, streams
 from moai.pretraining.options import DataConfig
 from moai.pretraining.recipe import machine_plan, make_folders
 
@@ -36,10 +36,10 @@ def judge(
         )
     found = find(config)
     planned = machine_plan(found, origins, Ranks(), environ)
-    executor = executor_of(found, planned)
     wanted = complete(found)
     make_folders(wanted.cache)
-    with attempt(wanted.cache, wanted.key) as staging:
+    with cluster_of(config, Ranks(), environ) as cluster, attempt(wanted.cache, wanted.key) as staging:
+        executor = executor_of(found, planned, cluster=cluster)
         executor.start()
         inputs = streams(wanted, staging, planned.batch_bytes.value)
         judgement = judging.judge(wanted, inputs, executor, staging, label="Rank 0", report=lambda _: None)

@@ -26,7 +26,7 @@ from moai.core.distributed import FIRST_SIGN_SECONDS, Ranks, Report, build_once,
 from moai.core.errors import BackendDisagrees, SourceError, StorageError
 from moai.core.failpoints import failpoint
 from moai.core.files import free_bytes, storage_errors
-from moai.engine.executor import Executor
+from moai.engine.executor import Cluster, Executor, Ray
 from moai.engine.part import check_importable
 from moai.engine.progress import Progress
 from moai.engine.stage import Stage, run_stages
@@ -35,7 +35,19 @@ from moai.prepared.manifest import MANIFEST, Prepared
 from moai.prepared.places import Processed
 from moai.pretraining import judging
 from moai.pretraining import keys as identity
-from moai.pretraining.assembly import Found, Request, Stream, complete, executor_of, find, pipeline, sample, streams
+from moai.pretraining.assembly import (
+    Found,
+    Request,
+    Stream,
+    cluster_of,
+    complete,
+    executor_of,
+    find,
+    joining,
+    pipeline,
+    sample,
+    streams,
+)
 from moai.pretraining.dataset import described
 from moai.pretraining.losses import check_losses, losses
 from moai.pretraining.options import DataConfig
@@ -92,10 +104,9 @@ def prepare_all_or_wait(
     cache = Path(configs[0].cache_dir).expanduser().absolute()
 
     def prepare_here(report: Report) -> dict[str, Any]:
-        made = [
-            prepare(config, origins=origins, here=here, report=report, environ=environ, executor=executor)
-            for config in configs
-        ]
+        common: dict[str, Any] = {"origins": origins, "here": here, "report": report, "environ": environ}
+        with cluster_of(configs[0], here, environ, report) as cluster:
+            made = [prepare(config, **common, executor=executor, cluster=cluster) for config in configs]
         made = finish(made) if finish else made
         return {
             "prepared": [
@@ -109,14 +120,16 @@ def prepare_all_or_wait(
             ]
         }
 
-    result = build_once(
-        prepare_here,
-        ranks=here,
-        cache=cache,
-        scope=configs[0].cache_scope,
-        stall_timeout=configs[0].stall_timeout,
-        environ=environ,
-    )
+    with joining(configs[0], cache, here, environ) as heed:
+        result = build_once(
+            prepare_here,
+            ranks=here,
+            cache=cache,
+            scope=configs[0].cache_scope,
+            stall_timeout=configs[0].stall_timeout,
+            environ=environ,
+            heed=heed,
+        )
     return [
         _open(Path(one["path"]), one["content_digest"], one["memory_mode"], _who(here, held_out=one["held_out"]))
         for one in result["prepared"]
@@ -201,15 +214,16 @@ def prepare(
     report: Report = lambda _: None,
     environ: Mapping[str, str] = os.environ,
     executor: Executor | None = None,
+    cluster: Cluster | None = None,
 ) -> Prepared:
-    """Prepare in this process and its workers, or by `executor`, or find it prepared."""
+    """Prepare in this process and its workers, on the cluster or by `executor`, or find it prepared."""
     who = _who(here, held_out=config.held_out)
     files = find(config.require())
     planned = machine_plan(files, origins, here, environ)
-    if executor is None and planned.num_proc.value:
+    if executor is None and planned.num_proc.value != 0:
         own = (value for entry in files.entries for value in (*entry.transforms, entry.source))
         check_importable((*files.config.transforms, *own))
-    executor = executor or executor_of(files, planned)
+    executor = executor or executor_of(files, planned, cluster=cluster)
     if identity.is_new(files.cache):
         # There is work to do, whatever its key: what it needs loads beside this process's own tokenizer.
         executor.start()
@@ -237,6 +251,9 @@ def prepare(
             if found := _hold(wanted):
                 return _hit(found, wanted, planned.memory_mode.value, here)
             logger.info("[%s] Cache miss for plan %s: %s", who, wanted.key[:12], why_missed(wanted))
+            executor.start()
+            if isinstance(executor, Ray):
+                planned = replace(planned, num_proc=executor.workers())
             for line in (
                 *resources.lines(planned),
                 f"  - Writer batch size: writer_batch_size = {config.writer_batch_size}: rows at most",
@@ -255,7 +272,6 @@ def make_folders(cache: Path) -> None:
 def _work(wanted: Request, planned: resources.Plan, executor: Executor, here: Ranks, report: Report) -> Prepared:
     started, who = time.monotonic(), _who(here, held_out=wanted.config.held_out)
     check_space(wanted)
-    executor.start()
     with attempt(wanted.cache, wanted.key) as staging:
         if wanted.template:
             check_chat(wanted, who)
@@ -376,7 +392,8 @@ def _run(
 
 def _steps(config: DataConfig, workers: int) -> Iterator[str]:
     """What the one pass does, in the words that people look for."""
-    who = f"{workers} processes" if workers > 1 else "1 process"
+    what = ("tasks of Ray", "task of Ray") if config.executor == "ray" else ("processes", "process")
+    who = f"{workers} {what[0]}" if workers > 1 else f"1 {what[1]}"
     yield f"Converting dataset with {who}, in one pass with all that follows..."
     if config.data_format == "text" and config.min_chars:
         yield (
@@ -390,8 +407,8 @@ def _steps(config: DataConfig, workers: int) -> Iterator[str]:
 
 def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ: Mapping[str, str]) -> resources.Plan:
     """Workers, threads and bytes. Where moai chooses the workers itself, a few shards are not worth starting any."""
-    config = found.config
-    small = config.num_proc is None and found.text_bytes <= _FEW_SHARDS * config.shard_bytes
+    config, on_ray = found.config, found.config.executor == "ray"
+    small = not on_ray and config.num_proc is None and found.text_bytes <= _FEW_SHARDS * config.shard_bytes
     chosen = resources.plan(
         resources.detect(found.cache, environ=environ),
         num_proc=0 if small else config.num_proc,
@@ -403,6 +420,8 @@ def machine_plan(found: Found, origins: Mapping[str, str], here: Ranks, environ:
         batch_size=config.dataset_batch_size,
         environ=environ,
     )
+    if on_ray:
+        return resources.over_cluster(chosen, config.num_proc)
     return replace(chosen, num_proc=Setting(0, "a few shards of data: worked on in this process")) if small else chosen
 
 

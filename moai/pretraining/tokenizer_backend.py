@@ -8,14 +8,16 @@ them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from moai.cache.ledger import Ledger
-from moai.core.errors import BackendRefused, ConfigError
+from moai.core.errors import BackendDisagrees, BackendRefused, ConfigError
 from moai.core.files import canonical_json, digest_json, make_way, write_atomic
 from moai.core.fsops import read_regular
 from moai.engine.run import Done
@@ -42,6 +44,34 @@ class Wrong:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """Called where shards are worked on: on another machine than the one that chose, the backend is proven anew."""
+
+    backend: Backend
+    reference: Reference
+    version: str
+    machine: str
+
+    def __call__(self) -> None:
+        """Raises ConfigError for another version, BackendDisagrees for other ids."""
+        if self.machine != platform.node():
+            self._prove()
+
+    @functools.cache  # noqa: B019 (once a process)
+    def _prove(self) -> None:
+        made_by = self.backend.made_by()
+        if made_by["version"] != self.version:
+            raise ConfigError(
+                f"{platform.node()} has {name_of(made_by)}, {self.machine} has {self.version}: install one version on "
+                f"every node"
+            )
+        if not isinstance(self.backend, Reference) and (
+            found := first_difference(self.backend, self.reference, list(probes(self.reference.special_tokens())))
+        ):
+            raise BackendDisagrees(f"on {platform.node()}: {found}")
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The backend to use, the reference that looks after it, why it was chosen, and what was found wrong on the way."""
 
@@ -52,6 +82,10 @@ class Chosen:
 
     def __str__(self) -> str:
         return f"tokenizer backend = {name_of(self.backend.made_by())}: {self.reason}"
+
+    @property
+    def proof(self) -> Proof:
+        return Proof(self.backend, self.reference, self.backend.made_by()["version"], platform.node())
 
     def without(self, wrong: Wrong) -> Chosen:
         """The reference instead of a backend that was wrong."""

@@ -51,6 +51,7 @@ PAGES = (
     "USER_GUIDE.md",
     "architecture.md",
     "cache.md",
+    "cluster.md",
     "conformance.md",
     "entity-coref.md",
     "guides.md",

@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moai.core import resources
+from moai.engine.processes.retries import Death
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ brings.
 """
 _CALM = 1.5
 """Short memory is over when there is this much more, so that work does not stop and go at the limit."""
+_OTHERS_SEND = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT")
 _READ_SECONDS = 1.0
 _RETIRE_SECONDS = 10.0
 
@@ -91,6 +93,25 @@ def oom_kills(root: Path = Path("/")) -> int:
         if match := re.search(r"^oom_kill ([0-9]+)$", resources.read_text(file), flags=re.MULTILINE):
             return int(match[1])
     return 0
+
+
+@dataclass
+class Kills:
+    """Whom the kernel killed for memory since it was last asked, so that a death can be told from one by somebody."""
+
+    root: Path = Path("/")
+
+    def __post_init__(self) -> None:
+        self._number = oom_kills(self.root)
+
+    def explained(self, death: Death) -> Death:
+        """With whose doing it was, where a signal leaves that open."""
+        before, self._number = self._number, oom_kills(self.root)
+        if death.detail not in _OTHERS_SEND:
+            return death
+        if death.detail == "SIGKILL" and self._number > before:
+            return replace(death, how=f"{death.how} (by the kernel, for memory)")
+        return replace(death, how=f"{death.how} (from outside)", outside=True)
 
 
 @dataclass

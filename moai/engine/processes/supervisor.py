@@ -1,4 +1,5 @@
-"""One run over worker processes: who gets which shard when, and what becomes of a shard whose worker ended.
+"""One run over workers, which are processes of this machine or places in a Ray cluster: who gets which shard when, and
+what becomes of a shard whose worker ended.
 
 A pool cannot say which worker died on which document, nor stop one that hangs; `multiprocessing.Pool` even waits for
 ever for a killed one. Here the driver waits on pipes and sentinels together, and one shard at a time is in flight per
@@ -8,46 +9,61 @@ worker.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from moai.core.failpoints import failpoint
 from moai.engine.pipeline import Finished, Order
-from moai.engine.processes.memory import Room, oom_kills
 from moai.engine.processes.retries import Death, Deaths, Try
-from moai.engine.processes.worker import Worker
 
 _POLL_SECONDS = 0.5
-_OTHERS_SEND = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT")
-_START_SECONDS = 60.0
-"""To load what a worker needs may take so long on a busy machine, however short the time for a batch is."""
+
+
+class Working(Protocol):
+    """A worker as its supervisor sees it (moai.engine.processes.worker.Worker)."""
+
+    tried: Try | None
+    documents: int
+    shards_done: int
+
+    def give(self, tried: Try) -> None: ...
+    def is_alive(self) -> bool: ...
+    def news(self, longest_look: float) -> int: ...
+    def answer(self, stall_seconds: float) -> Finished | Death | None: ...
+    def stop(self) -> None: ...
+
+
+class Places(Protocol):
+    """How many workers there may be at most, and whether one more may be busy now."""
+
+    @property
+    def workers(self) -> int: ...
+    def for_one_more(self, busy: int) -> bool: ...
+    def retire(self, why: str) -> None: ...
 
 
 @dataclass(kw_only=True)
 class Supervisor:
-    """`num_proc` is how many workers there may be at most; where memory runs short, there are fewer."""
+    """`wait` returns once one of the busy workers may have news, or after so many seconds."""
 
-    start: Callable[[], Worker]
+    start: Callable[[], Working]
+    wait: Callable[[Sequence[Any], float], None]
+    room: Places
     orders: Iterator[Order]
     on_documents: Callable[[int], None]
-    num_proc: int
     stall_seconds: float
     shards_per_worker: int
-    root: Path
-    idle: list[Worker] = field(default_factory=list)
-    busy: list[Worker] = field(default_factory=list)
+    explained: Callable[[Death], Death] = lambda death: death
+    """With whose doing it was, where a worker cannot tell."""
+    deaths: Deaths = field(default_factory=Deaths)
+    idle: list[Working] = field(default_factory=list)
+    busy: list[Working] = field(default_factory=list)
     ahead: deque[Try] = field(default_factory=deque)
     """Drawn while the workers work: where a compressed file is cut, the next range takes a while."""
     again: deque[Try] = field(default_factory=deque)
     """Shards whose worker died."""
     exhausted: bool = False
-
-    def __post_init__(self) -> None:
-        self.room = Room(self.num_proc, self.root)
-        self.deaths = Deaths()
-        self.oom_kills = oom_kills(self.root)
 
     def run(self) -> Iterator[Finished]:
         finished: list[Finished] = []
@@ -60,11 +76,10 @@ class Supervisor:
                 finished.clear()
                 if not self.busy:
                     return
-                drawing = not self.exhausted and len(self.ahead) < self.num_proc
+                drawing = not self.exhausted and len(self.ahead) < self.room.workers
                 if drawing:
                     self._draw()
-                handles = [handle for worker in self.busy for handle in (worker.connection, worker.process.sentinel)]
-                wait(handles, timeout=0 if drawing else _POLL_SECONDS)
+                self.wait(self.busy, 0 if drawing else _POLL_SECONDS)
                 finished += self._look()
         finally:
             # On success all are idle and end at once; on an error what is in flight is worth less than ending now.
@@ -110,11 +125,7 @@ class Supervisor:
         for worker in list(self.busy):
             tried = worker.tried
             self.on_documents(worker.news(self.stall_seconds / 4))
-            answer = worker.poll()
-            if answer is None and worker.still_seconds > (
-                self.stall_seconds if worker.has_begun else max(self.stall_seconds, _START_SECONDS)
-            ):
-                answer = worker.end_hung()
+            answer = worker.answer(self.stall_seconds)
             if answer is None:
                 continue
             if isinstance(answer, Death) and answer.is_lost:
@@ -124,7 +135,7 @@ class Supervisor:
             if isinstance(answer, Death):
                 worker.stop()
                 self.on_documents(-worker.documents)
-                self.again.append(self.deaths.next_try(self._explained(answer)))
+                self.again.append(self.deaths.next_try(self.explained(answer)))
                 continue
             failpoint("driver.finished")
             self.deaths.at_start = 0
@@ -150,12 +161,3 @@ class Supervisor:
             worker.stop()
         self.idle.clear()
         self.busy.clear()
-
-    def _explained(self, death: Death) -> Death:
-        """The kernel counts whom it kills for memory."""
-        before, self.oom_kills = self.oom_kills, oom_kills(self.root)
-        if death.detail not in _OTHERS_SEND:
-            return death
-        if death.detail == "SIGKILL" and self.oom_kills > before:
-            return replace(death, how=f"{death.how} (by the kernel, for memory)")
-        return replace(death, how=f"{death.how} (from outside)", outside=True)

@@ -19,12 +19,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from moai.core.distributed import start_token
-from moai.core.errors import MoaiError
+from moai.core.errors import ConfigError, MoaiError
 from moai.core.failpoints import failpoint
 from moai.core.files import storage_errors
 from moai.core.stopping import is_panic
@@ -39,6 +39,9 @@ _NO_NEWS = 255
 """The exit code of a process whose forkserver ended before it."""
 _WORDS = 5
 _PEAK_SECONDS = 0.5
+_START_SECONDS = 60.0
+"""To load what a worker needs may take so long on a busy machine, however short the time for a batch is."""
+_INSTALL = "its module must be installed where workers run, on every node"
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
@@ -85,11 +88,9 @@ class Worker:
     _measured_at: float = 0.0
 
     @classmethod
-    def start(
-        cls, context: Any, begun: Callable[[Any], Any], pipelines: Sequence[Pipeline], threads: int, load: str
-    ) -> Worker:
+    def start(cls, context: Any, begun: Callable[[Any], Any], pipelines: Any, threads: int, load: str) -> Worker:
         """`context` is multiprocessing's, `begun` starts a process of it; `load` is what `warm` shall load there first,
-        empty where it is forked from a process that has it.
+        empty where it is forked from a process that has it. `pipelines` arrive as the sequence they pickle to.
         """
         ours, theirs = context.Pipe()
         beacon = Beacon(context.RawArray("q", _WORDS))
@@ -100,7 +101,7 @@ class Worker:
         theirs.close()
         failpoint("driver.worker")
         worker = cls(process, ours, beacon)
-        worker._send(tuple(pipelines))
+        worker._send(pipelines)
         return worker
 
     def give(self, tried: Try) -> None:
@@ -151,6 +152,15 @@ class Worker:
             raise RuntimeError(f"{self.tried.id}: {content[0]}\n\nIn the worker:\n{content[1]}")
         order, self.tried, self.shards_done = self.tried.order, None, self.shards_done + 1
         return order, content[0], content[1]
+
+    def answer(self, stall_seconds: float) -> Finished | Death | None:
+        """As `poll`; a worker that has stood still for so long is stopped, and what it was at is its death."""
+        answer = self.poll()
+        if answer is None and self.still_seconds > (
+            stall_seconds if self.has_begun else max(stall_seconds, _START_SECONDS)
+        ):
+            return self.end_hung()
+        return answer
 
     def end_hung(self) -> Death:
         """Stop a worker that stands still."""
@@ -205,6 +215,11 @@ class Worker:
         )
 
 
+def wait_for(workers: Sequence[Worker], seconds: float) -> None:
+    """Until one of them has answered or ended, for so long at most."""
+    wait([handle for worker in workers for handle in (worker.connection, worker.process.sentinel)], timeout=seconds)
+
+
 def work(connection: Connection, beacon: Beacon, threads: int) -> None:
     """The worker's life: the pipelines first, then orders until None."""
     signal.signal(
@@ -219,7 +234,11 @@ def work(connection: Connection, beacon: Beacon, threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     failpoint("worker.start")
     try:
-        pipelines = connection.recv()
+        try:
+            pipelines = connection.recv()
+        except (ImportError, AttributeError) as error:
+            connection.send(("error", ConfigError(f"a worker cannot load a part: {error}; {_INSTALL}")))
+            return
         beacon.begin()
         for which, shard, care in iter(connection.recv, None):
             answer = _attempt(pipelines[which], shard, beacon, care)
