@@ -33,7 +33,17 @@ FLOORS = (
 """From the ground up. A module is on the floor of the longest name that it begins with."""
 APART = ("sources", "transforms")
 """Rooms of one floor that never import one another."""
-HEAVY = {"torch", "transformers", "datasets", "accelerate", "kiwipiepy", "sentence_transformers", "huggingface_hub"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "kiwipiepy",
+    "sentence_transformers",
+    "huggingface_hub",
+    "ray",
+    "obstore",
+}
 
 
 CLOCKLESS = ("core/distributed", "cache/staging", "pretraining/publish", "cache/ledger", "engine/run")

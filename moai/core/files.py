@@ -62,7 +62,9 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the file system says of a file without reading it."""
+    """What the file system says of a file without reading it. Of an object the store tells no inode but an ETag
+    (moai.core.stores).
+    """
 
     size: int
     mtime_ns: int
@@ -117,7 +119,12 @@ _LOCAL = LocalFiles()
 
 
 def storage_of(path: str) -> Storage:
-    """What reads the input of this name."""
+    """What reads the input of this name: a URL is an object's."""
+    if "://" in path:
+        from moai.core.stores import Objects, is_url
+
+        if is_url(path):
+            return Objects()
     return _LOCAL
 
 

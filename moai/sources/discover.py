@@ -17,6 +17,7 @@ from pathlib import Path
 
 from moai.core.errors import SourceError, printable
 from moai.core.files import input_errors, storage_of
+from moai.core.stores import is_url
 from moai.sources.folders import (
     NOT_DATA,
     Chosen,
@@ -29,6 +30,7 @@ from moai.sources.folders import (
 )
 from moai.sources.hub import HubFiles, HubName, fetch
 from moai.sources.kinds import File, Kind, endings, kind_of
+from moai.sources.stored import objects_in
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,24 @@ def discover(spec: str, config: str | None = None) -> list[Input]:
     """
     if not spec.strip():
         raise SourceError(f"{spec!r}: names no data; is a variable empty?")
+    if is_url(spec):
+        found, chosen = objects_in(spec)
+        inputs = _inputs(spec, found, chosen, {})
+        _say(spec, HubName.parse(spec), chosen, None)
+        return inputs
     with input_errors(spec):
         name = _named(spec, config)
         chosen, root, origin = _chosen(spec, name)
     found = [_file(path, root) for path in chosen.files]
+    inputs = _inputs(spec, found, chosen, origin, folder=name.path if root == Path(name.path) else "")
+    _say(spec, name, chosen, root)
+    return inputs
+
+
+def _inputs(
+    spec: str, found: Sequence[tuple[Kind, File]], chosen: Chosen, origin: dict[str, str], folder: str = ""
+) -> list[Input]:
+    """The files by kind. What is left out besides is added to `chosen`."""
     if not any(file.stamp.size for _, file in found):
         raise SourceError(
             f"{spec}: {'the file is' if len(found) == 1 else f'all {len(found)} files are'} empty; nothing to prepare"
@@ -96,10 +112,9 @@ def discover(spec: str, config: str | None = None) -> list[Input]:
     for kind in sorted({kind for kind, _ in found}, key=lambda kind: kind.name):
         if files := tuple(file for its, file in found if its == kind and file.stamp.size):
             of_kind[kind] = files
-    if os.path.isdir(name.path) and root == Path(name.path):
+    if os.path.isdir(folder):
         for kind in _beside(spec, of_kind):
             chosen.leave_out(NOT_DATA, *(file.name for file in of_kind.pop(kind)))
-    _say(spec, name, chosen, root)
     called = short_name(spec)
     inputs = [
         Input(spec, called if len(of_kind) == 1 else f"{called}.{kind.name}", kind, files, origin)
@@ -224,7 +239,7 @@ def _names(path: str, chosen: Chosen) -> Iterator[str]:
             yield os.path.join(path, names[0])
 
 
-def _say(spec: str, name: HubName, chosen: Chosen, root: Path) -> None:
+def _say(spec: str, name: HubName, chosen: Chosen, root: Path | None) -> None:
     """What is not read, once: a warning, unless it was asked for, or is nothing that could be data."""
     if chosen.left_out:
         asked = bool(name.split or name.config) and all("split" in why or "config" in why for why in chosen.left_out)
@@ -238,7 +253,8 @@ def _say(spec: str, name: HubName, chosen: Chosen, root: Path) -> None:
     if lost := unfinished(chosen.passed_over):
         logger.warning("%s: %d unfinished downloads are not read: %s; fetch them again", spec, len(lost), some(lost))
     if chosen.passed_over:
-        others = sum(os.path.getsize(root / name) for name in chosen.passed_over if (root / name).is_file())
+        there = [root / name for name in chosen.passed_over] if root else []
+        others = sum(os.path.getsize(path) for path in there if path.is_file())
         logger.log(
             logging.WARNING if others > sum(path.stat().st_size for path in chosen.files) else logging.INFO,
             "%s: %d files passed over (no readable ending), the first %s",

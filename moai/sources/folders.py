@@ -110,7 +110,9 @@ def files_in(folder: Path, split: str | None = None) -> Chosen:
             by_name[f"{_name(path, folder)}/*.arrow"] = _saved(path, folder, None, chosen)
     splits = splits_of(by_name)
     if splits:
-        taken = _taken(folder, splits, split, left=len(by_name) - len({name for of in splits.values() for name in of}))
+        taken = taken_split(
+            folder, splits, split, left=len(by_name) - len({name for of in splits.values() for name in of})
+        )
         for other, names in splits.items():
             if other != taken and (rest := [name for name in names if name not in splits[taken]]):
                 chosen.leave_out(f"split {other}", *rest)
@@ -171,7 +173,7 @@ def regular(path: Path) -> bool:
     return path.is_file()
 
 
-def _taken(folder: Path, splits: Sequence[str] | dict[str, Any], split: str | None, left: int = 0) -> str:
+def taken_split(folder: Path | str, splits: Sequence[str] | dict[str, Any], split: str | None, left: int = 0) -> str:
     """The split to read. Raises SourceError where it is not there."""
     taken = split or "train"
     if taken in splits:
@@ -187,7 +189,7 @@ def _saved(folder: Path, root: Path, split: str | None, chosen: Chosen) -> list[
     """The Arrow files of a saved dataset, of a saved dictionary those of one split."""
     if (folder / "dataset_dict.json").is_file():
         splits = _listed(folder / "dataset_dict.json", lambda value: value["splits"])
-        taken = _taken(folder, splits, split)
+        taken = taken_split(folder, splits, split)
         for other in splits:
             if other != taken:
                 chosen.leave_out(f"split {other}", _name(folder / other, root))
