@@ -41,6 +41,7 @@ from moai.pretraining.duplicates import Search
 from moai.pretraining.judging import judge
 from moai.pretraining.options import DataConfig
 from moai.pretraining.recipe import machine_plan, make_folders, prepare
+from moai.quality import plain
 from moai.quality.bands import Bands
 from moai.quality.corpus import Corpus, ShardSidecars
 from moai.quality.hashes import CONTENT, DocumentHash
@@ -77,7 +78,7 @@ def speed(given: argparse.Namespace) -> None:
             "moai, signature": (texts, lambda some: measure(MinHash(), some)),
         }
         if given.datatrove:
-            ways["datatrove, signature (14 x 8)"] = (texts[::ONE_IN], datatrove(given.datatrove, name))
+            ways["datatrove, signature (14 x 8)"] = (texts[::ONE_IN], datatrove(given.datatrove))
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for round_ in range(given.rounds + 1):
             for way, (some, run) in ways.items():
@@ -95,20 +96,23 @@ def measure(signal: Any, batch: Any) -> Any:
     return [signal.measure(batch.slice(at, 1000)) for at in range(0, batch.num_rows, 1000)]
 
 
-def datatrove(folder: Path, name: str) -> Callable[[list[str]], Any]:
-    """Its own words, 5-grams and signature; its xxhash takes no str since xxhash 4, so that it hashes by sha1."""
+def datatrove(folder: Path) -> Callable[[list[str]], Any]:
+    """Its own 5-grams and signature on moai's words, which are cheaper than its own. Its default xxhash takes no str
+    since xxhash 4, so that it hashes by sha1, as FineWeb did.
+    """
     sys.path.append(str(folder))
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+    from datatrove.pipeline.dedup import minhash
     from datatrove.utils.hashing import HashConfig
 
-    language = {"ko": "korean"}.get(name, "english")
-    config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(hash_fc="sha1"))
-    signer = MinhashDedupSignature("/tmp/unused", config=config, language=language)
-    if name == "ko":  # its Korean splitter asks for files that kiwipiepy no longer has
-        from datatrove.utils.word_tokenizers import WhitespaceTokenizer  # type: ignore[attr-defined]
+    class Words:
+        def word_tokenize(self, text: str) -> list[str]:
+            return plain.words_of(text)
 
-        signer.word_tokenizer = WhitespaceTokenizer()
-    return lambda texts: [signer.get_signature(signer.get_shingles(text)) for text in texts]
+    minhash.load_word_tokenizer = lambda _: Words()
+    hashing = HashConfig(hash_fc="sha1")
+    config = minhash.MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=hashing)
+    signer = minhash.MinhashDedupSignature("/tmp/unused", config=config)
+    return lambda texts: [signer.get_signature(signer.get_shingles(text)) for text in texts if plain.words_of(text)[5:]]
 
 
 def recall(given: argparse.Namespace) -> None:
@@ -143,7 +147,7 @@ def planted(number: int) -> list[str]:
     rng, found = random.Random(11), list[str]()
     vocabulary = [f"{rng.choice('bcdfgklmnprst')}{rng.choice('aeiou')}{n:x}" for n in range(30_000)]
     while len(found) < number:
-        base = [vocabulary[int(rng.paretovariate(0.6)) % len(vocabulary)] for _ in range(rng.randrange(80, 500))]
+        base = rng.choices(vocabulary, k=rng.randrange(60, 250))
         found.append(" ".join(base))
         for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
             # A changed word changes five 5-grams of either.
@@ -159,24 +163,25 @@ def planted(number: int) -> list[str]:
     return found[:number]
 
 
-def set_of(text: str) -> frozenset[int]:
+def set_of(text: str) -> Any:
     words = text.split()
-    return frozenset(hash(tuple(words[at : at + 5])) for at in range(max(1, len(words) - 4)))
+    return np.unique([hash(tuple(words[at : at + 5])) for at in range(max(1, len(words) - 4))])
 
 
-def likeness(sets: list[frozenset[int]], one: int, other: int) -> float:
-    return len(sets[one] & sets[other]) / len(sets[one] | sets[other])
+def likeness(sets: list[Any], one: int, other: int) -> float:
+    both = len(np.intersect1d(sets[one], sets[other], assume_unique=True))
+    return both / (len(sets[one]) + len(sets[other]) - both)
 
 
-def all_pairs(sets: list[frozenset[int]], least: float) -> dict[tuple[int, int], float]:
+def all_pairs(sets: list[Any], least: float) -> dict[tuple[int, int], float]:
     """Every pair that shares a 5-gram is compared; one that shares none has a similarity of 0."""
-    holders: dict[int, list[int]] = {}
-    for number, grams in enumerate(sets):
-        for gram in grams:
-            holders.setdefault(gram, []).append(number)
+    grams, holders = np.concatenate(sets), np.repeat(np.arange(len(sets)), [len(one) for one in sets])
+    order = np.lexsort((holders, grams))
+    grams, holders = grams[order], holders[order]
     shared: Counter[tuple[int, int]] = Counter()
-    for group in holders.values():
-        shared.update(itertools.combinations(group, 2))
+    for group in np.split(holders, np.flatnonzero(grams[1:] != grams[:-1]) + 1):
+        if len(group) > 1:
+            shared.update(itertools.combinations(group.tolist(), 2))
     return {
         pair: value
         for pair, both in shared.items()
@@ -271,7 +276,7 @@ def generated(folder: Path, documents: int, copies: float = 0.3, shard: int = 25
             with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
                 writer.write_batch(batch)
             files[signal] = str(path)
-        shards.append(ShardSidecars(rows, files))
+        shards.append(ShardSidecars(rows, files, files))
     return Corpus(tuple(shards))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from moai.engine.pipeline import Pipeline
 from moai.engine.progress import Progress
 from moai.engine.run import Done
 from moai.engine.stage import Results, Stage, run_stages
+from moai.pretraining.against import Against
 from moai.pretraining.assembly import Request
 from moai.pretraining.similarity import Comparison, Shards
 from moai.quality import bands
 from moai.quality.bands import FLOOR, Bands, slots_for
 from moai.quality.buckets import EXACT, SAME_WORDS, SCHEMA, Buckets, Key
 from moai.quality.clusters import Clusters, Pair
-from moai.quality.corpus import Corpus, Ids
+from moai.quality.corpus import Corpus, Ids, ShardSidecars
 from moai.quality.crowds import Crowds
 from moai.quality.duplicates import settle
 from moai.quality.hashes import CONTENT
+from moai.quality.minhash import SIGNATURE, agreement
 from moai.quality.verdicts import Copies
 
 
@@ -39,6 +42,8 @@ class Duplicates:
     """Documents that go, in ascending order, and of each the one that stays in its place."""
 
     corpus: Corpus
+    own: int
+    """Shards of the corpus that are no others' yet."""
     documents: Ids
     keepers: Ids
     jaccards: npt.NDArray[np.float64]
@@ -48,8 +53,9 @@ class Duplicates:
         first, last = np.searchsorted(self.documents, self.corpus.starts[shard : shard + 2])
         keepers = self.keepers[first:last]
         shards = self.corpus.shards_of(keepers)
-        rows = self.documents[first:last] - self.corpus.starts[shard]
-        return Copies(rows, shards, keepers - self.corpus.starts[shards], self.jaccards[first:last])
+        rows, keeper_rows = self.documents[first:last] - self.corpus.starts[shard], keepers - self.corpus.starts[shards]
+        against = shards >= self.own
+        return Copies(rows, shards - self.own * against, keeper_rows, self.jaccards[first:last], against)
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class _Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """All that finding duplicates needs. `shards` are those of the corpus, `source_of` says which source each belongs
-    to, `priorities` and `names` are those of the sources.
+    """All that finding duplicates needs. `shards` are the same as `own`; `source_of` says which source each belongs to,
+    `priorities` and `names` are those of the sources. Documents of `against` are numbered behind all others.
     """
 
     wanted: Request
@@ -79,27 +85,37 @@ class Search:
     staging: Path
     label: str
     report: Report
-    corpus: Corpus
+    own: tuple[ShardSidecars, ...]
+    against: Against | None
     shards: Shards
     source_of: Ids
     priorities: Sequence[int]
     names: Sequence[str]
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        return Corpus((*self.own, *(self.against.shards if self.against else ())))
+
+    @cached_property
+    def own_documents(self) -> int:
+        return int(self.corpus.starts[len(self.own)])
+
     def duplicates(self, kept: npt.NDArray[np.bool_]) -> Duplicates:
         """Of the documents that are kept so far: a bool each."""
         config = self.wanted.config
+        kept = np.concatenate((kept, self.against.stays)) if self.against else kept
         if config.dedup == "exact":
             return self._settled(kept, self._equal(EXACT), _Compared.nothing(), 1.0)
         equal, slots = self._equal(SAME_WORDS), slots_for(config.dedup_similarity)
         found = self._tables(Bands(name="bands", corpus=self.corpus, slots=slots), bands.SCHEMA)
         crowded = found["crowd"].to_numpy()
         crowds = Crowds.of(found.filter(crowded), self.corpus, FLOOR[slots])
-        compared = self._compared(_unique(_columns(found.filter(~crowded)), self.corpus.documents))
+        compared = self._compared(self._ours(_unique(_columns(found.filter(~crowded)), self.corpus.documents)))
         while True:
             settled = self._settled(kept, equal, compared, config.dedup_similarity)
             stays = kept.copy()
             stays[settled.documents] = False
-            more = crowds.uncompared(_of_classes(stays, equal), compared.pairs, self._order)
+            more = crowds.uncompared(_of_classes(stays, equal), compared.pairs, self._order, self._ours)
             if not len(more):
                 return settled
             compared = compared.and_(self._compared(more))
@@ -108,8 +124,21 @@ class Search:
         """The first document of each class beside each other one."""
         return _columns(self._tables(Buckets(name=key.signal, corpus=self.corpus, key=key), SCHEMA))
 
+    def _ours(self, pairs: Ids) -> Ids:
+        """Without those of two documents of `against`, which both stay."""
+        return pairs[pairs[:, 0] < self.own_documents]
+
     def _compared(self, pairs: Ids) -> _Compared:
-        """The similarity of each."""
+        """The similarity of each; with a document of `against`, whose text is not read, as the signatures have it."""
+        old = pairs[:, 1] >= self.own_documents
+        with_old = pairs[old]
+        ids = np.unique(with_old)
+        signatures = self.corpus.take("min_hash", SIGNATURE, ids) if len(ids) else np.empty((0, len(SIGNATURE)))
+        one, other = np.searchsorted(ids, with_old).T
+        estimated = agreement(signatures[one], signatures[other]) if len(ids) else np.empty(0)
+        return self._exactly(pairs[~old]).and_(_Compared(with_old, estimated, []))
+
+    def _exactly(self, pairs: Ids) -> _Compared:
         if not len(pairs):
             return _Compared.nothing()
         folder = self.staging / f"pairs-{uuid.uuid4().hex}"
@@ -151,21 +180,23 @@ class Search:
         classes[other] = first
         found = settle(kept[ids[order]], classes, place[np.searchsorted(ids, pairs)], jaccards)
         goes = np.flatnonzero(found.keeper >= 0)
+        goes = goes[ids[order[goes]] < self.own_documents]
         documents, keepers = ids[order[goes]], ids[order[found.keeper[goes]]]
-        ascending = np.argsort(documents)
-        clusters = Clusters.of(similarity, keepers, found.jaccard[goes], compared.jaccards, compared.shown)
-        return Duplicates(
-            self.corpus, documents[ascending], keepers[ascending], found.jaccard[goes][ascending], clusters
-        )
+        jaccards = found.jaccard[goes]
+        clusters = Clusters.of(similarity, keepers, jaccards, compared.jaccards, compared.shown)
+        at = np.argsort(documents)
+        return Duplicates(self.corpus, len(self.own), documents[at], keepers[at], jaccards[at], clusters)
 
     def _order(self, ids: Ids) -> Ids:
-        """How documents are taken: the highest priority first, then by the hash of their content; of equal ones in two
-        sources by the name of the source.
+        """How documents are taken: those of `against`, then the highest priority first, then by the hash of their
+        content; of equal ones in two sources by the name of the source.
         """
         high, low = self.corpus.take("document_hash", CONTENT, ids).T
-        sources = self.source_of[self.corpus.shards_of(ids)]
-        by_name = np.argsort(np.argsort(np.array(self.names)))
-        return np.lexsort((ids, by_name[sources], low, high, -np.array(self.priorities)[sources]))
+        of_against = len(self.corpus.shards) - len(self.own)
+        sources = np.concatenate((self.source_of, np.full(of_against, len(self.names))))[self.corpus.shards_of(ids)]
+        by_name = np.argsort(np.argsort(np.array((*self.names, ""))))
+        priorities = np.array((*self.priorities, max(self.priorities) + 1))
+        return np.lexsort((ids, by_name[sources], low, high, -priorities[sources]))
 
     def _tables(self, source: Buckets | Bands, schema: pa.Schema) -> pa.Table:
         """What a stage over sidecars finds."""

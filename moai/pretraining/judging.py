@@ -24,12 +24,15 @@ from moai.engine.run import Done
 from moai.engine.stage import Results, Stage, run_stages
 from moai.prepared.bad_records import InputWatch
 from moai.prepared.manifest import write_file
+from moai.pretraining.against import open_against
 from moai.pretraining.assembly import Request, Stream
 from moai.pretraining.duplicates import Search
 from moai.pretraining.measuring import Measured, measuring, signals_of
 from moai.quality.contamination import Contamination
-from moai.quality.corpus import Corpus, ShardSidecars
+from moai.quality.corpus import ShardSidecars
 from moai.quality.findings import Findings
+from moai.quality.hashes import DocumentHash
+from moai.quality.minhash import MinHash
 from moai.quality.report import Tally, read_summary
 from moai.quality.statistics import warn_without_numba
 from moai.quality.verdicts import JudgedSource, Verdict, write_bits, write_verdict
@@ -65,6 +68,7 @@ class Judgement:
         return {
             "profile": self.tally.profile.identity(),
             **self.copies,
+            "signals": [one.identity() for one in self.signals],
             "sources": self.tally.sources,
         }
 
@@ -145,14 +149,16 @@ def judge(
         kept.append(table["reason"].is_null().to_numpy() & (failed[-1] == 0))
     duplicates = None
     if wanted.config.dedup != "none":
-        corpus = Corpus(tuple(_listed(wanted.cache, measured[at], done) for at, done in shards))
+        directory = wanted.config.dedup_against
+        hashes = tuple(one for one in signals if isinstance(one, DocumentHash | MinHash))
         search = Search(
             wanted=wanted,
             executor=executor,
             staging=staging,
             label=label,
             report=report,
-            corpus=corpus,
+            own=tuple(_listed(wanted.cache, measured[at], done) for at, done in shards),
+            against=open_against(directory, hashes) if directory else None,
             shards=[(measured[at], done) for at, done in shards],
             source_of=np.array([at for at, _ in shards]),
             priorities=[stream.reading.entry.priority or 0 for stream in streams],
@@ -185,10 +191,10 @@ def judge(
 
 
 def _listed(cache: Path, measured: Measured, done: Done) -> ShardSidecars:
+    names = {name: one.shard_key(done.receipt) for name, one in measured.named()}
     ledger = Ledger(cache)
-    files = {name: str(one.file(cache, done.receipt)) for name, one in measured.named()}
-    receipts = [ledger.receipt(one.shard_key(done.receipt)) for one in measured.sidecars]
-    return ShardSidecars(max(receipt.rows for receipt in receipts if receipt), files)
+    rows = max(receipt.rows for key in names.values() if (receipt := ledger.receipt(key)))
+    return ShardSidecars(rows, {name: str(ledger.shard(key)) for name, key in names.items()}, names)
 
 
 def _table(cache: Path, measured: Measured, done: Done) -> pa.Table:

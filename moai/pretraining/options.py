@@ -19,6 +19,7 @@ def _from(module: str, name: str) -> Callable[..., Any]:
 
 _DATASET, _PARTS, _RULES = "moai.pretraining.dataset", "moai.transforms.named", "moai.quality.rules"
 _FILES = "moai.core.config"
+_AGAINST = "moai.pretraining.against"
 
 EXECUTORS = ("auto", "ray")
 FORMATS = ("text", "chat")
@@ -135,6 +136,9 @@ class DataConfig:
     pii: str = option(
         "none", "count personal data (mail, IP, phone, resident numbers), or also put a mask over it", choices=PII
     )
+    dedup_against: str | None = option(
+        None, "a prepared directory whose documents are there already: what is a copy of one of them goes"
+    )
     max_dropped: float | None = option(
         None, "share of the documents read, of all and of each source, above which judging ends the run"
     )
@@ -213,6 +217,8 @@ class DataConfig:
             raise ConfigError(
                 f"dedup_similarity = {self.dedup_similarity} with dedup = {self.dedup}: is for --dedup minhash"
             )
+        if self.dedup_against and self.dedup == "none":
+            raise ConfigError("dedup_against is set and dedup is not: add --dedup exact or --dedup minhash")
         if self.max_dropped is not None and not self.judges:
             raise ConfigError(
                 "max_dropped is set, and neither quality nor dedup is, nor languages or decontaminate: nothing would "
@@ -264,7 +270,8 @@ class DataConfig:
     def copies(self) -> dict[str, Any]:
         """What counts as a copy, as keys and manifests say it."""
         similarity = {"similarity": self.dedup_similarity} if self.dedup == "minhash" else {}
-        return {"dedup": self.dedup, **similarity} if self.dedup != "none" else {}
+        against = {"against": _from(_AGAINST, "digest_of")(self.dedup_against)} if self.dedup_against else {}
+        return {"dedup": self.dedup, **similarity, **against} if self.dedup != "none" else {}
 
     def profile(self) -> Any:
         """The thresholds that documents are judged by (moai.quality.rules.Profile). Raises ConfigError."""

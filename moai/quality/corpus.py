@@ -1,6 +1,6 @@
 """What was measured of all documents, in one numbering: shard after shard, row after row.
 
-    corpus = Corpus((ShardSidecars(rows=2500, files={"min_hash": "/.../ab12.arrow"}), ...))
+    corpus = Corpus((ShardSidecars(2500, {"min_hash": "/.../ab12.arrow"}, {"min_hash": "ab12"}), ...))
     for first, (band,), known in corpus.scan("min_hash", ("band_00",)): ...
     corpus.take("document_hash", CONTENT, documents)            # uint64[documents, 2]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +23,13 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ShardSidecars:
-    """Of one shard how many documents it has, and its sidecars by the names of their signals."""
+    """Of one shard how many documents it has, and by the names of signals its sidecars and what names their
+    contents.
+    """
 
     rows: int
     files: Mapping[str, str]
+    contents: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Corpus:
         return int(self.starts[-1])
 
     def content(self, *signals: str) -> list[list[str]]:
-        """What names what these signals measured, shard by shard: their files are called after it."""
-        return [[Path(shard.files[signal]).stem for signal in signals] for shard in self.shards]
+        """What names what these signals measured, shard by shard."""
+        return [[shard.contents[signal] for signal in signals] for shard in self.shards]
 
     def shards_of(self, documents: Ids) -> Ids:
         return np.searchsorted(self.starts, documents, side="right") - 1

@@ -44,14 +44,20 @@ class Crowds:
         members = tuple(np.split(second, np.flatnonzero(first == second)[1:])) if len(second) else ()
         return cls(corpus, floor, members, tuple({*found[:HEADS].tolist()} for found in members))
 
-    def uncompared(self, stays: npt.NDArray[np.bool_], known: Ids, order: Callable[[Ids], Ids]) -> Ids:
-        """Pairs of documents that stay, are in one bucket and were never compared, ordered: the next ones, or none."""
+    def uncompared(
+        self, stays: npt.NDArray[np.bool_], known: Ids, order: Callable[[Ids], Ids], ours: Callable[[Ids], Ids]
+    ) -> Ids:
+        """Pairs of documents that stay, are in one bucket and were never compared, ordered: the next ones, or none.
+
+        order  the order in which documents are taken
+        ours   those pairs that are to be compared
+        """
         number = np.int64(self.corpus.documents)
         compared = known[:, 0] * number + known[:, 1]
         while True:
             found = [self._next(one[stays[one]], heads, order) for one, heads in zip(self.members, self.heads)]
             pairs = np.unique(np.sort(np.concatenate([_NONE, *found]), axis=1), axis=0)
-            new = pairs[~np.isin(pairs[:, 0] * number + pairs[:, 1], compared)]
+            new = ours(pairs[~np.isin(pairs[:, 0] * number + pairs[:, 1], compared)])
             if len(new) or not len(pairs):
                 return new
 

@@ -125,19 +125,20 @@ def write_verdict(
 @dataclass(frozen=True)
 class Copies:
     """Documents of a shard, by their rows, that go in favour of others: the shard and the row of what stays, and what
-    both have in common.
+    both have in common. `against` where that stands in the directory of --dedup_against.
     """
 
     rows: npt.NDArray[np.int64]
     keeper_shards: npt.NDArray[np.int64]
     keeper_rows: npt.NDArray[np.int64]
     jaccards: npt.NDArray[np.float64]
+    against: npt.NDArray[np.bool_]
 
 
 def write_bits(path: Path, failed: npt.NDArray[np.uint64], rules: Sequence[str], copies: Copies | None) -> None:
     """verdicts-NNNNN.arrow: for every document of a shard the rules that it fails, a bit each (`rules` in the schema's
-    metadata names them); where copies were looked for, of each that goes the shard
-    and row of the document that stays in its place, and their Jaccard similarity.
+    metadata names them); where copies were looked for, of each that goes the shard and row of the document that stays
+    in its place, their Jaccard similarity, and whether that document stands in the directory of --dedup_against.
     """
     columns = {"failed": pa.array(failed)}
     if copies:
@@ -148,6 +149,7 @@ def write_bits(path: Path, failed: npt.NDArray[np.uint64], rules: Sequence[str],
             ("keeper_shard", copies.keeper_shards, pa.uint32()),
             ("keeper_row", copies.keeper_rows, pa.uint32()),
             ("jaccard", copies.jaccards, pa.float64()),
+            ("against", copies.against, pa.bool_()),
         ):
             columns[name] = pa.array(values, kind).take(at)
     table = pa.table(columns).replace_schema_metadata({"rules": " ".join(rules)})

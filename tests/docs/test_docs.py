@@ -393,6 +393,7 @@ def test_flags_that_change_the_output_carry_the_star(document: Path) -> None:
         "languages",
         "decontaminate",
         "pii",
+        "dedup_against",
     }  # these are in the key by what they hold
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moai.core.errors import ConfigError
+from moai.core.errors import ConfigError, DamagedError
 from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
 from moai.pretraining.options import DataConfig
@@ -182,17 +182,16 @@ def planted() -> list[str]:
     return found
 
 
-def kept_by_force(texts: list[str], similarity: float) -> list[str]:
-    """All pairs, in the order of the hash."""
-    sets = []
-    for text in texts:
-        words = text.lower().split()
-        sets.append({tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))})
-    stays: list[int] = []
+def kept_by_force(texts: list[str], similarity: float, old: Sequence[str] = ()) -> list[str]:
+    """All pairs, in the order of the hash; what is old is there already."""
+    words = [text.lower().split() for text in (*old, *texts)]
+    sets = [{tuple(one[at : at + 5]) for at in range(max(1, len(one) - 4))} for one in words]
+    stays = list(range(len(old)))
     for at in sorted(range(len(texts)), key=lambda at: xxhash.xxh3_128_digest(texts[at].encode())):
-        if not any(len(sets[at] & sets[one]) >= similarity * len(sets[at] | sets[one]) for one in stays):
-            stays.append(at)
-    return sorted(texts[at] for at in stays)
+        mine = sets[len(old) + at]
+        if not any(len(mine & sets[one]) >= similarity * len(mine | sets[one]) for one in stays):
+            stays.append(len(old) + at)
+    return sorted(texts[at - len(old)] for at in stays[len(old) :])
 
 
 @needs_rensa
@@ -264,6 +263,39 @@ def test_near_copies_never_stand_on_both_sides_of_the_split(
     assert kept_by_force(whole, 0.8) == whole  # no two of either side are similar
 
 
+@pytest.mark.parametrize("dedup", ["exact", pytest.param("minhash", marks=needs_rensa)])
+def test_what_is_a_copy_of_a_prepared_directory_goes_and_its_own_documents_stay(
+    dedup: str, prepare: Make, texts: Any, tmp_path: Path, planted: list[str]
+) -> None:
+    old, new = write(tmp_path / "old.jsonl", planted[:70]), write(tmp_path / "new.jsonl", planted[50:])
+    before = prepare(old, dedup=dedup)
+    (tmp_path / "old.jsonl").unlink()  # its raw data may be gone
+    held = {*texts(before)}
+    prepared = prepare(new, dedup=dedup, dedup_against=str(before.path), cache_dir=str(tmp_path / "other"))
+    kept = texts(prepared)
+    assert held.isdisjoint(kept)
+    if dedup == "exact":
+        assert sorted(kept) == sorted({*planted[50:]} - held)
+    else:
+        by_force = kept_by_force(planted[50:], 0.8, sorted(held))
+        assert len({*kept} ^ {*by_force}) <= 2  # of old texts the signatures decide, which estimate
+        assert len(kept) < len({*planted[50:]} - held)
+    with pa.memory_map(str(prepared.path / "verdicts-00000.arrow")) as file:
+        rows = pa.ipc.open_file(file).read_all().to_pylist()
+    assert {row["against"] for row in rows} >= {None, True}
+    again = prepare(new, dedup=dedup, dedup_against=str(prepared.path), cache_dir=str(tmp_path / "other"))
+    assert again.path != prepared.path
+
+
+def test_a_directory_without_what_is_needed_cannot_be_told_against(prepare: Make, tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", [ONE.format(n) for n in range(20)])
+    plain = prepare(path)
+    with pytest.raises(ConfigError, match=r"its documents have no document_hash .*prepare it again, with the same"):
+        prepare(path, dedup="exact", dedup_against=str(plain.path))
+    with pytest.raises(DamagedError):
+        prepare(path, dedup="exact", dedup_against=str(tmp_path))
+
+
 @needs_rensa
 def test_the_report_shows_clusters_and_pairs_with_what_differs(
     planted: list[str], prepare: Make, tmp_path: Path
@@ -281,6 +313,8 @@ def test_the_report_shows_clusters_and_pairs_with_what_differs(
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="max_dropped is set, and neither quality nor dedup is"):
         DataConfig(max_dropped=0.5)
+    with pytest.raises(ConfigError, match="dedup_against is set and dedup is not"):
+        DataConfig(dedup_against="outputs/old")
     with pytest.raises(ConfigError, match=r"dedup_similarity = 0.4: must lie between 0.5 and 1"):
         DataConfig(dedup="minhash", dedup_similarity=0.4)
     with pytest.raises(ConfigError, match=r"dedup_similarity = 0.9 with dedup = exact: is for --dedup minhash"):
