@@ -33,7 +33,7 @@ import zstandard
 
 from moai.cache.staging import attempt
 from moai.core.distributed import Ranks
-from moai.engine.pipeline import Meter
+from moai.engine.pipeline import Meter, tallied
 from moai.engine.progress import Progress
 from moai.prepared.manifest import Prepared
 from moai.pretraining.assembly import complete, executor_of, find, streams
@@ -289,7 +289,8 @@ def scale(given: argparse.Namespace) -> None:
         before, began, pairs, most = peak(), time.process_time(), 0, 0.0
         for shard in source.shards():
             one = time.process_time()
-            pairs += sum(batch.num_rows for batch in source.read(shard, Meter()))
+            with tallied():
+                pairs += sum(batch.num_rows for batch in source.read(shard, Meter()))
             most = max(most, time.process_time() - one)
         seconds = time.process_time() - began
     print(

@@ -23,7 +23,7 @@ from moai.quality.corpus import Corpus, Ids
 from moai.quality.hashes import CONTENT
 from moai.quality.minhash import WORDS
 
-DOCUMENTS_AT_ONCE = 1 << 20
+DOCUMENTS_AT_ONCE = 1 << 22
 """Of one key, sorted together."""
 SCHEMA = pa.schema([("first", pa.int64()), ("second", pa.int64())])
 """Two documents of one bucket, ordered by the first."""

@@ -16,6 +16,7 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from stamps import wait_until_stamps_prove
 
 from moai.core.errors import ConfigError, DamagedError
 from moai.prepared.manifest import Prepared
@@ -23,6 +24,7 @@ from moai.prepared.verify import verify
 from moai.pretraining.options import DataConfig
 from moai.quality.bands import HEADS
 from moai.quality.duplicates import settle
+from moai.quality.minhash import MinHash
 
 needs_rensa = pytest.mark.skipif(find_spec("rensa") is None, reason="rensa is not installed")
 Make = Callable[..., Prepared]
@@ -252,6 +254,16 @@ def test_a_bucket_of_many_documents_is_settled_by_those_that_stay(prepare: Make,
 
 
 @needs_rensa
+def test_files_that_share_a_licence_header_and_little_else_all_stay(prepare: Make, texts: Any, tmp_path: Path) -> None:
+    header = " ".join(f"licence{number}" for number in range(100))
+    files = [header + " " + " ".join(f"def f{n}_{line} ( ) :" for line in range(4)) for n in range(40)]
+    prepared = prepare(write(tmp_path / "code.jsonl", files), dedup="minhash")
+    copies = json.loads((prepared.path / "quality.json").read_bytes())["copies"]
+    assert copies["compared_pairs"] > 0  # they look alike, and their texts decide
+    assert sorted(texts(prepared)) == sorted(files)
+
+
+@needs_rensa
 def test_near_copies_never_stand_on_both_sides_of_the_split(
     planted: list[str], prepare: Make, texts: Any, tmp_path: Path
 ) -> None:
@@ -261,6 +273,34 @@ def test_near_copies_never_stand_on_both_sides_of_the_split(
     assert sorted(sides[0] + sides[1]) == whole
     assert min(map(len, sides)) > 5
     assert kept_by_force(whole, 0.8) == whole  # no two of either side are similar
+
+
+@needs_rensa
+def test_a_file_added_whose_copies_hit_what_is_there_packs_only_what_changes(
+    planted: list[str], prepare: Make, texts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part in range(4):
+        write(folder / f"{part}.jsonl", planted[part * 30 : part * 30 + 30])
+    wait_until_stamps_prove(folder)
+    how = {"dedup": "minhash", "shard_bytes": 12_000}
+    first = prepare(str(folder), **how)
+    measured: list[int] = []
+    measure = MinHash.measure
+
+    def counting(self: MinHash, batch: pa.RecordBatch) -> dict[str, Any]:
+        measured.append(batch.num_rows)
+        return measure(self, batch)
+
+    monkeypatch.setattr(MinHash, "measure", counting)
+    write(folder / "4.jsonl", planted[120:])
+    second = prepare(str(folder), **how)
+    assert sum(measured) == len(planted[120:])
+    keys = [{shard["shard_key"] for shard in one.content["shards"]} for one in (first, second)]
+    gone = sorted(shard["shard_key"] for shard in first.content["shards"] if shard["shard_key"] not in keys[1])
+    assert len(gone) < len(keys[0])  # those stay as they are that lose nothing to the new file
+    assert sorted(texts(second)) == sorted(texts(prepare(str(folder), **how, cache_dir=str(tmp_path / "all at once"))))
 
 
 @pytest.mark.parametrize("dedup", ["exact", pytest.param("minhash", marks=needs_rensa)])
