@@ -11,9 +11,10 @@ from typing import Any
 
 from moai.engine.pipeline import Tally, _tally
 from moai.prepared.manifest import Prepared
-from moai.tokenizers.backends import Reference
-from moai.transforms.chat import EncodeExamples, ToExamples
+from moai.tokenizers.backends import Backend, Fastokens, Reference
+from moai.transforms.chat import ToExamples
 from moai.transforms.conversation import choose_chat_shape
+from moai.transforms.encode_examples import EncodeExamples
 from moai.transforms.template import ChatTemplate
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +127,7 @@ def turns(*contents: str, system: str = "") -> list[dict[str, Any]]:
 def encode(
     reference: Reference, source: str, record: dict[str, Any], **options: Any
 ) -> tuple[list[tuple[list[int], list[int]]], dict[str, int]]:
-    """(ids, trained) of each example of one record, and what was counted."""
+    """(ids, trained) of each example of one record, and what was counted; the same from a fast backend."""
     import pyarrow as pa
 
     from moai.sources.records import SCHEMA
@@ -136,19 +137,26 @@ def encode(
     reading = {name: given.pop(name) for name in ("train_on", "max_doc_bytes") if name in given}
     shape, template = choose_chat_shape(kinds, source="a test"), ChatTemplate(source=source, tokens=TOKENS)
     to_examples = ToExamples(shape=shape, template=template, reference=reference, **reading)
-    encode_examples = EncodeExamples(reference=reference, **given)
     batch = pa.record_batch([[json.dumps(record).encode()], pa.nulls(1, pa.string()), [0], [0], [0]], schema=SCHEMA)
-    tally = Tally()
-    token = _tally.set(tally)
-    try:
-        made = [
-            (ids, trained)
-            for out in encode_examples(to_examples(iter([batch])))
-            for ids, trained in zip(out["tokens"].to_pylist(), out["trained_runs"].to_pylist())
-        ]
-    finally:
-        _tally.reset(token)
-    return made, dict(tally.counts)
+
+    def made_by(backend: Backend) -> tuple[list[tuple[list[int], list[int]]], dict[str, int]]:
+        encode_examples = EncodeExamples(backend=backend, reference=reference, **given)
+        tally = Tally()
+        token = _tally.set(tally)
+        try:
+            made = [
+                (ids, trained)
+                for out in encode_examples(to_examples(iter([batch])))
+                for ids, trained in zip(out["tokens"].to_pylist(), out["trained_runs"].to_pylist())
+            ]
+        finally:
+            _tally.reset(token)
+        return made, {name: number for name, number in tally.counts.items() if not name.startswith("backend.")}
+
+    wanted = made_by(reference)
+    if not reference.split_special_tokens:
+        assert made_by(Fastokens(spec=reference.spec)) == wanted
+    return wanted
 
 
 def learned(reference: Reference, ids: Sequence[int], trained: Sequence[int]) -> list[str]:

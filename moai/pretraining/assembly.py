@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from moai.cache.ledger import Ledger
@@ -21,7 +22,7 @@ from moai.core.errors import ConfigError, SourceError
 from moai.core.files import digest_json
 from moai.core.resources import Plan
 from moai.engine.executor import Cluster, Executor, Joining, make_executor
-from moai.engine.part import Part, Signal, check_columns, ordered, source_columns
+from moai.engine.part import EXAMPLES, Part, Signal, check_columns, ordered, source_columns
 from moai.engine.pipeline import Pipeline, peek
 from moai.engine.schema import TRAINED, Column, Columns, arrow_schema, row_columns
 from moai.prepared.manifest import is_prepared
@@ -38,8 +39,9 @@ from moai.sources.mistaken import without_mistaken
 from moai.sources.placed import OfSource, Placed
 from moai.tokenizers.backends import BACKENDS, Reference
 from moai.tokenizers.load import TokenizerSpec, digest_of, find_tokenizer, load_tokenizer
-from moai.transforms.chat import EncodeExamples, ToExamples
+from moai.transforms.chat import ToExamples
 from moai.transforms.conversation import choose_chat_shape
+from moai.transforms.encode_examples import EncodeExamples
 from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
 from moai.transforms.shapes import TextShape, choose_shape
@@ -278,8 +280,6 @@ def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
     """The parts with the tokenizer backend that was chosen. Where nothing but the default Length looks at the texts,
     the tokenizer takes them straight from the records: the same documents, and no column is made of them."""
     judged = (Judged(),) if isinstance(stream.source, JudgedSource) else ()
-    if isinstance(stream.encode, EncodeExamples):
-        return (stream.to_text, *judged, *stream.inner, replace(stream.encode, reference=chosen.reference), stream.pack)
     tokenize = replace(stream.encode, backend=chosen.backend, reference=chosen.reference)
     if (
         len(stream.inner) == 1
@@ -287,6 +287,7 @@ def _transforms(stream: Stream, chosen: Chosen) -> tuple[Part, ...]:
         and isinstance(stream.inner[0], Length)
         and stream.inner[0].drops_only_blank
         and isinstance(stream.to_text, ToText)
+        and isinstance(tokenize, Tokenize)
     ):
         return (replace(tokenize, to_text=stream.to_text), stream.pack)
     return (stream.to_text, *judged, *stream.inner, tokenize, stream.pack)
@@ -345,10 +346,9 @@ def executor_of(
 
 
 def sample(streams: Sequence[Stream]) -> list[str]:
-    """Beginnings of documents of every input, SAMPLE_CHARS in all at most; of conversations none, which only the
-    reference encodes.
+    """Beginnings of documents of every input, SAMPLE_CHARS in all at most; of conversations as the template writes
+    them.
     """
-    streams = [stream for stream in streams if isinstance(stream.to_text, ToText)]
     if not streams:
         return []
     texts: list[str] = []
@@ -356,9 +356,15 @@ def sample(streams: Sequence[Stream]) -> list[str]:
     most = max(1, SAMPLE_CHARS // _SAMPLE_TEXT_CHARS // len(looks))
     for stream, batches in looks[: SAMPLE_CHARS // _SAMPLE_TEXT_CHARS]:
         batch = peek(batches, (stream.to_text,))
-        found = batch["text"].to_pylist() if batch else []
+        found = _texts(batch) if batch else []
         texts += [text[:_SAMPLE_TEXT_CHARS] for text in found[:: -(-len(found) // most)]] if found else []
     return texts
+
+
+def _texts(batch: pa.RecordBatch) -> list[str]:
+    if EXAMPLES in batch.schema.names:
+        return [text for record in batch[EXAMPLES].to_pylist() for text, _ in orjson.loads(record) or ()]
+    return list(batch["text"].to_pylist())
 
 
 def _looks(stream: Stream) -> Iterator[Iterator[pa.RecordBatch]]:
@@ -388,7 +394,7 @@ def _compose(wanted: Request, reading: Reading, carried: Sequence[Column]) -> St
             **how,
         )
         encode = EncodeExamples(
-            reference=reference, seq_len=config.seq_len, truncate=config.long_examples == "truncate"
+            backend=reference, reference=reference, seq_len=config.seq_len, truncate=config.long_examples == "truncate"
         )
     else:
         to_text = ToText(shape=shape or TextShape(name="plain text"), plain=shape is None, **how)

@@ -32,7 +32,8 @@ from moai.quality.personal import MaskPersonalData
 from moai.sources.discover import Input
 from moai.sources.inputs import plan_inputs
 from moai.tokenizers.load import TokenizerSpec, files_beside
-from moai.transforms.chat import EncodeExamples, ToExamples
+from moai.transforms.chat import ToExamples
+from moai.transforms.encode_examples import EncodeExamples
 from moai.transforms.filters import Length, Sample, Split
 from moai.transforms.pack import Pack
 from moai.transforms.template import ChatTemplate

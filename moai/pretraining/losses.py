@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moai.core.errors import TooManyBadRecords
-from moai.transforms.chat import MARK_ANSWERS, REFUSED
+from moai.transforms.chat import MARK_ANSWERS
+from moai.transforms.encode_examples import REFUSED
 
 _MOST_UNVERIFIED = 0.1
 """Share of the turns to learn that may be left out unless --max_bad_ratio allows more: a template either proves nearly
 all or is the wrong one.
 """
+_MULTIPLIED = 1.2
+"""Examples a conversation from which on somebody should know."""
 _FEW = 10
 _FAILS = "the tokenizer fails on them (its pre-tokenizer's pattern gives up, or it has no token for what is unknown)"
 
@@ -29,6 +32,12 @@ def losses(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"{failed:,} documents are left out: {_FAILS}"
     if chat.get("turns_unverified"):
         yield _unverified(chat)
+    if chat.get("examples", 0) > _MULTIPLIED * content["documents"]:
+        yield (
+            f"{content['documents']:,} conversations became {chat['examples']:,} examples: this chat template writes "
+            f"an earlier turn otherwise than the last, so each such turn is learned with all before it again. To learn "
+            f"every turn once, {MARK_ANSWERS}: --chat_template FILE"
+        )
 
 
 def check_losses(content: Mapping[str, Any], max_bad_ratio: float) -> None:

@@ -25,6 +25,7 @@ from moai.pretraining.options import DataConfig
 from moai.tokenizers.backends import AUTOMATIC, BACKENDS, Backend, Reference, first_difference, is_installed, make
 from moai.tokenizers.differing_strings import probes
 from moai.tokenizers.load import TokenizerSpec
+from moai.tokenizers.spelling import Spelling
 
 _MOST_BYTES = 1 << 16
 SAMPLE_CHARS = 60_000
@@ -104,10 +105,10 @@ def choose(
     """
     reference = Reference(spec=spec, split_special_tokens=config.split_special_tokens)
     name = AUTOMATIC if config.tokenizer_backend == "auto" else config.tokenizer_backend
-    if config.data_format == "chat":
-        return Chosen(reference, reference, "the only one that tells where in a conversation a token stands")
     if name == "tokenizers":
         return Chosen(reference, reference, "set")
+    if config.data_format == "chat" and isinstance(why := Spelling.of(spec.path, spec.digest), str):
+        return Chosen(reference, reference, f"{why}, so it alone tells where in a conversation a token stands")
     if not is_installed(name):
         package = BACKENDS[name].package
         if config.tokenizer_backend != "auto":

@@ -1,4 +1,4 @@
-"""Records -> `examples` -> `tokens` of whole examples, and `trained_runs`: 1 for each token that the assistant says.
+"""Records -> `examples`: texts of conversations, and where in them the assistant speaks.
 
 A conversation is one text, filled in by the chat template and tokenized as a whole: special tokens of the template are
 recognised, and no BOS or EOS is added, since the template writes its own. What is learned is found in that text:
@@ -25,32 +25,26 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moai.core import columns
-from moai.core.errors import BackendRefused, TokenizerError
+from moai.core.errors import TokenizerError
 from moai.engine.documents import DOCUMENT
 from moai.engine.part import EXAMPLES, UNKEYED, Part
-from moai.engine.pipeline import add_documents, advance, count, drop
-from moai.engine.schema import TRAINED, Column
+from moai.engine.pipeline import add_documents, advance, count
+from moai.engine.schema import Column
 from moai.tokenizers.backends import Reference
 from moai.transforms.bounds import more_memory
 from moai.transforms.conversation import ASSISTANT, Conversation, read_conversation
 from moai.transforms.shapes import BadRecord, TextShape
-from moai.transforms.template import ChatTemplate, Marks, Message
+from moai.transforms.template import ChatTemplate, Filling, Marks, Message
 from moai.transforms.text import column_value, each_record, each_row, parse_object, places_of, with_plain
 
-REFUSED = "tokenizer_refused"
-"""Why an example is left out that the tokenizer fails on."""
 MARK_ANSWERS = (
     "put {% generation %} and {% endgeneration %} around what the assistant says in a copy of the template (TRL's "
     "*_training.jinja are such copies)"
 )
-_EXAMPLES_AT_ONCE = 256
-"""Texts that are tokenized together: their tokens' places take some 100 bytes a token until they are arrays."""
 _ANSWER = "2, of course."
 _PROBE: list[Message] = [{"role": "user", "content": "1 + 1?"}, {"role": ASSISTANT, "content": _ANSWER}]
 _CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -62,8 +56,6 @@ _MEMORY_BYTES = 2 << 30
 """What filling in the templates of one batch may take in addition."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
-
-Trained = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -166,71 +158,6 @@ class _Read:
     values: list[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodeExamples(Part):
-    """`examples` -> `tokens` of each, and which are learned. Those longer than `seq_len` are left out, or cut where
-    `truncate` is set and a token to learn remains. A conversation is kept if one of its examples is."""
-
-    version: ClassVar[int] = 2  # 1 had one word for nothing to learn and nothing verified
-    needs: ClassVar[tuple[str, ...]] = (EXAMPLES,)
-
-    reference: Reference
-    seq_len: int
-    truncate: bool = False
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            records = [orjson.loads(examples) for examples in batch[EXAMPLES].to_pylist()]
-            beside = batch.drop_columns([name for name in (EXAMPLES, "text", "messages") if name in batch.schema.names])
-            kept = np.zeros(len(records), bool)
-            lost = ["unverified" if record is None else "untrained" for record in records]
-            examples = [(number, example) for number, record in enumerate(records) for example in record or ()]
-            for first in range(0, len(examples), _EXAMPLES_AT_ONCE):
-                yield from self._encode(examples[first : first + _EXAMPLES_AT_ONCE], beside, kept, lost)
-            if not kept.all():
-                drop("chat", beside.filter(pa.array(~kept)), [reason for reason, keep in zip(lost, kept) if not keep])
-
-    def _encode(
-        self, examples: Sequence[tuple[int, Any]], beside: pa.RecordBatch, kept: np.ndarray, lost: list[str]
-    ) -> Iterator[pa.RecordBatch]:
-        try:
-            ids, offsets, places = self.reference.encode_with_offsets([text for _, (text, _) in examples])
-        except BackendRefused:  # one of them: each for itself
-            if len(examples) == 1:
-                lost[examples[0][0]] = REFUSED
-                count(f"chat.{REFUSED}")
-                return
-            for example in examples:
-                yield from self._encode([example], beside, kept, lost)
-            return
-        count("tokens.text", len(ids))
-        trained, keep = np.zeros(len(ids), np.uint8), np.zeros(len(ids), bool)
-        lengths, of = list[int](), list[int]()
-        for (number, (_, spans)), start, end in zip(examples, offsets[:-1].tolist(), offsets[1:].tolist()):
-            _mark(trained[start:end], places[start:end], spans)
-            length = self._length(trained[start:end])
-            if length:
-                keep[start : start + length] = kept[number] = True
-                lengths.append(length)
-                of.append(number)
-            else:
-                lost[number] = "too_long" if end - start > self.seq_len else "untrained"
-                count(f"chat.{lost[number]}")
-        count("tokens.dropped", len(ids) - sum(lengths))
-        count("tokens.trained", int(trained[keep].sum()))
-        count("chat.examples", len(lengths))
-        if lengths:
-            grown = np.concatenate(([0], np.cumsum(lengths)))
-            made = beside.take(pa.array(of)).append_column("tokens", columns.lists(grown, ids[keep]))
-            yield made.append_column(TRAINED.name, columns.lists(grown, trained[keep]))
-
-    def _length(self, trained: Trained) -> int:
-        """Tokens of an example that are kept; 0 leaves it out."""
-        if len(trained) > self.seq_len and not self.truncate:
-            return 0
-        return min(len(trained), self.seq_len) if trained[: self.seq_len].any() else 0
-
-
 def split_examples(
     template: ChatTemplate, chat: Conversation, enders: tuple[str, ...] = ()
 ) -> tuple[list[Example], int]:
@@ -242,12 +169,15 @@ def split_examples(
     """
     if not chat.learned:
         return [], 0
+    whole = chat.learned[-1] + 1
+    filling = template.filling(chat.messages, chat.tools)
     if template.marks_generation:
-        text, marks = template.render(chat.messages[: chat.learned[-1] + 1], chat.tools)
+        text, marks = filling.text(whole)
         marks, unverified = _marked_turns(marks, chat)
         return ([Example(text, marks)] if marks else []), unverified
-    whole = chat.learned[-1] + 1
-    finder = _Turns(template, chat, enders, {(whole, False): template.render(chat.messages[:whole], chat.tools)[0]})
+    if example := _in_one_pass(filling, chat, enders):
+        return [example], 0
+    finder = _Turns(filling, enders, {(whole, False): filling.text(whole)[0]})
     left, unverified = list(chat.learned), 0
     examples: list[Example] = []
     while left:
@@ -313,12 +243,37 @@ def turn_ends(template: ChatTemplate, enders: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, ends)))
 
 
+def _in_one_pass(filling: Filling, chat: Conversation, enders: tuple[str, ...]) -> Example | None:
+    """What `_Turns` finds, where the template shows it at once and every turn to learn is found."""
+    if not chat.learned[0]:  # nothing stands before it to ask for an answer
+        return None
+    try:
+        found = filling.text_and_borders(chat.learned[-1] + 1)
+    except BadRecord:  # may refuse a beginning only: the other way says which
+        return None
+    if found is None:
+        return None
+    text, borders, prompt = found
+    spans = []
+    for turn in chat.learned:
+        start, end = borders[turn - 1] + len(prompt), borders[turn]
+        if start >= end or not text.startswith(prompt, borders[turn - 1]):
+            return None
+        spans.append((start, start + _said(text[start:end], enders)))
+    return Example(text, spans)
+
+
+def _said(said: str, enders: tuple[str, ...]) -> int:
+    """Characters of an answer without the white space behind a token that ends it."""
+    ended = said.rstrip()
+    return len(ended if ended.endswith(enders) else said)
+
+
 @dataclass(frozen=True)
 class _Turns:
     """Finds assistant's turns in texts of a template that does not mark them."""
 
-    template: ChatTemplate
-    chat: Conversation
+    filling: Filling
     enders: tuple[str, ...]
     texts: dict[tuple[int, bool], str | None]
     """What was filled in already."""
@@ -329,9 +284,7 @@ class _Turns:
         """
         if (messages, prompt) not in self.texts:
             try:
-                self.texts[messages, prompt] = self.template.render(
-                    self.chat.messages[:messages], self.chat.tools, prompt=prompt
-                )[0]
+                self.texts[messages, prompt] = self.filling.text(messages, prompt=prompt)[0]
             except BadRecord:
                 self.texts[messages, prompt] = None
         return self.texts[messages, prompt]
@@ -347,9 +300,7 @@ class _Turns:
             or not text.startswith(after)
         ):
             return None
-        said = after[len(before) :]
-        ended = said.rstrip()
-        return len(before), len(before) + len(ended if ended.endswith(self.enders) else said)
+        return len(before), len(before) + _said(after[len(before) :], self.enders)
 
 
 def _utf8_bytes(text: str) -> int:
@@ -375,13 +326,3 @@ def _marked_turns(marks: Marks, chat: Conversation) -> tuple[Marks, int]:
             f"the template marks {len(marks)} places as generated, for {len(turns)} turns of the assistant",
         )
     return [mark for turn, mark in zip(turns, marks) if turn in chat.learned], 0
-
-
-def _mark(trained: Trained, places: npt.NDArray[np.int64], spans: Marks) -> None:
-    """Set the tokens of each span: from the first that reaches into it to the last, all between included. A document's
-    first token has nothing that could predict it."""
-    for start, end in spans:
-        inside = np.flatnonzero((places[:, 1] > start) & (places[:, 0] < end))
-        if len(inside) and end > start:
-            trained[inside[0] : inside[-1] + 1] = 1
-    trained[:1] = 0

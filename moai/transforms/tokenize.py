@@ -65,7 +65,7 @@ class Tokenize(Part):
                 continue
             unseen += len(ids)
             if unseen >= WINDOW_EVERY and not isinstance(self.backend, Reference):
-                self._compare_window(texts, ids, offsets)
+                compare_window(self.backend, self.reference, texts, ids, offsets)
                 unseen = 0
             documents = len(offsets) - 1
             count("tokens.text", len(ids))
@@ -96,21 +96,22 @@ class Tokenize(Part):
                 return (*self.reference.encode_batch(texts), [])
         return np.empty(0, self.reference.spec.dtype), np.zeros(2, np.int64), [0]
 
-    def _compare_window(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> None:
-        """Compare one window of the batch, chosen by what is in it. Raises BackendDisagrees."""
-        which = len(ids) % len(texts)
-        text = texts[which]
-        found = ids[offsets[which] : offsets[which + 1]]
-        try:
-            if len(text) > WINDOW_CHARS:
-                start = len(found) * 7919 % (len(text) - WINDOW_CHARS)
-                text = text[start : start + WINDOW_CHARS]
-                found = self.backend.encode_batch([text])[0]
-            expected = self.reference.encode_batch([text])[0]
-        except BackendRefused:
-            return
-        if not np.array_equal(found, expected):
-            raise BackendDisagrees(difference(text, found, expected))
+
+def compare_window(backend: Backend, reference: Reference, texts: Sequence[str], ids: Ids, offsets: Offsets) -> None:
+    """Compare one window of what `backend` made of a batch, chosen by what is in it. Raises BackendDisagrees."""
+    which = len(ids) % len(texts)
+    text = texts[which]
+    found = ids[offsets[which] : offsets[which + 1]]
+    try:
+        if len(text) > WINDOW_CHARS:
+            start = len(found) * 7919 % (len(text) - WINDOW_CHARS)
+            text = text[start : start + WINDOW_CHARS]
+            found = backend.encode_batch([text])[0]
+        expected = reference.encode_batch([text])[0]
+    except BackendRefused:
+        return
+    if not np.array_equal(found, expected):
+        raise BackendDisagrees(difference(text, found, expected))
 
 
 def _texts_of(batch: pa.RecordBatch) -> tuple[list[str], pa.RecordBatch]:

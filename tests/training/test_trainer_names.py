@@ -41,6 +41,20 @@ def test_every_method_that_is_overridden_is_there_with_the_parameters_it_is_give
     assert not [name for name in OWN if hasattr(Trainer, name)], "moai's own, by a name that transformers has taken"
 
 
+def test_what_fills_in_chat_templates_is_there_with_its_parameters():
+    """Private too: moai.transforms.template."""
+    from transformers.utils import chat_template_utils
+
+    for name, wanted in {
+        "_compile_jinja_template": "chat_template",
+        "_plain_template_data": "value",
+        "_alias_reasoning_fields": "chat",
+        "_render_with_assistant_indices": "compiled_template messages tools documents add_generation_prompt "
+        "template_kwargs",
+    }.items():
+        assert " ".join(inspect.signature(getattr(chat_template_utils, name)).parameters) == wanted, name
+
+
 def test_only_the_releases_that_this_was_tried_with_are_allowed():
     minor = version("transformers").rpartition(".")[0]
     major, number = minor.split(".")

@@ -195,6 +195,19 @@ def test_turns_that_cannot_be_verified_are_said_and_end_the_run_where_they_are_m
     assert with_template(MISTRAL, few).content["chat"]["counts"]["turns_unverified"] == 1
 
 
+def test_a_template_that_multiplies_the_data_says_so_with_the_way_out(
+    with_template: PrepareIt, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [{"messages": turns("q", "a", "r", "b", "s", "c")}] * 10
+    assert with_template(chat.THINKING, records).content["chat"]["counts"]["examples"] == 30
+    [said] = [line for line in caplog.messages if " examples: this chat template" in line]
+    assert "10 conversations became 30 examples" in said
+    assert "_training.jinja" in said
+    caplog.clear()
+    with_template(chat.CHATML, records)
+    assert not [line for line in caplog.messages if "became" in line]
+
+
 def test_marks_that_are_fewer_than_turns_are_counted(with_template: PrepareIt) -> None:
     """A template that marks the last answer alone teaches no other, without a word of it."""
     last = chat.LLAMA_MARKED.replace("m.role == 'assistant'", "m.role == 'assistant' and loop.last")

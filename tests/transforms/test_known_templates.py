@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import chat_examples as chat
+import numpy as np
 import pytest
 from chat_examples import turns
 
 from moai.core.errors import TokenizerError
-from moai.tokenizers.backends import Reference
+from moai.tokenizers.backends import Fastokens, Reference
 from moai.tokenizers.load import load_tokenizer
 from moai.transforms.chat import Example, check_template, split_examples
 from moai.transforms.conversation import Conversation, choose_chat_shape, read_conversation
+from moai.transforms.encode_examples import EncodeExamples
 from moai.transforms.shapes import BadRecord
 from moai.transforms.template import ChatTemplate
 
@@ -101,6 +103,7 @@ def test_text_is_transformers_own_and_every_answer_is_learned_or_counted(
     check_template(template, enders, str(file))
     expected = json.loads((DATA / "expected.json").read_bytes())["chat_templates"]["conversations"]
     tried = learned_turns = 0
+    fast = EncodeExamples(backend=Fastokens(spec=reference.spec), reference=reference, seq_len=4096)
     for record in (*({"messages": messages} for messages in expected.values()), *HARDER.values()):
         shape = choose_chat_shape(dict.fromkeys(record, "list"), source="a test")
         talk = read_conversation(shape, record)
@@ -120,6 +123,9 @@ def test_text_is_transformers_own_and_every_answer_is_learned_or_counted(
             assert render(talk.messages) is None
             continue
         tried += 1
+        pairs = [(example.text, example.spans) for example in examples]
+        for ours_, theirs_ in zip(fast._marked(pairs), fast._by_reference(pairs)) if pairs else ():
+            assert np.array_equal(ours_, theirs_), record
         assert {example.text for example in examples} <= {render(talk.messages[:n]) for n in range(1, 9)}
         if template.marks_generation:
             ids, _, places = reference.encode_with_offsets([example.text for example in examples])

@@ -324,10 +324,19 @@ def test_same_bytes_for_any_number_of_workers_and_any_batch(
             seq_len=256,
             packing="bfd",
             shard_bytes=30_000,
-            cache_dir=str(tmp_path / str(workers)),
+            cache_dir=str(tmp_path / f"{backend}{workers}"),
+            tokenizer_backend=backend,
         )
-        for workers, batch, writer in ((0, 1000, 10_000), (1, 7, 1), (2, 64, 100), (5, 300, 10_000))
+        for backend, workers, batch, writer in (
+            ("tokenizers", 0, 1000, 10_000),
+            ("auto", 0, 50, 10_000),
+            ("auto", 1, 7, 1),
+            ("auto", 2, 64, 100),
+            ("auto", 5, 300, 10_000),
+        )
     ]
+    used = [[name.split()[0] for name in prepared.manifest["run"]["tokenizer_backends"]] for prepared in made]
+    assert used == [["tokenizers"], *[["fastokens"]] * 4]
     assert len(made[0].content["shards"]) > 4
     assert len({fingerprint(prepared) for prepared in made}) == 1
 
