@@ -4,6 +4,7 @@ python chat_map.py DATA.jsonl OUT TOKENIZER TEMPLATE
 """
 
 import sys
+from pathlib import Path
 
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 if __name__ == "__main__":
     data, out, path, template = sys.argv[1:5]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.chat_template = open(template).read()
+    tokenizer.chat_template = Path(template).read_text()
     rows = load_dataset("json", data_files=data, split="train", cache_dir=out + "/rest")
 
     def encode(batch):

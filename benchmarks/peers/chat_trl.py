@@ -4,6 +4,7 @@ python chat_trl.py DATA.jsonl OUT TOKENIZER TEMPLATE
 """
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 from datasets import load_dataset
@@ -13,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 if __name__ == "__main__":
     data, out, path, template = sys.argv[1:5]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.chat_template = open(template).read()
+    tokenizer.chat_template = Path(template).read_text()
     rows = load_dataset("json", data_files=data, split="train", cache_dir=out + "/rest")
     config = SFTConfig(output_dir=out + "/run", assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True)
     # The method reads these of its trainer; a whole one would want a model.

@@ -235,11 +235,6 @@ class DataConfig:
             raise ConfigError(
                 f"packing = {self.packing}: would cut conversations in two; with data_format chat choose bfd, or none"
             )
-        if self.tokenizer_backend not in ("auto", "tokenizers"):
-            raise ConfigError(
-                f"tokenizer_backend = {self.tokenizer_backend}: only tokenizers tells where in the text a token "
-                f"stands, which chat needs"
-            )
         if given := self._set_only_for("text"):
             raise ConfigError(
                 f"{given[0]} = {getattr(self, given[0])}: is for texts; with data_format chat the chat template writes "

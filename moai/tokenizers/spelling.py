@@ -52,8 +52,9 @@ class Spelling:
         lengths = self.lengths[ids]
         if not lengths.all():
             return False
-        at = np.repeat(self.begins[ids] - (ends - lengths), lengths)
-        at += np.arange(len(text))
+        kind = np.int32 if max(len(text), len(self.content)) < 2**31 else np.int64  # half the memory is half the time
+        at = np.repeat((self.begins[ids] - (ends - lengths)).astype(kind), lengths)
+        at += np.arange(len(text), dtype=kind)
         return bool(np.array_equal(self.content[at], np.frombuffer(text, np.uint8)))
 
 

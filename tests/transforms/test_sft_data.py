@@ -466,7 +466,6 @@ def test_the_template_is_part_of_the_key_and_its_place_is_not(prepare_chat: Prep
     [
         ({"packing": "wrapped"}, "choose bfd"),
         ({"packing": "bfd_split"}, "choose bfd"),
-        ({"tokenizer_backend": "fastokens"}, "only tokenizers"),
         ({"add_bos": True}, "add_bos"),
         ({"text_template": "{a}"}, "text_template"),
         ({"template_date": "tomorrow"}, "2025-01-31"),
