@@ -12,6 +12,7 @@ moai and keeps its traceback. Codes above 64 follow BSD's sysexits.h where it ha
     │   ├── BackendRefused     a fast tokenizer backend that does not take this tokenizer.json
     │   └── BackendDisagrees   one that gave other ids than the reference; the recipe falls back
     ├── StorageError           disk full, read-only, no permission
+    ├── NotProven              a version that finds too little to serve
     ├── DamagedError           a prepared directory that differs from its manifest
     ├── PartFailed             a filter, map or signal that raised, or gave something else than it must
     ├── WorkerDied             a worker process ended without a receipt
@@ -70,6 +71,10 @@ class BackendDisagrees(TokenizerError):
 
 class StorageError(MoaiError, OSError):
     exit_code = 74
+
+
+class NotProven(MoaiError):
+    exit_code = 65
 
 
 class DamagedError(MoaiError):

@@ -18,19 +18,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from moai.core.errors import MoaiError, StorageError
+from moai.core.errors import MoaiError, NotProven, StorageError
 from moai.core.stopping import Stop
 from moai.reembedding import schema, search, versions
 from moai.reembedding.chunk import GONE, Chunk
 from moai.reembedding.database import Database, sqlite_version, wal_reset_bug
 from moai.reembedding.documents import LawDocuments
 from moai.reembedding.embed import Embed, Model
+from moai.reembedding.indexes import Indexes
 from moai.reembedding.kinds import NOT_UTF8, check_tables, count_characters
 from moai.reembedding.loading import LoadedWhenNeeded, sample_rows
 from moai.reembedding.making import Making, dimensions, settle
 from moai.reembedding.options import ReembedConfig, pragmas
 from moai.reembedding.prefetch import Prefetch, Seconds
 from moai.reembedding.progress import Progress
+from moai.reembedding.proving import Conditions, prove
 from moai.reembedding.runs import Run, refuse_while_running
 from moai.reembedding.versions import Version
 from moai.reembedding.writer import VersionWriter
@@ -63,6 +65,7 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
     """Raises a MoaiError for everything a person can do something about; what was committed is kept."""
     with Database.open(Path(config.db), writable=True) as database:
         check_tables(database, config.source_types)
+        conditions = Conditions.of(config)
         making = settle(config, database, model, environ)
         total = sum(making.totals.values())
         one_version = config.replace_all_versions
@@ -99,7 +102,7 @@ def build(config: ReembedConfig, *, model: Model | None = None, environ: Mapping
             backup = schema.migrate(database, old, backup=config.backup, indexes=not config.skip_index_optimization)
             _update(config, making, version, database, run)
             if config.is_whole:
-                _complete(database, version.id, faiss=config.faiss, activate=config.activate)
+                _complete(config, database, version.id, conditions)
         database.run("PRAGMA wal_checkpoint(TRUNCATE)")
         now = versions.get(database, version.id)
         skipped = versions.skipped(database, version.id)
@@ -229,6 +232,7 @@ def _update(config: ReembedConfig, making: Making, version: Version, database: D
         query_type=config.query_type,
         model_name=making.model.name,
         commit_interval=config.commit_interval,
+        indexes=Indexes.of(database, version.id, sqlite_vec=config.sqlite_vec),
         commit_seconds=config.commit_seconds,
         replace_all_versions=one_version,
         on_change=note_making,
@@ -282,19 +286,28 @@ def _keep(encoded: Prefetch[pa.RecordBatch], embed: Embed, writer: VersionWriter
         logger.info(said, f"{len(unfinished.vectors):,}")
 
 
-def _complete(database: Database, version_id: int, *, faiss: str | None, activate: bool) -> None:
+def _complete(config: ReembedConfig, database: Database, version_id: int, conditions: Conditions) -> None:
     """Index the version, which holds every document now, and put it in its place in one transaction.
 
     It is activated once, when it is first complete: a version that was rolled back from stays where it was put.
     """
+    with database.transaction("reembed.indexes"):  # of a version from before there were such tables, too
+        Indexes.of(database, version_id, sqlite_vec=config.sqlite_vec).ensure(dimensions(database, version_id))
     made = versions.get(database, version_id).made
     noted: dict[str, Any] = {} if made.get("complete") else {"complete": True}
+    faiss = config.faiss
     if faiss and not search.is_indexed(database.path, version_id, made.get("faiss") or {}, faiss):
         noted["faiss"] = search.build_index(database, version_id, faiss)
-    if activate and not made.get("activated"):
+    refusal = None
+    if conditions.questions and config.activate and not made.get("activated"):
+        proof = prove(database.path, version_id, conditions, model=config.model, device=config.device)
+        refusal, noted["dense_weight"] = proof.refusal, proof.dense_weight
+    if refusal is None and config.activate and not made.get("activated"):
         before = versions.activate(database, version_id, activated=True, **noted)
         place = f", in the place of version {before.id}" if before else ""
         logger.info("Version %d is complete and active now%s", version_id, place)
     elif noted:
         with database.transaction("reembed.complete"):
             versions.note(database, version_id, **noted)
+    if refusal:
+        raise NotProven(f"version {version_id} is complete, but not activated: {refusal}")

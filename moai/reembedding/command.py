@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moai.core.config import option, resolve
-from moai.core.errors import ConfigError, DamagedError
+from moai.core.errors import ConfigError, DamagedError, NotProven
 from moai.core.stopping import stoppable
-from moai.reembedding import schema, search, versions
+from moai.reembedding import asking, indexes, schema, search, serving, versions
 from moai.reembedding.build import Report, build, plan
 from moai.reembedding.database import Database
-from moai.reembedding.embed import TokenBudget, encode_all
-from moai.reembedding.encoders import SentenceEncoder, SentenceModel
 from moai.reembedding.kinds import check_tables
-from moai.reembedding.loading import load_encoder
-from moai.reembedding.options import ReembedConfig, check_device, check_number
+from moai.reembedding.options import ReembedConfig, check_number
+from moai.reembedding.proving import Conditions, prove
 from moai.reembedding.runs import STAGES, refuse_while_running
 
 logger = logging.getLogger(__name__)
@@ -43,33 +41,34 @@ class VersionConfig:
     version_id: int | None = option(None, "which version; the default is the strategy's active one")
     other: int | None = option(None, "the version to compare with")
     chunking_strategy: str = option("standard", "whose active version, where no number is given")
-    query: str | None = option(None, "what to search for")
-    top: int = option(5, "chunks to find")
-    keep: int = option(1, "inactive versions of each strategy that gc keeps, the newest")
+    questions: str | None = option(None, "of activate: JSON lines to measure the version on first")
+    min_recall: float | None = option(None, "of activate: the share of answers among the first 10 that is needed")
+    not_worse: bool = option(False, "of activate: no recall below that of the version that serves")
     model: str | None = option(None, "where the version's model is now, if it has moved", env="EMBEDDING_MODEL")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    keep: int = option(1, "inactive versions of each strategy that gc keeps, the newest")
 
     def __post_init__(self) -> None:
-        for name in ("version_id", "other", "top"):
+        for name in ("version_id", "other"):
             check_number(name, getattr(self, name))
         check_number("keep", self.keep, least=0)
-        check_device(self.device)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: str = "python -m moai reembed") -> int:
     """Run one action; the first word names it, `build` if it is a flag. Raises MoaiError."""
     flags = list(argv)
     name = flags.pop(0) if flags and not flags[0].startswith("-") else ""
-    if name not in ("", "build", *ACTIONS):
-        raise ConfigError(f"unknown action {name!r}: choose from build, {', '.join(ACTIONS)}")
+    if name not in ("", "build", *ACTIONS, *asking.ACTIONS):
+        raise ConfigError(f"unknown action {name!r}: choose from build, {', '.join((*ACTIONS, *asking.ACTIONS))}")
+    run = _act if name in ACTIONS else asking.act if name in asking.ACTIONS else _build
     with stoppable(KEPT, within_seconds=_HEARD_SECONDS, tidy_seconds=_TIDY_SECONDS):
-        for line in (_act if name in ACTIONS else _build)(name, flags, environ, f"{prog} {name}".rstrip()):
+        for line in run(name, flags, environ, f"{prog} {name}".rstrip()):
             print(line)
     return 0
 
 
 def _build(_: str, flags: list[str], environ: Mapping[str, str], prog: str) -> Iterable[str]:
-    summaries = "".join(f"\n  {name:14} {action.__doc__}" for name, action in ACTIONS.items())
+    summaries = "".join(f"\n  {name:14} {action.__doc__}" for name, action in (ACTIONS | asking.ACTIONS).items())
     epilog = f"Other actions, each with its own --help:{summaries}"
     said = "Build a version, or bring one up to date."
     config = resolve([ReembedConfig], flags, environ, prog=prog, description=said, epilog=epilog)[ReembedConfig]
@@ -103,7 +102,12 @@ def _versions(config: VersionConfig, database: Database) -> Iterator[str]:
     """List the versions and what is in each."""
     for version in versions.listing(database):
         found, made = versions.statistics(database, version.id), version.made
-        marks = [word for word, holds in (("active", version.is_active), ("complete", version.is_complete)) if holds]
+        states = {
+            "active": version.is_active,
+            "complete": version.is_complete,
+            "serving": version.id == serving.version_id(database),
+        }
+        marks = [word for word, holds in states.items() if holds]
         yield f"{version.id:4}  {version.name:24} {version.strategy:9} {', '.join(marks) or 'inactive'}"
         line = f"      model {version.model_name}"
         if made:
@@ -135,7 +139,15 @@ def _activate(config: VersionConfig, database: Database) -> Iterator[str]:
     version = versions.get(database, _needed(config.version_id, "version_id"))
     if version.made and not version.is_complete:
         raise ConfigError(f"version {version.id} is not complete: run the build over all documents first")
-    before = versions.activate(database, version.id, **({"activated": True} if version.made else {}))
+    conditions = Conditions.of(config)
+    noted: dict[str, object] = {"activated": True} if version.made else {}
+    if conditions.questions:
+        proof = prove(database.path, version.id, conditions, model=config.model, device=config.device)
+        if proof.refusal:
+            raise NotProven(f"version {version.id} is not activated: {proof.refusal}")
+        if proof.dense_weight is not None and version.made:
+            noted["dense_weight"] = proof.dense_weight
+    before = versions.activate(database, version.id, **noted)
     yield f"version {version.id} is active" + (f", in the place of version {before.id}" if before else "")
 
 
@@ -163,52 +175,9 @@ def _gc(config: VersionConfig, database: Database) -> Iterator[str]:
 
 
 def _deleted(database: Database, version_id: int) -> str:
-    chunks = versions.delete(database, version_id)
+    chunks = versions.delete(database, version_id, on_end=lambda: indexes.drop(database, version_id))
     search.index_path(database.path, version_id).unlink(missing_ok=True)
     return f"version {version_id} is deleted: {chunks:,} chunks"
-
-
-def _search(config: VersionConfig, database: Database) -> Iterator[str]:
-    """Find the chunks nearest to a question (--query TEXT), by the version's index or by brute force."""
-    version = _meant(config, database)
-    if not (config.query or "").strip():
-        raise ConfigError("nothing to search for: give --query TEXT")
-    made = version.made
-    model = SentenceModel.find(config.model or str(made.get("model", version.model_name)), device=config.device)
-    if made and model.revision != made["revision"]:
-        raise ConfigError(
-            f"version {version.id} was made with revision {made['revision'][:12]} of its model, this is "
-            f"{model.revision[:12]}: scores would mean nothing; name the version's model with --model"
-        )
-    vectors = query_vector(model, config.query or "")
-    if noted := made.get("faiss"):
-        found = search.search_index(database.path, version.id, noted, vectors, k=config.top)
-    else:
-        found = search.brute_force(database, version.id, vectors, k=config.top)
-    chunk = (
-        "SELECT source_type, source_id, start_char, end_char, text FROM text_chunks WHERE id = ? AND "
-        "embedding_version_id = ?"
-    )
-    for score, chunk_id in found[0]:
-        row = database.row(chunk, (chunk_id, version.id))
-        if row is None:
-            raise DamagedError(
-                f"{search.index_path(database.path, version.id)}: chunk {chunk_id} is none of version {version.id}: "
-                f"this is another version's index; delete that file and build it again with --faiss "
-                f"{made['faiss']['kind']}"
-            )
-        source_type, source_id, start, end, text = row
-        yield f"{score:.4f}  {source_type} {source_id} [{start}:{end}]  {' '.join(text.split())[:100]}"
-
-
-def query_vector(model: SentenceModel, query: str) -> search.Vectors:
-    encoder = load_encoder(model, "float32")
-    assert isinstance(encoder, SentenceEncoder)
-    ids, limit = encoder.tokens.question_ids(query), encoder.tokens.max_tokens
-    if len(ids) > limit:
-        said = "The question has %s tokens, the model reads %s: what is behind them is not searched for"
-        logger.warning(said, f"{len(ids):,}", f"{limit:,}")
-    return encode_all(encoder, [ids[:limit]], TokenBudget())
 
 
 def _check(config: VersionConfig, database: Database) -> Iterator[str]:
@@ -234,19 +203,20 @@ ACTIONS: dict[str, Action] = {
     "compare": _compare,
     "activate": _activate,
     "rollback": _rollback,
-    "search": _search,
     "delete": _delete,
     "gc": _gc,
     "check": _check,
     "restore-index": _restore_index,
 }
-_READERS = (_versions, _compare, _search, _check)
+_READERS = (_versions, _compare, _check)
 
 
 def _act(name: str, flags: list[str], environ: Mapping[str, str], prog: str) -> Iterable[str]:
     action, writable = ACTIONS[name], ACTIONS[name] not in _READERS
     said = action.__doc__ or ""
-    resolved = resolve([VersionConfig], flags, environ, prog=prog, description=said, others=[ReembedConfig])
+    resolved = resolve(
+        [VersionConfig], flags, environ, prog=prog, description=said, others=[ReembedConfig, asking.AskConfig]
+    )
     config = resolved[VersionConfig]
     with Database.open(Path(config.db), writable=writable) as database:
         check_tables(database)

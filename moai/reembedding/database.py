@@ -149,9 +149,30 @@ class Database:
             raise
         failpoint(f"{place}.committed", self.path)
 
+    def load_extension(self, path: str) -> bool:
+        """Whether this connection has it now. Not every Python can load one."""
+        try:
+            self._connection.enable_load_extension(True)
+            self._connection.load_extension(path)
+            self._connection.enable_load_extension(False)
+        except Exception as error:
+            if not isinstance(error, AttributeError | sqlite3.Error) and not (apsw and isinstance(error, apsw.Error)):
+                raise
+            return False
+        return True
+
     def changes(self) -> int:
         """Rows that the last statement inserted, changed or deleted."""
         return int(self.value("SELECT changes()"))
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is of one moment, whatever others write meanwhile."""
+        self.run("BEGIN")
+        try:
+            yield
+        finally:
+            self.run("COMMIT")
 
     def columns(self, table: str) -> list[str]:
         """Empty where there is no such table."""

@@ -53,6 +53,11 @@ class ReembedConfig:
         False, "as the old program: a document's chunks of every version are deleted when it is embedded; no way back"
     )
     backup: bool = option(True, "copy the database before its unique index is migrated")
+    questions: str | None = option(
+        None, "JSON lines with question, source_type and source_id of its answer: measure the version before activation"
+    )
+    min_recall: float | None = option(None, "activate only where so large a share of the answers is among the first 10")
+    not_worse: bool = option(False, "activate only where no recall is below that of the version that serves")
     activate: bool = option(True, "make the version the active one of its strategy once it is complete")
     model: str | None = option(
         None,
@@ -73,6 +78,7 @@ class ReembedConfig:
     vector_dtype: str | None = option(
         None, "how vectors are kept. Default: the version's, else float32", choices=VECTOR_DTYPES
     )
+    sqlite_vec: bool = option(True, "keep the vectors in a sqlite-vec table too, where that package is installed")
     faiss: str | None = option(
         None,
         "build an index beside the database and check it against brute force before activation",

@@ -15,7 +15,7 @@ from pathlib import Path
 from moai.core.errors import ConfigError, StorageError
 from moai.core.failpoints import failpoint
 from moai.core.files import free_bytes
-from moai.reembedding import runs, writer
+from moai.reembedding import runs, serving, writer
 from moai.reembedding.database import Database, staged
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool)
             database.run(f'DROP INDEX "{old}"')
             failpoint("reembed.create_index", database.path)
             database.run(f'CREATE UNIQUE INDEX "{old}{_WITH_VERSION}" ON text_chunks({", ".join(NEW_KEY)})')
+        for sql in serving.VIEWS:  # they name columns that were added above
+            database.run(sql)
     if old is not None:
         logger.info(
             "The unique index of text_chunks now includes the version, so that versions stand side by side; way back: "
@@ -99,9 +101,12 @@ def migrate(database: Database, old: str | None, *, backup: bool, indexes: bool)
 def create_tables(database: Database) -> None:
     """Those of moai that are not there."""
     with database.transaction("reembed.tables"):
-        for sql in (*writer.TABLES, *runs.TABLES, ACTIVATIONS):
+        for sql in (*writer.TABLES, *runs.TABLES, ACTIVATIONS, *serving.TABLES):
             failpoint("reembed.create", database.path)
             database.run(sql)
+        if "served_id" not in database.columns("reembed_activations"):
+            database.run("ALTER TABLE reembed_activations ADD COLUMN served_id INTEGER")
+        serving.begin(database)
         for table, columns in runs.ADDED_COLUMNS.items():
             for column in set(columns) - set(database.columns(table)):
                 database.run(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,29 @@ _LEAST_RECALL = {"flat": 1.0, "hnsw": 0.95}
 _FACTORY = {"flat": "IDMap2,Flat", "hnsw": "IDMap2,HNSW32"}
 
 
-def pages(database: Database, version_id: int) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
-    """(chunk ids, vectors of length 1) in the order of the ids."""
+def pages(
+    database: Database, version_id: int, source_types: Sequence[str] = ()
+) -> Iterator[tuple[npt.NDArray[np.int64], Vectors]]:
+    """(chunk ids, vectors of length 1) in the order of the ids; of these source types, where any is named."""
     last, dim = 0, None
+    of_types = f"AND source_type IN ({','.join('?' * len(source_types))}) " if source_types else ""
     sql = (
         "SELECT text_chunks.id, dim, vector FROM text_chunks JOIN embeddings ON chunk_id = text_chunks.id "
-        "WHERE embedding_version_id = ? AND text_chunks.id > ? ORDER BY text_chunks.id LIMIT ?"
+        f"WHERE embedding_version_id = ? AND text_chunks.id > ? {of_types}ORDER BY text_chunks.id LIMIT ?"
     )
-    while rows := database.rows(sql, (version_id, last, _PAGE)):
+    while rows := database.rows(sql, (version_id, last, *source_types, _PAGE)):
         last = rows[-1][0]
         dim = dim or rows[0][1]
         vectors = np.stack([_vector(row, dim, database.path) for row in rows])
         yield np.array([row[0] for row in rows], np.int64), _normalized(vectors)
 
 
-def brute_force(database: Database, version_id: int, queries: Vectors, *, k: int = _TOP) -> list[Found]:
+def brute_force(
+    database: Database, version_id: int, queries: Vectors, *, k: int = _TOP, source_types: Sequence[str] = ()
+) -> list[Found]:
     """The k best of each query, best first; equal scores by chunk id."""
     best: list[Found] = [[] for _ in queries]
-    for ids, vectors in pages(database, version_id):
+    for ids, vectors in pages(database, version_id, source_types):
         if vectors.shape[1] != queries.shape[1]:
             raise ConfigError(
                 f"version {version_id} holds vectors of {vectors.shape[1]} dimensions, the query has "

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from moai.core.errors import ConfigError
 from moai.core.failpoints import failpoint
+from moai.reembedding import serving as alias
 from moai.reembedding.database import Database
 from moai.reembedding.runs import now, refuse_while_running
 
 logger = logging.getLogger(__name__)
 
 _DELETE_AT_ONCE = 2000
+_ACTIVATED = "INSERT INTO reembed_activations(strategy, version_id, previous_id, served_id, at) VALUES(?,?,?,?,?)"
 _DELETED = 0
 """Stands for a version that is deleted since, whose number may be given again; no version has it."""
 
@@ -102,15 +104,27 @@ def note(database: Database, version_id: int, **changes: Any) -> None:
     )
 
 
+def serving(database: Database) -> Version | None:
+    """The version that the serving alias names."""
+    found = alias.version_id(database)
+    return None if found is None else find(database, found)
+
+
 def activate(database: Database, version_id: int, **noted: Any) -> Version | None:
-    """Make it its strategy's active version, in one transaction with `noted`. Returns another one that was active."""
+    """Make it its strategy's active version and the one that serves, in one transaction with `noted`. Returns another
+    one of the strategy that was active.
+    """
     with database.transaction("reembed.activate"):
         version = get(database, version_id)
         before = active(database, version.strategy)
         if noted:
             note(database, version_id, **noted)
+        served = alias.version_id(database)
+        alias.point(database, version_id)
         if before and before.id == version_id:
             before = None
+            if served != version_id:
+                database.run(_ACTIVATED, (version.strategy, version_id, version_id, served, now()))
         else:
             failpoint("reembed.deactivate", database.path)
             database.run(
@@ -119,10 +133,7 @@ def activate(database: Database, version_id: int, **noted: Any) -> Version | Non
             )
             failpoint("reembed.set_active", database.path)
             database.run("UPDATE embedding_versions SET is_active = 1 WHERE id = ?", (version_id,))
-            database.run(
-                "INSERT INTO reembed_activations(strategy, version_id, previous_id, at) VALUES(?,?,?,?)",
-                (version.strategy, version_id, before.id if before else None, now()),
-            )
+            database.run(_ACTIVATED, (version.strategy, version_id, before.id if before else None, served, now()))
     return before
 
 
@@ -130,7 +141,8 @@ def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
     """Undo the last activation. Returns the version that was active, and the one that is now. Raises ConfigError."""
     with database.transaction("reembed.roll_back"):
         row = database.row(
-            "SELECT id, version_id, previous_id FROM reembed_activations WHERE strategy = ? ORDER BY id DESC LIMIT 1",
+            "SELECT id, version_id, previous_id, served_id FROM reembed_activations WHERE strategy = ? ORDER BY id "
+            "DESC LIMIT 1",
             (strategy,),
         )
         if row is None:
@@ -138,7 +150,7 @@ def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
                 f"nothing to roll back: moai has activated no version of strategy {strategy} (name another with "
                 f"--chunking-strategy)"
             )
-        activation, version_id, previous = row
+        activation, version_id, previous, served = row
         if previous == _DELETED:
             raise ConfigError(
                 f"the version that was active before version {version_id} is deleted: activate another one instead"
@@ -152,6 +164,8 @@ def roll_back(database: Database, strategy: str) -> tuple[int, int | None]:
         if previous is not None:
             database.run("UPDATE embedding_versions SET is_active = 1 WHERE id = ?", (previous,))
         database.run("DELETE FROM reembed_activations WHERE id = ?", (activation,))
+        if alias.version_id(database) == version_id:
+            alias.point(database, served if served and find(database, served) else previous)
     return version_id, previous
 
 
@@ -243,8 +257,9 @@ def only_in(database: Database, version_id: int, other_id: int) -> int:
     return int(database.value(f"SELECT count(*) FROM ({documents} EXCEPT {documents})", (version_id, other_id)))
 
 
-def delete(database: Database, version_id: int) -> int:
-    """Delete a version with its chunks and embeddings, a piece at a time. Returns the number of chunks.
+def delete(database: Database, version_id: int, *, on_end: Callable[[], None] = lambda: None) -> int:
+    """Delete a version with its chunks and embeddings, a piece at a time. Returns the number of chunks. `on_end` is
+    called in the last transaction.
 
     Raises ConfigError for an active one, StorageError while a run is at work. Each piece looks again: a run that began
     between two of them finds no receipts of what is deleted and makes the version whole.
@@ -253,7 +268,7 @@ def delete(database: Database, version_id: int) -> int:
     while True:
         with database.transaction("reembed.delete"):
             refuse_while_running(database)
-            if get(database, version_id).is_active:
+            if get(database, version_id).is_active or alias.version_id(database) == version_id:
                 raise ConfigError(f"version {version_id} is active: activate another one or roll back first")
             note(database, version_id, complete=False)
             database.run("DELETE FROM reembed_receipts WHERE version_id = ?", (version_id,))
@@ -266,6 +281,7 @@ def delete(database: Database, version_id: int) -> int:
                 database.run(previous, (_DELETED, version_id))
                 database.run("DELETE FROM reembed_activations WHERE version_id = ?", (version_id,))
                 database.run("DELETE FROM embedding_versions WHERE id = ?", (version_id,))
+                on_end()
                 return deleted
         deleted += len(ids)
 

@@ -27,6 +27,7 @@ from moai.core.failpoints import failpoint
 from moai.reembedding.chunk import GONE, looked_at_in
 from moai.reembedding.database import Database
 from moai.reembedding.embed import Unfinished
+from moai.reembedding.indexes import Indexes
 from moai.reembedding.runs import Run, now
 
 TABLES = (
@@ -69,6 +70,7 @@ class VersionWriter:
     query_type: str | None
     model_name: str
     commit_interval: int
+    indexes: Indexes
     commit_seconds: float = 60.0
     replace_all_versions: bool = False
     on_change: Callable[[], None] = lambda: None
@@ -144,6 +146,7 @@ class VersionWriter:
             )
 
     def _write(self, documents: Sequence[_Document]) -> None:
+        self.indexes.ensure(next((chunk["dim"] for document in documents for chunk in document.chunks), None))
         self._delete(documents)
         first = self._next_id()
         chunks = list(enumerate((chunk for document in documents for chunk in document.chunks), first))
@@ -157,6 +160,8 @@ class VersionWriter:
             "INSERT INTO embeddings(chunk_id, model, dim, vector, version_id) VALUES(?,?,?,?,?)",
             ((at, self.model_name, chunk["dim"], chunk["vector"], self.version_id) for at, chunk in chunks),
         )
+        failpoint("reembed.indexes", self.database.path)
+        self.indexes.add(chunks)
         self._receipts(documents)
 
     def _each(self, place: str, sql: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -178,6 +183,7 @@ class VersionWriter:
         # Looked for first: without an index on chunk_id each would search all embeddings, for a new document too.
         old = [key for key in keys if self.database.row(f"SELECT 1 FROM text_chunks WHERE {which} LIMIT 1", key)]
         # By document, never "type IN (...) AND id IN (...)": that also meets one document's type with another one's id.
+        self.indexes.remove(which, old, every_version=self.replace_all_versions)
         embeddings = f"DELETE FROM embeddings WHERE chunk_id IN (SELECT id FROM text_chunks WHERE {which})"
         self._each("reembed.delete_embeddings", embeddings, old)
         self._each("reembed.delete_chunks", f"DELETE FROM text_chunks WHERE {which}", old)

@@ -35,6 +35,7 @@ from moai.pretraining.explain import ExplainConfig
 from moai.pretraining.options import DataConfig, SaveConfig
 from moai.pretraining.quality import QualityConfig
 from moai.pretraining.status import StatusConfig
+from moai.reembedding.asking import AskConfig
 from moai.reembedding.command import VersionConfig
 from moai.reembedding.monitor import SpeedConfig, WatchConfig
 from moai.reembedding.options import ReembedConfig
@@ -143,7 +144,9 @@ def check(command: str) -> None:
             resolve([DataConfig, BenchConfig], flags, {}, prog="moai")[DataConfig].require()
         case ["python", "-m", "moai", "quality", *flags]:
             resolve([DataConfig, QualityConfig], flags, {}, prog="moai")[DataConfig].require()
-        case ["python", "-m", "moai", "reembed", ("search" | "rollback"), *flags]:
+        case ["python", "-m", "moai", "reembed", ("search" | "evaluate"), *flags]:
+            resolve([AskConfig], flags, {}, prog="reembed")
+        case ["python", "-m", "moai", "reembed", "rollback", *flags]:
             resolve([VersionConfig], flags, {}, prog="reembed")
         case ["python", "-m", "moai", "reembed", *flags] | [
             "python",
@@ -288,6 +291,7 @@ def known_flags() -> set[str]:
             ExplainConfig,
             ReembedConfig,
             VersionConfig,
+            AskConfig,
             WatchConfig,
             SpeedConfig,
             CorefConfig,

@@ -198,14 +198,15 @@ def test_batches_by_length_give_the_vectors_of_single_rows(minilm: str) -> None:
 def test_a_question_has_the_prompt_of_questions_and_a_document_that_of_documents(minilm: str, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from moai.reembedding.command import query_vector
+    from moai.reembedding.retrieval import query_vectors
 
     model = SentenceTransformer(minilm, device="cpu", prompts={"query": "query: ", "document": "passage: "})
     model.save(str(tmp_path / "prompts"))
     ours = SentenceModel.find(str(tmp_path / "prompts"))
     assert (
         np.abs(
-            query_vector(ours, "국민의 자유")[0] - model.encode_query("국민의 자유", normalize_embeddings=True)
+            query_vectors(ours.open("float32"), ["국민의 자유"])[0]
+            - model.encode_query("국민의 자유", normalize_embeddings=True)
         ).max()
         < 1e-5
     )

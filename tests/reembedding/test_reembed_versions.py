@@ -367,12 +367,13 @@ def test_an_index_that_misses_is_refused_and_nothing_is_activated(law: Path, mon
     pytest.importorskip("faiss")
     honest, reads = search.pages, []
 
-    def other_vectors_at_first(db: Database, version_id: int) -> Iterator[Any]:
+    def other_vectors_at_first(db: Database, version_id: int, source_types: Any = ()) -> Iterator[Any]:
         """What the index is built from is not what brute force reads."""
         reads.append(version_id)
         for ids, vectors in honest(db, version_id):
             yield ids, vectors[:, ::-1] if len(reads) == 1 else vectors
 
+    reembed(law, activate=False)
     monkeypatch.setattr(search, "pages", other_vectors_at_first)
     with pytest.raises(DamagedError, match=r"finds .* of what brute force finds"):
         reembed(law, faiss="flat")
