@@ -21,8 +21,10 @@ import crashes
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
+from s3_server import Server, serving
 
 from moai import cli
+from moai.core import stores
 from moai.engine.executor import Cluster
 from moai.prepared.manifest import Prepared
 from moai.pretraining import recipe as pretraining
@@ -205,6 +207,17 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(shared=tmp_path_factory.mktemp("ray")) as cluster:
         cluster.connect()
         yield cluster
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A store on loopback; its buckets are folders of `server.folder`."""
+    with serving(tmp_path / "buckets") as one:
+        for name, value in one.environ.items():
+            monkeypatch.setenv(name, value)
+        stores._store.cache_clear()
+        yield one
+    stores._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,13 @@ def prepare(call: Call) -> int:
     from moai.pretraining.saving import prepare_and_save  # not for --help, which is there at once
 
     prepared = prepare_and_save(resolved[DataConfig], resolved[SaveConfig], origins=resolved.origins)
-    return show([*_summary(prepared), prepared.path])
+    saving = resolved[SaveConfig]
+    there = []
+    if saving.publish:
+        from moai.prepared.stored import url_of
+
+        there = [f"published    {url_of(prepared, saving.publish)}"]
+    return show([*_summary(prepared), *there, prepared.path])
 
 
 def plan(call: Call) -> int:

@@ -129,17 +129,18 @@ def build_once(
     stall_timeout: float,
     environ: Mapping[str, str],
     heed: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+    what: str = "",
 ) -> dict[str, Any]:
     """Run `prepare` in one process and give its result, a JSON object, to all of them.
 
     `prepare` gets a function to report progress with: a dict whose "line" is shown by the waiting ranks. It runs in
     rank 0, or in local rank 0 of every node when the cache is the node's own. Where a rank waits, `heed` hears of it
-    at every look, and shall not take long.
+    at every look, and shall not take long. `what` tells two builds of one launch apart.
     Raises what `prepare` raised, in its process; PreparationFailed with that cause in every other; Interrupted on
     SIGINT, SIGTERM and SIGHUP.
     """
     shared = cache_scope(cache, scope) == "shared" or ranks.nodes == 1
-    launch = launch_id(ranks, shared=shared, environ=environ)
+    launch = launch_id(ranks, shared=shared, environ=environ) + what
     with stoppable("finished shards are kept, run again to go on from them", within_seconds=4):
         if (ranks.rank if shared else ranks.local_rank) == 0:
             return _prepare(prepare, Status.open(cache, launch), ranks)
@@ -421,7 +422,7 @@ def _nonce_from_agent(ranks: Ranks, environ: Mapping[str, str]) -> str:
         f"moai/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         TCPStore(address, port, is_master=False, wait_for_workers=False),
     )
-    if ranks.rank == 0:
+    if ranks.rank == 0 and not store.check(["launch"]):  # a second build goes by the same name
         store.set("launch", uuid.uuid4().hex)
     store.wait(["launch"], timedelta(seconds=FIRST_SIGN_SECONDS))
     return str(store.get("launch").decode())

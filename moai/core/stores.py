@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
 _URL = re.compile(rf"({'|'.join(SCHEMES)})://")
-_LEAST_BYTES = 1 << 20
+_LEAST_BYTES, _BLOCK_BYTES = 1 << 20, 8 << 20
 """Small reads ask for so much, and what follows is at hand."""
 _TRIES, _PAUSE_SECONDS = 6, 0.2
 """Of a read that breaks off, each after twice the pause; the store's own errors obstore tries again by itself."""
@@ -193,6 +194,8 @@ def _ask(url: str, question: Callable[[], T], tries: int = 1) -> T:
             raise OSError(
                 errno.EACCES, "the store denies access: check its credentials and what they may read", url
             ) from None
+        except of_store.AlreadyExistsError:
+            raise
         except of_store.PreconditionError:
             raise OSError(errno.ESTALE, "changed while it was read", url) from None
         except of_store.BaseError as error:
@@ -213,3 +216,45 @@ def _said(text: str) -> tuple[str, bool]:
         return "the bucket is elsewhere: set its region (AWS_REGION)", True
     status = re.search(r"status(?: code)?:? ([45]\d\d)", text)
     return f"the store answers {status[1]}" if status else "the store does not answer", False
+
+
+def size_of(url: str) -> int | None:
+    """None where there is no such object."""
+    try:
+        return int(_head(url)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def read(url: str) -> bytes:
+    """A small object, whole."""
+    with Objects().open(url) as file:
+        return bytes(file.readall())
+
+
+def download(url: str, path: Path) -> None:
+    """An object into a file, by blocks."""
+    with Objects().open(url) as source, open(path, "wb") as out:
+        while block := source.read(_BLOCK_BYTES):
+            out.write(block)
+
+
+def put(url: str, path: Path) -> None:
+    """A file, whole or not at all."""
+    import obstore
+
+    base, key = parts_of(url)
+    _ask(url, lambda: obstore.put(_store(base), key, path), tries=_TRIES)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Put an object where there is none. False where there is one."""
+    import obstore
+    from obstore.exceptions import AlreadyExistsError
+
+    base, key = parts_of(url)
+    try:
+        _ask(url, lambda: obstore.put(_store(base), key, data, mode="create"))
+    except AlreadyExistsError:
+        return False
+    return True

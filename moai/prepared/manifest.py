@@ -241,6 +241,12 @@ def write_manifest(
     path: Path, content: Mapping[str, Any], run: Mapping[str, Any], held_out: Mapping[str, Any] | None = None
 ) -> None:
     """The last file of a directory in staging. `held_out` is the manifest of its other side."""
+    write_file(path / MANIFEST, manifest_bytes(content, run, held_out))
+
+
+def manifest_bytes(
+    content: Mapping[str, Any], run: Mapping[str, Any], held_out: Mapping[str, Any] | None = None
+) -> bytes:
     manifest: dict[str, Any] = {
         "content": content,
         "content_digest": digest_json(content),
@@ -248,7 +254,7 @@ def write_manifest(
         **({HELD_OUT: held_out} if held_out else {}),
     }
     manifest["self_digest"] = digest_json(manifest)
-    write_file(path / MANIFEST, _rendered(manifest))
+    return _rendered(manifest)
 
 
 def write_dataset_files(path: Path, names: list[str], schema: pa.Schema, fingerprint: str) -> None:

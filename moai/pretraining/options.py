@@ -313,6 +313,9 @@ class SaveConfig:
     save_to: str | None = option(
         None, "also give the prepared directory this name: links or copies of all that training needs"
     )
+    publish: str | None = option(
+        None, "upload the prepared directory to a store, as s3://bucket/prefix: below it, named by its content"
+    )
     overwrite: bool = option(False, "replace a prepared directory of other content that save_to names")
 
     def __post_init__(self) -> None:

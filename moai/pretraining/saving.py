@@ -13,14 +13,15 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from moai.core.errors import ConfigError, DamagedError
 from moai.core.failpoints import failpoint
 from moai.core.files import link_or_copy, remove_directory, replace_directory, storage_errors
+from moai.core.stores import is_url
 from moai.engine.executor import Executor
 from moai.prepared.manifest import HELD_OUT, MANIFEST, Prepared, listed_files, read_manifest, write_manifest
+from moai.prepared.stored import publish
 from moai.pretraining.options import DataConfig, SaveConfig
 from moai.pretraining.recipe import CALLER, prepare_all_or_wait
 
@@ -39,12 +40,20 @@ def prepare_and_save(
     there.
     """
     config = config.require()
-    if saving.save_to is None:
+    if saving.save_to is None and saving.publish is None:
         return prepare_all_or_wait([config], origins=origins, environ=environ, executor=executor)[0]
-    place = Path(saving.save_to).expanduser().absolute()
-    _check_place(place, config)
+    place = Path(saving.save_to).expanduser().absolute() if saving.save_to else None
+    if place:
+        _check_place(place, config)
+    if saving.publish and not is_url(saving.publish):
+        raise ConfigError(f"--publish {saving.publish}: is no place in a store; name one, as s3://bucket/prefix")
     sides = [config, *([replace(config, held_out=True)] if config.eval_ratio and not config.held_out else [])]
-    finish = partial(save, place=place, overwrite=saving.overwrite)
+
+    def finish(made: list[Prepared]) -> list[Prepared]:
+        if saving.publish:
+            publish(made, saving.publish)
+        return save(made, place=place, overwrite=saving.overwrite) if place else made[:1]
+
     return prepare_all_or_wait(sides, origins=origins, environ=environ, executor=executor, finish=finish)[0]
 
 

@@ -60,7 +60,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "train.p
     if config.prepared:
         from moai.training import prepared_data
 
-        directories = prepared_data.open_all(config.prepared)
+        directories = prepared_data.open_all(prepared_data.fetched(config.prepared, data, here, environ))
         data = prepared_data.settings(directories, data, resolved.origins, config)
     data = data.of_mode(config.mode).require()
     from moai.training.checkpoints import is_restart

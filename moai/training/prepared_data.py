@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from moai.core import resources
-from moai.core.distributed import Ranks
+from moai.core.distributed import Ranks, Report, build_once
 from moai.core.errors import ConfigError, DamagedError
 from moai.core.files import digest_json
+from moai.core.stores import is_url
 from moai.prepared.manifest import HELD_OUT, MANIFEST, Prepared
+from moai.prepared.stored import fetch
 from moai.pretraining.options import DataConfig
 from moai.tokenizers.load import digest_of, find_tokenizer
 from moai.training.arguments import TrainConfig
@@ -56,6 +58,28 @@ def open_all(paths: Sequence[str]) -> list[Prepared]:
     if twice:
         raise ConfigError(f"--prepared: {twice[0]} is named twice; --mixture gives a source more weight")
     return opened
+
+
+def fetched(paths: Sequence[str], data: DataConfig, here: Ranks, environ: Mapping[str, str]) -> list[str]:
+    """The paths, with what lies in a store fetched into the cache: once a node, or once where all nodes share it."""
+    urls = [path for path in paths if is_url(path)]
+    if not urls:
+        return list(paths)
+    cache = Path(data.cache_dir).expanduser().absolute()
+
+    def all_of_them(report: Report) -> dict[str, Any]:
+        return {"fetched": {url: str(fetch(url, cache, report)) for url in urls}}
+
+    found = build_once(
+        all_of_them,
+        ranks=here,
+        cache=cache,
+        scope=data.cache_scope,
+        stall_timeout=data.stall_timeout,
+        environ=environ,
+        what="-fetched",
+    )["fetched"]
+    return [found.get(path, path) for path in paths]
 
 
 def _open(path: Path) -> Prepared:

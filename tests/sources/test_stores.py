@@ -6,30 +6,20 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from s3_server import Server, serving
+from s3_server import Server
 
 from moai.core import stores
 from moai.core.errors import ConfigError, MoaiError, SourceError
 from moai.core.files import read_range, storage_of
 from moai.prepared.manifest import Prepared
 from moai.sources.discover import discover
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with serving(tmp_path / "buckets") as one:
-        for name, value in one.environ.items():
-            monkeypatch.setenv(name, value)
-        stores._store.cache_clear()
-        yield one
-    stores._store.cache_clear()
 
 
 @pytest.fixture
