@@ -58,6 +58,7 @@ def main() -> int:
         default="250KB",
         help="moai's unit of work: small here, so that its last ones end together as the chunks of the others do",
     )
+    parser.add_argument("--rules", default="v2", help="of moai: v2 as the guides' loop, or mention")
     parser.add_argument("--max-entity-freq", type=int, default=1000)
     parser.add_argument("--min-nnp-ratio", type=float, default=0.05)
     parser.add_argument("--max-nnp-ratio", type=float, default=0.20)
@@ -72,7 +73,7 @@ def main() -> int:
 
 def race(given: argparse.Namespace, work: Path) -> None:
     everything, survivors = work / "all.jsonl", work / "survivors.jsonl"
-    number = write(given.files, given.documents, everything, survivors)
+    number = write(given, given.documents, everything, survivors)
     pronouns = "0" if given.no_pronoun_filter else "1"
     guides = [
         str(given.workers),
@@ -128,7 +129,7 @@ def memory(given: argparse.Namespace, work: Path) -> None:
     for documents, what in ((given.documents, "all of it"), *((10 * given.documents, what) for what in ways)):
         flags = ways[what]
         everything = work / "all.jsonl"
-        number = write(given.files, documents, everything, work / "survivors.jsonl")
+        number = write(given, documents, everything, work / "survivors.jsonl")
         process = subprocess.Popen(
             [*moai(given, everything, work / "out"), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -153,11 +154,11 @@ def watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 
 
 def moai(given: argparse.Namespace, data: Path, output: Path) -> list[str]:
+    bounds = ["--min-nnp-ratio", given.min_nnp_ratio, "--max-nnp-ratio", given.max_nnp_ratio]
     flags = [
-        "--min-nnp-ratio",
-        given.min_nnp_ratio,
-        "--max-nnp-ratio",
-        given.max_nnp_ratio,
+        "--rules",
+        given.rules,
+        *(bounds if given.rules == "v2" else ()),
         "--max-entity-freq",
         given.max_entity_freq,
         "--shard-bytes",
@@ -181,12 +182,12 @@ def moai(given: argparse.Namespace, data: Path, output: Path) -> list[str]:
     ]
 
 
-def write(files: list[Path], documents: int, everything: Path, survivors: Path) -> int:
+def write(given: argparse.Namespace, documents: int, everything: Path, survivors: Path) -> int:
     """Repeat the texts until `documents` have survived; a number before each keeps copies from being equal. Returns how
     many survived.
     """
-    rules, number = CheapRules(), 0
-    texts = [(text, rules.failed_by(text) is None) for text in read(files)]
+    rules, number = CheapRules() if given.rules == "v2" else CheapRules(min_length=300, max_length=20_000), 0
+    texts = [(text, not rules.failed_by(text)) for text in read(given.files)]
     assert any(survives for _, survives in texts), "no document survives the cheap rules"
     with open(everything, "w", encoding="utf-8") as all_, open(survivors, "w", encoding="utf-8") as some:
         for copy in itertools.count():

@@ -42,7 +42,7 @@ def failing(rule: str, seed: int = 0) -> str:
     """A document that passes all rules before `rule` and fails that one."""
     text = news(seed)
     return {
-        "length": text[:300],
+        "length": text[:200],
         "sentences": text.replace(".", ","),
         "hangul": text[:400] + " and then. it was. written in English" * 20,
         "special": text[:500] + "#$%&~" * 70,
@@ -62,12 +62,15 @@ def write(path: Path, texts: list[str]) -> Path:
 
 
 def wordpiece(folder: Path) -> Path:
-    """A BERT tokenizer with its ends, [CLS] and [SEP]: frequent syllables and a few names whole, the rest in pieces."""
+    """A BERT tokenizer with its ends, [CLS] and [SEP]: frequent syllables and a few names whole, the rest in pieces,
+    and two pieces that hold the end of a name and its particle.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     text = "".join(news(seed) for seed in range(40)) + "".join((*PEOPLE, *PLACES, *FIRMS))
     letters = sorted({letter for letter in text if not letter.isspace()} | set("aegorty0123456789"))
     whole = ["서울", "독일", "대통령", "은행", "##은행", "##전자", "전문", "##했다", "##자동차"]
+    whole += ["##산의", "##신은"]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *whole]
     tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
@@ -107,7 +110,7 @@ def rows(corpus: Path) -> Iterator[dict[str, Any]]:
     """Every sample of a published corpus."""
     import pyarrow as pa
 
-    for path in sorted(corpus.glob("data-*.arrow")):
+    for path in sorted(corpus.glob("*/data-*.arrow")):
         with pa.memory_map(str(path)) as file:
             yield from (row for batch in pa.ipc.open_stream(file) for row in batch.to_pylist())
 
@@ -117,7 +120,7 @@ def contents(corpus: Path) -> dict[str, bytes]:
     was made.
     """
     return {
-        path.name: path.read_bytes()
-        for path in sorted(corpus.iterdir())
-        if path.name not in ("manifest.json", "metadata.json")
+        path.relative_to(corpus).as_posix(): path.read_bytes()
+        for path in sorted(corpus.rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json", "metadata.json")
     }

@@ -53,7 +53,7 @@ GROUPS = {
         "completion": ("look:completion", "what a shell evaluates to complete moai's commands and flags"),
     },
     "the other systems": {
-        "coref": ("others:coref", "prepare the Korean entity-coref corpus; the last line is its directory"),
+        "coref": ("others:coref", "prepare the Korean entity-coref corpus; coref look DIR shows samples of one"),
         "reembed": ("others:reembed", "re-embed a law database: build, versions, compare, activate, search, ..."),
     },
 }

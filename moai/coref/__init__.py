@@ -29,8 +29,9 @@ from moai.coref import assembly
 from moai.coref.assembly import Stream, Wanted
 from moai.coref.options import CorefConfig
 from moai.coref.progress import StageProgress
-from moai.coref.publishing import Corpus, funnel, is_published, no_samples, publish
+from moai.coref.publishing import Corpus, funnel, is_published, losses, mentions, no_samples, publish
 from moai.coref.selection import select
+from moai.coref.wording import said
 from moai.engine.executor import Cluster, Executor, Ray, make_executor
 from moai.engine.pipeline import Pipeline
 from moai.engine.stage import Results, Stage, run_stages
@@ -79,7 +80,7 @@ def _prepare(
         executor.start()  # Kiwi loads while the tokenizer and the files are looked at here
     wanted = assembly.want(config)
     if is_published(wanted):
-        logger.info("이미 준비되어 있고 바뀐 것이 없습니다: %s", output)
+        logger.info(said(config.lang, "published", path=output))
         return output
     with storage_errors(cache):
         for folder in _FOLDERS:
@@ -134,9 +135,10 @@ def _make(wanted: Wanted, staging: Path, executor: Executor, machine: resources.
     for stream in streams:
         logger.info("%s: %d files, text from %s", stream.given.name, len(stream.given.files), stream.shape.name)
     wanted.tokenizer.reference.load()  # the report needs it; Kiwi is still loading elsewhere
-    logger.info("[1/2] 배치 병렬 품질 필터링 (%s 워커)", machine.num_proc.value)
+    lang = wanted.config.lang
+    logger.info(said(lang, "stage 1", workers=machine.num_proc.value))
     corpus: Corpus = run_stages(_stages(wanted, streams, staging), executor)
-    logger.info("배치 병합 중... (링크로, 복사하지 않고)")
+    logger.info(said(lang, "merge"))
     shards = [*corpus.candidates, *corpus.samples]
     reused, seconds = sum(done.reused for done in shards), time.monotonic() - started
     run = {
@@ -149,9 +151,11 @@ def _make(wanted: Wanted, staging: Path, executor: Executor, machine: resources.
     }
     publish(wanted, staging, corpus, run)
     seconds = time.monotonic() - started
-    logger.info("저장 완료: %s", wanted.output)
-    what = f"샘플 수: {corpus.selection.total:,} | 시간: {seconds:.1f}초 ({seconds / 60:.1f}분)"
-    logger.info("%s | 샤드: %d개 새로 만듦, %d개 재사용", what, len(shards) - reused, reused)
+    for line in losses(corpus.counts):
+        logger.info("  %s", line)
+    logger.info(said(lang, "saved", path=wanted.output))
+    ended = {"number": corpus.selection.total, "seconds": seconds, "minutes": seconds / 60}
+    logger.info(said(lang, "end", **ended, made=len(shards) - reused, reused=reused))
 
 
 def _stages(
@@ -166,6 +170,9 @@ def _stages(
         name="candidates",
         batches=max(1, -(-sum(given.text_bytes for given in inputs) // config.shard_bytes)),
         record=record,
+        lang=config.lang,
+        losses=losses,
+        most=config.max_documents * len(inputs) if config.max_documents else None,
     )
     reading = InputWatch(
         streams=streams, progress=progress, cache=cache, key=wanted.key, max_ratio=config.max_bad_ratio
@@ -173,21 +180,31 @@ def _stages(
 
     def pick(_: None, results: Results) -> Corpus:
         paths = [Ledger(cache).shard(done.receipt.shard_key) for part in results for done in part]
-        selection = select(paths, cap=config.max_entity_freq, policy=config.cap_policy, max_samples=config.max_samples)
+        assert config.cap_policy is not None
+        assert config.max_name_share is not None
+        assert config.min_difficulty is not None
+        selection = select(
+            paths,
+            cap=config.max_entity_freq,
+            policy=config.cap_policy,
+            max_samples=config.max_samples,
+            max_name_share=config.max_name_share,
+            min_difficulty=config.min_difficulty,
+            validation_ratio=config.validation_ratio,
+        )
         return Corpus(reading.processed(results), selection)
 
     def samples(corpus: Corpus) -> list[Pipeline]:
-        for name, number, what in funnel(corpus.counts):
+        for name, number, what in [*funnel(corpus.counts), *mentions(corpus.counts, corpus.selection)]:
             logger.info("  %s%s: %s", "- " if what == "lost" else "  ", name, f"{number:,}")
         if not corpus.selection.total:
-            raise no_samples(corpus.counts)
-        return [assembly.samples(wanted, corpus.candidates, corpus.selection, staging)]
+            raise no_samples(corpus)
+        return assembly.samples(wanted, corpus.candidates, corpus.selection, staging)
 
     def watch_samples(corpus: Corpus, pipelines: Sequence[Pipeline]) -> StageProgress:
-        files, number = sum(1 for _ in pipelines[0].source.shards()), corpus.selection.total
-        each = f"(배치당 약 {config.token_chunk_size:,}개)"
-        logger.info("[2/2] 샘플 생성: 총 샘플 수: %s | 배치 수: %d개 %s", f"{number:,}", files, each)
-        return StageProgress(number, name="samples", batches=files, record=record)
+        files, number = sum(1 for pipeline in pipelines for _ in pipeline.source.shards()), corpus.selection.total
+        logger.info(said(config.lang, "stage 2", number=number, files=files, each=config.token_chunk_size))
+        return StageProgress(number, name="samples", batches=files, record=record, lang=config.lang)
 
     return (
         Stage(
@@ -196,6 +213,8 @@ def _stages(
             watch=lambda *_: reading,
         ),
         Stage(
-            pipelines=samples, reduce=lambda corpus, results: replace(corpus, samples=results[0]), watch=watch_samples
+            pipelines=samples,
+            reduce=lambda corpus, results: replace(corpus, samples=[done for part in results for done in part]),
+            watch=watch_samples,
         ),
     )

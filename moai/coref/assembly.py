@@ -5,7 +5,7 @@ few to look at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,19 @@ from moai.coref import samples as coref_samples
 from moai.coref.candidates import Candidates
 from moai.coref.documents import Documents
 from moai.coref.entities import Repetition
+from moai.coref.given_names import GivenNames
 from moai.coref.korean import CheapRules, Kiwi, KiwiQuality
 from moai.coref.manifest import FORMAT_VERSION
 from moai.coref.mlm_tokens import MlmTokenizer, check_spells_names, load_mlm_tokenizer
+from moai.coref.names import LongestNames, SingleNames
 from moai.coref.options import CorefConfig
 from moai.coref.picked import PickedSource, Picks
+from moai.coref.pieces import Pieces
 from moai.coref.placement import Placement
-from moai.coref.samples import Samples
+from moai.coref.samples import SPLITS, Samples
 from moai.coref.selection import Selection
-from moai.engine.part import Part, class_identity
-from moai.engine.pipeline import Pipeline, Source
+from moai.engine.part import Part, class_identity, identity_of
+from moai.engine.pipeline import Meter, Pipeline, Shard, Source
 from moai.engine.run import Done
 from moai.engine.schema import with_features
 from moai.sources.discover import Input
@@ -41,13 +44,19 @@ from moai.tokenizers.load import digest_of, find_tokenizer
 from moai.transforms.shapes import TextShape, choose_shape
 from moai.transforms.text import ToText
 
-_PARTS = (ToText, Documents, CheapRules, KiwiQuality, Repetition, Placement, Candidates, Samples)
+Finder = LongestNames | SingleNames | GivenNames
+_PARTS = (
+    ToText, Documents, CheapRules, KiwiQuality, LongestNames, SingleNames, GivenNames, Repetition, Placement,
+    Candidates, Samples,
+)  # fmt: skip
 """A plan is another one where the version of any of them is."""
 WORKER_MODULES = (
     "moai.engine.executor", "moai.sources.local", "moai.coref.picked", "moai.coref.documents", "moai.coref.candidates",
     "moai.coref.samples", "moai.cache.shards",
 )  # fmt: skip
 """What a worker needs, imported once where workers are forked from."""
+_OF_HPLT = ("doc_scores", "filter", "pii")
+"""Columns of HPLT's records beside the text."""
 _DOCUMENTS_PER_BATCH = 16
 """Tokenized in one call: what the tokenizer holds for them is most of what a worker has for itself."""
 _CANDIDATE_ROWS = 256
@@ -66,6 +75,24 @@ class Wanted:
     kiwi: Kiwi
     fields: Mapping[str, Any]
     key: str
+    finder: Finder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(LocalSource):
+    """The first shards of an input, until they hold `most` records: --max-documents. Records are counted by reading
+    them, at a small part of what Kiwi costs.
+    """
+
+    most: int
+
+    def shards(self) -> Iterator[Shard]:
+        left = self.most
+        for shard in super().shards():
+            if left <= 0:
+                return
+            yield shard
+            left -= sum(batch.num_rows for batch in self.read(shard, Meter()))
 
 
 @dataclass(frozen=True)
@@ -91,15 +118,26 @@ def want(config: CorefConfig) -> Wanted:
     columns = dict(config.inputs)
     inputs = find_inputs(tuple(columns), cache)
     parts = digest_json([class_identity(part) for part in _PARTS])
+    finder = _finder(config)
     plan = {
         **plan_inputs(inputs),
         "config": identity(config),
         "tokenizer": tokenizer.identity(),
         "columns": columns,
         "format": {"entity_coref_version": FORMAT_VERSION, "parts": parts, **kiwi.identity()},
+        "names": identity_of(finder),
     }
     plan = json.loads(canonical_json(plan))  # as it will be read back, to be compared
-    return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, plan, digest_json(plan)[:40])
+    key = digest_json(plan)[:40]
+    return Wanted(config, cache, output, tokenizer, inputs, stamps_prove(inputs), kiwi, plan, key, finder)
+
+
+def _finder(config: CorefConfig) -> Finder:
+    if config.entities:
+        return GivenNames.open(config.entities)
+    if config.rules == "v2":
+        return SingleNames(tags=config.entity_tags, merge_latin=config.merge_latin)
+    return LongestNames(tags=config.entity_tags)
 
 
 def places(config: CorefConfig) -> tuple[Path, Path]:
@@ -128,12 +166,17 @@ def streams(wanted: Wanted, spool_dir: Path, batch_bytes: int) -> list[Stream]:
             if given.kind.plain
             else choose_shape(columns, source=given.place, text_column=known[given.spec], template=template)
         )
-        stream = Stream(given, source, shape, _parts(wanted, given, shape))
-        names = (*shape.columns, *([config.id_column] if config.id_column in columns else []))
+        of_hplt = set(_OF_HPLT) <= set(columns)
+        stream = Stream(given, source, shape, _parts(wanted, given, shape, of_hplt))
+        others = (config.id_column, *(_OF_HPLT if of_hplt else ()))
+        names = (*shape.columns, *(name for name in others if name in columns))
         key = digest_json(stream.identity)[:40]
-        found.append(
-            replace(stream, source=replace(source, columns=tuple(dict.fromkeys(names)), transform_keys=(key,)))
-        )
+        source = replace(source, columns=tuple(dict.fromkeys(names)), transform_keys=(key,))
+        if config.max_documents is not None:
+            source = Head(
+                **{field.name: getattr(source, field.name) for field in fields(source)}, most=config.max_documents
+            )
+        found.append(replace(stream, source=source))
     return found
 
 
@@ -143,17 +186,20 @@ def candidates(cache: Path, stream: Stream, staging: Path) -> Pipeline:
     return _pipeline(stream.source, stream.parts, stream.identity, sink)
 
 
-def samples(wanted: Wanted, done: Sequence[Done], selection: Selection, staging: Path) -> Pipeline:
-    """The second pipeline: the picked candidates of the finished shards `done`, about token_chunk_size of them a
-    file.
+def samples(wanted: Wanted, done: Sequence[Done], selection: Selection, staging: Path) -> list[Pipeline]:
+    """The second pipelines, one for each split that has samples: the picked candidates of the finished shards `done`,
+    about token_chunk_size of them a file.
     """
     config, cache = wanted.config, wanted.cache
-    groups = _groups(Ledger(cache), done, selection, config.token_chunk_size)
-    part = Samples(tokenizer=wanted.tokenizer, validation_ratio=config.validation_ratio, labelled=config.mode != "text")
     schema = with_features(coref_samples.SCHEMA)
     sink = ArrowShards(cache=cache, staging=staging, schema=schema, rows_per_batch=coref_samples.ROWS_PER_BATCH)
-    source = PickedSource(name="samples", column="candidates", groups=groups)
-    return _pipeline(source, (part,), _identity((part,)), sink)
+    found = []
+    for split in SPLITS:
+        groups = _groups(Ledger(cache), done, selection, config.token_chunk_size, split)
+        part = Samples(tokenizer=wanted.tokenizer, split=split, labelled=config.mode != "text")
+        source = PickedSource(name=split, column="candidates", groups=groups)
+        found += [_pipeline(source, (part,), _identity((part,)), sink)] if groups else []
+    return found
 
 
 def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -166,12 +212,17 @@ def warm(config: CorefConfig) -> tuple[tuple[str, dict[str, Any]], ...]:
     return (("moai.coref.korean:warm", {"model": config.kiwi_model}), ("moai.tokenizers.backends:warm", backend))
 
 
-def _parts(wanted: Wanted, given: Input, shape: TextShape) -> tuple[Part, ...]:
+def _parts(wanted: Wanted, given: Input, shape: TextShape, of_hplt: bool) -> tuple[Part, ...]:
     config, tokenizer = wanted.config, wanted.tokenizer
+    mentions = config.rules == "mention"
+    assert config.min_nnp_ratio is not None
+    assert config.max_nnp_ratio is not None
     return (
         Documents(
             to_text=ToText(shape=shape, plain=given.kind.plain),
             id_column=config.id_column,
+            min_doc_score=config.min_doc_score if of_hplt else None,
+            keep_pii=config.pii == "keep",
             batch_rows=min(_DOCUMENTS_PER_BATCH, config.tokenizer_batch_size),
         ),
         CheapRules(**_named_alike(config, CheapRules)),
@@ -179,10 +230,27 @@ def _parts(wanted: Wanted, given: Input, shape: TextShape) -> tuple[Part, ...]:
             source=given.name,
             kiwi=wanted.kiwi,
             tokenizer=tokenizer,
-            quality=KiwiQuality(**_named_alike(config, KiwiQuality)),
-            repetition=Repetition(tags=config.entity_tags, **_named_alike(config, Repetition)),
+            quality=KiwiQuality(
+                min_nnp_ratio=config.min_nnp_ratio,
+                max_nnp_ratio=config.max_nnp_ratio,
+                pronoun_filter=config.pronoun_filter and not mentions,
+            ),
+            repetition=Repetition(
+                finder=wanted.finder,
+                max_mentions=config.max_mentions,
+                min_distance=config.min_distance,
+                max_distance=config.max_distance,
+                spread=mentions,
+                pronoun_filter=config.pronoun_filter and mentions,
+                hide_copies=config.mask == "all-later",
+            ),
             placement=Placement(
-                room=tokenizer.room(config.seq_len), unknown_id=tokenizer.unknown_id, **_named_alike(config, Placement)
+                room=tokenizer.room(config.seq_len),
+                mode=config.mode,
+                skip_widened=config.skip_widened,
+                hide_copies=config.mask == "all-later",
+                unknown_id=tokenizer.unknown_id,
+                pieces=Pieces(tokenizer.spec.path, tokenizer.spec.digest) if mentions else None,
             ),
         ),
     )
@@ -203,13 +271,17 @@ def _pipeline(source: Source, parts: tuple[Part, ...], identity: Mapping[str, An
     return Pipeline(source=source, transforms=parts, sink=sink, transform_key=key, probe=probe)
 
 
-def _groups(ledger: Ledger, parts: Sequence[Done], selection: Selection, size: int) -> tuple[tuple[Picks, ...], ...]:
-    """Runs of candidate shards that hold `size` samples or a little more."""
+def _groups(
+    ledger: Ledger, parts: Sequence[Done], selection: Selection, size: int, split: str
+) -> tuple[tuple[Picks, ...], ...]:
+    """Runs of candidate shards that hold `size` samples of the split or a little more."""
     groups: list[list[Picks]] = [[]]
-    for receipt, bits in zip((done.receipt for done in parts), selection.bits, strict=True):
-        if bits.any():
+    for index, receipt in enumerate(done.receipt for done in parts):
+        bits, sides = selection.bits[index], selection.validation[index]
+        wanted = bits & (sides if split == "validation" else ~sides)
+        if wanted.any():
             if sum(picks.number for picks in groups[-1]) >= size:
                 groups.append([])
-            path = str(ledger.shard(receipt.shard_key))
-            groups[-1].append(Picks(path, receipt.xxh3_128, np.packbits(bits).tobytes(), int(bits.sum())))
+            path, values = str(ledger.shard(receipt.shard_key)), selection.difficulties[index][wanted[bits]]
+            groups[-1].append(Picks(path, receipt.xxh3_128, np.packbits(wanted).tobytes(), values.tobytes()))
     return tuple(tuple(group) for group in groups if group)

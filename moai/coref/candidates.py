@@ -1,4 +1,4 @@
-"""Documents -> candidate samples: Kiwi once, rules 5 and 6, repeated names, places among the tokens.
+"""Documents -> candidate samples: Kiwi once, the rules on tags, repeated names, places among the tokens.
 
 A row is a document with its tokens and a list of candidates; samples are cut out of it later, when the cap over the
 whole corpus is known. So the text and its tokens are kept once, however many samples they give. (In mode `text` every
@@ -23,24 +23,34 @@ from moai.coref.documents import PLACE
 from moai.coref.entities import Candidate, Repetition
 from moai.coref.korean import RULE, Kiwi, KiwiQuality, analyser
 from moai.coref.mlm_tokens import MlmTokenizer
-from moai.coref.placement import Placed, Placement, Spans
+from moai.coref.placement import Edit, Placed, Placement, Spans
 from moai.engine.part import Part
 from moai.engine.pipeline import count, quarantine
 
-_RANGES = ("window_begin", "window_end", "antecedent_begin", "antecedent_end", "mask_begin", "mask_end")
+_RANGES = ("window_begin", "window_end", "antecedent_begin", "antecedent_end")
+EDIT = pa.struct(
+    {
+        "begin": pa.int32(),
+        "end": pa.int32(),
+        **dict.fromkeys(("name", "before", "behind"), pa.list_(pa.int32())),
+    }
+)
 CANDIDATE = pa.struct(
     {
         "entity": pa.string(),
         "entity_hash": pa.uint64(),
         "rank": pa.uint64(),
-        **dict.fromkeys(("antecedent_pos", "coref_pos", *_RANGES), pa.int32()),
+        **dict.fromkeys(("antecedent_pos", "coref_pos", "competitors", *_RANGES), pa.int32()),
         "span_exact": pa.bool_(),
+        **dict.fromkeys(("kind", "nearest", "frequent"), pa.string()),
+        "mask": EDIT,
+        "hidden": pa.list_(EDIT),
     }
 )
 SCHEMA = pa.schema(
     {
         "doc_id": pa.string(),
-        "text_hash": pa.uint64(),
+        "cluster": pa.uint64(),
         "source": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "candidates": pa.list_(CANDIDATE),
@@ -57,6 +67,8 @@ class _Row:
     placed: list[Placed]
 
 
+_OPENING = 100
+"""Letters at the beginning of a text that tell which texts are copies."""
 _Found = tuple[Mapping[str, Any], Sequence[Candidate]]
 """A document, and what may be asked for in it."""
 
@@ -92,14 +104,17 @@ class Candidates(Part):
             place = {name: row[name] for name in PLACE}
             quarantine(f"Kiwi: {type(error).__name__}", detail=str(error), sample=text.encode()[:200], **place)
             return []
-        tags = [morpheme.tag for morpheme in morphemes]
-        if rule := self.quality.failed_by(tags):
+        if rules := self.quality.failed_by([morpheme.tag for morpheme in morphemes]):
             count("filtered")
-            count(f"filtered.{RULE}.{rule}")
+            count(f"filtered.{RULE}.{rules[0]}")
+            count(f"alone.{rules[0]}", len(rules) == 1)
             return []
         count("passed")
-        candidates = self.repetition.candidates(text, morphemes, tags)
-        count("mentions", len(candidates))
+        names = self.repetition.finder.names(text, morphemes, row["doc_id"])
+        candidates, lost = self.repetition.candidates(text, morphemes, names)
+        count("mentions", len(candidates) + lost.total())
+        for reason, number in lost.items():
+            count(f"skipped.{reason}", number)
         return candidates
 
     def _spans(self, found: Sequence[_Found]) -> Iterator[_Row]:
@@ -120,7 +135,7 @@ class Candidates(Part):
             ids = np.concatenate((before, [self.tokenizer.mask_id], behind))
             mention = [[candidate.mention, candidate.behind]]
             spans = Spans.of(np.concatenate((earlier, mention, later + candidate.behind)))
-            mask = (len(before), len(before) + 1)
+            mask = Edit(len(before), len(before) + 1, (self.tokenizer.mask_id,))
             antecedent = spans.covering(candidate.antecedent, candidate.antecedent + len(candidate.entity))
             place = self.placement.around(candidate, spans, antecedent, mask, True) if antecedent else "untokenized"
             yield _Row(document, ids, _placed([place]))
@@ -138,7 +153,7 @@ class Candidates(Part):
         return pa.record_batch(
             [
                 pa.array([row.document["doc_id"] for row in rows], pa.string()),
-                pa.array(hashes, pa.uint64()),  # what the split goes by: equal texts fall on the same side
+                pa.array([cluster_of(row.document["text"]) for row in rows], pa.uint64()),
                 pa.array([self.source] * len(rows), pa.string()),
                 columns.lists(offsets, np.concatenate([row.ids for row in rows]).astype(np.int32)),
                 pa.array(listed, pa.list_(CANDIDATE)),
@@ -156,16 +171,26 @@ def _hash(text: str) -> int:
     return int(xxhash.xxh3_64_intdigest(text.encode()))
 
 
+def cluster_of(text: str) -> int:
+    """What the split goes by: equal texts, and copies that differ in their layout or their end, fall on the same
+    side.
+    """
+    letters = itertools.islice((letter for letter in text if letter.isalnum()), _OPENING)
+    return _hash("".join(letters))
+
+
 def _as_struct(row: _Row, digest: int, placed: Placed) -> dict[str, Any]:
-    entity, mention = placed.candidate.entity, placed.candidate.mention
+    one = placed.candidate
     return {
-        "entity": entity,
-        "entity_hash": entity_hash(entity),
-        "rank": _hash(f"{row.document['doc_id']}\0{digest}\0{entity}\0{mention}"),
-        "antecedent_pos": placed.candidate.antecedent,
-        "coref_pos": mention,
+        **{name: getattr(one, name) for name in ("entity", "kind", "competitors", "nearest", "frequent")},
+        "entity_hash": entity_hash(one.entity),
+        "rank": _hash(f"{row.document['doc_id']}\0{digest}\0{one.entity}\0{one.mention}"),
+        "antecedent_pos": one.antecedent,
+        "coref_pos": one.mention,
         "span_exact": placed.exact,
-        **dict(zip(_RANGES, (*placed.window, *placed.antecedent, *placed.mask))),
+        **dict(zip(_RANGES, (*placed.window, *placed.antecedent))),
+        "mask": vars(placed.mask),
+        "hidden": [vars(edit) for edit in placed.hidden],
     }
 
 

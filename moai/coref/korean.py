@@ -1,15 +1,16 @@
 """Which Korean documents are worth analysing (four cheap rules) and which are worth keeping (what Kiwi says of them).
 
-    1 length      800 <= characters <= 2500
-    2 sentences   `.` + `?` + `!` >= 3
-    3 hangul      share of U+AC00..U+D7A3 >= 0.40
-    4 special     share of what is neither alphanumeric nor space, newline, tab <= 0.30
-    5 nnp         0.05 <= proper nouns / morphemes <= 0.20
-    6 pronoun     no pronoun anywhere
+    1 length      min_length <= characters <= max_length
+    2 sentences   `.` + `?` + `!` >= min_sentences
+    3 hangul      share of U+AC00..U+D7A3 >= min_hangul_ratio
+    4 special     share of what is neither alphanumeric nor space, newline, tab <= max_special_ratio
+    5 nnp         min_nnp_ratio <= proper nouns / morphemes <= max_nnp_ratio
+    6 pronoun     no pronoun anywhere: only by the rules of v2; otherwise one drops the mention beside it
 
-A document is dropped at the first rule it fails, and counted there. Rules 1 to 4 look every character up in one table
-(numpy), at about a thousandth of what Kiwi costs; Kiwi then runs once a document, and its morphemes serve rules 5, 6
-and the search for entities.
+The bounds of both sets of rules are in moai.coref.options. A document is dropped at the first rule it fails, and
+counted there; `alone.<rule>` counts those that pass the other rules of the same stage, characters or tags. Rules 1 to
+4 look every character up in one table (numpy), at about a thousandth of what Kiwi costs; Kiwi then runs once a
+document, and its morphemes serve rules 5, 6 and the search for names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,21 +29,15 @@ import pyarrow as pa
 
 from moai.core.errors import ConfigError
 from moai.engine.part import Filter
+from moai.engine.pipeline import count
 
-RULES = ("length", "sentences", "hangul", "special", "nnp", "pronoun")
-"""In the order in which they are applied; `filtered.rule.<rule>` counts each."""
+RULES = ("source", "length", "sentences", "hangul", "special", "nnp", "pronoun")
+"""In the order in which they are applied, numbered from 0, what HPLT itself says of its documents;
+`filtered.rule.<rule>` counts each.
+"""
 RULE = "rule"
 KIWI_MODELS = ("cong", "cong-global", "largest", "knlm", "sbg")
 _HANGUL, _SPECIAL = 1, 2
-
-
-class Morpheme(Protocol):
-    """A Kiwi token: `start` and `len` are code points of the text."""
-
-    form: str
-    tag: str
-    start: int
-    len: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +58,21 @@ class CheapRules(Filter):
 
     def keep(self, batch: pa.RecordBatch) -> tuple[list[bool], list[str]]:
         failed = [self.failed_by(text) for text in batch["text"].to_pylist()]
-        return [rule is None for rule in failed], [rule for rule in failed if rule]
+        for rules in failed:
+            if len(rules) == 1:
+                count(f"alone.{rules[0]}")
+        return [not rules for rules in failed], [rules[0] for rules in failed if rules]
 
-    def failed_by(self, text: str) -> str | None:
-        """The first of the rules that `text` fails, None if it passes all four."""
-        if not self.min_length <= len(text) <= self.max_length:
-            return "length"
-        if text.count(".") + text.count("?") + text.count("!") < self.min_sentences:
-            return "sentences"
+    def failed_by(self, text: str) -> list[str]:
+        """Those of the rules that `text` fails, in their order."""
         classes = _classes()[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
-        if np.count_nonzero(classes & _HANGUL) / max(1, len(text)) < self.min_hangul_ratio:
-            return "hangul"
-        if np.count_nonzero(classes & _SPECIAL) / max(1, len(text)) > self.max_special_ratio:
-            return "special"
-        return None
+        passed = {
+            "length": self.min_length <= len(text) <= self.max_length,
+            "sentences": text.count(".") + text.count("?") + text.count("!") >= self.min_sentences,
+            "hangul": np.count_nonzero(classes & _HANGUL) / max(1, len(text)) >= self.min_hangul_ratio,
+            "special": np.count_nonzero(classes & _SPECIAL) / max(1, len(text)) <= self.max_special_ratio,
+        }
+        return [rule for rule, ok in passed.items() if not ok]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +83,10 @@ class KiwiQuality:
     max_nnp_ratio: float = 0.20
     pronoun_filter: bool = True
 
-    def failed_by(self, tags: Sequence[str]) -> str | None:
-        if not self.min_nnp_ratio <= tags.count("NNP") / max(1, len(tags)) <= self.max_nnp_ratio:
-            return "nnp"
-        return "pronoun" if self.pronoun_filter and "NP" in tags else None
+    def failed_by(self, tags: Sequence[str]) -> list[str]:
+        """Those of the two rules that a document with these tags fails."""
+        named = self.min_nnp_ratio <= tags.count("NNP") / max(1, len(tags)) <= self.max_nnp_ratio
+        return [*(() if named else ("nnp",)), *(("pronoun",) if self.pronoun_filter and "NP" in tags else ())]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ from moai.core.errors import ConfigError, DamagedError, MoaiError
 from moai.core.terminal import printing
 from moai.coref.manifest import read_manifest
 from moai.coref.mlm_tokens import MlmTokenizer, load_mlm_tokenizer
+from moai.coref.mlm_trainer import logits_at
 from moai.coref.samples import IGNORED
+from moai.tokenizers.load import FILES
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,8 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         resolved = resolve([config], argv, os.environ, prog=prog, description=description or "")
-        print(json.dumps(work(resolved[config]), indent=1))
+        if results := work(resolved[config]):  # of several ranks one has them
+            print(json.dumps(results, indent=1))
     except MoaiError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -83,14 +86,20 @@ class Corpus:
 
     def rows(self, split: str, *, most: int | None = None, longest: int | None = None) -> Any:
         """The samples of a split; of more than `most`, as many spread evenly; none longer than `longest` tokens."""
-        table = self.dataset.data
-        wanted = table.column("split").to_numpy() == split
+        if split not in self.dataset:
+            return []
+        rows = self.dataset[split]
+        wanted = np.ones(len(rows), bool)
         if longest is not None:
-            wanted &= pc.list_value_length(table.column("input_ids")).to_numpy() <= longest
+            wanted = pc.list_value_length(rows.data.column("input_ids")).to_numpy() <= longest
         found = np.flatnonzero(wanted)
         if most is not None and len(found) > most:
             found = found[np.linspace(0, len(found) - 1, most).astype(np.int64)]
-        return self.dataset.select(found)
+        return rows.select(found)
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer's, all of them."""
+        return {name: (self.path / name).read_bytes() for name in FILES if (self.path / name).is_file()}
 
     def check_fit(self, model: Any, place: str) -> None:
         """Raises ConfigError unless the model knows every id."""
@@ -158,7 +167,8 @@ class RandomMasking:
     """What the prior program trained with: 15 % of the tokens, of these 80 % masked, 10 % another token, 10 % as they
     are.
 
-    Special tokens are never chosen, so a mask that was in the text already is never asked for.
+    Special tokens are never chosen, so a mask that was in the text already is never asked for. Names with labels are
+    put back before.
     """
 
     pad: PadBatch
@@ -171,7 +181,8 @@ class RandomMasking:
         self._random = np.random.default_rng(self.seed)
 
     def __call__(self, rows: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        return self.pad([self._masked(np.array(row["input_ids"])) for row in rows])
+        pairs = ((np.array(row["input_ids"]), np.array(row["labels"])) for row in rows)
+        return self.pad([self._masked(np.where(labels == IGNORED, ids, labels)) for ids, labels in pairs])
 
     def _masked(self, ids: Any) -> Sample:
         chosen = (self._random.random(len(ids)) < 0.15) & ~np.isin(ids, self.special_ids)
@@ -196,30 +207,50 @@ class SpanScores:
 
 def span_scores(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> SpanScores:
     """Every masked name with all its tokens masked at once; then decoded by `fill`."""
+    return summary(*each_span(model, batches))
+
+
+def summary(nlls: Any, sizes: Any, exact: Any) -> SpanScores:
+    """Of what `each_span` gives."""
+    number, tokens = max(1, len(nlls)), max(1, int(sizes.sum()))
+    nll = float(nlls.sum())
+    return SpanScores(len(nlls), int(sizes.sum()), nll / number, nll / tokens, float(exact.sum()) / number)
+
+
+def each_span(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> tuple[Any, Any, Any]:
+    """Of every row, in order: -log p of its name, the number of its tokens, whether `fill` finds all of them."""
+    import torch
     from torch.nn.functional import cross_entropy
 
-    spans = tokens = exact = 0
-    nll = 0.0
+    parts: list[tuple[torch.Tensor, ...]] = []
     model.eval()
     for batch in (_to(model, batch) for batch in batches):
         labels = batch["labels"]
         wanted = labels != IGNORED
-        nll += float(cross_entropy(_logits(model, batch)[wanted].float(), labels[wanted], reduction="sum"))
-        spans, tokens = spans + len(labels), tokens + int(wanted.sum())
-        exact += int(((fill(model, batch) == labels) | ~wanted).all(1).sum())
-    return SpanScores(spans, tokens, nll / max(1, spans), nll / max(1, tokens), exact / max(1, spans))
+        losses = cross_entropy(_logits(model, batch, wanted).float(), labels[wanted], reduction="none")
+        nlls = torch.zeros(labels.shape, device=losses.device).masked_scatter(wanted, losses).sum(1)
+        exact = ((fill(model, batch) == labels) | ~wanted).all(1)
+        parts.append((nlls.double().cpu(), wanted.sum(1).cpu(), exact.cpu()))
+    if not parts:
+        return np.empty(0), np.empty(0, int), np.empty(0, bool)
+    nll_of, size_of, exact_of = (torch.cat(part).numpy() for part in zip(*parts))
+    return nll_of, size_of, exact_of
 
 
 def fill(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """`input_ids` with every asked-for position filled: in each round the surest mask of every row takes its likeliest
     token.
     """
+    import torch
+
     batch = _to(model, batch)
     ids, open_ = batch["input_ids"].clone(), batch["labels"] != IGNORED
     while bool(open_.any()):
-        surest, tokens = _logits(model, {**batch, "input_ids": ids}).float().softmax(-1).max(-1)
+        shares, likeliest = _logits(model, {**batch, "input_ids": ids}, open_).float().softmax(-1).max(-1)
+        surest = torch.full(ids.shape, -1.0, device=ids.device).masked_scatter(open_, shares)
+        tokens = torch.zeros_like(ids).masked_scatter(open_, likeliest)
         rows = open_.any(1).nonzero()[:, 0]
-        places = surest.masked_fill(~open_, -1.0).argmax(1)[rows]
+        places = surest.argmax(1)[rows]
         ids[rows, places] = tokens[rows, places]
         open_[rows, places] = False
     return ids
@@ -227,9 +258,13 @@ def fill(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def likeliest(model: Any, batch: Mapping[str, torch.Tensor], number: int) -> list[list[int]]:
     """The `number` likeliest tokens of each row's first asked-for position, the likeliest first."""
+    import torch
+
     batch = _to(model, batch)
-    first = (batch["labels"] != IGNORED).int().argmax(1)
-    found: list[list[int]] = _logits(model, batch)[range(len(first)), first].topk(number).indices.tolist()
+    asked = batch["labels"] != IGNORED
+    first = torch.zeros_like(asked)
+    first[range(len(asked)), asked.int().argmax(1)] = True
+    found: list[list[int]] = _logits(model, batch, first).topk(number).indices.tolist()
     return found
 
 
@@ -246,12 +281,11 @@ def in_batches(rows: Iterable[Sample], size: int, collate: PadBatch) -> Iterator
         yield collate(few)
 
 
-def _logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _logits(model: Any, batch: Mapping[str, torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return logits
+        return logits_at(model, dict(batch), wanted)
 
 
 def _to(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
     python scripts/evaluate_entity_coref.py --checkpoint DIR --dataset CORPUS
 
+    baselines  the share that the nearest repeated name gets right, the one repeated most, and with --before DIR the
+               model before training; all of them also by kind of name and by distance
     exact      every token of the name filled in, one mask after another: all or nothing
     nll        -log p of the whole name, in nats
     real_at_k  the prior program's measure: one mask for the whole name, the 50 likeliest tokens, those that Kiwi calls
@@ -17,11 +19,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from moai.core.config import option
@@ -33,14 +36,16 @@ from moai.coref.mlm import (
     PadBatch,
     Sample,
     check_window,
+    each_span,
     in_batches,
     likeliest,
     load_model,
     run,
-    span_scores,
+    summary,
     with_one_mask,
 )
 from moai.coref.mlm_tokens import MlmTokenizer
+from moai.coref.statistics import RANGES
 
 _CANDIDATES = 50
 _NOUNS = ("NNG", "NNP")
@@ -52,6 +57,7 @@ class EvaluateConfig:
 
     checkpoint: str = option("", "directory or Hub name of the model")
     dataset: str = option("", "the corpus; configs/entity_coref_real.yaml makes the prior program's evaluation set")
+    before: str = option("", "the model before training, scored beside the other")
     split: str = option("validation", "which samples", choices=("train", "validation"))
     limit: int = option(1600, "samples at most, spread evenly over the split")
     per_document: int = option(3, "samples of one document at most")
@@ -79,8 +85,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not samples:
         raise ConfigError(f"--dataset {config.dataset}: no sample in the split {config.split}")
     tokenizer, size = corpus.tokenizer, config.batch_size
-    batches = in_batches(samples, size, PadBatch(pad_id=tokenizer.pad_id))
-    results: dict[str, Any] = asdict(span_scores(model, batches))
+    pad = PadBatch(pad_id=tokenizer.pad_id)
+    nlls, sizes, exact = each_span(model, in_batches(samples, size, pad))
+    results: dict[str, Any] = asdict(summary(nlls, sizes, exact))
+    answers = {"exact": exact, **baselines(samples)}
+    if config.before:
+        old = load_model(config.before)
+        corpus.check_fit(old, config.before)
+        answers["before"] = each_span(old, in_batches(samples, size, pad))[2]
+    results["baselines"] = {name: float(right.mean()) for name, right in answers.items() if name != "exact"}
+    results["by_kind"] = by_part([str(sample["kind"]) for sample in samples], answers)
+    results["by_distance"] = by_part([_range_of(sample["distance"]) for sample in samples], answers)
     singles = [(with_one_mask(sample), str(sample["target"])) for sample in samples]
     real = lenient(model, tokenizer, singles, size, (1, 5))
     results |= {f"real_at_{k}": value for k, value in real.items()}
@@ -91,6 +106,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.output:
         write_atomic(Path(config.output), json.dumps(results, indent=1).encode())
     return results
+
+
+def baselines(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Whether a rule without a model gives the name of each sample: the repeated name that stands last before the
+    mask, the one that the document repeats most. Copies that are hidden count for neither.
+    """
+    return {
+        name: np.array([sample[name] == sample["target"] for sample in samples]) for name in ("nearest", "frequent")
+    }
+
+
+def by_part(parts: Sequence[str], answers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each part: how many samples it has, and the share that each of `answers` gets right."""
+    found = {}
+    for part in sorted(set(parts)):
+        here = np.array([other == part for other in parts])
+        found[part] = {
+            "samples": int(here.sum()),
+            **{name: float(right[here].mean()) for name, right in answers.items()},
+        }
+    return found
 
 
 def lenient(
@@ -114,6 +150,11 @@ def is_noun(word: str) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     return run(EvaluateConfig, evaluate, argv, prog="evaluate_entity_coref.py", description=__doc__)
+
+
+def _range_of(distance: int) -> str:
+    """As metadata.json names distances: short, medium, long."""
+    return next(name for name, (_, high) in RANGES.items() if distance < high)
 
 
 def _samples(corpus: Corpus, config: EvaluateConfig) -> Iterator[Sample]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from moai.core.errors import TokenizerError
 from moai.tokenizers.backends import Reference
-from moai.tokenizers.load import TokenizerSpec, find_tokenizer, load_file, load_tokenizer
+from moai.tokenizers.load import TokenizerSpec, files_beside, find_tokenizer, load_file, load_tokenizer
 
 _MASKS = ("[MASK]", "<mask>")
 _PADS = ("[PAD]", "<pad>")
@@ -50,6 +50,22 @@ class MlmTokenizer:
     def room(self, seq_len: int) -> int:
         """Tokens of text in a row of `seq_len`."""
         return seq_len - len(self.prefix) - len(self.suffix)
+
+    def files(self, seq_len: int) -> dict[str, bytes]:
+        """tokenizer.json and its configuration, whole enough for AutoTokenizer: what stood beside it, and the roles of
+        special tokens that it does not name.
+        """
+        file = Path(self.spec.path)
+        beside = files_beside(file)
+        config = json.loads(beside.get("tokenizer_config.json", b"{}"))
+        ids = {"mask_token": self.mask_id, "pad_token": self.pad_id, "unk_token": self.unknown_id}
+        if len(self.prefix) == len(self.suffix) == 1:
+            ids |= {"cls_token": self.prefix[0], "sep_token": self.suffix[0]}
+        roles = {role: self.reference.decode([number]) for role, number in ids.items() if number is not None}
+        usual = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
+        whole = {**usual, **config, "model_max_length": seq_len}
+        spelled = json.dumps(whole, indent=2, ensure_ascii=False, sort_keys=True).encode()
+        return {**beside, "tokenizer.json": file.read_bytes(), "tokenizer_config.json": spelled}
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from moai.core.config import option
 from moai.core.errors import ConfigError
 from moai.coref.korean import KIWI_MODELS
-from moai.coref.placement import MODES
+from moai.coref.placement import MASKS, MODES
 from moai.coref.selection import POLICIES
+from moai.coref.wording import LANGUAGES
 
 keyed = partial(option, affects_output=True)
 
@@ -21,12 +23,26 @@ PRESETS = {
     "twice_bqa": ("nmixx-fin/twice_kr_news_bqa_cls@train", "text"),
 }
 """Public data sets, with the column of their text: what is read where --input names nothing, in this order."""
+RULES = ("mention", "v2")
+_BY_RULES: dict[str, tuple[Any, Any]] = {
+    "min_length": (300, 800),
+    "max_length": (20_000, 2_500),
+    "min_nnp_ratio": (0.01, 0.05),
+    "max_nnp_ratio": (0.5, 0.2),
+    "mask": ("all-later", "one"),
+    "cap_policy": ("hardest", "hash"),
+    "max_name_share": (0.02, 1.0),
+    "min_difficulty": (0.2, 0.0),
+}
+"""Defaults that --rules decides: of `mention`, of `v2`."""
 _AT_LEAST = {
-    "seq_len": 8, "max_entity_freq": 1, "max_samples": 1, "token_chunk_size": 1, "tokenizer_batch_size": 1,
-    "shard_bytes": 1000, "min_length": 0, "max_mentions": 1, "min_distance": 1, "report_samples": 0, "num_workers": 0,
+    "seq_len": 8, "max_entity_freq": 1, "max_samples": 1, "max_documents": 1, "token_chunk_size": 1,
+    "tokenizer_batch_size": 1, "shard_bytes": 1000, "min_length": 0, "max_mentions": 1, "min_distance": 1,
+    "report_samples": 0, "num_workers": 0,
 }  # fmt: skip
 _SHARES = (
     "min_hangul_ratio", "max_special_ratio", "min_nnp_ratio", "max_nnp_ratio", "validation_ratio", "max_bad_ratio",
+    "max_name_share", "min_difficulty",
 )  # fmt: skip
 
 
@@ -56,29 +72,68 @@ class CorefConfig:
         "one mask a token of the mention; only mentions of one token; or the prior textual form, without labels",
         choices=MODES,
     )
-    skip_widened: bool = keyed(False, "leave out mentions whose tokens hold more than the name")
+    rules: str = keyed(
+        "mention",
+        "drop what they judge, a mention or a document, and find whole names; or the prior program's rules on "
+        "documents and names, with its masks",
+        choices=RULES,
+    )
+    mask: str | None = keyed(
+        None,
+        "hide every other copy of a name that is asked for, or only the one; all-later, but one with --rules v2 and "
+        "--mode text",
+        choices=MASKS,
+    )
+    skip_widened: bool = keyed(
+        False, "leave out mentions whose tokens hold more than the name: always so without --rules v2"
+    )
+    max_documents: int | None = keyed(None, "documents of each input, about: whole shards until there are as many")
     max_entity_freq: int = keyed(1000, "samples of one name at most, over the whole corpus")
-    cap_policy: str = keyed(
-        "hash",
-        "which samples of a name stay: by hash, whatever the order, or the first ones of the input",
+    cap_policy: str | None = keyed(
+        None,
+        "which samples of a name stay: those that most need the text, by hash (with --rules v2), or the first ones of "
+        "the input",
         choices=POLICIES,
+    )
+    max_name_share: float | None = keyed(
+        None, "a name that a larger share of the documents repeats is not asked for (0.02; v2: 1), as countries"
+    )
+    min_difficulty: float | None = keyed(
+        None,
+        "samples that are easier are left out: distance, names in between, rarity of the name, 0 to 1 (0.2; v2: 0)",
     )
     max_samples: int | None = keyed(
         None, "samples in all, exactly, if there are that many; chosen as --cap-policy says"
     )
     validation_ratio: float = keyed(0.1, "share of the documents whose samples have 'validation' in the column split")
-    min_length: int = keyed(800, "rule 1: characters of a document at least")
-    max_length: int = keyed(2500, "rule 1: characters of a document at most")
+    min_length: int | None = keyed(None, "rule 1: characters of a document at least (300; v2: 800)")
+    max_length: int | None = keyed(None, "rule 1: characters of a document at most (20,000; v2: 2,500)")
+    min_doc_score: float = keyed(5.0, "rule 0, where records are HPLT's: the first of doc_scores at least")
+    pii: str = keyed("drop", "rule 0: HPLT's documents with personal data in them", choices=("drop", "keep"))
     min_sentences: int = keyed(3, "rule 2: full stops, question and exclamation marks at least")
     min_hangul_ratio: float = keyed(0.40, "rule 3: share of Hangul syllables at least")
     max_special_ratio: float = keyed(
         0.30, "rule 4: share of characters that are neither alphanumeric nor space, newline or tab, at most"
     )
-    min_nnp_ratio: float = keyed(0.05, "rule 5: share of proper nouns among the morphemes at least")
-    max_nnp_ratio: float = keyed(0.20, "rule 5: share of proper nouns among the morphemes at most")
-    pronoun_filter: bool = keyed(True, "rule 6: drop documents with a pronoun; --no-pronoun-filter keeps them")
+    min_nnp_ratio: float | None = keyed(
+        None, "rule 5: share of proper nouns among the morphemes at least (0.01; v2: 0.05)"
+    )
+    max_nnp_ratio: float | None = keyed(
+        None, "rule 5: share of proper nouns among the morphemes at most (0.5; v2: 0.2)"
+    )
+    pronoun_filter: bool = keyed(
+        True,
+        "rule 6: drop mentions with a pronoun beside them that may mean the same (v2: documents with any pronoun); "
+        "--no-pronoun-filter keeps them",
+    )
     entity_tags: tuple[str, ...] = keyed(("NNP",), "Kiwi's tags that make a name")
-    merge_latin: bool = keyed(False, "read Latin letters and a noun right behind them as one name (SK + 하이닉스)")
+    merge_latin: bool = keyed(
+        False,
+        "read Latin letters and a noun right behind them as one name (SK + 하이닉스): always so without --rules v2",
+    )
+    entities: str | None = option(
+        None, "names from a recognizer instead of rules: JSON lines of {id, spans: [[begin, end, label], ...]}"
+    )
     max_mentions: int = keyed(3, "later mentions of a name that become samples, in one document at most")
     min_distance: int = keyed(10, "characters from the first mention to the masked one at least")
     max_distance: int = keyed(2000, "characters from the first mention to the masked one at most")
@@ -109,8 +164,13 @@ class CorefConfig:
     replace: bool = option(False, "set aside a corpus of other settings that stands where this one shall be published")
     rehash: bool = option(False, "read and digest all input again instead of trusting unchanged file stamps")
     report_samples: int = keyed(50, "samples shown in report.html")
+    lang: str = option("ko", "language of progress lines", choices=LANGUAGES)
 
     def __post_init__(self) -> None:
+        for name, defaults in _BY_RULES.items():
+            if getattr(self, name) is None:
+                text = name == "mask" and self.mode == "text"
+                object.__setattr__(self, name, "one" if text else defaults[RULES.index(self.rules)])
         for name in ("sources", "entity_tags"):  # a,b is as good as a b
             object.__setattr__(self, name, tuple(part for word in getattr(self, name) for part in word.split(",")))
         for name, least in _AT_LEAST.items():
@@ -125,6 +185,8 @@ class CorefConfig:
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if low > high:
                 raise ConfigError(f"min_{what} = {low} is above max_{what} = {high}: no document could pass")
+        if self.mode == "text" and self.mask != "one":
+            raise ConfigError(f"mask = {self.mask}: mode text writes one mask into the text; leave --mask out")
         for name in self.sources:
             if name not in PRESETS:
                 raise ConfigError(

@@ -13,26 +13,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moai.core import columns
 from moai.engine.pipeline import Meter, Raw, Shard
 
 
 @dataclass(frozen=True)
 class Picks:
     """One file. `content` names its bytes; `bits` has one for every element of the list column, in file order
-    (numpy.packbits).
+    (numpy.packbits); `values` has a byte for every one that is picked.
     """
 
     path: str
     content: str
     bits: bytes
-    number: int
-    """How many are picked."""
+    values: bytes
+
+    @property
+    def number(self) -> int:
+        """How many are picked."""
+        return len(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PickedSource:
-    """`groups` are the shards: each a run of files. Batches carry a further column `picked`, the indices into `column`;
-    rows without any are left out.
+    """`groups` are the shards: each a run of files. Batches carry two further columns: `picked`, the indices into
+    `column`, and `values`, those of the picked ones; rows without any are left out.
     """
 
     name: str
@@ -57,16 +62,22 @@ class PickedSource:
         for picks in shard.segments:
             _meet(picks, meter)
             bits = np.unpackbits(np.frombuffer(picks.bits, np.uint8)).astype(bool)
-            seen = 0
+            values = np.frombuffer(picks.values, np.uint8)
+            seen = given = 0
             with pa.memory_map(picks.path) as file:
                 for batch in pa.ipc.open_stream(file):
-                    sizes = batch[self.column].value_lengths().to_numpy()
-                    ends = seen + np.cumsum(sizes)
-                    picked = [np.flatnonzero(bits[end - size : end]).tolist() for end, size in zip(ends, sizes)]
-                    if any(picked):
-                        whole = batch.append_column("picked", pa.array(picked, pa.list_(pa.int32())))
-                        yield whole.filter(pa.array(map(bool, picked), pa.bool_()))
-                    seen = int(ends[-1])
+                    size = len(batch[self.column].flatten())
+                    here = bits[seen : seen + size]
+                    ends = np.concatenate(([0], np.cumsum(batch[self.column].value_lengths().to_numpy())))
+                    before = np.concatenate(([0], np.cumsum(here)))[ends].astype(np.int32)
+                    seen, number = seen + size, int(before[-1])
+                    if number:
+                        places = np.flatnonzero(here) - np.repeat(ends[:-1], np.diff(before))
+                        whole = batch.append_column("picked", columns.lists(before, places.astype(np.int32)))
+                        mine = values[given : given + number]
+                        whole = whole.append_column("values", columns.lists(before, mine))
+                        yield whole.filter(pa.array(np.diff(before) > 0))
+                    given += number
 
     def remember(self, shard: Shard, raw: Raw) -> None:
         pass
@@ -74,4 +85,4 @@ class PickedSource:
 
 def _meet(picks: Picks, meter: Meter) -> None:
     meter.begin_segment()
-    meter.update(picks.content.encode() + picks.bits)
+    meter.update(picks.content.encode() + picks.bits + picks.values)

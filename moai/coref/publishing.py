@@ -1,8 +1,9 @@
 """From receipts to the published corpus: counters checked, manifest, metadata, report, links to the shards, one rename.
 
     <output-dir>/entity_coref_v2_<seq_len>/
-        data-00000-of-00012.arrow ...  state.json  dataset_info.json    for `datasets.load_from_disk`
-        tokenizer.json  quarantine.jsonl  report.html
+        dataset_dict.json  train/  validation/      for `datasets.load_from_disk`, a DatasetDict
+        README.md                                   the dataset card
+        tokenizer.json  tokenizer_config.json  quarantine.jsonl  report.html
         metadata.json      the form of the prior program, with the time it was made
         manifest.json      written last: keys, counters, every file with its hash
 
@@ -29,13 +30,15 @@ from moai.core.config import identity
 from moai.core.errors import ConfigError, DamagedError, SourceError
 from moai.core.failpoints import failpoint
 from moai.core.files import canonical_json, digest_file, digest_json, link_or_copy, publish_directory
-from moai.coref import report, statistics
+from moai.coref import card, report, statistics
 from moai.coref.assembly import Stream, Wanted
+from moai.coref.entities import REASONS
 from moai.coref.korean import RULE, RULES
 from moai.coref.manifest import FORMAT_VERSION, read_manifest
 from moai.coref.placement import SKIPS
-from moai.coref.samples import SCHEMA
+from moai.coref.samples import SCHEMA, SPLITS
 from moai.coref.selection import Selection, names_of
+from moai.coref.wording import said
 from moai.engine.run import Done, total
 from moai.prepared.bad_records import bad_records, grouped, not_read
 from moai.prepared.manifest import write_dataset_files, write_file, write_manifest
@@ -45,6 +48,8 @@ from moai.pretraining.keys import compare, dataset_key
 logger = logging.getLogger(__name__)
 
 _TOP = 20
+WHY = {**REASONS, **SKIPS}
+"""Why a later mention gives no sample: by the rules on mentions, then by its place among the tokens."""
 _CHEAP = RULES.index("special") + 1
 """The rules before Kiwi."""
 
@@ -106,7 +111,7 @@ def publish(wanted: Wanted, attempt: Path, corpus: Corpus, run: Mapping[str, Any
     failpoint("coref.publish", staged)
     if output.exists():
         if _same(output, content):
-            logger.info("같은 내용이 이미 있어 그대로 둡니다: %s", output)
+            logger.info(said(wanted.config.lang, "stays", path=output))
             return
         if not wanted.config.replace:
             raise ConfigError(
@@ -129,11 +134,12 @@ def check_conservation(corpus: Corpus) -> None:
     add up is not published.
     """
     counts, selection = corpus.counts, corpus.selection
-    filtered, skipped = _lost(counts, f"filtered.{RULE}", RULES), _lost(counts, "skipped", SKIPS)
+    filtered, skipped = _lost(counts, f"filtered.{RULE}", RULES), _lost(counts, "skipped", WHY)
     for what, expected, found in (
         ("documents read", counts["read"], counts["quarantined"] + counts["passed"] + sum(filtered.values())),
         ("later mentions", counts["mentions"], counts["candidates"] + sum(skipped.values())),
         ("candidates read for the cap", counts["candidates"], sum(selection.before.values())),
+        ("candidates chosen from", counts["candidates"], selection.total + sum(selection.lost.values())),
         ("samples picked", selection.total, counts["samples"]),
         ("samples written", counts["samples"], sum(done.receipt.rows for done in corpus.samples)),
     ):
@@ -144,7 +150,9 @@ def check_conservation(corpus: Corpus) -> None:
 def funnel(counts: Counter[str]) -> list[list[Any]]:
     """(step, documents, "left" or "lost"), in the order of the rules."""
     filtered = _lost(counts, f"filtered.{RULE}", RULES)
-    lost = [[f"{number} {rule}", filtered[rule], "lost"] for number, rule in enumerate(RULES, start=1)]
+    lost = [[f"{number} {rule}", filtered[rule], "lost"] for number, rule in enumerate(RULES)]
+    if not filtered["source"]:
+        lost = lost[1:]
     left = counts["read"] - counts["quarantined"] - sum(filtered[rule] for rule in RULES[:_CHEAP])
     return [
         ["read", counts["read"], "left"],
@@ -157,14 +165,49 @@ def funnel(counts: Counter[str]) -> list[list[Any]]:
     ]
 
 
-def no_samples(counts: Counter[str]) -> SourceError:
-    """What lost most is named, and its way out: a rule, or a reason why mentions had no place."""
-    lines = ", ".join(f"{name} {number:,}" for name, number, _ in funnel(counts))
-    skipped = {why: number for why, number in _lost(counts, "skipped", SKIPS).items() if number}
-    listed = ", ".join(f"{why} {number:,}" for why, number in skipped.items())
+def mentions(counts: Counter[str], selection: Selection | None = None) -> list[list[Any]]:
+    """The same of later mentions of names, up to samples once these are picked."""
+    skipped = _lost(counts, "skipped", WHY)
+    steps = [
+        ["later mentions", counts["mentions"], "left"],
+        *([f"skipped: {reason}", number, "lost"] for reason, number in skipped.items() if number),
+        ["candidates", counts["candidates"], "left"],
+    ]
+    if selection is None:
+        return steps
+    named = {"common": "common names", "easy": "too easy", "cap": "over the cap"}
+    lost = [[named[why], selection.lost[why], "lost"] for why in named if selection.lost.get(why)]
+    return [*steps, *lost, ["samples", selection.total, "left"]]
+
+
+def losses(counts: Counter[str]) -> list[str]:
+    """Every rule's loss in words, and what would stay without it; and the reason that costs most mentions."""
+    read, lost = max(1, counts["read"]), _lost(counts, f"filtered.{RULE}", RULES)
+    lines = [
+        f"{name}: {number:,} of {read:,} documents ({number / read:.1%}), {counts[f'alone.{name}']:,} of them by this "
+        f"rule alone"
+        for name, number in lost.items()
+        if number
+    ]
+    skipped = {why: number for why, number in _lost(counts, "skipped", WHY).items() if number}
     if skipped:
         most = max(skipped, key=lambda why: skipped[why])
-        advice = f"most were lost by '{most}': {SKIPS[most]}"
+        share = f"{skipped[most]:,} of {counts['mentions']:,} later mentions"
+        lines.append(f"{most}: {share}, more than any other reason: {WHY[most]}")
+    return lines
+
+
+def no_samples(corpus: Corpus) -> SourceError:
+    """What lost most is named, and its way out: a rule, a reason why mentions had no place, or a choice."""
+    counts, selection = corpus.counts, corpus.selection
+    lines = ", ".join(f"{name} {number:,}" for name, number, _ in funnel(counts))
+    listed = ", ".join(
+        f"{name.removeprefix('skipped: ')} {n:,}" for name, n, what in mentions(counts) if what == "lost"
+    )
+    if counts["candidates"]:
+        advice = f"{selection.lost} of the candidates: lower --min-difficulty, raise --max-name-share"
+    elif listed:
+        advice = losses(counts)[-1]
     else:
         advice = "widen the rule that drops most (--help lists them)"
     return SourceError(f"no sample could be made: {lines}{f'; mentions skipped: {listed}' if listed else ''}; {advice}")
@@ -201,18 +244,12 @@ def _lost(counts: Counter[str], prefix: str, names: Iterable[str]) -> dict[str, 
 def _content(wanted: Wanted, staged: Path, corpus: Corpus) -> dict[str, Any]:
     """Link and write every file of the directory but metadata and manifest; return what the manifest says of them."""
     config, counts, ledger = wanted.config, corpus.counts, Ledger(wanted.cache)
-    shards: list[dict[str, Any]] = []
-    for number, receipt in enumerate(done.receipt for done in corpus.samples):
-        name = f"data-{number:05d}-of-{len(corpus.samples):05d}.arrow"
-        link_or_copy(ledger.shard(receipt.shard_key), staged / name)
-        of = {field: getattr(receipt, field) for field in ("rows", "bytes", "xxh3_128", "shard_key")}
-        shards.append({"file": name, **of})
+    shards = _shards(ledger, staged, corpus)
     bad = b"".join(canonical_json(entry) + b"\n" for part in corpus.parts for entry in bad_records(wanted.cache, part))
     key = dataset_key([shard["shard_key"] for shard in shards] + ([xxhash.xxh3_128_hexdigest(bad)] if bad else []))
     paths = [staged / shard["file"] for shard in shards]
     measured = statistics.measure(paths)
     kept, validation = counts["samples"], counts["samples.validation"]
-    skipped = _lost(counts, "skipped", SKIPS)
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "recipe": "entity_coref",
@@ -226,31 +263,46 @@ def _content(wanted: Wanted, staged: Path, corpus: Corpus) -> dict[str, Any]:
         "widened": counts["samples.widened"],
         "split": {"train": kept - validation, "validation": validation},
         "funnel": funnel(counts),
-        "mentions": [
-            ["later mentions", counts["mentions"], "left"],
-            *([f"skipped: {reason}", number, "lost"] for reason, number in skipped.items() if number),
-            ["candidates", counts["candidates"], "left"],
-            ["over the cap", counts["candidates"] - kept, "lost"],
-            ["samples", kept, "left"],
-        ],
+        "alone": _lost(counts, "alone", RULES),
+        "mentions": mentions(counts, corpus.selection),
         "errors": grouped(counts, "quarantined."),
         "entities": _entities(ledger, corpus),
         **statistics.as_json(measured),
         "sources": [{**_source(part), **not_read(wanted.cache, part)} for part in corpus.parts],
     }
-    write_dataset_files(staged, [shard["file"] for shard in shards], SCHEMA, key)
-    write_file(staged / "tokenizer.json", Path(wanted.tokenizer.spec.path).read_bytes())
+    splits = [split for split in SPLITS if content["split"][split]]
+    for split in splits:
+        names = [shard["file"].removeprefix(f"{split}/") for shard in shards if shard["file"].startswith(f"{split}/")]
+        write_dataset_files(staged / split, names, SCHEMA, key)
+    write_file(staged / "dataset_dict.json", canonical_json({"splits": splits}))
+    for name, data in wanted.tokenizer.files(config.seq_len).items():
+        write_file(staged / name, data)
     if bad:
         write_file(staged / "quarantine.jsonl", bad)
+    write_file(staged / "README.md", card.render(content).encode())
     some = statistics.some_samples(paths, [shard["rows"] for shard in shards], config.report_samples)
     page = report.render(content, some, wanted.tokenizer.reference, measured)
     write_file(staged / "report.html", page.encode("utf-8", "replace"))
     files = [
-        {"file": path.name, "bytes": path.stat().st_size, "xxh3_128": digest_file(path)}
-        for path in sorted(staged.iterdir())
-        if path.suffix != ".arrow"
+        {"file": path.relative_to(staged).as_posix(), "bytes": path.stat().st_size, "xxh3_128": digest_file(path)}
+        for path in sorted(staged.rglob("*"))
+        if path.is_file() and path.suffix != ".arrow"
     ]
     return {**content, "shards": shards, "files": files}
+
+
+def _shards(ledger: Ledger, staged: Path, corpus: Corpus) -> list[dict[str, Any]]:
+    """Link the finished samples into the folders of their splits; what the manifest says of them."""
+    found: list[dict[str, Any]] = []
+    for split in SPLITS:
+        receipts = [done.receipt for done in corpus.samples if done.receipt.counts.get(f"samples.{split}")]
+        for number, receipt in enumerate(receipts):
+            name = f"{split}/data-{number:05d}-of-{len(receipts):05d}.arrow"
+            (staged / split).mkdir(exist_ok=True)
+            link_or_copy(ledger.shard(receipt.shard_key), staged / name)
+            of = {field: getattr(receipt, field) for field in ("rows", "bytes", "xxh3_128", "shard_key")}
+            found.append({"file": name, **of})
+    return found
 
 
 def _entities(ledger: Ledger, corpus: Corpus) -> dict[str, Any]:
@@ -280,6 +332,7 @@ def _source(part: Processed[Stream]) -> dict[str, Any]:
         "text": part.stream.shape.name,
         "shards": len(part.done),
         "origin": given.origin,
+        "license": card.license_of(given),
         **{name: counts[name] for name in ("read", "passed", "documents", "candidates")},
     }
 

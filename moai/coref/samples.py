@@ -20,6 +20,7 @@ from moai.engine.pipeline import advance, count
 
 IGNORED = -100
 """The label of a position that is not asked for."""
+SPLITS = ("train", "validation")
 ROWS_PER_BATCH = 256
 SCHEMA = pa.schema(
     [
@@ -34,26 +35,32 @@ SCHEMA = pa.schema(
         ("antecedent_begin", pa.int32()),
         ("antecedent_end", pa.int32()),
         ("span_exact", pa.bool_()),
+        ("kind", pa.string()),
+        ("competitors", pa.int32()),
+        ("difficulty", pa.float32()),
+        ("nearest", pa.string()),
+        ("frequent", pa.string()),
         ("doc_id", pa.string()),
         ("source", pa.string()),
-        ("split", pa.string()),
     ]
 )
 """`antecedent_pos`, `coref_pos` and `distance` are characters of the document; `antecedent_begin` and `_end` are
-positions in `input_ids`.
+positions in `input_ids`; `nearest` and `frequent` are what the two baselines answer (moai.coref.entities.Candidate).
 """
+_OF_CANDIDATES = ("antecedent_pos", "coref_pos", "span_exact", "kind", "competitors", "nearest", "frequent")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Part):
     """Rows of documents with picked candidates -> one row a sample, unpadded.
 
+    split     `train` or `validation`: which side these documents stand on
     labelled  False in mode `text`, where the mask was written into the text before it was tokenized, as the prior
               program did: no labels then
     """
 
     tokenizer: MlmTokenizer
-    validation_ratio: float
+    split: str
     labelled: bool = True
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -63,47 +70,53 @@ class Samples(Part):
             while some := list(itertools.islice(samples, ROWS_PER_BATCH)):
                 count("samples", len(some))
                 count("samples.widened", sum(not sample["span_exact"] for sample in some))
-                count("samples.validation", sum(sample["split"] == "validation" for sample in some))
+                count(f"samples.{self.split}", len(some))
                 advance(len(some))
                 yield _batch(some)
 
     def _samples(self, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
-        for candidate in document["picked"]:
-            begin, end = candidate["window_begin"], candidate["window_end"]
-            row = np.concatenate((prefix, document["input_ids"][begin:end], suffix)).astype(np.int32)
-            labels = np.full(len(row), IGNORED, np.int32)
-            first, last, mask, behind = (
-                candidate[name] + len(prefix) - begin
-                for name in ("antecedent_begin", "antecedent_end", "mask_begin", "mask_end")
-            )
-            assert len(prefix) <= first < last <= mask < behind <= len(row) - len(suffix)
-            if self.labelled:
-                labels[mask:behind] = row[mask:behind]
-                row[mask:behind] = self.tokenizer.mask_id
+        for candidate, hundredths in document["picked"]:
+            ids, labels, first, last = self._row(candidate, document["input_ids"])
             yield {
-                **{name: candidate[name] for name in ("antecedent_pos", "coref_pos", "span_exact")},
+                **{name: candidate[name] for name in _OF_CANDIDATES},
                 **{name: document[name] for name in ("doc_id", "source")},
-                "input_ids": row,
+                "input_ids": ids,
                 "labels": labels,
                 "target": candidate["entity"],
                 "distance": candidate["coref_pos"] - candidate["antecedent_pos"],
                 "antecedent_begin": first,
                 "antecedent_end": last,
-                "split": split_of(document["text_hash"], self.validation_ratio),
+                "difficulty": hundredths / 100,
             }
 
-
-def split_of(text_hash: int, validation_ratio: float) -> str:
-    """By the document, never by the sample: all samples of one text fall on one side."""
-    return "validation" if text_hash < validation_ratio * 2**64 else "train"
+    def _row(self, candidate: dict[str, Any], tokens: Any) -> tuple[Any, Any, int, int]:
+        """(ids, labels, begin and end of the antecedent): the window with its edits made."""
+        begin, end, asked = candidate["window_begin"], candidate["window_end"], candidate["mask"]
+        ids, labels = [list(self.tokenizer.prefix)], [[IGNORED] * len(self.tokenizer.prefix)]
+        at, shift = begin, len(self.tokenizer.prefix) - begin
+        antecedent = candidate["antecedent_begin"]
+        for edit in sorted([asked, *candidate["hidden"]], key=lambda edit: edit["begin"]):
+            assert at <= edit["begin"] < edit["end"] <= end
+            name, size = edit["name"], len(edit["name"])
+            kept = tokens[at : edit["begin"]].tolist()
+            masks = [self.tokenizer.mask_id] * size if self.labelled else name
+            asked_for = name if edit is asked and self.labelled else [IGNORED] * size
+            ids += [kept, edit["before"], masks, edit["behind"]]
+            labels += [[IGNORED] * (len(kept) + len(edit["before"])), asked_for, [IGNORED] * len(edit["behind"])]
+            at = edit["end"]
+            if edit["end"] <= antecedent:
+                shift += size + len(edit["before"]) + len(edit["behind"]) - (edit["end"] - edit["begin"])
+        rest = [*tokens[at:end].tolist(), *self.tokenizer.suffix]
+        row = np.fromiter(itertools.chain(*ids, rest), np.int32)
+        wanted = np.fromiter(itertools.chain(*labels, itertools.repeat(IGNORED, len(rest))), np.int32)
+        return row, wanted, antecedent + shift, candidate["antecedent_end"] + shift
 
 
 def _documents(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     lists = batch["input_ids"]
-    documents = batch.select(["doc_id", "text_hash", "source", "candidates", "picked"]).to_pylist()
+    documents = batch.select(["doc_id", "source", "candidates", "picked", "values"]).to_pylist()
     for row, ids in zip(documents, lists):
-        picked = [row["candidates"][which] for which in row["picked"]]
+        picked = [(row["candidates"][which], value) for which, value in zip(row["picked"], row["values"])]
         yield {**row, "picked": picked, "input_ids": ids.values.to_numpy()}
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 Statistics = Mapping[str, Counter[int]]
 """`value -> how many samples` of each measure, so that medians over any number of samples are exact."""
-_RANGES = {"short": (10, 200), "medium": (200, 800), "long": (800, math.inf)}
+RANGES = {"short": (10, 200), "medium": (200, 800), "long": (800, math.inf)}
 """Distances in characters."""
 
 
@@ -32,15 +32,20 @@ def measure(shards: Iterable[Path]) -> Statistics:
 def as_json(found: Statistics) -> dict[str, Any]:
     near = {
         name: sum(number for distance, number in found["distance"].items() if low <= distance < high)
-        for name, (low, high) in _RANGES.items()
+        for name, (low, high) in RANGES.items()
     }
     return {f"{name}_stats": summary(counts) for name, counts in found.items()} | {"distance_distribution": near}
 
 
 def some_samples(shards: Sequence[Path], rows: Sequence[int], number: int) -> Iterator[dict[str, Any]]:
     """`number` samples spread evenly over the corpus; `rows` are those of each shard."""
-    total, begin = sum(rows), 0
-    wanted = sorted({index * total // number for index in range(number)}) if total else []
+    total = sum(rows)
+    return chosen_samples(shards, rows, sorted({index * total // number for index in range(number)}) if total else [])
+
+
+def chosen_samples(shards: Sequence[Path], rows: Sequence[int], wanted: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The samples of these numbers, which are in order, counted over all shards."""
+    begin = 0
     for path, size in zip(shards, rows):
         if any(begin <= index < begin + size for index in wanted):
             first = begin

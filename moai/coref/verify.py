@@ -17,7 +17,7 @@ import pyarrow as pa
 from moai.core.errors import DamagedError, TokenizerError
 from moai.core.files import canonical_json
 from moai.coref import publishing, statistics
-from moai.coref.samples import IGNORED, SCHEMA
+from moai.coref.samples import IGNORED, SCHEMA, SPLITS
 from moai.engine.schema import with_features
 from moai.prepared.checks import Check, count_rows
 from moai.prepared.manifest import Prepared
@@ -46,10 +46,10 @@ def checks(
         differing.append(f"{rows:,} rows in all, the manifest says {content['rows']:,}")
     yield Check("rows", not differing, "; ".join(differing[:5]) or f"{rows:,} samples")
     if full:
-        fit = f"every mask has its label, every antecedent lies in its row, none is over {content['seq_len']} tokens"
+        fit = f"every label has its mask, every antecedent lies in its row, none is over {content['seq_len']} tokens"
         unfit = f"{seen.wrong} samples whose masks, labels or places do not fit one another"
         yield Check("samples", not seen.wrong, unfit if seen.wrong else fit)
-        split = {"train": rows - seen.validation, "validation": seen.validation}
+        split = {name: sum(one["rows"] for one in shards if one["file"].startswith(f"{name}/")) for name in SPLITS}
         sides = f"{split['train']:,} train + {split['validation']:,} validation"
         yield Check("split", bool(wrong) or split == content["split"], sides)
         other = [name for name, value in measured.items() if json.loads(canonical_json(value)) != content[name]]
@@ -69,7 +69,6 @@ class _Seen:
     mask_id: int
     labelled: bool
     wrong: int = 0
-    validation: int = 0
     highest: int = -1
 
     def look(self, batch: pa.RecordBatch) -> None:
@@ -89,7 +88,6 @@ class _Seen:
         wrong = (sizes > self.seq_len) | (begin < 0) | (begin >= end) | (end > sizes)
         wrong |= ((masks > 0) != self.labelled) | (unmasked > 0)
         self.wrong += int(wrong.sum())
-        self.validation += batch["split"].to_pylist().count("validation")
         self.highest = max(self.highest, int(tokens.max(initial=-1)), int(wanted.max(initial=-1)))
 
 

@@ -25,6 +25,8 @@ class Format:
     shape: Mapping[str, Any]
     command: str
     """What makes such a directory."""
+    folders: tuple[str, ...] = ()
+    """Its splits, each a folder of that name with what `datasets` opens; without any, the directory is that itself."""
     unlisted: frozenset[str] = frozenset()
     """Files beside the manifest that it cannot list, since they tell when the directory was made."""
 
@@ -104,7 +106,9 @@ _ENTITY_COREF = {
 
 FORMATS = {
     PRETRAINING: Format(2, _PRETRAINING, "python -m moai prepare"),
-    ENTITY_COREF: Format(1, _ENTITY_COREF, "python -m moai entity-coref", frozenset({"metadata.json"})),
+    ENTITY_COREF: Format(
+        2, _ENTITY_COREF, "python -m moai entity-coref", ("train", "validation"), frozenset({"metadata.json"})
+    ),
 }
 
 

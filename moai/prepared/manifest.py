@@ -126,6 +126,9 @@ class Prepared:
         if path.name == HELD_OUT and path.is_symlink():
             raise DamagedError(f"{path}: a symbolic link, not a directory; {again}")
         for name, size in file_sizes(self.manifest).items():
+            folder, _ = in_folder(name, self.manifest["content"])
+            if folder and (path / folder).is_symlink():
+                raise DamagedError(f"{path / folder}: a symbolic link, not a directory; {again}")
             try:
                 found = look_at(path / name)
             except PermissionError as error:
@@ -223,6 +226,12 @@ def is_prepared(path: Path) -> bool:
         return any(path.glob("data-*-of-*.arrow")) and (path / "tokenizer.json").is_file()
 
 
+def in_folder(name: str, content: Mapping[str, Any]) -> tuple[str, str]:
+    """(folder, the rest of the name): a recipe's splits are the only folders; without one, the whole name."""
+    folder, _, rest = name.rpartition("/")
+    return (folder, rest) if folder in FORMATS[content["recipe"]].folders else ("", name)
+
+
 def listed_files(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Every file the manifest answers for, each with `file`, `bytes` and `xxh3_128`: shards, their documents files, all
     others.
@@ -298,7 +307,7 @@ def _check_names(file: Path, manifest: Mapping[str, Any]) -> None:
     """Every file is a plain name in the directory and is listed once, and only a shard without rows has none."""
     content = manifest["content"]
     names = [MANIFEST, *(entry["file"] for entry in listed_files(content))]
-    odd = [name for name in names if not is_plain_name(name)]
+    odd = [name for name in names if not is_plain_name(in_folder(name, content)[1])]
     if odd:
         raise DamagedError(f"{file}: the file name {odd[0][:80]!r} is not a plain name in its directory")
     name, times = Counter(names).most_common(1)[0]

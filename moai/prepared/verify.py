@@ -89,19 +89,29 @@ def _said(wrong: Sequence[str]) -> str:
 
 
 def _files(path: Path, content: dict[str, Any], own: set[str], wrong: Sequence[str]) -> Check:
+    folders = FORMATS[content["recipe"]].folders
     listed = {entry["file"] for entry in listed_files(content)} | own | FORMATS[content["recipe"]].unlisted
-    if unknown := sorted(p.name for p in path.iterdir() if p.name not in listed):
+    used = [folder for folder in folders if any(name.startswith(f"{folder}/") for name in listed)]
+    there = [*(p.name for p in path.iterdir() if p.name not in used)]
+    there += [f"{folder}/{p.name}" for folder in used for p in (path / folder).iterdir()]
+    if unknown := sorted(name for name in there if name not in listed):
         return Check("files", False, f"unknown files {unknown[:5]}")
-    if absent := {"state.json", "dataset_info.json", "tokenizer.json"} - listed:
-        return Check("files", False, f"the manifest lists no {sorted(absent)[0]}")
-    if "state.json" in wrong:
-        return Check("files", True, "none that is not listed")
-    try:
-        state = [entry["filename"] for entry in json.loads((path / "state.json").read_bytes())["_data_files"]]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        return Check("files", False, f"state.json is not as `datasets` writes it ({type(error).__name__})")
-    same = state == [shard["file"] for shard in content["shards"] if shard["file"]]
-    return Check("files", same, "as listed" if same else "state.json lists other shards than the manifest")
+    places = [f"{folder}/" for folder in used] or [""]
+    wanted = ["tokenizer.json", *(f"{place}{name}" for place in places for name in ("state.json", "dataset_info.json"))]
+    if absent := next((name for name in wanted if name not in listed), None):
+        return Check("files", False, f"the manifest lists no {absent}")
+    for place in places:
+        name = f"{place}state.json"
+        if name in wrong:
+            continue
+        try:
+            state = [entry["filename"] for entry in json.loads((path / name).read_bytes())["_data_files"]]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            return Check("files", False, f"{name} is not as `datasets` writes it ({type(error).__name__})")
+        shards = [shard["file"] for shard in content["shards"] if shard["file"] and shard["file"].startswith(place)]
+        if state != [shard.removeprefix(place) for shard in shards]:
+            return Check("files", False, f"{name} lists other shards than the manifest")
+    return Check("files", True, "none that is not listed" if wrong else "as listed")
 
 
 @dataclass

@@ -188,9 +188,25 @@ def _chosen(spec: str, name: HubName) -> tuple[Chosen, Path, dict[str, str]]:
         return _matching(spec)
     if not name.could_be_hub() and not path.is_dir():
         raise SourceError(f"{spec}: no such file or directory (in {Path.cwd()})")
-    fetched: HubFiles = fetch(name, readable=lambda file: kind_of(file) is not None)
+    try:
+        fetched: HubFiles = fetch(name, readable=lambda file: kind_of(file) is not None)
+    except SourceError:
+        part = path / str(name.config)
+        if name.config is None or not part.is_dir():
+            raise
+        # A part of a Hub dataset, downloaded by itself: its README lists configurations whose files are not here.
+        origin = {"dataset": name.path, "config": name.config, "split": name.split or "train", "commit": ""}
+        mine = sorted(
+            file for file in part.rglob("*") if _is_of(file.relative_to(part), name.split) and kind_of(file.name)
+        )
+        return (Chosen(mine) if mine else files_in(part, name.split)), part, origin
     paths = [Path(p) for p in fetched.paths]
     return Chosen(paths, dict(fetched.left_out)), Path(os.path.commonpath([p.parent for p in paths])), fetched.origin
+
+
+def _is_of(file: Path, split: str | None) -> bool:
+    """Whether a file is called, or lies in a folder called, like a split that is none of the usual ones."""
+    return split is not None and (split in file.parts or file.name.startswith(f"{split}-"))
 
 
 def _matching(spec: str) -> tuple[Chosen, Path, dict[str, str]]:

@@ -8,11 +8,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from moai.coref.candidates import CANDIDATE, SCHEMA, entity_hash
-from moai.coref.selection import names_of, select
+from moai.coref.selection import difficulty, names_of, select
 
 NAMES = ["서울", "부산", "인천", "독일", "이순신"]
 
@@ -33,12 +34,12 @@ def write(folder: Path, documents: list[tuple[str, list[tuple[str, int]]]], per_
         rows = [
             {
                 "doc_id": name,
-                "text_hash": 0,
+                "cluster": 0,
                 "source": "s",
                 "input_ids": [1],
                 "candidates": [
                     {
-                        **dict.fromkeys(CANDIDATE_NAMES, 0),
+                        **EMPTY,
                         "entity": entity,
                         "entity_hash": entity_hash(entity),
                         "rank": rank,
@@ -55,7 +56,13 @@ def write(folder: Path, documents: list[tuple[str, list[tuple[str, int]]]], per_
     return paths
 
 
-CANDIDATE_NAMES = [CANDIDATE.field(index).name for index in range(CANDIDATE.num_fields)]
+EMPTY = {
+    **dict.fromkeys((CANDIDATE.field(index).name for index in range(CANDIDATE.num_fields)), 0),
+    **dict.fromkeys(("kind", "nearest", "frequent"), ""),
+    "coref_pos": 100,
+    "hidden": [],
+    "mask": {"begin": 0, "end": 1, "name": [1], "before": [], "behind": []},
+}
 
 
 def picked(documents: list[tuple[str, list[tuple[str, int]]]], bits: list[list[bool]]) -> Counter[tuple[str, str, int]]:
@@ -127,3 +134,43 @@ def test_names_come_back_from_their_hashes_and_nothing_gives_nothing(tmp_path: P
     }
     assert select([], cap=1, policy="hash").total == 0
     assert select(write(tmp_path / "b", [("d", [])], 1), cap=1, policy="hash").total == 0
+
+
+# --- difficulty, common names, the split ------------------------------------------------------------------------------
+
+
+def test_difficulty_is_the_mean_of_distance_competitors_and_rarity() -> None:
+    assert difficulty(np.array([10, 2000]), np.array([0, 0]), np.array([1.0, 1.0])).tolist() == [0, 33]
+    assert difficulty(np.array([10, 10]), np.array([4, 12]), np.array([1.0, 1.0])).tolist() == [17, 25]  # 4/8, 12/16
+    rare = difficulty(np.array([10] * 4), np.array([0] * 4), np.array([1 / 2, 1 / 3, 1 / 1024, 1e-9])).tolist()
+    assert rare == [3, 3, 33, 33]  # whole bits of 10
+    assert difficulty(np.array([5000]), np.array([10**6]), np.array([1e-9])).tolist() == [100]
+
+
+def test_common_names_and_easy_candidates_are_passed_over_and_counted(tmp_path: Path) -> None:
+    documents = [(f"d{number}", [("미국", number)] + [(f"이름{number}", 7)] * (number % 2)) for number in range(60)]
+    paths = write(tmp_path / "a", documents, 7)
+    chosen = select(paths, cap=9, policy="hash", max_name_share=0.5)
+    assert chosen.lost == {"common": 60, "easy": 0, "cap": 0}
+    assert chosen.total == 30
+    assert select(paths[:2], cap=99, policy="hash", max_name_share=0.5).lost["common"] == 0  # of 14 documents
+    easy = select(paths, cap=9, policy="hash", min_difficulty=0.2)
+    assert (easy.lost["easy"], easy.total) == (60, 30)  # what stands in every document
+    assert easy.difficulties[0].tolist() == [31] * 3  # (0.43 + 0 + 0.5) / 3
+    assert sum(easy.lost.values()) + easy.total == 90
+
+
+def test_the_hardest_of_a_name_stay_and_the_split_is_by_cluster(tmp_path: Path) -> None:
+    documents = [(f"d{number}", [("서울", 10**18 * number)]) for number in range(8)]
+    [path] = write(tmp_path / "a", documents, 99)
+    with pa.memory_map(str(path)) as file:
+        rows = pa.ipc.open_stream(file).read_all().to_pylist()
+    for number, row in enumerate(rows):
+        row["candidates"][0]["coref_pos"] = 20 + 100 * number
+        row["cluster"] = 2**63 if number % 2 else 2**61
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    chosen = select([path], cap=3, policy="hardest", validation_ratio=0.25)
+    assert chosen.bits[0].tolist() == [False] * 5 + [True] * 3
+    assert chosen.difficulties[0].tolist() == sorted(chosen.difficulties[0].tolist())
+    assert chosen.validation[0].tolist() == [True, False] * 4

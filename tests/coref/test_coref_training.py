@@ -5,6 +5,7 @@ are in sight.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from moai.coref.mlm import (
 )
 from moai.coref.mlm_evaluate import EvaluateConfig, evaluate, lenient
 from moai.coref.mlm_finetune import FinetuneConfig, finetune
+from moai.coref.mlm_trainer import LikeLengths, logits_at, newest_whole
 from moai.coref.options import CorefConfig
 
 TINY = {
@@ -262,3 +264,163 @@ def test_mistakes_are_named(
         finetune(FinetuneConfig(model_config=str(tmp_path / "small.json"), dataset=str(corpora("span"))))
     assert mlm_evaluate.main([]) == 2
     assert "--checkpoint DIR" in capsys.readouterr().err
+
+
+# --- logits where there is a label, order, resume, ranks --------------------------------------------------------------
+
+
+def test_logits_at_labels_are_those_of_the_whole_row(corpora: Callable[[str], Path], tiny: Path) -> None:
+    """Of every kind of head: the narrowed forward gives what the full one gives there, and the same gradients."""
+    import torch
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DebertaV2Config,
+        DebertaV2ForMaskedLM,
+        ElectraConfig,
+        ElectraForMaskedLM,
+        RobertaConfig,
+        RobertaForMaskedLM,
+    )
+
+    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    deberta = {name: value for name, value in TINY.items() if name not in small}
+    batch = {
+        "input_ids": torch.randint(0, 50, (3, 8)),
+        "attention_mask": torch.ones(3, 8, dtype=torch.long),
+    }
+    wanted = torch.zeros(3, 8, dtype=torch.bool)
+    wanted[0, 2] = wanted[0, 5] = wanted[2, 1] = True
+    for model in (
+        BertForMaskedLM(BertConfig(**small)),
+        RobertaForMaskedLM(RobertaConfig(**small)),
+        ElectraForMaskedLM(ElectraConfig(**small, embedding_size=16)),
+        DebertaV2ForMaskedLM(DebertaV2Config(**{**deberta, **small})),
+    ):
+        full = model(**batch).logits[wanted]
+        narrow = logits_at(model, batch, wanted)
+        assert torch.allclose(full, narrow, atol=1e-6)
+        gradients = []
+        for logits in (full, narrow):
+            model.zero_grad()
+            logits.square().sum().backward(retain_graph=True)
+            gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*gradients, strict=True))
+        assert model(**batch).logits.shape == (3, 8, 50)  # the model is as it was
+
+
+def test_rows_of_like_length_stand_together_in_an_order_of_their_own() -> None:
+    lengths = np.random.default_rng(1).integers(100, 1400, 4000)
+    order = LikeLengths(lengths, 16, seed=3)
+    first, again = list(order), list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert first == again != second
+    assert sorted(first) == sorted(second) == list(range(4000))
+
+    def padding(rows: list[int]) -> float:
+        batches = lengths[np.array(rows)].reshape(-1, 16)
+        return float(batches.max(1).sum() * 16 / batches.sum()) - 1
+
+    assert padding(first) < 0.1 < 0.5 < padding(list(range(4000)))
+    longest = lengths[np.array(first)].reshape(-1, 16).max(1)
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.2  # batches stand anywhere
+
+
+def finetuned(corpus: Path, tiny: Path, output: Path, **options: Any) -> FinetuneConfig:
+    usual = {"batch_size": 4, "gradient_accumulation": 2, "lr": 1e-3, "eval_steps": 2, "eval_samples": 8}
+    return FinetuneConfig(
+        model_config=str(tiny), dataset=str(corpus), output_dir=str(output), **{**usual, "max_steps": 4, **options}
+    )
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    corpora: Callable[[str], Path], tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import shutil
+
+    from safetensors.numpy import load_file as weights
+
+    corpus = corpora("span")
+    finetune(finetuned(corpus, tiny, tmp_path / "whole"))
+    whole = weights(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "part" / "checkpoint-4")
+    (tmp_path / "part" / "checkpoint-4" / "trainer_state.json").unlink()  # killed while it was written
+    with caplog.at_level("INFO"):
+        finetune(finetuned(corpus, tiny, tmp_path / "part", resume=True))
+    assert "checkpoint-4: passed over, it is not whole" in caplog.text
+    assert f"from {tmp_path / 'part' / 'checkpoint-2'}" in caplog.text
+    again = weights(tmp_path / "part" / "checkpoint-4" / "model.safetensors")
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    assert newest_whole(tmp_path / "absent") is None
+
+
+def test_the_final_model_and_its_tokenizer_open_alone(
+    corpora: Callable[[str], Path], tiny: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    finetune(finetuned(corpora("span"), tiny, tmp_path, max_steps=2))
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "final_model"))
+    assert (tokenizer.mask_token, tokenizer.pad_token, tokenizer.cls_token) == ("[MASK]", "[PAD]", "[CLS]")
+    assert tokenizer.model_max_length == 96
+    model = AutoModelForMaskedLM.from_pretrained(str(tmp_path / "final_model"))
+    assert tokenizer("한국은행은 [MASK]", return_tensors="pt")["input_ids"].max() < model.config.vocab_size
+
+
+def test_evaluation_stands_beside_its_baselines(corpora: Callable[[str], Path], tiny: Path, tmp_path: Path) -> None:
+    finetune(finetuned(corpora("span"), tiny, tmp_path, max_steps=2))
+    model = str(tmp_path / "final_model")
+    found = evaluate(EvaluateConfig(checkpoint=model, before=model, dataset=str(corpora("span"))))
+    samples = Corpus.open(str(corpora("span"))).rows("validation")
+    assert found["baselines"]["before"] == found["exact"]
+    assert 0 < found["baselines"]["nearest"] < 1
+    assert sum(part["samples"] for part in found["by_distance"].values()) == found["spans"] <= len(samples)
+    assert set(found["by_kind"]) <= {"name", "joined", "latin", "surname"}
+    for parts in (found["by_kind"], found["by_distance"]):
+        mean = sum(part["samples"] * part["nearest"] for part in parts.values()) / found["spans"]
+        assert mean == pytest.approx(found["baselines"]["nearest"])
+
+
+@pytest.mark.long
+def test_two_ranks_train_as_one_does_on_twice_the_rows(
+    corpora: Callable[[str], Path], tiny: Path, tmp_path: Path
+) -> None:
+    import subprocess
+    import sys
+
+    scores = []
+    script = Path(__file__).parents[2] / "scripts" / "run_entity_coref_finetune.py"
+    dropless = tmp_path / "config.json"
+    dropless.write_text(
+        json.dumps({**json.loads(tiny.read_text()), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
+    for ranks in (1, 2):
+        flags = [
+            "--model-config",
+            dropless,
+            "--dataset",
+            corpora("span"),
+            "--output-dir",
+            tmp_path / str(ranks),
+            "--max-steps",
+            3,
+            "--batch-size",
+            8 // ranks,
+            "--lr",
+            1e-3,
+            "--eval-steps",
+            3,
+            "--eval-samples",
+            8,
+        ]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", script]
+        ended = subprocess.run([*map(str, [*command, *flags])], capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert ended.stdout.count('"masking"') == 1  # one rank speaks
+        json.loads(ended.stdout)
+        [first] = re.findall(r"step 1: loss ([\d.e-]+), grad_norm ([\d.e-]+)", ended.stderr)
+        scores.append([float(figure) for figure in first])
+    assert scores[1] == pytest.approx(scores[0], rel=2e-3)  # of the same rows, and over all ranks

@@ -101,7 +101,7 @@ def test_a_whole_corpus_passes_and_the_command_says_what_it_looked_at(corpus: Pa
 @given(data=st.data())
 def test_any_flipped_bit_of_any_file_is_found(original: Path, data: st.DataObject) -> None:
     """metadata.json too, which the manifest does not list."""
-    path = data.draw(st.sampled_from(sorted(original.iterdir())))
+    path = data.draw(st.sampled_from(sorted(path for path in original.rglob("*") if path.is_file())))
     bit = data.draw(st.integers(0, path.stat().st_size * 8 - 1))
     flip(path, bit)
     try:
@@ -121,7 +121,7 @@ def test_what_is_cut_absent_or_added_is_found_by_a_quick_look(corpus: Path) -> N
         json.dumps(said)
     )  # in another spelling: of some numbers a bit may change without changing what JSON reads
     assert failed(corpus, full=False) == {"metadata": "metadata.json says something else than the manifest"}
-    os.truncate(sorted(corpus.glob("data-*"))[-1], 100)
+    os.truncate(sorted(corpus.glob("*/data-*"))[-1], 100)
     assert list(failed(corpus, full=False)) == ["manifest and sizes"]
 
 
@@ -146,7 +146,7 @@ def test_counters_that_do_not_fit_the_samples_are_found(
 
 def test_a_label_without_its_mask_is_found(corpus: Path) -> None:
     """Though every hash is right."""
-    [first, *_] = sorted(corpus.glob("data-*"))
+    [first, *_] = sorted(corpus.glob("*/data-*"))
     with pa.memory_map(str(first)) as file:
         reader = pa.ipc.open_stream(file)
         schema, rows = reader.schema, [row for batch in reader for row in batch.to_pylist()]
@@ -166,12 +166,12 @@ def test_repair_names_what_is_damaged_and_the_command_which_makes_the_same_bytes
 ) -> None:
     assert list(repair(corpus)) == [f"nothing to repair: every file of {corpus} has its recorded hash"]
     whole = contents(corpus)
-    damaged = sorted(corpus.glob("data-*"))[1]
+    damaged = sorted(corpus.glob("*/data-*"))[1]
     flip(damaged, damaged.stat().st_size * 4)
     (corpus / "metadata.json").write_text("{}")
     ended = run_moai("repair", corpus)
     assert ended.returncode == DamagedError.exit_code
-    assert f"damaged or missing: {damaged.name}, metadata.json" in ended.stderr
+    assert f"damaged or missing: {damaged.parent.name}/{damaged.name}, metadata.json" in ended.stderr
     assert str(data[0]) in ended.stderr
     command = ended.stderr.rpartition("finished work is reused: ")[2]
     corpus.rename(corpus.with_name("damaged"))
@@ -201,7 +201,7 @@ def test_flags_of_every_kind_come_back_in_that_command(corpus: Path) -> None:
             pronoun_filter=False, entity_tags=["NNP", "NNG"], mask_token="[M A]", mode="single"
         ),
     )
-    (corpus / "state.json").unlink()
+    (corpus / "train" / "state.json").unlink()
     with pytest.raises(
         DamagedError,
         match=r"--mask-token '\[M A\]' --seq-len 512 --mode single .*--pronoun-filter false --entity-tags NNP NNG",

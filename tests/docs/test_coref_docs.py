@@ -79,6 +79,8 @@ def test_every_column_flag_and_link_is_there(document: Path) -> None:
         "--config",
         "--no-pronoun-filter",
         "--full",
+        "--html",
+        "--samples",
     }
     mentioned = {
         flag

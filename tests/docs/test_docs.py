@@ -317,7 +317,18 @@ def known_flags() -> set[str]:
     return (
         own
         | launchers
-        | {"--config", "--help", "--resume", "--long", "--quick", "--full", "--no-pronoun-filter", "--to"}
+        | {
+            "--config",
+            "--help",
+            "--resume",
+            "--long",
+            "--quick",
+            "--full",
+            "--no-pronoun-filter",
+            "--to",
+            "--html",
+            "--samples",
+        }
     )
 
 
