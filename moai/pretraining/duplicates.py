@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from moai.cache.ledger import Ledger
 from moai.cache.shards import ArrowShards
@@ -27,7 +28,7 @@ from moai.pretraining.assembly import Request
 from moai.pretraining.similarity import Comparison, Shards
 from moai.quality import bands
 from moai.quality.bands import FLOOR, Bands, slots_for
-from moai.quality.buckets import EXACT, SAME_WORDS, SCHEMA, Buckets, Key
+from moai.quality.buckets import DOCUMENTS_AT_ONCE, EXACT, SAME_WORDS, SCHEMA, Buckets, Key
 from moai.quality.clusters import Clusters, Pair
 from moai.quality.corpus import Corpus, Ids, ShardSidecars
 from moai.quality.crowds import Crowds
@@ -35,6 +36,9 @@ from moai.quality.duplicates import settle
 from moai.quality.hashes import CONTENT
 from moai.quality.minhash import SIGNATURE, agreement
 from moai.quality.verdicts import Copies
+
+_ROWS = 1 << 24
+"""Pairs in a record batch, so that the columns of a shard can be mapped whole."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,9 @@ class Search:
         if config.dedup == "exact":
             return self._settled(kept, self._equal(EXACT), _Compared.nothing(), 1.0)
         equal, slots = self._equal(SAME_WORDS), slots_for(config.dedup_similarity)
-        found = self._tables(Bands(name="bands", corpus=self.corpus, slots=slots), bands.SCHEMA)
-        crowded = found["crowd"].to_numpy()
-        crowds = Crowds.of(found.filter(crowded), self.corpus, FLOOR[slots])
-        compared = self._compared(self._ours(_unique(_columns(found.filter(~crowded)), self.corpus.documents)))
+        tables = self._tables(Bands(name="bands", corpus=self.corpus, slots=slots), bands.SCHEMA)
+        crowds = Crowds.of(pa.concat_tables([one.filter(one["crowd"]) for one in tables]), self.corpus, FLOOR[slots])
+        compared = self._compared(self._ours(_merged(tables, self.corpus.documents)))
         while True:
             settled = self._settled(kept, equal, compared, config.dedup_similarity)
             stays = kept.copy()
@@ -122,7 +125,7 @@ class Search:
 
     def _equal(self, key: Key) -> Ids:
         """The first document of each class beside each other one."""
-        return _columns(self._tables(Buckets(name=key.signal, corpus=self.corpus, key=key), SCHEMA))
+        return _columns(pa.concat_tables(self._tables(Buckets(name=key.signal, corpus=self.corpus, key=key), SCHEMA)))
 
     def _ours(self, pairs: Ids) -> Ids:
         """Without those of two documents of `against`, which both stay."""
@@ -198,21 +201,21 @@ class Search:
         priorities = np.array((*self.priorities, max(self.priorities) + 1))
         return np.lexsort((ids, by_name[sources], low, high, -priorities[sources]))
 
-    def _tables(self, source: Buckets | Bands, schema: pa.Schema) -> pa.Table:
-        """What a stage over sidecars finds."""
+    def _tables(self, source: Buckets | Bands, schema: pa.Schema) -> list[pa.Table]:
+        """What a stage over sidecars finds, a table a shard, mapped."""
         key, cache = digest_json(source.identity)[:40], self.wanted.cache
 
-        def read(_: None, results: Results) -> pa.Table:
+        def read(_: None, results: Results) -> list[pa.Table]:
             Ledger(cache).note_transform(key, source.identity)
-            return pa.concat_tables(_table(cache, done) for done in results[0])
+            return [_table(cache, done) for done in results[0]]
 
-        sink = ArrowShards(cache=cache, staging=self.staging, schema=schema, rows_per_batch=1 << 16)
+        sink = ArrowShards(cache=cache, staging=self.staging, schema=schema, rows_per_batch=_ROWS)
         stage = Stage(
             pipelines=lambda _: [Pipeline(source=source, transforms=(), sink=sink, transform_key=key)],
             reduce=read,
             watch=self._watch("Looking for copies", sum(shard.nominal_bytes for shard in source.shards())),
         )
-        found: pa.Table = run_stages([stage], self.executor)
+        found: list[pa.Table] = run_stages([stage], self.executor)
         return found
 
     def _watch(self, doing: str, size: int) -> Callable[[Any, Sequence[Pipeline]], _Watch]:
@@ -246,9 +249,22 @@ def _columns(table: pa.Table) -> Ids:
     return np.stack([table[name].to_numpy() for name in ("first", "second")], axis=1)
 
 
-def _unique(pairs: Ids, documents: int) -> Ids:
-    """Ordered, each once."""
-    return np.stack(np.divmod(np.unique(pairs[:, 0] * documents + pairs[:, 1]), max(1, documents)), axis=1)
+def _merged(tables: Sequence[pa.Table], documents: int) -> Ids:
+    """The pairs of all bands, ordered, each once. A range of documents at a time: what is looked at is mapped."""
+    sides = [[one[name].to_numpy() for name in ("first", "second")] for one in map(_pairs_of, tables)]
+    found = [np.empty(0, np.int64)]
+    for start in range(0, documents, DOCUMENTS_AT_ONCE):
+        codes = []
+        for first, second in sides:
+            some = slice(*np.searchsorted(first, (start, start + DOCUMENTS_AT_ONCE)))
+            codes.append(first[some] * documents + second[some])
+        found.append(np.unique(np.concatenate(codes)))
+    return np.stack(np.divmod(np.concatenate(found), max(1, documents)), axis=1)
+
+
+def _pairs_of(table: pa.Table) -> pa.Table:
+    """The rows before those of crowded buckets."""
+    return table.slice(0, len(table) - pc.sum(table["crowd"], min_count=0).as_py())
 
 
 def _of_classes(stays: npt.NDArray[np.bool_], equal: Ids) -> npt.NDArray[np.bool_]:
