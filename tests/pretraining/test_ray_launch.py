@@ -42,17 +42,16 @@ class Launch:
     def start(self, **more: str) -> list[subprocess.Popen[str]]:
         world = {"WORLD_SIZE": str(self.nodes), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         own = {"MASTER_ADDR": "127.0.0.1", "MOAI_LAUNCH_ID": os.urandom(8).hex(), MARK: str(self.cache)}
-        return [
-            subprocess.Popen(
-                self.command(),
-                cwd=ROOT,
-                env={**os.environ, **world, **own, **more, "RANK": str(rank), "SLURM_CPUS_PER_TASK": "1"},
-                stdout=self.said(rank).open("w"),
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(self.nodes)
-        ]
+        ranks = []
+        for rank in range(self.nodes):
+            here = {**os.environ, **world, **own, **more, "RANK": str(rank), "SLURM_CPUS_PER_TASK": "1"}
+            with self.said(rank).open("w") as out:
+                ranks.append(
+                    subprocess.Popen(
+                        self.command(), cwd=ROOT, env=here, stdout=out, stderr=subprocess.STDOUT, text=True
+                    )
+                )
+        return ranks
 
     def said(self, rank: int) -> Path:
         return self.cache.with_name(f"rank{rank}")
