@@ -14,18 +14,19 @@ the number or the letter of one of `choices`.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from moai.core import columns
 from moai.core.errors import ConfigError
 from moai.engine.part import Signal
 from moai.engine.schema import Column
@@ -38,7 +39,7 @@ ANSWERS = ("answer", "answers", "completion", "output", "target", "response", "s
 N = 13
 _MOST_ITEMS, _LEAST_WORDS = 10, 4
 """That share an n-gram; words of an item that is looked for."""
-_LEADING_WORDS, _MOST_BETWEEN, _MOST_BEHIND = 6, 8, 1000
+_LEADING_WORDS, _MOST_BETWEEN, _MOST_BEHIND = 4, 8, 400
 """Of a short question the words that are looked for first; words between it and its answer; characters in which both
 must be over.
 """
@@ -86,19 +87,20 @@ class Contamination(Signal):
         return {one.name: getattr(self, one.name) for one in fields(self)}  # a worker makes an index of its own
 
     def measure(self, batch: pa.RecordBatch) -> dict[str, Any]:
-        texts, index = batch["text"], self.index
-        shares, items = np.zeros(len(texts), np.float32), [list[int]() for _ in texts]
-        excerpts: list[str | None] = [None] * len(texts)
-        hits = fastest().occurrences(texts, index.lengths, index.keys)
-        for document, own in groupby(hits.tolist(), key=lambda hit: hit[0]):
-            text = texts[document].as_py()
-            if found := index.found(text, ((end, gram) for _, end, gram in own)):
-                best = sorted(found, key=lambda item: (-found[item][0], item))[:_MOST_NAMED]
-                (shares[document], end), items[document] = found[best[0]], best
-                excerpts[document] = text[max(0, end - _EXCERPT_BEFORE) : end + _EXCERPT_BEHIND]
+        texts, found = batch["text"], self.index.found(batch["text"])
+        # Of each document the worst first, then by number.
+        found = found[np.lexsort((found["item"], -found["share"], found["document"]))]
+        firsts = np.flatnonzero(np.diff(found["document"], prepend=-1))
+        ranks = np.arange(len(found)) - np.repeat(firsts, np.diff([*firsts, len(found)]))
+        shares, excerpts = np.zeros(len(texts), np.float32), [None] * len(texts)
+        for document, _, share, end in found[firsts].tolist():
+            shares[document] = share
+            excerpts[document] = texts[document].as_py()[max(0, end - _EXCERPT_BEFORE) : end + _EXCERPT_BEHIND]
+        named = found[ranks < _MOST_NAMED]
+        offsets = np.searchsorted(named["document"], np.arange(len(texts) + 1)).astype(np.int32)
         return {
             "contaminated_share": shares,
-            "contaminated_items": pa.array(items, pa.list_(pa.uint32())),
+            "contaminated_items": columns.lists(offsets, named["item"].astype(np.uint32)),
             "contaminated_excerpt": pa.array(excerpts, pa.string()),
         }
 
@@ -111,10 +113,12 @@ class Index:
     """Words in an n-gram."""
     keys: Keys
     """Of each n-gram, sorted."""
-    owners: tuple[tuple[int, ...], ...]
-    """The items of each n-gram."""
-    totals: Mapping[int, int]
-    """How many n-grams an item has."""
+    owners: npt.NDArray[np.int64]
+    """The items of the first n-gram, then those of the second, ..."""
+    ends: npt.NDArray[np.int64]
+    """Where in `owners` those of each n-gram end."""
+    totals: npt.NDArray[np.int64]
+    """How many n-grams each item has; 0 for one that is not looked for."""
     rest: Mapping[int, tuple[list[str], list[str]]]
     """Of a short item the words of its question behind that n-gram, and those of its answer."""
 
@@ -137,8 +141,9 @@ class Index:
             for key in dict.fromkeys(fastest().keys_of(" ".join(words), n).tolist()):
                 owners[key].append(at)
         kept = {key: tuple(own) for key, own in sorted(owners.items()) if len(own) <= _MOST_ITEMS}
-        totals = Counter(at for own in kept.values() for at in own)
-        if passed_over := len(items) - len(totals):
+        flat = np.array([at for own in kept.values() for at in own], np.int64)
+        totals = np.bincount(flat, minlength=len(items))
+        if passed_over := int((totals == 0).sum()):
             logger.warning(
                 "%s of %s evaluation items are not looked for: they have fewer than %d words, are there twice, or "
                 "share all n-grams with %d others",
@@ -147,19 +152,30 @@ class Index:
                 _LEAST_WORDS,
                 _MOST_ITEMS,
             )
-        return cls(tuple(sorted(lengths)), np.array([*kept], np.uint64), tuple(kept.values()), totals, rest)
+        ends = np.cumsum([len(own) for own in kept.values()], dtype=np.int64)
+        return cls(tuple(sorted(lengths)), np.array([*kept], np.uint64), flat, ends, totals, rest)
 
-    def found(self, text: str, hits: Iterable[tuple[int, int]]) -> dict[int, tuple[float, int]]:
-        """Of the items that a text holds something of the share, and where that ends first. `hits` are where an n-gram
-        ends in the text and its place among the keys, in order.
+    def found(self, texts: pa.Array) -> npt.NDArray[Any]:
+        """What each text holds of each item: records of document, item, share, and where in the text that ends first,
+        by document and item.
         """
-        ends, grams = dict[int, int](), defaultdict[int, set[int]](set)
-        for end, gram in hits:
-            for item in self.owners[gram]:
-                if item not in self.rest or _follow(text[end : end + _MOST_BEHIND], *self.rest[item]):
-                    grams[item].add(gram)
-                    ends.setdefault(item, end)
-        return {item: (len(own) / self.totals[item], ends[item]) for item, own in grams.items()}
+        hits = fastest().occurrences(texts, self.lengths, self.keys)
+        sizes = np.diff(self.ends, prepend=0)[hits[:, 2]]
+        of = np.repeat(np.arange(len(hits)), sizes)
+        items = self.owners[np.arange(len(of)) + np.repeat(self.ends[hits[:, 2]] - np.cumsum(sizes), sizes)]
+        documents, ends, grams = hits[of].T
+        holds = np.ones(len(of), bool)
+        for at in np.flatnonzero(np.isin(items, [*self.rest])).tolist():
+            text = texts[int(documents[at])].as_py()[ends[at] : ends[at] + _MOST_BEHIND]
+            holds[at] = _follow(text, *self.rest[int(items[at])])
+        # An n-gram counts once, where it stands first.
+        owned = documents[holds] * len(self.totals) + items[holds]
+        once = np.sort(np.unique(owned * len(self.keys) + grams[holds], return_index=True)[1])
+        pairs, first, number = np.unique(owned[once], return_index=True, return_counts=True)
+        found = np.empty(len(pairs), [("document", "i8"), ("item", "i8"), ("share", "f4"), ("end", "i8")])
+        found["document"], found["item"] = np.divmod(pairs, max(1, len(self.totals)))
+        found["share"], found["end"] = number / np.maximum(self.totals[found["item"]], 1), ends[holds][once][first]
+        return found
 
 
 def _follow(text: str, question: list[str], answer: list[str]) -> bool:

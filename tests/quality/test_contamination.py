@@ -61,10 +61,11 @@ def test_a_short_item_counts_only_whole_with_its_question(items: Path) -> None:
         "What is the capital of France? I do not know, but I like Paris and London.",
         "What is the capital of France? I do not know it now, but I have heard of Paris.",
         "Paris is the capital of France.",
+        "What is the capital of France? Nobody said it. So: what is the capital of France? Paris!",
         "대한민국의 수도는 어디인가? 정답: 서울",
         "대한민국의 수도는 어디인가? 정답: 부산",
         "Ten words that stand alone here, without any answer behind.",
-    ) == [(1.0, [1]), (1.0, [1]), (0.0, []), (0.0, []), (1.0, [2]), (0.0, []), (1.0, [3])]
+    ) == [(1.0, [1]), (1.0, [1]), (0.0, []), (0.0, []), (1.0, [1]), (1.0, [2]), (0.0, []), (1.0, [3])]
 
 
 def test_the_place_is_shown_and_all_items_of_a_document_are_named(items: Path) -> None:
@@ -97,7 +98,7 @@ def test_the_files_are_in_the_key_by_their_content_and_a_worker_makes_its_own_in
 ) -> None:
     signal, copy = Contamination(files=(items,)), tmp_path / "copy.jsonl"
     copy.write_bytes(items.read_bytes())
-    assert signal.index.totals
+    assert signal.index.totals.tolist() == [5, 1, 1, 1]
     assert len(pickle.dumps(signal)) < 1000
     assert Contamination(files=(copy,)).identity() == signal.identity()
     copy.write_text(json.dumps(ITEMS[0]))
