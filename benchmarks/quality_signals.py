@@ -44,7 +44,7 @@ def main() -> None:
     texts = {name: read(given.data / f"{name}.jsonl.zst") for name in ("en", "ko", "code")}
     theirs = datatrove(given.datatrove) if given.datatrove else {}
     with tempfile.TemporaryDirectory() as folder:
-        items = write_items([text for some in texts.values() for text in some[given.documents :]], Path(folder))
+        items = write_items([some[given.documents :] for some in texts.values()], Path(folder))
         contamination = Contamination(files=(items,))
         assert contamination.index.totals.any()
         print("| text | way | MB/s |\n|---|---|---:|")
@@ -70,12 +70,13 @@ def batch(texts: list[str]) -> pa.RecordBatch:
     return pa.record_batch({"text": pa.array(texts, pa.large_string())})
 
 
-def write_items(texts: list[str], folder: Path) -> Path:
-    draw, path, long = random.Random(0), folder / "items.jsonl", [text.split() for text in texts]
-    long = [words for words in long if len(words) > 80]
+def write_items(texts: list[list[str]], folder: Path) -> Path:
+    """Those that are left as they are come from the first texts."""
+    draw, path = random.Random(0), folder / "items.jsonl"
+    long = [[words for text in some if len(words := text.split()) > 80] for some in texts]
     with path.open("w") as file:
         for number in range(ITEMS):
-            words = draw.choice(long)
+            words = draw.choice(long[number % len(long) if number >= PLANTED else 0])
             first = draw.randrange(len(words) - 70)
             window = words[first : first + 70]
             if number >= PLANTED:

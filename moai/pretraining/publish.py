@@ -181,7 +181,7 @@ def _content(
     return {
         "format_version": FORMAT_VERSION,
         "recipe": "pretraining",
-        "config": identity(config),
+        "config": {**identity(config), **({"pii": config.pii} if config.pii == "mask" else {})},
         "seq_len": config.seq_len,
         "packing": config.packing,
         "tokenizer": {

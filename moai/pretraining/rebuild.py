@@ -12,9 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from moai.cache.ledger import Ledger
 from moai.core.errors import ConfigError, DamagedError, MoaiError, SourceError
 from moai.core.files import canonical_json, link_or_copy, storage_of
+from moai.engine.documents import read_documents
 from moai.engine.pipeline import Raw, Receipt, Shard, run_shard, shard_key
 from moai.engine.run import Done
 from moai.prepared.bad_records import bad_records
@@ -24,6 +27,7 @@ from moai.pretraining.dataset import DatasetEntry, parse_dataset
 from moai.pretraining.keys import plans
 from moai.pretraining.options import DataConfig
 from moai.pretraining.tokenizer_backend import Chosen
+from moai.quality.verdicts import JudgedShard, JudgedSource, Verdict, read_gone, write_verdict
 from moai.sources.discover import Input, discover
 from moai.sources.placed import OfSource
 from moai.tokenizers.backends import Reference
@@ -54,10 +58,6 @@ class Recipe:
         """Each of these entries with the file that was made for it, whose hash is still to be compared, or why there is
         none.
         """
-        if self.manifest["content"].get("quality"):
-            again = f"{self.directory}: its documents were judged (--quality); prepare again: whole shards are reused"
-            yield from ((entry, SourceError(again)) for entry in shards)
-            return
         for stream in self._streams if shards else []:
             wanted = {position: entry for position, entry in enumerate(self._shards_of(stream)) if entry in shards}
             done: list[Entry] = []
@@ -86,9 +86,9 @@ class Recipe:
         for stream in self._streams:
             done = []
             for entry, (_, shard, raw) in zip(self._shards_of(stream), self._ranges(stream, None), strict=True):
-                if raw.digest != entry["raw_digest"]:
+                if not self._is_of(entry, raw):
                     raise self._changed(entry, shard)
-                done.append(Done(0, shard, self._finished(entry) or self._run(stream, shard)[0], False))
+                done.append(Done(0, shard, self._finished(entry) or self._run(stream, shard, entry, raw)[0], False))
             parts.append(Processed(stream, done))
         return parts
 
@@ -101,8 +101,8 @@ class Recipe:
         for positions in (frozenset(wanted), None):
             for position, shard, raw in self._ranges(stream, positions) if left else ():
                 found_at.setdefault(position, shard)
-                same = [number for number, entry in left.items() if entry["raw_digest"] == raw.digest]
-                path = self._run(stream, shard)[1] if same else Path()
+                same = [number for number, entry in left.items() if self._is_of(entry, raw)]
+                path = self._run(stream, shard, left[same[0]], raw)[1] if same else Path()
                 for number in same:
                     yield left.pop(number), path
                 if not left:
@@ -122,7 +122,30 @@ class Recipe:
                     if spool := getattr(segment, "spool", None):
                         Path(spool).unlink(missing_ok=True)
 
-    def _run(self, stream: Stream, shard: Shard) -> tuple[Receipt, Path]:
+    def _is_of(self, entry: Entry, raw: Raw) -> bool:
+        """Whether a shard was made from this range; of a judged one, from what its verdict leaves of it."""
+        verdict = self._verdict(entry, raw)
+        return bool(entry["raw_digest"] == (verdict.named(raw) if verdict else raw).digest)
+
+    def _verdict(self, entry: Entry, raw: Raw) -> Verdict | None:
+        """Which documents of a range do not go into a shard, as the directory says. Raises DamagedError."""
+        content = self.manifest["content"]
+        if "quality" not in content:
+            return None
+        number = content["shards"].index(entry)
+        signals, verdicts = (self.directory / f"{name}-{number:05d}.arrow" for name in ("signals", "verdicts"))
+        try:
+            return write_verdict(self.own, entry["shard_key"], raw.digest, read_documents(signals), read_gone(verdicts))
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedError(
+                f"{self.directory}: {signals.name} and {verdicts.name} tell what was judged away, and one of them is "
+                f"damaged ({' '.join(str(error).split())[:160]}); prepare again: whole shards are reused"
+            ) from error
+
+    def _run(self, stream: Stream, shard: Shard, entry: Entry, raw: Raw) -> tuple[Receipt, Path]:
+        if verdict := self._verdict(entry, raw):
+            stream = replace(stream, source=JudgedSource(source=stream.source, verdicts={shard.id: verdict}))
+            shard = JudgedShard(**vars(shard), verdict=verdict)
         reference = Reference(spec=self._tokenizer, split_special_tokens=self._config.split_special_tokens)
         made = pipeline(self._request, stream, Chosen(reference, reference, "it decides"), self.own)
         receipt, _ = run_shard(replace(made, probe=False), replace(shard, raw=None))

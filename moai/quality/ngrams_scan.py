@@ -13,7 +13,7 @@ from numba import njit
 
 from moai.quality.characters import WORD, table
 from moai.quality.ngrams import Keys, lower_case
-from moai.quality.scan import _FAST, _decode, _mixed, _with
+from moai.quality.scan import _FAST, _mixed, _with
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _BYTES_A_HIT = 32
@@ -79,29 +79,41 @@ def _find(data: Any, ends: Any, letters: Any, lengths: Any, powers: Any, slots: 
     longest = 0
     for document in range(ends.size - 1):
         longest = max(longest, ends[document + 1] - ends[document])
-    codes, hashes = np.empty(longest, np.uint32), np.empty(longest + 1, np.uint64)
-    rolling = np.zeros(lengths.size, np.uint64)
+    hashes, rolling = np.empty(longest + 1, np.uint64), np.zeros(lengths.size, np.uint64)
     number = 0
     for document in range(ends.size - 1):
-        size = _decode(data[ends[document] : ends[document + 1]], codes)
+        at, last = ends[document], ends[document + 1]
         rolling[:] = np.uint64(0)
-        words = at = 0
-        while at < size:
-            letter = letters[codes[at]]
-            if not letter:
-                at += 1
+        words = place = 0
+        value, inside = np.uint64(0), False
+        while at <= last:
+            # Behind the last byte the last word ends.
+            letter = np.uint32(0)
+            if at < last:
+                first = np.uint32(data[at])
+                if first < 0x80:
+                    letter = letters[first]
+                else:
+                    more = 1 + (first >= 0xE0) + (first >= 0xF0)
+                    code = first & np.uint32(0x3F >> more)
+                    for byte in data[at + 1 : at + 1 + more]:
+                        code = code << np.uint32(6) | np.uint32(byte & 0x3F)
+                    letter = letters[code]
+                    at += more
+            at += 1
+            place += 1
+            if letter:
+                value, inside = _with(value, letter), True
                 continue
-            value = np.uint64(0)
-            while letter:
-                value = _with(value, letter)
-                at += 1
-                letter = letters[codes[at]] if at < size else np.uint32(0)
+            if not inside:
+                continue
             value = _mixed(value)
             hashes[words] = value
             words += 1
+            word, value, inside = value, np.uint64(0), False
             for index in range(lengths.size):
                 n = lengths[index]
-                rolling[index] = rolling[index] * _PRIME + value
+                rolling[index] = rolling[index] * _PRIME + word
                 if words > n:
                     rolling[index] -= hashes[words - n - 1] * powers[index]
                 if words < n:
@@ -117,6 +129,6 @@ def _find(data: Any, ends: Any, letters: Any, lengths: Any, powers: Any, slots: 
                     if not slots[slot]:
                         continue
                 if number < found.shape[0]:
-                    found[number, 0], found[number, 1], found[number, 2] = document, at, np.int64(key)
+                    found[number, 0], found[number, 1], found[number, 2] = document, place - 1, np.int64(key)
                 number += 1
     return number

@@ -157,6 +157,14 @@ def write_bits(path: Path, failed: npt.NDArray[np.uint64], rules: Sequence[str],
         writer.write_table(table)
 
 
+def read_gone(path: Path) -> npt.NDArray[np.bool_]:
+    """Of a file that `write_bits` wrote the documents that go: bool, a value a document."""
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    gone: npt.NDArray[np.bool_] = table["failed"].to_numpy() > 0
+    return gone | table["keeper_row"].is_valid().to_numpy() if "keeper_row" in table.column_names else gone
+
+
 def _verdict(shard: Shard) -> Verdict:
     assert isinstance(shard, JudgedShard)
     assert shard.verdict is not None

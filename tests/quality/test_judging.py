@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from moai.cli import main
-from moai.core.errors import ConfigError, SourceError
+from moai.core.errors import ConfigError, DamagedError, SourceError
 from moai.engine.part import Map, Signal
 from moai.engine.schema import Column
 from moai.prepared.manifest import Prepared
@@ -200,14 +201,30 @@ def test_a_source_has_thresholds_of_its_own(web: Path, prepare: Make, tmp_path: 
     assert dropped == {"web.jsonl": 40, "code.jsonl": 0}
 
 
-def test_what_the_cache_has_no_more_of_a_judged_directory_is_prepared_again(
-    web: Path, prepare: Make, cache: Path
+@pytest.mark.parametrize(
+    "changes",
+    [RULE, {**RULE, "dedup": "exact", "pii": "mask"}, {**RULE, "eval_ratio": 0.3, "held_out": True}],
+    ids=["rules", "copies and mask", "held out"],
+)
+def test_a_judged_directory_is_repaired_without_a_cache(
+    web: Path, prepare: Make, cache: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    prepared = prepare(str(web), **RULE)
-    next(prepared.path.glob("data-00000-*.arrow")).unlink()
-    (cache / "shards" / f"{prepared.content['shards'][0]['shard_key']}.arrow").unlink()
-    with pytest.raises(SourceError, match=r"its documents were judged .*prepare again"):
-        list(repair(prepared.path))
+    path = tmp_path / "web.jsonl"
+    path.write_bytes(web.read_bytes() * 2 + json.dumps({"text": "Ask a@b.com about it."}).encode() + b"\n")
+    alone = tmp_path / "alone"
+    shutil.copytree(prepare(str(path), **changes).path, alone)
+    shutil.rmtree(cache)
+    lost = [*sorted(alone.glob("data-*.arrow"))[:2], alone / "documents-00001.arrow"]
+    kept = [one.read_bytes() for one in lost]
+    for one in lost:
+        one.unlink()
+    list(repair(alone))
+    assert [one.read_bytes() for one in lost] == kept
+    assert all(check.ok for check in verify(alone, full=True))
+    lost[0].unlink()
+    (alone / "verdicts-00000.arrow").unlink()
+    with pytest.raises(DamagedError, match=r"verdicts-00000.arrow: damaged"):
+        list(repair(alone))
 
 
 def test_the_command_writes_a_page_and_packs_nothing(web: Path, tmp_path: Path, capsys: Any) -> None:
