@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from moai.cache.gc.collect import GcConfig, collect
 from moai.cli import main
 from moai.core.errors import ConfigError, DamagedError, SourceError
 from moai.engine.part import Map, Signal
@@ -199,6 +200,23 @@ def test_a_source_has_thresholds_of_its_own(web: Path, prepare: Make, tmp_path: 
     prepared = prepare(str(web), str(tmp_path / "code.jsonl"), quality=profile)
     dropped = {name: one["dropped"] for name, one in prepared.content["quality"]["sources"].items()}
     assert dropped == {"web.jsonl": 40, "code.jsonl": 0}
+
+
+def test_gc_leaves_what_a_judged_directory_was_measured_by(
+    web: Path, prepare: Make, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare(str(web), **RULE)
+    for _ in collect(GcConfig(cache_dir=str(cache), older_than=0)):
+        pass
+    with caplog.at_level("INFO"):
+        prepared = prepare(str(web), **{**RULE, "quality": {"gopher.max_hashes": 0.2}})
+    shards = len(prepared.content["shards"])
+    assert f"{shards} shards ({shards} reused)" in next(line for line in caplog.messages if "100%" in line)
+    for directory in (cache / "datasets").iterdir():
+        shutil.rmtree(directory)
+    for _ in collect(GcConfig(cache_dir=str(cache), older_than=0)):
+        pass
+    assert not any((cache / "shards").iterdir())
 
 
 @pytest.mark.parametrize(
