@@ -84,6 +84,17 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
+def instruction_sets() -> set[str]:
+    """Of this processor, those that decide how fast numbers are computed; empty where the kernel does not tell."""
+    known = {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return known & set(found[1].split()) if found else set()
+
+
 def detect(cache_dir: Path, *, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Machine:
     """Read the limits of this process. `root` is where /proc and /sys are found; `cache_dir` need not exist yet."""
     memory, total = _memory(root)

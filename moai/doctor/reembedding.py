@@ -16,7 +16,7 @@ from moai.core.config import option, resolve
 from moai.core.without_pandas import with_pandas
 from moai.doctor.environment import check_cores
 from moai.reembedding.database import apsw, sqlite_version, wal_reset_bug
-from moai.reembedding.options import GIB, cuda_bytes, embedding_batch_size, pragmas
+from moai.reembedding.options import GIB, cuda_bytes, doc_batch_size, embedding_batch_size, pragmas
 
 _VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"
@@ -57,7 +57,7 @@ def threads(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int
 def recommended(machine: resources.Machine, gpu_bytes: int | None) -> dict[str, int]:
     memory = machine.memory_bytes.value / GIB
     return {
-        "doc-batch-size": 500 if memory > 16 else 300 if memory > 8 else 100,
+        "doc-batch-size": doc_batch_size(machine.memory_bytes.value),
         "embedding-batch-size": embedding_batch_size(machine.memory_bytes.value, cuda_bytes=gpu_bytes).value,
         "commit-interval": 5 if memory > 4 else 2,
     }

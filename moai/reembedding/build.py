@@ -189,6 +189,7 @@ def _update(config: ReembedConfig, making: Making, version: Version, database: D
         model=making.model,
         precision=making.precision,
         min_cosine=config.min_cosine,
+        is_checked="precision" in made,
         seconds=seconds,
         sample=lambda tokens: sample_rows(documents, cut, tokens),
         expected_dim=None if one_version else made.get("dim") or dimensions(database, version.id),

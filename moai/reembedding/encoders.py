@@ -47,10 +47,19 @@ class SentenceModel:
     device: str = "cpu"
     backend: str = "torch"
     threads: int = 1
+    exports: Path = Path("~/.cache/moai/exports")
+    """Where models that were exported for another backend are kept."""
 
     @classmethod
     def find(
-        cls, name: str, *, revision: str | None = None, device: str = "cpu", backend: str = "torch", threads: int = 1
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        backend: str = "torch",
+        threads: int = 1,
+        exports: Path = Path("~/.cache/moai/exports"),
     ) -> SentenceModel:
         """Raises SourceError where there is no such model, with the way out."""
         directory = Path(name).expanduser()
@@ -60,8 +69,8 @@ class SentenceModel:
                     f"{name}: no model: neither config.json nor modules.json is in it; set EMBEDDING_MODEL or --model "
                     f"to the model's directory"
                 )
-            return cls(name, _digest(directory), str(directory), device, backend, threads)
-        return cls(name, *_from_hub(name, revision), device, backend, threads)
+            return cls(name, _digest(directory), str(directory), device, backend, threads, exports)
+        return cls(name, *_from_hub(name, revision), device, backend, threads, exports)
 
     def open(self, precision: str) -> SentenceEncoder:
         assert precision in PRECISIONS, precision
@@ -97,7 +106,12 @@ class SentenceEncoder:
             from moai.reembedding.runtimes import open_runtime
 
             self._transformer = open_runtime(
-                model.backend, self._transformer, precision=precision, threads=model.threads, type_ids=self._type_ids
+                model.backend,
+                self._transformer,
+                precision=precision,
+                threads=model.threads,
+                type_ids=self._type_ids,
+                cache=model.exports.expanduser() / model.revision,
             )
         elif precision == "bfloat16":
             self._transformer.to(torch.bfloat16)

@@ -40,6 +40,8 @@ class LoadedWhenNeeded:
     expected_dim: int | None
     """Of the vectors that the version holds or held; None before there are any."""
     sample: Callable[[Tokens], list[list[int]]]
+    is_checked: bool = True
+    """Whether the version was made in this precision before; int8 is held against float32 otherwise."""
     batch_tokens_made: int | None = None
     seconds: Seconds = field(default_factory=Seconds)
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +91,8 @@ class LoadedWhenNeeded:
         return self.encoder.encode(rows)
 
     def _open(self) -> tuple[Encoder, str, float | None]:
+        if self.precision == "int8" and not self.is_checked:
+            return self._checked_int8()
         if self.precision != "auto":
             return load_encoder(self.model, self.precision), self.precision, None
         exact = load_encoder(self.model, "float32")
@@ -112,6 +116,21 @@ class LoadedWhenNeeded:
             if good:
                 best, seconds = (encoder, precision, round(cosine, 6)), taken
         return best
+
+    def _checked_int8(self) -> tuple[Encoder, str, float | None]:
+        """Raises ConfigError where a vector of the sample is further from float32 than it may be."""
+        encoder, exact = load_encoder(self.model, "int8"), load_encoder(self.model, "float32")
+        rows = self.sample(exact.tokens)
+        if not rows:
+            return encoder, "int8", None
+        wanted, found = (encode_all(one, rows, TokenBudget()) for one in (exact, encoder))
+        cosine = float(np.min(np.sum(wanted * found, axis=1)))
+        if cosine < self.min_cosine:
+            raise ConfigError(
+                f"--precision int8 is refused for {self.model.name}: the least cosine to float32 in a sample of "
+                f"{len(rows)} chunks is {cosine:.3f}, below --min_cosine {self.min_cosine}: use float32, or bfloat16"
+            )
+        return encoder, "int8", round(cosine, 6)
 
 
 def load_encoder(model: Model, precision: str) -> Encoder:

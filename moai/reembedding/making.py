@@ -76,8 +76,15 @@ def settle(config: ReembedConfig, database: Database, model: Model | None, envir
     if model is None:
         logger.info("model = %s: %s", name.value, name.reason)  # before it is looked for, which may take a download
         model = SentenceModel.find(
-            name.value, revision=config.revision, device=config.device, backend=backend, threads=threads.value
+            name.value,
+            revision=config.revision,
+            device=config.device,
+            backend=backend,
+            threads=threads.value,
+            exports=Path(config.exports),
         )
+        if precision == "bfloat16" and backend != "onnx" and (config.device == "cpu" or not machine.gpus):
+            _check_bfloat16(version, made)
     memory = machine.memory_bytes.value
     if config.embedding_batch_size is not None:
         batch_size = Setting(config.embedding_batch_size, "set")
@@ -134,6 +141,18 @@ def _kept(name: str, wanted: str | None, made: Mapping[str, Any], otherwise: str
             f"--version-id"
         )
     return str(have or wanted or otherwise)
+
+
+def _check_bfloat16(version: Version | None, made: Mapping[str, Any]) -> None:
+    """Without the instructions for it bfloat16 took 6.7 times as long as float32."""
+    have = resources.instruction_sets()
+    if not have or have & {"avx512_bf16", "amx_bf16"}:
+        return
+    what = f"this processor computes bfloat16 without instructions for it ({', '.join(sorted(have))})"
+    if version is None or made.get("precision") != "bfloat16":
+        raise ConfigError(f"{what}, which takes several times as long as float32: leave --precision out")
+    said = "Version %d was made in bfloat16 and goes on in it; %s, so it takes several times as long"
+    logger.warning(said, version.id, what)
 
 
 def _check_fits(making: Making, version: Version, database: Database) -> None:

@@ -68,6 +68,7 @@ class ReembedConfig:
     revision: str | None = option(None, "commit, branch or tag of a hub model")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     backend: str = option("torch", "library that computes", choices=BACKENDS)
+    exports: str = option("~/.cache/moai/exports", "where models exported for onnx and openvino are kept")
     precision: str | None = option(
         None,
         "float32, bfloat16, int8, or auto: the fastest one that stays within min_cosine of float32. Default: the "
@@ -130,6 +131,11 @@ def embedding_batch_size(memory_bytes: int, *, cuda_bytes: int | None) -> Settin
         return Setting(size, f"{cuda_bytes / GIB:.1f} GiB of GPU memory")
     size = _by_memory(memory_bytes, {16: 2048, 10: 1536, 8: 1024, 0: 512})
     return Setting(size, f"{memory_bytes / GIB:.1f} GiB of memory available")
+
+
+def doc_batch_size(memory_bytes: int) -> int:
+    """The upper end of the guide's table: 100-200 for 8 GB, 200-300 for 16 GB, 300-500 from 32 GB."""
+    return _by_memory(memory_bytes, {32: 500, 16: 300, 8: 200, 0: 100})
 
 
 def cuda_bytes(device: str) -> int | None:

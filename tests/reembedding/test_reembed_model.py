@@ -245,10 +245,28 @@ def test_a_backend_that_is_not_installed_names_the_package(law: Path, minilm: st
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_another_backend_gives_the_same_vectors(embedded: Path, law: Path, minilm: str, backend: str) -> None:
+def test_another_backend_gives_the_same_vectors(
+    embedded: Path, law: Path, minilm: str, backend: str, tmp_path: Path
+) -> None:
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[backend])
-    reembed(law, minilm, activate=False, backend=backend)
+    reembed(law, minilm, activate=False, backend=backend, exports=str(tmp_path))
     assert np.sum(stored(embedded, 5) * stored(law, 5), axis=1).min() > 0.9999
+
+
+def test_an_export_is_made_once_and_int8_is_refused_where_it_is_far_off(
+    law: Path, minilm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    caplog.set_level("INFO")
+    few: dict[str, Any] = {"backend": "onnx", "exports": str(tmp_path), "limit": 2}
+    reembed(law, minilm, **few)
+    assert "is taken from" not in caplog.text
+    reembed(law, minilm, version_id=6, **few)
+    assert "The exported model is taken from" in caplog.text
+    assert len(list(tmp_path.rglob("model.onnx"))) == 1
+    with pytest.raises(ConfigError, match=r"int8 is refused for .*: the least cosine .* below --min_cosine 0.995"):
+        reembed(law, minilm, version_id=7, precision="int8", **few)
 
 
 def test_the_guides_command_on_a_real_model_and_its_second_run(law: Path, minilm: str) -> None:

@@ -21,7 +21,7 @@ from moai.core.distributed import owner
 from moai.core.errors import ConfigError, StorageError
 from moai.core.resources import Machine
 from moai.doctor import reembedding as doctor
-from moai.reembedding import monitor
+from moai.reembedding import monitor, options
 from moai.reembedding.build import build
 from moai.reembedding.database import Database
 from moai.reembedding.monitor import State, WatchConfig, look
@@ -277,3 +277,22 @@ def test_a_run_of_another_container_is_dead_once_it_is_silent_and_not_before() -
     assert not _is_dead(who, now.isoformat())
     assert _is_dead(who, (now - timedelta(seconds=SILENT_SECONDS + 5)).isoformat())
     assert not _is_dead(owner(), (now - timedelta(seconds=SILENT_SECONDS + 5)).isoformat())
+
+
+@pytest.mark.parametrize(
+    ("memory", "doc_batch", "chunks", "cache", "mapped"),
+    [(8, 200, 1024, -128_000, 256), (16, 300, 2048, -256_000, 512), (32, 500, 2048, -512_000, 1024)],
+)
+def test_the_specs_are_the_guides_for_8_16_and_32_gb(
+    memory: int, doc_batch: int, chunks: int, cache: int, mapped: int
+) -> None:
+    machine = Machine(
+        cpus=Setting(8, "affinity"),
+        memory_bytes=Setting(memory * GIB, "MemAvailable"),
+        total_memory_bytes=memory * GIB,
+        disk_free_bytes=10 * GIB,
+        gpus=0,
+    )
+    said = doctor.recommended(machine, None)
+    assert (said["doc-batch-size"], said["embedding-batch-size"], said["commit-interval"]) == (doc_batch, chunks, 5)
+    assert options.pragmas(memory * GIB) == {"cache_size": cache, "mmap_size": mapped * 2**20}

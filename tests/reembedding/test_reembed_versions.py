@@ -18,8 +18,9 @@ import pytest
 import tiny_law
 from tiny_law import active, reembed
 
+from moai.core import resources
 from moai.core.errors import ConfigError, DamagedError, MoaiError, SourceError, StorageError
-from moai.reembedding import command, search, versions
+from moai.reembedding import command, making, search, versions
 from moai.reembedding import database as databases
 from moai.reembedding.build import plan
 from moai.reembedding.database import Database
@@ -320,6 +321,26 @@ def test_a_precision_is_taken_when_it_is_faster_and_close_and_stays_the_versions
         assert versions.get(db, 5).made == {**made, "complete": True}
     with pytest.raises(ConfigError, match=f"made with precision {precision}"):
         reembed(law, Precisions(), precision="int8" if precision != "int8" else "float32")
+
+
+def test_int8_is_refused_where_a_sample_is_too_far_from_float32(law: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--precision int8 is refused for hashing: the least cosine .* --min_cosine"):
+        reembed(law, Precisions(), precision="int8")
+    assert active(law) == {1}
+    assert reembed(law, Precisions(), precision="int8", min_cosine=0.5).complete
+
+
+def test_bfloat16_without_the_instructions_is_refused_and_said_where_a_version_is_bound_to_it(
+    law: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reembed(law)
+    monkeypatch.setattr(resources, "instruction_sets", lambda: {"avx2"})
+    with Database.open(law) as db:
+        version = versions.get(db, 5)
+    with pytest.raises(ConfigError, match=r"without instructions for it \(avx2\)"):
+        making._check_bfloat16(None, {})
+    making._check_bfloat16(version, {"precision": "bfloat16"})
+    assert "Version 5 was made in bfloat16 and goes on in it" in caplog.text
 
 
 def test_a_plan_writes_nothing_and_loads_nothing(law: Path, calls: Path) -> None:
