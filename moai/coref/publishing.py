@@ -151,15 +151,16 @@ def funnel(counts: Counter[str]) -> list[list[Any]]:
     """(step, documents, "left" or "lost"), in the order of the rules."""
     filtered = _lost(counts, f"filtered.{RULE}", RULES)
     lost = [[f"{number} {rule}", filtered[rule], "lost"] for number, rule in enumerate(RULES)]
+    cheap, costly = lost[:_CHEAP], lost[_CHEAP:]
     if not filtered["source"]:
-        lost = lost[1:]
+        cheap = cheap[1:]  # only HPLT's documents say something of themselves
     left = counts["read"] - counts["quarantined"] - sum(filtered[rule] for rule in RULES[:_CHEAP])
     return [
         ["read", counts["read"], "left"],
         ["errors", counts["quarantined"], "lost"],
-        *lost[:_CHEAP],
+        *cheap,
         ["passed the cheap rules", left, "left"],
-        *lost[_CHEAP:],
+        *costly,
         ["passed", counts["passed"], "left"],
         ["with a sample to give", counts["documents"], "left"],
     ]

@@ -102,6 +102,17 @@ def test_the_counters_name_every_document(run: Run, corpus: Path, rules: str, pr
     found = {name: number for name, number, _ in content["funnel"]}
     assert [found[f"{place} {rule}"] for place, rule in enumerate(RULES) if place] == [2, 1, 1, 1, 2, pronoun]
     assert (found["read"], found["errors"], found["passed"]) == (20, 0, 13 - pronoun)
+    steps = [name for name, _, _ in content["funnel"]]
+    assert (
+        steps[2:9]
+        == [
+            *(f"{place} {rule}" for place, rule in enumerate(RULES) if 0 < place < 5),
+            "passed the cheap rules",
+            "5 nnp",
+            "6 pronoun",
+        ][:7]
+    )
+    assert found["passed the cheap rules"] == 20 - 5
     assert content["alone"] == {
         **dict.fromkeys(RULES, 1),
         "source": 0,
