@@ -30,8 +30,10 @@ from moai.pretraining.duplicates import Search
 from moai.pretraining.measuring import Measured, measuring, signals_of
 from moai.quality.contamination import Contamination
 from moai.quality.corpus import ShardSidecars
+from moai.quality.fasttext import FastText, check_installed
 from moai.quality.findings import Findings
 from moai.quality.hashes import DocumentHash
+from moai.quality.language import Language
 from moai.quality.minhash import MinHash
 from moai.quality.report import Tally, read_summary
 from moai.quality.statistics import warn_without_numba
@@ -120,6 +122,8 @@ def judge(
     if wanted.config.has_rules:
         warn_without_numba()
     signals = signals_of(wanted.config)
+    if any(isinstance(one, Language | FastText) for stream in streams for one in (*signals, *stream.inner)):
+        check_installed()
     items = next((one.items for one in signals if isinstance(one, Contamination)), ())
     measured = [measuring(stream, signals) for stream in streams]
     profile = wanted.config.profile().of_sources(

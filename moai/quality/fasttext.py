@@ -59,6 +59,13 @@ def language_model() -> Path:
     return path
 
 
+def check_installed() -> None:
+    """Before hours are spent: raises ConfigError where the model or what reads it is missing."""
+    model = language_model()
+    if importlib.util.find_spec("fasttext") is None:
+        raise ConfigError(f"{model}: nothing is installed that reads fastText models: {_MISSING}")
+
+
 @cache
 def load(path: Path) -> Any:
     """The model, once a process. Raises ConfigError."""

