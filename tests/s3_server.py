@@ -80,18 +80,20 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self._answer(404)
             return
-        data = path.read_bytes()
-        tag = _tag(path, data)
+        tag, size = _tag(path), path.stat().st_size
         if self.headers.get("If-Match", tag) != tag:
             self._answer(412)
             return
-        code, start, end = 200, 0, len(data)
+        code, start, end = 200, 0, size
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            code, start, end = 206, int(match[1]), min(int(match[2] or len(data)) + 1, len(data))
+            code, start, end = 206, int(match[1]), min(int(match[2] or size) + 1, size)
         more = {"ETag": tag, "Last-Modified": "Mon, 30 Nov 2026 00:00:00 GMT"}
         if code == 206:
-            more["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-        self._answer(code, data[start:end], more)
+            more["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(end - start) if self.command == "GET" else b""
+        self._answer(code, data, {**more, "Content-Length": str(end - start)})
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -104,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        self._answer(200, more={"ETag": _tag(path, data)})
+        self._answer(200, more={"ETag": _tag(path)})
 
     def _file(self) -> Path:
         path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
@@ -141,14 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
             if name.startswith(prefix):
                 entries.append(
                     f"<Contents><Key>{escape(name)}</Key><LastModified>2026-11-30T00:00:00.000Z</LastModified>"
-                    f"<ETag>{escape(_tag(path, path.read_bytes()))}</ETag><Size>{path.stat().st_size}</Size></Contents>"
+                    f"<ETag>{escape(_tag(path))}</ETag><Size>{path.stat().st_size}</Size></Contents>"
                 )
         said = f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(entries)}</ListBucketResult>"
         self._answer(200, said.encode(), {"Content-Type": "application/xml"})
 
     def _answer(self, code: int, data: bytes = b"", more: dict[str, str] | None = None) -> None:
         self.send_response(code)
-        for name, value in {**(more or {}), "Content-Length": str(len(data))}.items():
+        for name, value in {"Content-Length": str(len(data)), **(more or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -158,11 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
 _TAGS: dict[tuple[str, int, int], str] = {}
 
 
-def _tag(path: Path, data: bytes) -> str:
+def _tag(path: Path) -> str:
     status = path.stat()
     known = (str(path), status.st_size, status.st_mtime_ns)
     if known not in _TAGS:
-        _TAGS[known] = f'"{hashlib.md5(data).hexdigest()}"'
+        _TAGS[known] = f'"{hashlib.md5(path.read_bytes()).hexdigest()}"'
     return _TAGS[known]
 
 
