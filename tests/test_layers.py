@@ -23,6 +23,7 @@ FLOORS = (
         "doctor",
         "bench",
         "library",
+        "view",
         *(f"coref.mlm{name}" for name in ("", "_evaluate", "_finetune", "_trainer")),
         *(f"prepared.{name}" for name in ("verify", "inspect", "export")),
         *(f"pretraining.{name}" for name in ("repair", "rebuild", "plan", "status", "explain")),

@@ -38,6 +38,7 @@ GROUPS = {
     "look, check and mend": {
         "status": ("look:status", "what launches are doing: state, progress, rate; --watch keeps looking"),
         "inspect": ("look:inspect", "prepared rows, token by token: what is learned, where documents end"),
+        "view": ("look:view", "prepared directories in the browser: documents, rows, why a document went"),
         "explain": ("prepare:explain", "why these flags do not find a prepared directory, field by field"),
         "verify": ("look:verify", "check a prepared directory; --full reads every byte; exit 65 if a check fails"),
         "repair": ("look:repair", "make damaged and missing files of a prepared directory again, to the same bytes"),

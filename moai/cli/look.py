@@ -31,6 +31,16 @@ def inspect(call: Call) -> int:
     return show(lines(given.directory, html=given.html, **chosen))
 
 
+def view(call: Call) -> int:
+    from moai.view.command import add_arguments
+    from moai.view.command import view as serve
+
+    parser = call.parser()
+    add_arguments(parser)
+    serve(call.parsed(parser))
+    return 0
+
+
 def verify(call: Call) -> int:
     from moai.prepared.verify import verify as checks
 

@@ -106,6 +106,15 @@ class View:
                 before += shard["rows"]
             first += shard["rows"]
 
+    def row(self, number: int) -> Row:
+        """Raises IndexError."""
+        first = 0
+        for shard in self.prepared.content["shards"]:
+            if number < first + shard["rows"]:
+                return next(self._of_shard(shard, first, [number - first]))
+            first += shard["rows"]
+        raise IndexError(f"row {number}: there are {first:,}, from 0 on")
+
     def _of_shard(self, shard: dict[str, Any], first: int, inside: Sequence[int]) -> Iterator[Row]:
         if not inside:
             return

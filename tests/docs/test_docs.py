@@ -44,6 +44,7 @@ from moai.training.arguments import TrainConfig
 from moai.training.generate import GenerateConfig
 from moai.training.launch import NAMES
 from moai.training.score import ScoreConfig
+from moai.view.command import add_arguments as add_view_arguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -66,6 +67,7 @@ PAGES = (
     "reliability.md",
     "serving.md",
     "training.md",
+    "view.md",
     "watching-training.md",
 )
 PAIRS = [
@@ -124,6 +126,8 @@ def check(command: str) -> None:
     match words:
         case ["python", "-m", "moai", "verify", directory] | ["python", "-m", "moai", "verify", directory, "--full"]:
             assert not directory.startswith("-")
+        case ["python", "-m", "moai", "view", *flags]:
+            view_parser().parse_args(flags)
         case ["python", "-m", "moai", "inspect", directory, *_]:
             assert not directory.startswith("-")
         case ["python", "-m", "moai", "export", directory, "--to", "megatron", out]:
@@ -217,6 +221,12 @@ def check_wrapper(script: str, words: list[str]) -> None:
     check_training(["--config", str(ROOT / "configs" / f"{given}.yaml"), *flags])
 
 
+def view_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_view_arguments(parser)
+    return parser
+
+
 def torchrun_parser() -> argparse.ArgumentParser:
     from torch.distributed.run import get_args_parser
 
@@ -308,15 +318,15 @@ def known_flags() -> set[str]:
         for word in (f.name, *f.metadata["names"])
         for spelling in (word, word.replace("_", "-"))
     }
-    launchers = {
+    parsers = {
         option
-        for parser in (accelerate_parser(), torchrun_parser())
+        for parser in (accelerate_parser(), torchrun_parser(), view_parser())
         for action in parser._actions
         for option in action.option_strings
     }
     return (
         own
-        | launchers
+        | parsers
         | {
             "--config",
             "--help",
