@@ -22,6 +22,7 @@ from moai.prepared.manifest import Prepared
 from moai.prepared.verify import verify
 from moai.pretraining import keys as identity
 from moai.pretraining.repair import repair
+from moai.tokenizers.load import FILES
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,7 @@ def test_every_file_is_made_again_to_the_same_bytes(prepared: Prepared, tmp_path
         (tmp_path / "moved").mkdir()
         dataset = [str((tmp_path / name).rename(tmp_path / "moved" / name)) for name in ("b.jsonl", "a.jsonl")]
     for name in before:
-        if name not in (
-            "manifest.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ):  # of the tokenizer nothing but a copy can be put there
+        if name not in ("manifest.json", *FILES):  # of the tokenizer nothing but a copy can be put there
             (directory / name).unlink()
     assert list(repair(directory, dataset=dataset))[-1].startswith("whole")
     assert contents(directory) == before
