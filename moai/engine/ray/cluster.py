@@ -229,7 +229,7 @@ class Node:
             "object_store_bytes": _OBJECT_STORE_BYTES,
             "folder": str(folder),
         }
-        command = [sys.executable, "-m", "moai.engine.ray.node"]
+        command = [sys.executable, "-m", "moai.engine.ray.node", str(folder)]
         path = os.pathsep.join(place for place in sys.path if place)
         with open(folder / "said", "w") as said:
             process = subprocess.Popen(

@@ -1,5 +1,5 @@
-"""One node of a private Ray, as a process: `python -m moai.engine.ray.node`, its wishes as JSON in the first line of
-stdin.
+"""One node of a private Ray, as a process: `python -m moai.engine.ray.node FOLDER`, its wishes as JSON in the first
+line of stdin.
 
 It prints the cluster's address and lives until stdin ends: when its parent wishes so, or is gone, however that came
 about. Then all of it ends at once, since what a node holds is worth nothing; the guard, which shares nothing with it
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -54,8 +55,8 @@ def main() -> None:
 
 
 def _guard() -> None:
-    """A process in a session of its own that ends this one's group once this one is gone: of what Ray starts, its
-    agents would outlive it by a minute.
+    """A process in a session of its own that ends this one's group, and removes its folder, once this one is gone: of
+    what Ray starts, its agents would outlive it by a minute.
     """
     group, (reading, writing) = os.getpgrp(), os.pipe()
     if os.fork():
@@ -65,8 +66,11 @@ def _guard() -> None:
     for descriptor in (0, 1, 2, writing):
         os.close(descriptor)
     os.read(reading, 1)
-    os.killpg(group, signal.SIGKILL)
-    os._exit(0)
+    try:
+        os.killpg(group, signal.SIGKILL)
+    finally:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+        os._exit(0)
 
 
 def _end_with_stdin() -> None:
