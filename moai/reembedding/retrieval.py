@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from moai.core.errors import ConfigError, DamagedError, MoaiError
 from moai.reembedding import keyword, search, vectors, versions
 from moai.reembedding.context import Templates
@@ -37,6 +39,7 @@ RANK_CONSTANT, DENSE_WEIGHT = 10, 0.1
 """With these no model, not even one that knows no Korean, took recall from the words (benchmarks/RESULTS.md). With the
 authors' 60 a place far down in both lists weighs more than the first place in one.
 """
+_MOST_KNOWN = 10_000
 DEPTH = 100
 """Chunks of each list that are joined."""
 
@@ -66,6 +69,7 @@ class Searcher:
     device: str = "auto"
     _encoder: tuple[int, SentenceEncoder] | None = field(default=None, repr=False)
     _has_vectors: bool = False
+    _known: dict[str, Vectors] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(
@@ -122,7 +126,7 @@ class Searcher:
         dense: list[Found] = [[] for _ in questions]
         words: list[Found] = [[] for _ in questions]
         if mode != "keyword":
-            asked = query_vectors(encoder or self._opened(version), questions)
+            asked = self._asked(encoder or self._opened(version), questions)
             dense = self._dense(version, asked, depth, source_types)
         if mode != "dense":
             words = [
@@ -133,6 +137,16 @@ class Searcher:
             return words if mode == "keyword" else dense
         weight = float(version.made.get("dense_weight", DENSE_WEIGHT))
         return [fuse(by_word, by_meaning, dense_weight=weight)[:k] for by_word, by_meaning in zip(words, dense)]
+
+    def _asked(self, encoder: SentenceEncoder, questions: Sequence[str]) -> Vectors:
+        """A question is encoded once while this model is loaded: an evaluation asks it in many ways."""
+        new = [question for question in dict.fromkeys(questions) if question not in self._known]
+        if new:
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+                new = list(dict.fromkeys(questions))
+            self._known.update(zip(new, query_vectors(encoder, new)))
+        return np.stack([self._known[question] for question in questions])
 
     def searchable(self, version: Version) -> str | None:
         """Why the version cannot be searched by meaning; None where it can."""
@@ -162,6 +176,7 @@ class Searcher:
             encoder = load_encoder(model, "float32")
             assert isinstance(encoder, SentenceEncoder)
             self._encoder = (version.id, encoder)
+            self._known.clear()
         return self._encoder[1]
 
     def _dense(self, version: Version, asked: Vectors, k: int, source_types: Sequence[str]) -> list[Found]:
