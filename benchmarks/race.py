@@ -170,7 +170,7 @@ def _moai_rows(said: str) -> dict[str, object]:
     }
 
 
-WIDTH, LEFT, LANE, TOP = 960, 230, 46, 56
+WIDTH, LEFT, LANE, TOP = 960, 270, 46, 56
 
 
 def draw(laps: list[Lap], megabytes: int) -> str:

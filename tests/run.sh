@@ -43,7 +43,7 @@ if [ $# -gt 0 ]; then
     step .venv/bin/python -m pytest -m "$marker" "$@"
     exit
 fi
-half=(tests/training tests/reembedding tests/coref tests/docs)
+half=(tests/training tests/reembedding tests/coref tests/docs tests/quality)
 other=$(mktemp)
 trap 'kill $! 2>/dev/null || true; rm -f "$other"' EXIT
 .venv/bin/python -m pytest -m "$marker" "${half[@]}" >"$other" 2>&1 &

@@ -1,7 +1,7 @@
 """Where each message ends in a filled-in chat template, from filling it in once.
 
     template = with_borders(environment, source)      # None where that cannot be shown
-    template.generate(messages=..., border=note, ...)  # gives what note() gave wherever a message ends
+    template.generate(messages=..., border=mark, ...)  # gives `mark`, the same object, wherever a message ends
 
 A template that does not mark answers is filled in with every beginning of a conversation, to see what each message
 adds: quadratic in the messages. Where what it writes of a message depends on that and the messages before it alone, the
@@ -33,7 +33,7 @@ _TOKENS = {"bos_token", "eos_token"}
 
 
 def with_borders(environment: Any, source: str) -> Any | None:
-    """A compiled template that calls `border` behind each message, or None where one pass shows nothing."""
+    """A compiled template that writes `border` behind each message, or None where one pass shows nothing."""
     tree = environment.parse(source)
     loops = [at for at, node in enumerate(tree.body) if isinstance(node, nodes.For)]
     if len(loops) != 1 or any(tree.find_all(_NOT_ANYWHERE)):
@@ -44,7 +44,7 @@ def with_borders(environment: Any, source: str) -> Any | None:
         return None
     if not all(_depends_on_the_past(node, lists) for node in loop.body):
         return None
-    note = nodes.Output([nodes.Call(nodes.Name("border", "load"), [], [], None, None)])
+    note = nodes.Output([nodes.Name("border", "load")])
     loop.body.append(note.set_lineno(loop.lineno))
     tree.set_environment(environment)
     made = type(environment.from_string(""))

@@ -128,7 +128,7 @@ class Filling:
         mark = "".join(("border", "\0"))  # told by identity: a message may say the same
         blocks, borders, length = list[str](), list[int](), 0
         with _filling_in():
-            for block in noting.generate(border=lambda: mark, **self._given(number, True)):
+            for block in noting.generate(border=mark, **self._given(number, True)):
                 if block is mark:
                     borders.append(length)
                 else:

@@ -89,7 +89,7 @@ def test_the_exported_names_are_these_and_each_is_there() -> None:
     family = {
         name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.MoaiError)
     }
-    assert family - set(EXPORTED) == {"BackendRefused", "BackendDisagrees"}, "what no caller ever sees"
+    assert family - set(EXPORTED) == {"BackendRefused", "BackendDisagrees", "NotProven"}, "what no caller ever sees"
     with pytest.raises(AttributeError, match="has no attribute 'prepares'"):
         moai.prepares  # noqa: B018
 
