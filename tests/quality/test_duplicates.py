@@ -203,6 +203,7 @@ def test_near_copies_go_exactly_as_by_comparing_all_pairs(
     path, kept = write(tmp_path / "data.jsonl", planted), {}
     for similarity in (0.8, 0.9, 0.6):
         caplog.clear()
+        caplog.clear()  # another test may have set the level before
         with caplog.at_level("INFO"):
             kept[similarity] = sorted(
                 texts(prepare(path, dedup="minhash", dedup_similarity=similarity, shard_bytes=10_000))

@@ -56,6 +56,7 @@ def test_documents_in_other_languages_go_and_what_is_of_none_stays(
     assert report(prepared)["languages"] == {"web.jsonl": {**dict.fromkeys(ARTICLE, 1), "zxx": 1}}
     assert report(prepared)["rules"]["language.max_other"]["alone_documents"] == 6
     assert "Languages" in (prepared.path / "quality.html").read_text()
+    caplog.clear()  # another test may have set the level before
     with caplog.at_level("INFO"):
         other = prepare(path, languages=("de",), quality_set=("language.max_other=0.5",))
     assert texts(other) == [ARTICLE["de"], CODE * 5]

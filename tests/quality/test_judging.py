@@ -88,6 +88,7 @@ def test_another_threshold_measures_nothing_and_packs_only_what_changed(
     second = prepare(str(web), **{**RULE, "quality": {**RULE["quality"], "gopher.max_words": 10**6}})
     assert {path.name for path in (cache / "shards").iterdir()} == made
     assert second.path != first.path  # another profile is another directory, of the same shards
+    caplog.clear()  # another test may have set the level before
     with caplog.at_level("INFO"):
         third = prepare(str(web), **{**RULE, "quality": alone})
     assert third.content["records"]["kept"] < 80
@@ -208,6 +209,7 @@ def test_gc_leaves_what_a_judged_directory_was_measured_by(
     prepare(str(web), **RULE)
     for _ in collect(GcConfig(cache_dir=str(cache), older_than=0)):
         pass
+    caplog.clear()  # another test may have set the level before
     with caplog.at_level("INFO"):
         prepared = prepare(str(web), **{**RULE, "quality": {"gopher.max_hashes": 0.2}})
     shards = len(prepared.content["shards"])
