@@ -9,7 +9,7 @@ FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /moai
 COPY . .
-RUN MOAI_TORCH_INDEX=$TORCH_INDEX scripts/bootstrap.sh && rm -rf /root/.cache
+RUN MOAI_TORCH_INDEX=$TORCH_INDEX PIP_NO_CACHE_DIR=1 scripts/bootstrap.sh
 
 # No home, and nothing in /moai may be written: name --cache_dir and --output_dir elsewhere.
 USER nobody

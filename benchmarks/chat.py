@@ -1,12 +1,11 @@
 """Conversations prepared by moai, by moai's reference tokenizer alone, and as people do: one core, whole commands.
 
     python benchmarks/chat.py FILES... --tokenizer_path DIR --template FILE.jinja [--megabytes 20] [--rounds 3]
-                              [--baseline CHECKOUT] [--trl PYTHON]
+                              [--baseline CHECKOUT]
 
 FILES (JSON lines with `text`) are cut into conversations of 2 to 8 messages, a third of them with words of the system.
 Every round runs each way once, on core 0, into a new folder; printed are medians of seconds and CPU seconds, and the
-content digest where moai made it. `--baseline` is another checkout of moai, run with this environment; `--trl` the
-Python of an environment made from requirements-trl.txt.
+content digest where moai made it. `--baseline` is another checkout of moai, run with this environment.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ def main() -> int:
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--baseline", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--trl", type=Path, metavar="PYTHON")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/chat"))
     given = parser.parse_args()
     work = given.work.resolve()
@@ -50,15 +48,11 @@ def main() -> int:
         packing = f"--chat_template {template} --seq_len 4096 --packing bfd --cache_dir {work}/out"
         return [sys.executable, *words.split(), *packing.split(), *more], root
 
-    def peer(python: str, script: str) -> tuple[list[str], Path]:
-        return [python, str(HERE / "peers" / script), str(data), f"{work}/out", tokenizer, template], HERE.parent
-
     ways = {"moai": moai(HERE.parent), "moai, the reference alone": moai(HERE.parent, "--tokenizer_backend=tokenizers")}
     if given.baseline:
         ways["baseline"] = moai(given.baseline.resolve())
-    ways["datasets.map, batched"] = peer(sys.executable, "chat_map.py")
-    if given.trl:
-        ways["TRL"] = peer(str(given.trl), "chat_trl.py")
+    mapped = [sys.executable, str(HERE / "peers" / "chat_map.py"), str(data), f"{work}/out", tokenizer, template]
+    ways["datasets.map, batched"] = (mapped, HERE.parent)
     found: dict[str, list[tuple[float, float, str]]] = {name: [] for name in ways}
     os.sched_setaffinity(0, {0})
     for _ in range(given.rounds):
